@@ -1,0 +1,227 @@
+//! The one loop: a body repeated a number of times over a carry, differentiable whatever the number.
+
+use crate::ir::grad::pullback_with;
+use crate::ir::graph::{Block, Graph, Sym};
+use crate::ir::op::{Op, Vjp};
+use crate::shape::{DType, Shape};
+
+/// `trips` times: (index, carries, captured values) → (carries, values to stack).
+///
+/// Operands: the number of trips as an s32 scalar if `dynamic`, the carries' first values, the captured values.
+/// Outputs: the last carries, then for each stacked value an array of `max_trips` rows, row i from trip i and zeros
+/// where no trip was made.
+#[derive(Clone, Debug)]
+pub struct Repeat {
+    pub max_trips: usize,
+    pub dynamic: bool,
+    pub carries: usize,
+    pub body: Block,
+    /// How the gradient keeps the carries of the forward pass.
+    pub options: RepeatOptions,
+}
+
+/// What the gradient of a loop saves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RepeatOptions {
+    /// Element type in which floating-point carries are saved; `None`: their own.
+    pub save_as: Option<DType>,
+}
+
+impl Repeat {
+    pub fn attributes(&self) -> String {
+        let most = if self.dynamic { "max_trips" } else { "trips" };
+        format!(" {most}={} carries={}", self.max_trips, self.carries)
+    }
+
+    /// Index of the first carry among the operands.
+    pub fn first_carry(&self) -> usize {
+        usize::from(self.dynamic)
+    }
+
+    pub fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
+        let first = self.first_carry();
+        if self.dynamic && operands.first() != Some(&Shape::s32(&[])) {
+            return Err("the number of trips is an s32 scalar".into());
+        }
+        let parameters = self.body.parameters.len();
+        if operands.len() + 1 != parameters + first || self.body.results.len() < self.carries {
+            return Err(format!("the body takes {parameters} values"));
+        }
+        let carries = &operands[first..first + self.carries];
+        for (i, (carry, value)) in carries.iter().zip(&self.body.results).enumerate() {
+            let result = self.body.shape(*value);
+            if result != carry {
+                return Err(format!("carry {i} enters the body as {carry} and leaves it as {result}"));
+            }
+        }
+        let rows = self.body.results[self.carries..].iter().map(|v| self.body.shape(*v));
+        let stacks = rows.map(|s| s.with_dims(&[&[self.max_trips], s.dims.as_slice()].concat()));
+        Ok(carries.iter().cloned().chain(stacks).collect())
+    }
+
+    /// Saves the carries with which each trip began, by stacking them in the forward loop, and runs a second loop
+    /// from the last trip to the first that makes the body again from the saved carries and pulls the cotangents
+    /// back through it. Cotangents of captured values add up in the second loop's carry.
+    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+        let graph = at.operands[0].graph();
+        let first = self.first_carry();
+        let captures_from = first + self.carries;
+        let saved = graph.save_carries(at.node, self.options);
+        let trips = if self.dynamic { at.operands[0] } else { graph.scalar(DType::S32, self.max_trips as f64) };
+
+        // Which carries and captures have cotangents: the floating-point ones.
+        let floats: Vec<usize> = (0..self.carries).filter(|&i| at.operands[first + i].dtype().is_float()).collect();
+        let wanted: Vec<usize> = (captures_from..at.operands.len())
+            .filter(|&i| at.wanted[i] && at.operands[i].dtype().is_float())
+            .collect();
+        let zeros = |s: Sym<'g>| graph.full(&s.shape(), 0.0);
+        let mut init: Vec<Sym<'g>> = Vec::new();
+        for &i in &floats {
+            init.push(at.cotangents[i].unwrap_or_else(|| zeros(at.outputs[i])));
+        }
+        init.extend(wanted.iter().map(|&i| zeros(at.operands[i])));
+
+        let body = |index: Sym<'g>, cts: &[Sym<'g>]| {
+            let trip = trips - index - 1.0;
+            let carries: Vec<Sym<'g>> = (saved.iter().enumerate())
+                .map(|(i, s)| s.row(trip).convert(at.operands[first + i].dtype()))
+                .collect();
+            let captures: Vec<Sym<'g>> =
+                at.operands[captures_from..].iter().map(|s| graph.sym(graph.resolve(*s))).collect();
+            let arguments = [&[trip], carries.as_slice(), captures.as_slice()].concat();
+            let results = graph.inline(&self.body, &arguments);
+            let mut arrived: Vec<(Sym<'g>, Sym<'g>)> = Vec::new();
+            for (k, &i) in floats.iter().enumerate() {
+                arrived.push((results[i], cts[k]));
+            }
+            for (k, result) in results.iter().enumerate().skip(self.carries) {
+                if let Some(ct) = at.cotangents[k] {
+                    arrived.push((*result, ct.row(trip)));
+                }
+            }
+            let mut wrt: Vec<Sym<'g>> = floats.iter().map(|&i| carries[i]).collect();
+            wrt.extend(wanted.iter().map(|&i| captures[i - captures_from]));
+            let pulled = pullback_with(&arrived, &wrt);
+            let next = pulled.into_iter().zip(&wrt).enumerate().map(|(k, (ct, s))| match (k < floats.len(), ct) {
+                (true, ct) => ct.unwrap_or_else(|| zeros(*s)),
+                (false, Some(ct)) => cts[k] + ct,
+                (false, None) => cts[k],
+            });
+            (next.collect(), vec![])
+        };
+        let results = if self.dynamic {
+            graph.repeat_upto(trips, self.max_trips, &init, body)
+        } else {
+            graph.repeat(self.max_trips, &init, body)
+        };
+
+        let mut cotangents = vec![None; at.operands.len()];
+        for (k, &i) in floats.iter().enumerate() {
+            cotangents[first + i] = Some(results[k]);
+        }
+        for (k, &i) in wanted.iter().enumerate() {
+            cotangents[i] = Some(results[floats.len() + k]);
+        }
+        cotangents
+    }
+}
+
+/// What a loop's body gives: the next carries, and values to stack.
+pub type Step<'g> = (Vec<Sym<'g>>, Vec<Sym<'g>>);
+
+impl Graph {
+    /// Runs `body(index, carries)` a fixed number of times. Gives the last carries, then the stacked values.
+    /// The body may use values from outside.
+    #[track_caller]
+    pub fn repeat<'g>(
+        &'g self,
+        trips: usize,
+        init: &[Sym<'g>],
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+    ) -> Vec<Sym<'g>> {
+        self.repeat_with(RepeatOptions::default(), None, trips, init, body)
+    }
+
+    /// Runs `body` `trips` times, an s32 scalar known at run time and at most `max_trips`.
+    #[track_caller]
+    pub fn repeat_upto<'g>(
+        &'g self,
+        trips: Sym<'g>,
+        max_trips: usize,
+        init: &[Sym<'g>],
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+    ) -> Vec<Sym<'g>> {
+        self.repeat_with(RepeatOptions::default(), Some(trips), max_trips, init, body)
+    }
+
+    /// The loop with all its options.
+    #[track_caller]
+    pub fn repeat_with<'g>(
+        &'g self,
+        options: RepeatOptions,
+        trips: Option<Sym<'g>>,
+        max_trips: usize,
+        init: &[Sym<'g>],
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+    ) -> Vec<Sym<'g>> {
+        self.open_frame();
+        let index = self.add_parameter(&Shape::s32(&[]));
+        let carries: Vec<Sym<'g>> = init.iter().map(|s| self.add_parameter(&s.shape())).collect();
+        let (next, stacked) = body(index, &carries);
+        if next.len() != init.len() {
+            self.fail(&format!("repeat: {} carries enter the body and {} leave it", init.len(), next.len()));
+        }
+        let (block, captures) = self.close_frame(&[next, stacked].concat());
+        let op = Repeat { max_trips, dynamic: trips.is_some(), carries: init.len(), body: block, options };
+        let mut operands: Vec<_> = trips.iter().chain(init).map(|s| self.resolve(*s)).collect();
+        operands.extend(captures);
+        let shapes: Vec<Shape> = operands.iter().map(|v| self.sym(*v).shape()).collect();
+        match op.infer(&shapes) {
+            Ok(shapes) => self.push_raw(Op::Repeat(Box::new(op)), operands, shapes),
+            Err(error) => {
+                self.fail(&format!("repeat: {error}"));
+                init.to_vec()
+            }
+        }
+    }
+
+    /// Makes a loop of the innermost block stack the carries with which its trips begin; gives the stacks.
+    fn save_carries(&self, node: usize, options: RepeatOptions) -> Vec<Sym<'_>> {
+        let from = {
+            let mut inner = self.inner.borrow_mut();
+            let block = &mut inner.frames.last_mut().expect("a graph has a top frame").block;
+            let node = &mut block.nodes[node];
+            let Op::Repeat(repeat) = &mut node.op else {
+                return vec![];
+            };
+            let from = node.shapes.len();
+            let rows = repeat.max_trips;
+            for i in 0..repeat.carries {
+                let (value, shape) = repeat.body.saved_carry(i, options);
+                repeat.body.results.push(value);
+                node.shapes.push(shape.with_dims(&[&[rows], shape.dims.as_slice()].concat()));
+            }
+            from..node.shapes.len()
+        };
+        from.map(|output| self.sym(crate::ir::graph::Value { node, output })).collect()
+    }
+}
+
+impl Block {
+    /// The value to stack for carry `i`: its parameter, converted if it is to be saved in another type.
+    fn saved_carry(&mut self, i: usize, options: RepeatOptions) -> (crate::ir::graph::Value, Shape) {
+        use crate::ir::graph::{Node, Value};
+        use crate::ir::ops::elementwise::Elementwise;
+        let parameter = Value::first(self.parameters[1 + i]);
+        let shape = self.shape(parameter).clone();
+        match options.save_as {
+            Some(dtype) if shape.dtype.is_float() && shape.dtype != dtype => {
+                let shape = shape.with_dtype(dtype);
+                let op = Elementwise::Convert(dtype).into();
+                self.nodes.push(Node { op, operands: vec![parameter], shapes: vec![shape.clone()] });
+                (Value::first(self.nodes.len() - 1), shape)
+            }
+            _ => (parameter, shape),
+        }
+    }
+}

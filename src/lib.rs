@@ -1,0 +1,10 @@
+//! Variational Neural Cellular Automata as XLA programs: build, train, evaluate and study them.
+
+pub mod array;
+pub mod ir;
+#[cfg(feature = "xla")]
+pub mod lower;
+pub mod program;
+pub mod quiet;
+pub mod runtime;
+pub mod shape;

@@ -1,0 +1,44 @@
+//! What several test files share: making arrays, running a graph.
+#![allow(dead_code)]
+
+use vnca::array::Array;
+use vnca::ir::{Function, Graph, Sym};
+use vnca::lower::{Target, lower};
+use vnca::runtime::{Arg, Device, Mesh};
+
+/// Numbers in a range that look random and are the same everywhere.
+pub fn fill(dims: &[usize], seed: u64, (low, high): (f32, f32)) -> Array {
+    let count: usize = dims.iter().product();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def0;
+    let data: Vec<f32> = (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            low + (high - low) * ((state >> 40) as f32 / (1u64 << 24) as f32)
+        })
+        .collect();
+    Array::new(dims, &data)
+}
+
+pub fn finish(graph: &Graph, outputs: &[(String, Sym<'_>)]) -> Function {
+    graph.finish(outputs, &[]).expect("the graph is well formed")
+}
+
+/// Runs a computation on one CPU device.
+pub fn evaluate(function: &Function, inputs: &[Array]) -> Vec<Array> {
+    run(function, Target::Cpu, &[inputs.to_vec()]).swap_remove(0)
+}
+
+/// Runs a computation on as many CPU devices as there are rows of inputs; gives each one's results.
+pub fn run(function: &Function, target: Target, inputs: &[Vec<Array>]) -> Vec<Vec<Array>> {
+    let mesh = Mesh::open(&Device::Cpu, inputs.len()).expect("the CPU is there");
+    let program = lower(function, target, inputs.len()).expect("lowers");
+    let executable = mesh.compile(program).expect("compiles");
+    let arguments: Vec<Arg<'_>> = (0..function.inputs.len())
+        .map(|i| {
+            let parts: Vec<Array> = inputs.iter().map(|row| row[i].clone()).collect();
+            mesh.shard(&parts).expect("uploads").into()
+        })
+        .collect();
+    let results = executable.call(arguments).expect("runs");
+    (0..inputs.len()).map(|r| results.iter().map(|b| b.get(r).expect("downloads")).collect()).collect()
+}

@@ -1,0 +1,273 @@
+//! Gradients are right: every operation, along a random direction, against central differences; loops against their
+//! unrolled twin.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{evaluate, fill};
+use vnca::array::Array;
+use vnca::ir::ops::conv::Window;
+use vnca::ir::ops::layout::Padding;
+use vnca::ir::ops::linalg::Dot;
+use vnca::ir::{Block, Function, Graph, Op, RepeatOptions, Sym, gradient};
+use vnca::shape::{DType, Shape};
+
+/// A row of the table: inputs' sizes, the range they are drawn from, and a function of them.
+struct Row {
+    name: &'static str,
+    inputs: &'static [&'static [usize]],
+    range: (f32, f32),
+    build: for<'g> fn(&'g Graph, &[Sym<'g>]) -> Sym<'g>,
+}
+
+fn row(
+    name: &'static str,
+    inputs: &'static [&'static [usize]],
+    range: (f32, f32),
+    build: for<'g> fn(&'g Graph, &[Sym<'g>]) -> Sym<'g>,
+) -> Row {
+    Row { name, inputs, range, build }
+}
+
+fn s32<'g>(g: &'g Graph, values: &[i32]) -> Sym<'g> {
+    g.constant(Array::new(&[values.len()], values))
+}
+
+fn index<'g>(g: &'g Graph, value: i32) -> Sym<'g> {
+    g.constant(Array::scalar(value))
+}
+
+const STRIDED: Window =
+    Window { stride: [2, 1], padding: [(1, 2), (0, 1)], image_dilation: [1, 2], kernel_dilation: [1, 1] };
+
+fn table() -> Vec<Row> {
+    let any = (-2.0, 2.0);
+    let positive = (0.5, 2.0);
+    let mut rows = elementwise_rows(any, positive);
+    rows.extend(array_rows(any));
+    rows
+}
+
+fn elementwise_rows(any: (f32, f32), positive: (f32, f32)) -> Vec<Row> {
+    vec![
+        row("constant", &[&[3]], any, |g, x| x[0] * g.constant(Array::new(&[3], &[1f32, -2.0, 0.5]))),
+        row("iota", &[&[2, 3]], any, |g, x| x[0] * g.iota(&Shape::f32(&[2, 3]), 1)),
+        row("neg", &[&[4]], any, |_, x| -x[0]),
+        row("abs", &[&[4]], any, |_, x| x[0].abs()),
+        row("sign", &[&[4]], positive, |_, x| x[0].sign() * x[0]),
+        row("exp", &[&[4]], any, |_, x| x[0].exp()),
+        row("expm1", &[&[4]], any, |_, x| x[0].expm1()),
+        row("log", &[&[4]], positive, |_, x| x[0].log()),
+        row("log1p", &[&[4]], positive, |_, x| x[0].log1p()),
+        row("sqrt", &[&[4]], positive, |_, x| x[0].sqrt()),
+        row("tanh", &[&[4]], any, |_, x| x[0].tanh()),
+        row("not", &[&[4]], any, |_, x| x[0].gt(x[0].like(0.3)).logical_not().mask(x[0])),
+        row("is_finite", &[&[4]], any, |_, x| x[0].is_finite().mask(x[0] * 3.0)),
+        row("convert", &[&[4]], any, |_, x| x[0].square() + x[0].gt(x[0].like(0.0)).convert(DType::F32)),
+        row("detach", &[&[4]], any, |_, x| x[0] + x[0].detach() * 0.0),
+        row("add", &[&[2, 3], &[3]], any, |_, x| x[0] + x[1]),
+        row("sub", &[&[2, 1], &[2, 3]], any, |_, x| x[0] - x[1]),
+        row("mul", &[&[2, 3], &[]], any, |_, x| x[0] * x[1]),
+        row("div", &[&[3], &[2, 3]], positive, |_, x| x[0] / x[1]),
+        row("rem", &[&[3]], any, |g, x| x[0] * s32(g, &[7, 8, 9]).rem(index(g, 4)).convert(DType::F32)),
+        row("max", &[&[5], &[5]], any, |_, x| x[0].max(x[1])),
+        row("min", &[&[5], &[1]], any, |_, x| x[0].min(x[1])),
+        row("and", &[&[5]], any, |_, x| x[0].gt(x[0].like(-1.0)).and(x[0].lt(x[0].like(1.0))).mask(x[0])),
+        row("or", &[&[5]], any, |_, x| x[0].lt(x[0].like(-1.0)).or(x[0].gt(x[0].like(1.0))).mask(x[0])),
+        row("xor", &[&[5]], any, |_, x| x[0].lt(x[0].like(1.0)).xor(x[0].gt(x[0].like(-1.0))).mask(x[0])),
+        row("eq", &[&[5]], any, |_, x| x[0].eq(x[0]).mask(x[0])),
+        row("ne", &[&[5]], any, |_, x| x[0].ne(x[0].like(0.0)).mask(x[0])),
+        row("lt", &[&[5]], any, |_, x| x[0].lt(x[0].like(0.2)).mask(x[0])),
+        row("le", &[&[5]], any, |_, x| x[0].le(x[0].like(0.2)).mask(x[0])),
+        row("gt", &[&[5]], any, |_, x| x[0].gt(x[0].like(0.2)).mask(x[0])),
+        row("ge", &[&[5]], any, |_, x| x[0].ge(x[0].like(0.2)).mask(x[0])),
+        row("select", &[&[5], &[5]], any, |_, x| x[0].gt(x[1]).select(x[0].square(), x[1] * 3.0)),
+        row("elu", &[&[6]], any, |_, x| x[0].elu()),
+        row("softplus", &[&[6]], (-9.0, 9.0), |_, x| x[0].softplus()),
+        row("sigmoid", &[&[6]], any, |_, x| x[0].sigmoid()),
+    ]
+}
+
+fn array_rows(any: (f32, f32)) -> Vec<Row> {
+    vec![
+        row("parameter", &[&[2]], any, |_, x| x[0]),
+        row("reduce_sum", &[&[2, 3, 2]], any, |_, x| x[0].square().sum(&[0, 2])),
+        row("reduce_max", &[&[2, 5]], any, |_, x| x[0].reduce_max(&[1])),
+        row("logsumexp", &[&[3, 4]], any, |_, x| x[0].logsumexp(1)),
+        row("dot", &[&[2, 3], &[3, 4]], any, |_, x| x[0].dot(x[1])),
+        row("dot of batches", &[&[3, 2, 5, 4], &[4, 6, 3, 5]], any, |_, x| {
+            let [lhs_batch, rhs_batch] = [vec![0], vec![2]];
+            let [lhs_contract, rhs_contract] = [vec![2, 3], vec![3, 0]];
+            x[0].dot_general(x[1], Dot { lhs_contract, rhs_contract, lhs_batch, rhs_batch })
+        }),
+        row("conv", &[&[2, 5, 6, 3], &[3, 3, 3, 4]], any, |_, x| x[0].conv(x[1], Window::new(2, (1, 1)))),
+        row("conv of all kinds", &[&[2, 5, 4, 2], &[3, 2, 2, 3]], any, |_, x| x[0].conv(x[1], STRIDED)),
+        row("conv over dilated kernel", &[&[1, 7, 7, 2], &[2, 3, 2, 2]], any, |_, x| {
+            x[0].conv(x[1], Window { kernel_dilation: [2, 3], ..Window::new(1, (0, 1)) })
+        }),
+        row("conv transposed", &[&[2, 3, 3, 4], &[5, 5, 4, 2]], any, |_, x| {
+            x[0].conv(x[1], Window::transposed(5, 2, 2, 1)).expect(&[2, 6, 6, 2])
+        }),
+        row("conv_weight_grad", &[&[2, 5, 4, 2], &[2, 3, 7, 3]], any, |_, x| {
+            x[0].conv_weight_grad(x[1], STRIDED, [3, 2])
+        }),
+        row("broadcast", &[&[2, 3]], any, |_, x| x[0].broadcast_in_dim(&[2, 4, 3], &[0, 2])),
+        row("reshape", &[&[2, 6]], any, |_, x| x[0].reshape(&[3, 4]).square()),
+        row("transpose", &[&[2, 3, 4]], any, |_, x| x[0].transpose(&[2, 0, 1]).square()),
+        row("slice", &[&[7, 5]], any, |_, x| x[0].slice_strided(&[1, 0], &[6, 4], &[2, 3]).square()),
+        row("pad", &[&[3, 4], &[]], any, |_, x| {
+            let padding = [Padding { low: 1, high: 2, interior: 2 }, Padding::edges(-1, 1)];
+            x[0].pad(x[1], &padding).square()
+        }),
+        row("concat", &[&[2, 3], &[2, 1]], any, |_, x| Sym::concat(&[x[0], x[1], x[0]], 1).square()),
+        row("reverse", &[&[2, 3]], any, |g, x| x[0].reverse(&[1]) * g.iota(&Shape::f32(&[2, 3]), 1)),
+        row("dynamic_slice", &[&[4, 5]], any, |g, x| {
+            x[0].dynamic_slice(&[index(g, 1), index(g, 2)], &[2, 3]).square()
+        }),
+        row("dynamic_update_slice", &[&[4, 5], &[2, 2]], any, |g, x| {
+            x[0].dynamic_update_slice(x[1], &[index(g, 1), index(g, 3)]).square()
+        }),
+        row("take", &[&[4, 3]], any, |g, x| x[0].take(s32(g, &[3, 0, 3, 1, 2]).reshape(&[5])).square()),
+        row("add_rows", &[&[4, 3], &[3, 3]], any, |g, x| x[0].add_rows(s32(g, &[2, 0, 2]), x[1]).square()),
+        row("sort", &[&[3]], any, |g, x| {
+            let sorted = g.constant(Array::new(&[3], &[9u32, 4, 7])).sort();
+            x[0] * sorted.convert(DType::F32)
+        }),
+        row("all_reduce", &[&[3]], any, |_, x| x[0].square().all_reduce()),
+        row("all_gather", &[&[3]], any, |g, x| x[0].square().all_gather(index(g, 0), 1)),
+        row("repeat", &[&[3], &[3]], (-0.9, 0.9), |g, x| {
+            let out = g.repeat(4, &[x[0], x[1]], |i, c| {
+                let turned = (c[0] * x[1] + c[1]).tanh() + i.convert(DType::F32) * 0.1;
+                (vec![c[1], turned], vec![turned * c[0]])
+            });
+            out[1] + out[2].square().sum(&[0])
+        }),
+        row("repeat up to a number of trips", &[&[3], &[3]], (-0.9, 0.9), |g, x| {
+            let trips = index(g, 3);
+            g.repeat_upto(trips, 5, &[x[0]], |_, c| (vec![(c[0] * x[1]).tanh() + x[0]], vec![]))[0]
+        }),
+        row("repeat in repeat", &[&[3], &[3]], (-0.9, 0.9), |g, x| {
+            let outer = g.repeat(2, &[x[0]], |i, c| {
+                let inner = g.repeat_upto(i + 1.0, 2, &[c[0]], |_, d| (vec![(d[0] * x[1] + c[0]).tanh()], vec![]));
+                (vec![inner[0] + c[0] * x[1]], vec![])
+            });
+            outer[0]
+        }),
+    ]
+}
+
+/// Scalar function of the row: its result weighted elementwise with fixed numbers, so that no direction is special.
+fn weighted<'g>(g: &'g Graph, y: Sym<'g>) -> Sym<'g> {
+    let shape = y.shape();
+    let weights = fill(&shape.dims, 77, (0.2, 1.0));
+    (y * g.constant(weights)).sum_all()
+}
+
+fn names_in(block: &Block, into: &mut BTreeSet<&'static str>) {
+    for node in &block.nodes {
+        into.insert(node.op.name());
+        if let Op::Repeat(repeat) = &node.op {
+            names_in(&repeat.body, into);
+        }
+    }
+}
+
+/// The row's value, and its gradient's product with a direction, as one computation.
+fn build(row: &Row, differentiate: bool) -> Function {
+    let g = Graph::new("row");
+    let x: Vec<Sym<'_>> =
+        row.inputs.iter().enumerate().map(|(i, d)| g.input(&format!("x{i}"), &Shape::f32(d))).collect();
+    let value = weighted(&g, (row.build)(&g, &x));
+    let mut outputs = vec![("value".to_string(), value)];
+    if differentiate {
+        outputs.extend(gradient(value, &x).into_iter().enumerate().map(|(i, s)| (format!("d{i}"), s)));
+    }
+    common::finish(&g, &outputs)
+}
+
+#[test]
+fn every_operation_has_a_row() {
+    let mut seen = BTreeSet::new();
+    for row in table() {
+        names_in(&build(&row, false).block, &mut seen);
+    }
+    let missing: Vec<&str> = Op::names().into_iter().filter(|n| !seen.contains(n)).collect();
+    assert!(missing.is_empty(), "operations without a row in the gradient table: {missing:?}");
+}
+
+#[test]
+fn gradients_agree_with_central_differences() {
+    for row in table() {
+        let inputs: Vec<Array> =
+            row.inputs.iter().enumerate().map(|(i, d)| fill(d, i as u64, row.range)).collect();
+        let direction: Vec<Array> =
+            row.inputs.iter().enumerate().map(|(i, d)| fill(d, 100 + i as u64, (-1.0, 1.0))).collect();
+        let results = evaluate(&build(&row, true), &inputs);
+        let along: f64 = (results[1..].iter().zip(&direction))
+            .map(|(g, d)| dot(&g.to_vec::<f32>(), &d.to_vec::<f32>()))
+            .sum();
+        let value = build(&row, false);
+        let step = 2e-3f32;
+        let shifted = |sign: f32| {
+            let moved: Vec<Array> = (inputs.iter().zip(&direction))
+                .map(|(x, d)| {
+                    let sum: Vec<f32> =
+                        x.to_vec::<f32>().iter().zip(d.to_vec::<f32>()).map(|(x, d)| x + sign * step * d).collect();
+                    Array::new(x.dims(), &sum)
+                })
+                .collect();
+            f64::from(evaluate(&value, &moved)[0].to_vec::<f32>()[0])
+        };
+        let expected = (shifted(1.0) - shifted(-1.0)) / (2.0 * f64::from(step));
+        let close = (along - expected).abs() <= 4e-3 * expected.abs().max(1.0);
+        assert!(close, "{}: gradient along the direction {along}, central difference {expected}", row.name);
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// Six steps of a small recurrence with captured weights: as a loop, saved in a type, or written out.
+fn recurrence(form: Option<RepeatOptions>) -> Function {
+    let g = Graph::new("recurrence");
+    let x = g.input("x", &Shape::f32(&[4, 3]));
+    let w = g.input("w", &Shape::f32(&[3, 3]));
+    fn cell<'g>(c: Sym<'g>, w: Sym<'g>) -> Sym<'g> {
+        c + c.dot(w).elu() * 0.3
+    }
+    let y = match form {
+        Some(options) => g.repeat_with(options, None, 6, &[x], |_, c| (vec![cell(c[0], w)], vec![]))[0],
+        None => (0..6).fold(x, |c, _| cell(c, w)),
+    };
+    let loss = weighted(&g, y.square());
+    let grads = gradient(loss, &[x, w]);
+    common::finish(&g, &[("loss".into(), loss), ("dx".into(), grads[0]), ("dw".into(), grads[1])])
+}
+
+#[test]
+fn loops_agree_with_their_unrolled_twin() {
+    let inputs = [fill(&[4, 3], 5, (-1.0, 1.0)), fill(&[3, 3], 6, (-1.0, 1.0))];
+    let unrolled = evaluate(&recurrence(None), &inputs);
+    let cases = [(RepeatOptions::default(), 1e-6), (RepeatOptions { save_as: Some(DType::Bf16) }, 2e-2)];
+    for (options, tolerance) in cases {
+        let looped = evaluate(&recurrence(Some(options)), &inputs);
+        for (a, b) in looped.iter().zip(&unrolled) {
+            let (a, b) = (a.to_vec::<f32>(), b.to_vec::<f32>());
+            let size = b.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let error = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(error <= tolerance * size, "{options:?}: off by {error} of {size}");
+        }
+    }
+}
+
+#[test]
+fn build_errors_name_the_operation_and_the_line() {
+    let g = Graph::new("wrong");
+    let x = g.input("x", &Shape::f32(&[2, 3]));
+    let y = g.input("y", &Shape::f32(&[2, 3]));
+    let z = x.dot(y);
+    let error = g.finish(&[("z".into(), z)], &[]).unwrap_err().to_string();
+    assert!(error.contains("dot(f32[2,3], f32[2,3])") && error.contains("gradients.rs"), "{error}");
+}
