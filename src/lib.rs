@@ -4,7 +4,9 @@ pub mod array;
 pub mod ir;
 #[cfg(feature = "xla")]
 pub mod lower;
+pub mod model;
 pub mod program;
 pub mod quiet;
+pub mod random;
 pub mod runtime;
 pub mod shape;

@@ -1,0 +1,6 @@
+//! Explicit random keys: JAX's threefry2x32 with partitionable draws, on the host and in a graph.
+
+pub mod graph;
+pub mod host;
+
+pub use host::Key;
