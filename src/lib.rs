@@ -10,3 +10,4 @@ pub mod quiet;
 pub mod random;
 pub mod runtime;
 pub mod shape;
+pub mod train;

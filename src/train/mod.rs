@@ -1,0 +1,5 @@
+//! Training: one gradient step as a graph, many of them a device call, and the run around them.
+
+pub mod optimiser;
+pub mod order;
+pub mod step;
