@@ -1,0 +1,226 @@
+//! Fetching public data sets over HTTP(S), such that what is there afterwards is right, or is not there.
+//!
+//! A file is written beside its place under a name that ends in `.part`, its checksum is compared, it is flushed to the
+//! disk, and only then takes its name. Mirrors are tried in turn; when none has the file, the error lists each address
+//! and why it failed.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use ureq::Agent;
+
+use super::known::{self, Known};
+
+pub use super::known::verify;
+
+/// How to fetch.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// Where the files are, instead of the known mirrors: `http://`, `https://` or `file://`, without the file's name.
+    pub url: Option<&'a str>,
+    /// Whether a progress bar is drawn on stderr, if that is a terminal.
+    pub progress: bool,
+    /// How long to wait for a connection, and at any later time for the next bytes.
+    pub patience: Duration,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Options { url: None, progress: true, patience: Duration::from_secs(20) }
+    }
+}
+
+/// A file that is now there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    pub path: PathBuf,
+    /// Where it came from; `None` if it was there already, and right.
+    pub url: Option<String>,
+}
+
+/// Fetches a data set's files into a folder, which is made if need be: `binarized-mnist`, `mnist` or `fashion-mnist`.
+///
+/// Files that are there and right are left alone. A file that is there with other content is replaced once the right
+/// one has come, and kept beside it as `NAME.bad`. Files that are unpacked where the published one is packed, or the
+/// other way round, are right too, where the content's checksum is known; an address given in `options` may offer them.
+///
+/// # Errors
+/// For the first file that cannot be had: each address that was tried, and why it failed. What came before stays.
+pub fn fetch(name: &str, dir: &Path, options: &Options) -> Result<Vec<Fetched>> {
+    let set = known::find(name)?;
+    fetch_files(set.files, set.mirrors, dir, options)
+}
+
+fn fetch_files(files: &[Known], mirrors: &[&str], dir: &Path, options: &Options) -> Result<Vec<Fetched>> {
+    fs::create_dir_all(dir).with_context(|| format!("{}: the folder cannot be made", dir.display()))?;
+    let config = Agent::config_builder()
+        .user_agent(concat!("vnca/", env!("CARGO_PKG_VERSION")))
+        .timeout_resolve(Some(options.patience))
+        .timeout_connect(Some(options.patience))
+        .timeout_recv_response(Some(options.patience))
+        .timeout_per_read(Some(options.patience));
+    let agent = config.build().new_agent();
+    let mut done = Vec::new();
+    for file in files {
+        let fetched = fetch_file(file, mirrors, dir, options, &agent).with_context(|| {
+            format!(
+                "{} of {} files are in {}; the next could not be had",
+                done.len(),
+                files.len(),
+                dir.display()
+            )
+        })?;
+        done.push(fetched);
+    }
+    Ok(done)
+}
+
+fn fetch_file(
+    file: &Known,
+    mirrors: &[&str],
+    dir: &Path,
+    options: &Options,
+    agent: &Agent,
+) -> Result<Fetched> {
+    let here: Vec<PathBuf> =
+        file.names().iter().map(|name| dir.join(name)).filter(|path| path.exists()).collect();
+    if let Some(path) = here.iter().find(|path| file.check(path).is_ok()) {
+        return Ok(Fetched { path: path.clone(), url: None });
+    }
+    // The mirrors have each file under its published name only.
+    let (bases, names) = match options.url {
+        Some(url) => (vec![url], file.names()),
+        None => (mirrors.to_vec(), vec![file.name.to_owned()]),
+    };
+    let mut failures = String::new();
+    for base in bases {
+        for name in &names {
+            let url = format!("{}/{name}", base.trim_end_matches('/'));
+            match fetch_from(&url, file, dir, name, options, agent) {
+                Ok(part) => {
+                    // Else a wrong file that is there in the other packing would still be found first.
+                    for path in &here {
+                        fs::rename(path, with_suffix(path, ".bad")).with_context(|| {
+                            format!("{}: the wrong file cannot be moved away", path.display())
+                        })?;
+                    }
+                    let path = part.keep_as(dir, name)?;
+                    return Ok(Fetched { path, url: Some(url) });
+                }
+                Err(e) => failures += &format!("\n  {url}: {e:#}"),
+            }
+        }
+    }
+    bail!("{}: no address gave the file:{failures}", file.name);
+}
+
+/// Brings a file to the disk under a temporary name, and checks it.
+fn fetch_from(
+    url: &str,
+    file: &Known,
+    dir: &Path,
+    name: &str,
+    options: &Options,
+    agent: &Agent,
+) -> Result<PartFile> {
+    // In the other packing it is another size: no larger than the larger of the two.
+    let expected =
+        if name == file.name { file.bytes } else { file.plain.map_or(file.bytes, |(bytes, _)| bytes) };
+    let limit = expected.max(file.bytes);
+    let (mut source, announced) = open(url, agent)?;
+    let bar = progress_bar(name, announced.unwrap_or(expected), options);
+    let mut part = PartFile::create(dir, name)?;
+    let mut chunk = vec![0; 1 << 16];
+    let mut got = 0;
+    loop {
+        let n =
+            source.read(&mut chunk).with_context(|| format!("broke off after {got} of {expected} bytes"))?;
+        if n == 0 {
+            break;
+        }
+        got += n as u64;
+        ensure!(got <= limit, "too long: expected {limit} bytes at most, got more");
+        part.file
+            .write_all(&chunk[..n])
+            .with_context(|| format!("{}: cannot be written", part.path.display()))?;
+        bar.inc(n as u64);
+    }
+    bar.finish_and_clear();
+    part.file.sync_all().with_context(|| format!("{}: cannot be flushed", part.path.display()))?;
+    file.check(&part.path)?;
+    Ok(part)
+}
+
+/// Opens an address for reading; with its size, if that is announced.
+fn open(url: &str, agent: &Agent) -> Result<(Box<dyn Read>, Option<u64>)> {
+    if let Some(path) = url.strip_prefix("file://") {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        ensure!(meta.is_file(), "expected a file, got a folder or device");
+        return Ok((Box::new(file), Some(meta.len())));
+    }
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        bail!("expected an address that starts with http://, https:// or file://");
+    }
+    let body = agent.get(url).call()?.into_body();
+    let announced = body.content_length();
+    Ok((Box::new(body.into_reader()), announced))
+}
+
+fn progress_bar(name: &str, bytes: u64, options: &Options) -> ProgressBar {
+    if !options.progress {
+        return ProgressBar::hidden();
+    }
+    let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(bytes).with_style(style.progress_chars("=> ")).with_message(name.to_owned())
+}
+
+/// A file that is being written; it is removed again unless it is kept.
+struct PartFile {
+    path: PathBuf,
+    file: File,
+    kept: bool,
+}
+
+impl PartFile {
+    fn create(dir: &Path, name: &str) -> Result<PartFile> {
+        // With the process's number, so that two of them do not write the same file.
+        let path = dir.join(format!("{name}.{}.part", std::process::id()));
+        let file = File::create(&path).with_context(|| format!("{}: cannot be written", path.display()))?;
+        Ok(PartFile { path, file, kept: false })
+    }
+
+    fn keep_as(mut self, dir: &Path, name: &str) -> Result<PathBuf> {
+        let path = dir.join(name);
+        fs::rename(&self.path, &path)
+            .with_context(|| format!("{}: cannot be put in place", path.display()))?;
+        self.kept = true;
+        // Not every system can flush a folder; the file itself is on the disk.
+        if let Ok(folder) = File::open(dir) {
+            let _ = folder.sync_all();
+        }
+        Ok(path)
+    }
+}
+
+impl Drop for PartFile {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests;

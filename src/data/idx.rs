@@ -1,0 +1,77 @@
+//! MNIST's IDX files: a big-endian header, then bytes.
+
+use anyhow::{Result, bail};
+
+use super::input::Input;
+use super::{PIXELS, SIDE};
+
+/// `0, 0`, element type (8: unsigned byte), number of dimensions.
+const IMAGES: [u8; 4] = [0, 0, 8, 3];
+const LABELS: [u8; 4] = [0, 0, 8, 1];
+
+/// Whether a file's first bytes are those of an IDX file of any type.
+pub fn is_idx(head: &[u8]) -> bool {
+    matches!(head, [0, 0, 0x08 | 0x09 | 0x0b..=0x0e, 1..=4, ..])
+}
+
+/// Reads grey images, one after the other: `n * 784` bytes, 0 (background) to 255.
+///
+/// # Errors
+/// Name the file and the byte at which it is not an IDX file of 28 x 28 images.
+pub fn read_images(mut input: Input) -> Result<Vec<u8>> {
+    read_magic(&mut input, IMAGES, "images")?;
+    let n = read_u32(&mut input, "number of images")?;
+    let rows = read_u32(&mut input, "number of rows")?;
+    let columns = read_u32(&mut input, "number of columns")?;
+    if (rows, columns) != (SIDE as u32, SIDE as u32) {
+        bail!(
+            input.error(format_args!("byte 8: expected images of {SIDE} x {SIDE}, got {rows} x {columns}"))
+        );
+    }
+    if n == 0 {
+        bail!(input.error("byte 4: expected at least one image, got 0"));
+    }
+    input.read_body(u64::from(n) * PIXELS as u64, &format!("{n} images of {SIDE} x {SIDE}"))
+}
+
+/// Reads labels, `n` bytes of 0 to 9.
+///
+/// # Errors
+/// Name the file and the byte at which it is not an IDX file of such labels.
+pub fn read_labels(mut input: Input) -> Result<Vec<u8>> {
+    read_magic(&mut input, LABELS, "labels")?;
+    let n = read_u32(&mut input, "number of labels")?;
+    let labels = input.read_body(u64::from(n), &format!("{n} labels"))?;
+    if let Some(i) = labels.iter().position(|&label| label > 9) {
+        bail!(input.error(format_args!(
+            "byte {}: expected a label from 0 to 9 for image {i}, got {}",
+            8 + i,
+            labels[i]
+        )));
+    }
+    Ok(labels)
+}
+
+fn read_magic(input: &mut Input, expected: [u8; 4], what: &str) -> Result<()> {
+    let mut magic = [0; 4];
+    input.read_all(&mut magic, "the IDX magic number")?;
+    if magic != expected {
+        let holds = match magic {
+            IMAGES => " (a file of images)",
+            LABELS => " (a file of labels)",
+            _ => "",
+        };
+        bail!(input.error(format_args!(
+            "byte 0: expected the magic number 0x{:08x} of an IDX file of {what}, got 0x{:08x}{holds}",
+            u32::from_be_bytes(expected),
+            u32::from_be_bytes(magic)
+        )));
+    }
+    Ok(())
+}
+
+fn read_u32(input: &mut Input, what: &str) -> Result<u32> {
+    let mut bytes = [0; 4];
+    input.read_all(&mut bytes, &format!("the IDX header ({what})"))?;
+    Ok(u32::from_be_bytes(bytes))
+}

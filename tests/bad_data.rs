@@ -1,0 +1,434 @@
+//! What `vnca::data::load` makes of input: every bad input gets an error that says where and what, and no panic; good
+//! input in every form gives the images that were put in.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use vnca::data::{self, PIXELS, Part, Split};
+
+/// Some images: `n * 784` bytes of 0 or 1, no two images equal.
+fn images(n: usize) -> Vec<u8> {
+    (0..n * PIXELS).map(|i| u8::from((i * 7 + i / PIXELS * 13 + i / 5).is_multiple_of(8))).collect()
+}
+
+fn amat(images: &[u8]) -> Vec<u8> {
+    let line = |image: &[u8]| image.iter().map(u8::to_string).collect::<Vec<_>>().join(" ") + "\n";
+    images.chunks(PIXELS).map(line).collect::<String>().into_bytes()
+}
+
+/// An IDX file with any header.
+fn idx(magic: u32, sizes: &[u32], body: &[u8]) -> Vec<u8> {
+    let header = std::iter::once(&magic).chain(sizes).flat_map(|n| n.to_be_bytes());
+    header.chain(body.iter().copied()).collect()
+}
+
+fn idx_images(pixels: &[u8]) -> Vec<u8> {
+    idx(0x803, &[(pixels.len() / PIXELS) as u32, 28, 28], pixels)
+}
+
+fn idx_labels(labels: &[u8]) -> Vec<u8> {
+    idx(0x801, &[labels.len() as u32], labels)
+}
+
+/// A `.npy` file with any dictionary.
+fn npy_with(dictionary: &str, body: &[u8]) -> Vec<u8> {
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((dictionary.len() as u16).to_le_bytes());
+    file.extend(dictionary.as_bytes());
+    file.extend(body);
+    file
+}
+
+fn npy(descr: &str, shape: &str, body: &[u8]) -> Vec<u8> {
+    npy_with(&format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n"), body)
+}
+
+fn gz(content: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn cut(mut content: Vec<u8>, bytes: usize) -> Vec<u8> {
+    content.truncate(bytes);
+    content
+}
+
+/// The text of three images with one line (from 1) made another.
+fn with_line(line: usize, f: impl Fn(&str) -> String) -> Vec<u8> {
+    let text = String::from_utf8(amat(&images(3))).unwrap();
+    let lines = text.lines().enumerate().map(|(i, l)| if i + 1 == line { f(l) } else { l.to_owned() });
+    (lines.collect::<Vec<_>>().join("\n") + "\n").into_bytes()
+}
+
+/// The error of loading, its whole chain in one line.
+fn error_of(path: &Path) -> String {
+    match data::load(path.to_str().unwrap()) {
+        Ok(_) => panic!("{} was loaded", path.display()),
+        Err(e) => format!("{e:#}"),
+    }
+}
+
+/// Each row: a file name, its content, words that the error must have besides the file's name.
+fn check(rows: &[(&str, Vec<u8>, &[&str])]) {
+    for (i, (name, content, words)) in rows.iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        let error = error_of(&path);
+        for word in words.iter().chain([name]) {
+            assert!(error.contains(word), "row {i}, {name}: expected '{word}' in: {error}");
+        }
+        assert!(error.len() < 1000, "row {i}, {name}: a long error: {error}");
+    }
+}
+
+#[test]
+fn bad_text() {
+    let good = amat(&images(3));
+    let long = vec![b'0'; 1 << 20];
+    check(&[
+        ("a.amat", vec![], &["empty", "0 bytes"]),
+        ("a.amat", b"\n\n \n".to_vec(), &["no images", "blank lines only"]),
+        (
+            "a.amat",
+            with_line(2, |l| l.replacen('1', "2", 1)),
+            &["line 2, column", "expected 0 or 1, got '2'"],
+        ),
+        ("a.amat", with_line(3, |l| format!("x{}", &l[1..])), &["line 3, column 1 (number 1)", "got 'x'"]),
+        ("a.amat", with_line(1, |l| format!("0.5{}", &l[1..])), &["line 1, column 1", "'0.5'"]),
+        ("a.amat", with_line(1, |l| format!("-1{}", &l[1..])), &["line 1, column 1", "'-1'"]),
+        ("a.amat", with_line(1, |l| format!("nan{}", &l[1..])), &["line 1, column 1", "'nan'"]),
+        ("a.amat", with_line(2, |l| l[2..].to_owned()), &["line 2: expected 784 numbers, got 783"]),
+        ("a.amat", with_line(2, |l| format!("{l} 0")), &["line 2: expected 784 numbers, got more"]),
+        ("a.amat", with_line(2, |l| l.replace(' ', "")), &["line 2, column 1", "..."]),
+        ("a.amat", with_line(2, |l| l.replace(' ', ",")), &["line 2, column 1", "0,"]),
+        ("a.amat", with_line(2, |_| String::new()), &["line 2", "a blank line"]),
+        ("a.amat", cut(good.clone(), 1568 + 200), &["line 2: expected 784 numbers, got 100"]),
+        ("a.amat", [&good[..], b"\xff\xfe"].concat(), &["line 4, column 1", "\\xff\\xfe"]),
+        ("a.amat", [b"\xef\xbb\xbf", &good[..]].concat(), &["line 1, column 1", "\\xef"]),
+        ("a.amat", [&b"\0\0"[..], &good].concat(), &["line 1, column 1", "\\x00"]),
+        ("a.amat", long.clone(), &["line 1", "no line end within"]),
+        ("a.amat", [&good[..], &long].concat(), &["line 4", "no line end within"]),
+        ("a.amat.gz", gz(&long), &["line 1", "no line end within"]),
+        ("a.amat.gz", gz(b""), &["empty", "unpacks to 0 bytes"]),
+        ("a.amat.gz", cut(gz(&good), 5), &["truncated or damaged", "gzip"]),
+        ("a.amat.gz", cut(gz(&good), 60), &["truncated or damaged", "gzip"]),
+        ("a.amat.gz", cut(gz(&good), gz(&good).len() - 3), &["truncated or damaged", "4704 unpacked bytes"]),
+        ("a.amat.gz", gz(&with_line(3, |l| l[2..].to_owned())), &["line 3: expected 784 numbers, got 783"]),
+        ("a.amat", b"<html>404</html>".to_vec(), &["line 1, column 1", "<html>"]),
+        ("data.bin", b"<html>404</html>".to_vec(), &["expected images as .amat text, IDX or .npy", "<html>"]),
+    ]);
+}
+
+/// Another back-reference can mean the same content, in text that repeats itself; anything else must not load.
+#[test]
+fn a_changed_byte_in_gzip_is_found() {
+    let pixels = images(20);
+    let good = gz(&amat(&pixels));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.amat.gz");
+    let (mut refused, mut harmless) = (0, 0);
+    for at in (10..good.len()).step_by(3) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x20;
+        fs::write(&path, bad).unwrap();
+        match data::load(path.to_str().unwrap()) {
+            Ok(set) => {
+                assert_eq!(set.train.unwrap().pixels, pixels, "byte {at}");
+                harmless += 1;
+            }
+            Err(e) => {
+                assert!(format!("{e:#}").contains("a.amat.gz: "), "byte {at}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 9 * harmless, "{refused} refused, {harmless} harmless");
+}
+
+#[test]
+fn bad_idx() {
+    let good = idx_images(&images(3));
+    let name = "train-images-idx3-ubyte";
+    let huge = idx(0x803, &[13_700_000, 28, 28], &[0; 1000]);
+    check(&[
+        (name, vec![], &["empty"]),
+        (name, cut(good.clone(), 3), &["truncated", "magic", "got 3"]),
+        (name, cut(good.clone(), 10), &["truncated", "number of rows", "from byte 8", "got 2"]),
+        (name, cut(good.clone(), 16), &["truncated", "3 images", "2368 bytes in all, got 16"]),
+        (name, cut(good.clone(), 2367), &["truncated", "2368 bytes in all, got 2367"]),
+        (name, [&good[..], &[0]].concat(), &["too long", "2368 bytes in all, got 2369"]),
+        (name, idx(0x804, &[3, 28, 28], &images(3)), &["byte 0", "0x00000803", "got 0x00000804"]),
+        (name, idx(0xd03, &[3, 28, 28], &images(3)), &["byte 0", "0x00000803", "got 0x00000d03"]),
+        (name, idx_labels(&[1, 2, 3]), &["expected the magic number 0x00000803", "a file of labels"]),
+        (name, idx(0x803, &[3, 32, 32], &[0; 3072]), &["byte 8", "28 x 28, got 32 x 32"]),
+        (name, idx(0x803, &[0, 28, 28], &[]), &["byte 4", "at least one image, got 0"]),
+        (name, huge.clone(), &["truncated", "10740800016 bytes in all, got 1016"]),
+        (name, idx(0x803, &[u32::MAX, 28, 28], &[]), &["truncated", "got 16"]),
+        ("i-ubyte.gz", gz(&huge), &["header claims 13700000 images", "cannot hold that"]),
+        ("i-ubyte.gz", gz(&cut(good.clone(), 2000)), &["truncated", "from byte 16", "got 1984"]),
+        ("i-ubyte.gz", gz(&[&good[..], &[0]].concat()), &["too long", "expected the end at byte 2368"]),
+        ("i-ubyte.gz", cut(gz(&good), 40), &["truncated or damaged", "gzip"]),
+        ("i-ubyte.gz", cut(gz(&good), gz(&good).len() - 1), &["truncated or damaged", "gzip"]),
+    ]);
+}
+
+#[test]
+fn bad_npy() {
+    let one = images(1);
+    let good = npy("|u1", "(1, 784)", &one);
+    let doubles = |values: &[f64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let with = |at: usize, value: f64| {
+        let mut values = vec![0.0; 2 * PIXELS];
+        values[at] = value;
+        npy("<f8", "(2, 28, 28)", &doubles(&values))
+    };
+    let mut two = one.clone();
+    two[100] = 2;
+    let mut minus = vec![0; 2 * PIXELS];
+    minus[5] = 0xff;
+    let version_2 = |length: u32| [b"\x93NUMPY\x02\x00", &length.to_le_bytes()[..]].concat();
+    let order = "{'descr': '|u1', 'fortran_order': True, 'shape': (1, 784), }";
+    check(&[
+        ("a.npy", vec![], &["empty"]),
+        ("a.npy", b"\x93NUM".to_vec(), &["truncated", "magic"]),
+        ("a.npy", b"PK\x03\x04 an .npz file".to_vec(), &["byte 0", "NUMPY", "PK"]),
+        ("a.npy", b"\x93NUMPY\x09\x00\x10\x00".to_vec(), &["byte 6", "version 1, 2 or 3, got 9"]),
+        ("a.npy", b"\x93NUMPY\x01\x00\x76".to_vec(), &["truncated", "header"]),
+        ("a.npy", version_2(u32::MAX), &["header of up to 16384 bytes", "4294967295"]),
+        ("a.npy", version_2(1000), &["truncated", "expected 1000 bytes from byte 12 on, got 0"]),
+        ("a.npy", npy_with("\u{e9}", &[]), &["header", "descr", "got none"]),
+        ("a.npy", npy_with("{'descr': '|u1'}", &[]), &["fortran_order", "got none"]),
+        ("a.npy", npy_with("{'descr': [('a', '<f4')], 'fortran_order': False}", &[]), &["one element type"]),
+        ("a.npy", npy_with(order, &one), &["C order", "True"]),
+        ("a.npy", npy("<c8", "(1, 784)", &[]), &["element type", "'<c8'"]),
+        ("a.npy", npy("|O", "(1, 784)", &[]), &["element type", "'|O'"]),
+        ("a.npy", npy("", "(1, 784)", &[]), &["element type", "''"]),
+        ("a.npy", npy("\u{e9}4", "(1, 784)", &[]), &["element type"]),
+        ("a.npy", npy("|u1", "5", &[]), &["tuple", "5"]),
+        ("a.npy", npy("|u1", "(1, -784)", &[]), &["integers as shape"]),
+        ("a.npy", npy("|u1", "(99999999999999999999, 784)", &[]), &["integers as shape"]),
+        ("a.npy", npy("|u1", "(1, 32, 32)", &[0; 1024]), &["(n, 28, 28)", "[1, 32, 32]"]),
+        ("a.npy", npy("|u1", "(784,)", &one), &["(n, 784)", "[784]"]),
+        ("a.npy", npy("|u1", "(0, 784)", &[]), &["at least one image"]),
+        ("a.npy", npy("<f8", "(9000000000000000000, 784)", &[]), &["more than 2^64"]),
+        ("a.npy", npy("<f8", "(1700000, 784)", &[0; 64]), &["truncated", "10662400"]),
+        ("a.npy", cut(good.clone(), good.len() - 1), &["truncated"]),
+        ("a.npy", [&good[..], &[0]].concat(), &["too long"]),
+        ("a.npy", npy("|u1", "(1, 1, 28, 28)", &two), &["value 100 (index [0, 0, 3, 16])", "0 or 1, got 2"]),
+        ("a.npy", npy("<i2", "(1, 784)", &minus), &["value 2 (index [0, 2])", "got -256"]),
+        ("a.npy", with(784 + 29, 0.5), &["value 813 (index [1, 1, 1])", "got 0.5"]),
+        ("a.npy", with(0, f64::NAN), &["value 0", "got NaN"]),
+        ("a.npy", with(1, f64::INFINITY), &["value 1", "got inf"]),
+        ("a.npy.gz", gz(&cut(good.clone(), good.len() - 1)), &["truncated"]),
+    ]);
+}
+
+#[test]
+fn no_cut_file_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = [
+        ("a.amat", amat(&images(2))),
+        ("a-ubyte", idx_images(&images(2))),
+        ("a.npy", npy("|b1", "(2, 784)", &images(2))),
+        ("b.amat.gz", gz(&amat(&images(2)))),
+        ("b-ubyte.gz", gz(&idx_images(&images(2)))),
+        ("b.npy.gz", gz(&npy("|b1", "(2, 784)", &images(2)))),
+    ];
+    for (name, whole) in files {
+        let path = dir.path().join(name);
+        // Every byte of the headers, then steps; the text may lose its last line end.
+        let last = if name.ends_with("amat") { whole.len() - 1 } else { whole.len() };
+        for bytes in (0..last.min(140)).chain((140..last).step_by(37)).chain([last - 1]) {
+            // Text that ends after its first whole line is a good file of one image.
+            if name == "a.amat" && (bytes == 1567 || bytes == 1568) {
+                continue;
+            }
+            fs::write(&path, &whole[..bytes]).unwrap();
+            assert!(error_of(&path).contains(name), "{name} cut to {bytes} bytes");
+        }
+    }
+}
+
+/// Each row: the files of a folder, words that the error must have.
+#[test]
+fn bad_folders() {
+    let labels = |n: usize| idx_labels(&vec![3; n]);
+    let npy_labels = |values: &[u8]| npy("|u1", &format!("({},)", values.len()), values);
+    const X: &str = "t10k-images-idx3-ubyte";
+    const Y: &str = "t10k-labels-idx1-ubyte";
+    type Files = Vec<(&'static str, Vec<u8>)>;
+    let rows: Vec<(Files, &[&str])> = vec![
+        (vec![], &["no train images", "looked for binarized_mnist_train.amat", "found nothing"]),
+        (vec![("a.txt", vec![])], &["train-images-idx3-ubyte[.gz]", "train.npy", "found a.txt"]),
+        (vec![("binarized_mnist_valid.amat", amat(&images(1)))], &["binarized_mnist_train.amat[.gz]"]),
+        (vec![("binarized_mnist_test.amat", b"0 1 2".to_vec())], &["binarized_mnist_test.amat: line 1"]),
+        (vec![(X, idx_images(&images(3))), (Y, labels(2))], &[Y, "expected 3 labels", X, "got 2"]),
+        (vec![(X, idx_images(&images(1))), (Y, idx_labels(&[10]))], &[Y, "byte 8", "0 to 9", "got 10"]),
+        (vec![(X, idx_images(&images(1))), (Y, cut(labels(3), 9))], &[Y, "truncated", "3 labels"]),
+        (vec![(X, idx_images(&images(1))), (Y, vec![])], &[Y, "empty"]),
+        (vec![(X, idx_images(&images(1))), (Y, idx_images(&images(1)))], &[Y, "a file of images"]),
+        (
+            vec![("test.npy", npy("|u1", "(1, 784)", &images(1))), ("test_labels.npy", npy_labels(&[1, 2]))],
+            &["test_labels.npy", "expected 1 labels", "got 2"],
+        ),
+        (
+            vec![("test.npy", npy("|u1", "(1, 784)", &images(1))), ("test_labels.npy", npy_labels(&[11]))],
+            &["test_labels.npy", "value 0", "0 to 9, got 11"],
+        ),
+    ];
+    for (i, (files, words)) in rows.iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content).unwrap();
+        }
+        let error = error_of(dir.path());
+        for word in words.iter().chain([&dir.path().to_str().unwrap()]) {
+            assert!(error.contains(word), "row {i}: expected '{word}' in: {error}");
+        }
+    }
+}
+
+#[test]
+fn folders_and_files_in_each_others_place() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("binarized_mnist_test.amat")).unwrap();
+    let error = error_of(dir.path());
+    assert!(error.contains("binarized_mnist_test.amat: expected a file, got a folder"), "{error}");
+    let error = error_of(&dir.path().join("absent"));
+    for word in ["absent", "'glyphs'", "No such file"] {
+        assert!(error.contains(word), "{error}");
+    }
+    let error = format!("{:#}", data::load("").unwrap_err());
+    assert!(error.contains("'glyphs'"), "{error}");
+}
+
+fn loaded(name: &str, content: &[u8]) -> Split {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    fs::write(&path, content).unwrap();
+    let set = data::load(path.to_str().unwrap()).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+    assert!(set.test.is_none());
+    for part in [Part::Train, Part::Test] {
+        assert_eq!(set.split(part).unwrap().pixels, set.train.as_ref().unwrap().pixels);
+        assert_eq!(
+            data::load_split(path.to_str().unwrap(), part).unwrap().sources,
+            std::slice::from_ref(&path)
+        );
+    }
+    set.train.unwrap()
+}
+
+#[test]
+fn good_text_in_every_form() {
+    let pixels = images(300);
+    let text = amat(&pixels);
+    let other =
+        |from: &str, to: &str| String::from_utf8(text.clone()).unwrap().replace(from, to).into_bytes();
+    let written_out = String::from_utf8(amat(&images(2))).unwrap().replace('1', "1.000e+00").into_bytes();
+    let forms = [
+        text.clone(),
+        gz(&text),
+        other("\n", "\r\n"),
+        other("\n", " \n"),
+        other(" ", "   "),
+        other(" ", "\t"),
+        cut(text.clone(), text.len() - 1),
+        [&text[..], b"\n \n\n"].concat(),
+        [gz(&text[..1568 * 7]), gz(&text[1568 * 7..])].concat(),
+    ];
+    for (i, form) in forms.iter().enumerate() {
+        assert_eq!(loaded("a.amat", form).pixels, pixels, "form {i}");
+    }
+    assert_eq!(loaded("a.amat", &written_out).pixels, images(2));
+    let split = loaded("any name", &text);
+    assert_eq!((split.len(), split.image(299)), (300, &pixels[299 * PIXELS..]));
+    let ones: usize = pixels.iter().map(|&p| usize::from(p)).sum();
+    assert_eq!(split.mean(), ones as f64 / pixels.len() as f64);
+}
+
+#[test]
+fn good_idx() {
+    // All or nothing is binarized to itself.
+    let pixels = images(30);
+    let grey: Vec<u8> = pixels.iter().map(|p| p * 255).collect();
+    for (name, content) in
+        [("a", idx_images(&grey)), ("b.gz", gz(&idx_images(&grey))), ("c", idx_images(&pixels))]
+    {
+        assert_eq!(loaded(name, &content).pixels, pixels, "{name}");
+    }
+}
+
+#[test]
+fn good_npy_of_every_type() {
+    let pixels = images(20);
+    for order in ["<", ">"] {
+        for kind in ["b1", "u1", "i1", "u2", "u4", "u8", "i2", "i4", "i8", "f4", "f8"] {
+            let one = |p: u8| -> Vec<u8> {
+                let mut bytes = match kind {
+                    "f4" => f32::from(p).to_le_bytes().to_vec(),
+                    "f8" => f64::from(p).to_le_bytes().to_vec(),
+                    _ => u64::from(p).to_le_bytes()[..kind[1..].parse::<usize>().unwrap()].to_vec(),
+                };
+                if order == ">" {
+                    bytes.reverse();
+                }
+                bytes
+            };
+            let body: Vec<u8> = pixels.iter().flat_map(|&p| one(p)).collect();
+            let content = npy(&format!("{order}{kind}"), "(20, 1, 28, 28)", &body);
+            assert_eq!(loaded("a.npy", &content).pixels, pixels, "{order}{kind}");
+        }
+    }
+    for shape in ["(20, 784)", "(20, 28, 28)", "( 20,28,28, )"] {
+        assert_eq!(loaded("a", &npy("|b1", shape, &pixels)).pixels, pixels, "{shape}");
+    }
+    assert_eq!(loaded("a.npy.gz", &gz(&npy("|u1", "(20, 784)", &pixels))).pixels, pixels);
+}
+
+#[test]
+fn good_folders() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = dir.path().to_str().unwrap();
+    let put = |name: &str, content: Vec<u8>| fs::write(dir.path().join(name), content).unwrap();
+    let all = images(10);
+    let (a, b, c) = (&all[..4 * PIXELS], &all[4 * PIXELS..6 * PIXELS], &all[6 * PIXELS..]);
+
+    put("test.npy", npy("|u1", "(4, 784)", c));
+    put("test_labels.npy", npy("<i8", "(4,)", &[1u64, 2, 3, 9].map(u64::to_le_bytes).concat()));
+    assert_eq!(data::load(spec).unwrap().test.unwrap().labels, Some(vec![1, 2, 3, 9]));
+    let error = data::load(spec).unwrap().split(Part::Train).unwrap_err().to_string();
+    assert!(error.contains("looked for train.npy; found test.npy, test_labels.npy"), "{error}");
+
+    // IDX goes before .npy.
+    put("t10k-images.idx3-ubyte", idx_images(&a.iter().map(|p| p * 255).collect::<Vec<_>>()));
+    put("t10k-labels-idx1-ubyte.gz", gz(&idx_labels(&[4, 5, 6, 7])));
+    let test = data::load_split(spec, Part::Test).unwrap();
+    assert_eq!((&test.pixels[..], test.labels), (a, Some(vec![4, 5, 6, 7])));
+    assert_eq!(test.sources.len(), 2);
+    assert!(data::load_split(spec, Part::Train).is_err());
+
+    // Binarized text goes before both, and labels of other files are not its own.
+    put("binarized_mnist_train.amat", amat(a));
+    assert_eq!(data::load_split(spec, Part::Train).unwrap().pixels, a);
+    put("binarized_mnist_valid.amat.gz", gz(&amat(b)));
+    let error = data::load_split(spec, Part::Test).unwrap_err().to_string();
+    assert!(error.contains("looked for binarized_mnist_test.amat[.gz]; found binarized"), "{error}");
+    put("binarized_mnist_test.amat.gz", gz(&amat(c)));
+    let set = data::load(spec).unwrap();
+    let train = set.split(Part::Train).unwrap();
+    assert_eq!((&train.pixels[..], train.name.as_str()), (&all[..6 * PIXELS], "binarized_mnist_train+valid"));
+    let test = set.split(Part::Test).unwrap();
+    assert_eq!((&test.pixels[..], &test.labels), (c, &None));
+
+    // The grey images are still to be had.
+    let grey = data::load_grey(spec, Part::Test).unwrap();
+    assert_eq!((grey.len(), grey.labels), (4, Some(vec![4, 5, 6, 7])));
+    assert!(grey.pixels.iter().all(|&p| p == 0 || p == 255));
+    let error = data::load_grey(spec, Part::Train).unwrap_err().to_string();
+    assert!(error.contains("no grey train images"), "{error}");
+}
