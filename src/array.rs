@@ -51,6 +51,11 @@ impl Array {
         Array { shape: shape.clone(), bytes: vec![0; shape.bytes()] }
     }
 
+    /// A truth value.
+    pub fn truth(value: bool) -> Array {
+        Array { shape: Shape::new(DType::Pred, &[]), bytes: vec![u8::from(value)] }
+    }
+
     /// Takes the memory of an array as it is.
     ///
     /// # Errors
@@ -100,21 +105,13 @@ impl Array {
         }
         let out: Vec<usize> = axes.iter().map(|&a| dims[a]).collect();
         let steps: Vec<usize> = axes.iter().map(|&a| strides[a]).collect();
-        let size = self.shape.dtype.size();
-        let mut bytes = Vec::with_capacity(self.bytes.len());
-        let mut index = vec![0usize; out.len()];
-        for _ in 0..self.shape.count() {
-            let at: usize = index.iter().zip(&steps).map(|(i, s)| i * s).sum();
-            bytes.extend_from_slice(&self.bytes[at..at + size]);
-            for d in (0..out.len()).rev() {
-                index[d] += 1;
-                if index[d] < out[d] {
-                    break;
-                }
-                index[d] = 0;
-            }
-        }
-        Array { shape: self.shape.with_dims(&out), bytes }
+        let moved = match self.shape.dtype.size() {
+            4 => gather::<4>(&self.bytes, &out, &steps),
+            8 => gather::<8>(&self.bytes, &out, &steps),
+            2 => gather::<2>(&self.bytes, &out, &steps),
+            _ => gather::<1>(&self.bytes, &out, &steps),
+        };
+        Array { shape: self.shape.with_dims(&out), bytes: moved }
     }
 
     /// The same elements under other sizes.
@@ -124,6 +121,32 @@ impl Array {
         self.shape = shape;
         self
     }
+}
+
+/// Copies elements of `SIZE` bytes in row-major order of `dims`, `steps` bytes apart along each dimension.
+fn gather<const SIZE: usize>(from: &[u8], dims: &[usize], steps: &[usize]) -> Vec<u8> {
+    let Some((&inner, outer)) = dims.split_last() else {
+        return from.to_vec();
+    };
+    let step = steps[outer.len()];
+    let count: usize = dims.iter().product();
+    let mut bytes = vec![0; count * SIZE];
+    let mut index = vec![0usize; outer.len()];
+    for row in bytes.chunks_exact_mut((inner * SIZE).max(1)) {
+        let mut at: usize = index.iter().zip(steps).map(|(i, s)| i * s).sum();
+        for element in row.chunks_exact_mut(SIZE) {
+            element.copy_from_slice(&from[at..at + SIZE]);
+            at += step;
+        }
+        for d in (0..outer.len()).rev() {
+            index[d] += 1;
+            if index[d] < outer[d] {
+                break;
+            }
+            index[d] = 0;
+        }
+    }
+    bytes
 }
 
 #[cfg(test)]

@@ -1,9 +1,14 @@
 //! Variational Neural Cellular Automata as XLA programs: build, train, evaluate and study them.
 
 pub mod array;
+pub mod cli;
+pub mod commands;
+pub mod config;
 pub mod data;
+pub mod error;
+pub mod eval;
+pub mod figure;
 pub mod ir;
-#[cfg(feature = "xla")]
 pub mod lower;
 pub mod model;
 pub mod program;

@@ -1,4 +1,23 @@
-//! Settings that XLA reads from the environment before its first use.
+//! Settings that XLA reads from the environment before its first use: how much it says, how many devices it makes.
+
+/// Keeps XLA's own messages off the terminal unless they were asked for, and starts our own log.
+pub fn init(verbose: bool) {
+    let asked = verbose || std::env::var_os("RUST_LOG").is_some();
+    let default = if verbose { "info" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default)).format_timestamp(None).init();
+    if !asked {
+        hush();
+    }
+}
+
+/// Keeps XLA's own messages off the terminal.
+pub fn hush() {
+    if std::env::var_os("TF_CPP_MIN_LOG_LEVEL").is_none() {
+        set("TF_CPP_MIN_LOG_LEVEL", "3");
+    }
+    #[cfg(feature = "xla")]
+    xla::set_min_log_level(xla::TfLogLevel::Fatal);
+}
 
 /// The number of virtual CPU devices, unless the user's own XLA_FLAGS says.
 pub fn set_device_count(devices: usize) {
@@ -10,7 +29,7 @@ pub fn set_device_count(devices: usize) {
 }
 
 fn set(name: &str, value: &str) {
-    // SAFETY: called before the first client is made, under its lock, when no other thread of ours reads the
-    // environment; XLA's own threads start later.
+    // SAFETY: called at the start of the process, or under the lock of the first client's making; no other thread of
+    // ours reads or writes the environment, and XLA's own threads start later.
     unsafe { std::env::set_var(name, value) }
 }

@@ -1,0 +1,73 @@
+//! The command line: parse, run, print the error, give the exit code.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::commands::{data, doctor, eval, inspect, train};
+use crate::error::{Exit, exit_of};
+use crate::quiet;
+
+/// Train, evaluate and study Variational Neural Cellular Automata on XLA devices.
+#[derive(Debug, Parser)]
+#[command(name = "vnca", version, after_help = after_help(), propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Show the XLA library's own messages too
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model: a run folder with metrics, pictures and checkpoints
+    Train(Box<train::Args>),
+    /// Measure the IWELBO of a trained model over a test set
+    Eval(eval::Args),
+    /// List the parameters of a model or a checkpoint
+    Inspect(inspect::Args),
+    /// Fetch or verify data sets
+    Data(data::Args),
+    /// Check the library, the devices and the memory
+    Doctor(doctor::Args),
+}
+
+fn after_help() -> String {
+    let codes: Vec<String> =
+        Exit::ALL.iter().map(|(exit, meaning)| format!("  {:>3}  {meaning}", *exit as i32)).collect();
+    format!("Exit codes:\n    0  success\n{}", codes.join("\n"))
+}
+
+/// The verbs and what they do, as a table for the README.
+pub fn verbs_table() -> String {
+    let mut rows = vec!["| verb | what it does |".to_string(), "| --- | --- |".to_string()];
+    for verb in Cli::command().get_subcommands() {
+        let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+        rows.push(format!("| `vnca {}` | {about} |", verb.get_name()));
+    }
+    rows.join("\n")
+}
+
+/// Runs the process's command line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    quiet::init(cli.verbose);
+    let result = match cli.command {
+        Command::Train(args) => train::run(*args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(exit)) => ExitCode::from(exit as u8),
+        Err(error) => {
+            let red = if std::io::stderr().is_terminal() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
+            eprintln!("{}error{}: {error:#}", red.0, red.1);
+            ExitCode::from(exit_of(&error) as u8)
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The verbs, one a file: its arguments, and what it does.
+
+pub mod data;
+pub mod doctor;
+pub mod eval;
+pub mod inspect;
+pub mod train;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::array::Array;
+use crate::config::TrainConfig;
+use crate::error::{Exit, WithExit};
+use crate::model::params::arrange;
+use crate::model::{Kind, Model};
+use crate::train::checkpoint::{chosen, read_npz};
+use crate::train::step::MOMENT_PREFIXES;
+
+/// What a verb gives: an exit code if it is not 0.
+pub type Outcome = Result<Option<Exit>>;
+
+/// Where weights come from: a run's folder, or a file and the model that it is of.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub struct Source {
+    /// A run's folder: its best checkpoint, else its newest
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["weights", "model", "latent"])]
+    pub run: Option<PathBuf>,
+    /// A checkpoint, or an .npz file of parameters by name
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub weights: Option<PathBuf>,
+    /// The model that the weights are of
+    #[arg(long, value_parser = ["baseline", "doubling", "nondoubling"])]
+    pub model: Option<String>,
+    /// Latent size of the model [default: the report's]
+    #[arg(long, value_name = "Z")]
+    pub latent: Option<usize>,
+}
+
+/// A model with its weights, in the edges' layout and the leaves' order.
+pub struct Weights {
+    pub model: Model,
+    pub arrays: Vec<Array>,
+    /// The data set that the run was trained on, if a run was named.
+    pub data: Option<String>,
+}
+
+impl Source {
+    /// The model that is named without weights.
+    ///
+    /// # Errors
+    /// When none is, or its latent size is out of range.
+    pub fn bare_model(&self) -> Result<Model> {
+        let Some(name) = &self.model else { bail!("one of --run, --weights and --model is needed") };
+        let kind: Kind = name.parse().exit(Exit::Usage)?;
+        Model::new(kind, self.latent).context("--latent").exit(Exit::Usage)
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// When no source is named, or the file is missing, damaged or of another model.
+    pub fn load(&self) -> Result<Weights> {
+        if let Some(run) = &self.run {
+            let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
+            let path = chosen(run).exit(Exit::BadInput)?;
+            let arrays = parameters(&path, &config.model).exit(Exit::BadInput)?;
+            return Ok(Weights { model: config.model, arrays, data: Some(config.data) });
+        }
+        let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
+        let model = self.bare_model()?;
+        Ok(Weights { arrays: parameters(path, &model).exit(Exit::BadInput)?, model, data: None })
+    }
+}
+
+/// The parameters of an `.npz` file; the rest of a checkpoint is left out.
+fn parameters(path: &Path, model: &Model) -> Result<Vec<Array>> {
+    let at = || format!("cannot use {}", path.display());
+    let mut named = read_npz(path).with_context(at)?;
+    named.retain(|(name, _)| {
+        !["meta", "count", "key"].contains(&name.as_str()) && !MOMENT_PREFIXES.iter().any(|p| name.starts_with(p))
+    });
+    arrange(&model.leaves(), named).with_context(at)
+}
+
+/// A bar with rate and ETA on stderr, where that is a terminal.
+pub fn bar(length: usize, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length as u64);
+    let template = format!("{{bar:32}} {{pos}}/{{len}} {unit}  {{per_sec}}  ETA {{eta}}  {{msg}}");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
+        bar.set_style(style.with_key("per_sec", |state: &indicatif::ProgressState, w: &mut dyn std::fmt::Write| {
+            let _ = write!(w, "{:.2}/s", state.per_sec());
+        }));
+    }
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}

@@ -1,0 +1,325 @@
+//! The options of training: where they come from, and every default beside its reason.
+//!
+//! A value is taken from the command line, else from the environment (`VNCA_STEPS` and so on), else from the TOML file
+//! of `--config` (the same names as the flags), else from the defaults. A name that is unknown is an error.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Kind, Model};
+use crate::runtime::Device;
+use crate::train::optimiser::{ClipOrder, Optimiser};
+use crate::train::step::StepSpec;
+
+/// The options as given: `None` where nothing was said.
+#[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TrainOptions {
+    /// Model: baseline, doubling or nondoubling [default: baseline]
+    #[arg(long, env = "VNCA_MODEL", value_parser = ["baseline", "doubling", "nondoubling"])]
+    pub model: Option<String>,
+    /// Images: a file, a folder with the usual names, or `glyphs`, the embedded digits [default: glyphs]
+    #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
+    pub data: Option<String>,
+    /// Run folder [default: the first free one of runs/MODEL-1, runs/MODEL-2, ...]
+    #[arg(long, env = "VNCA_OUT", value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Gradient steps in all [default: 100000]
+    #[arg(long, env = "VNCA_STEPS", value_name = "N")]
+    pub steps: Option<usize>,
+    /// Images a step, over all replicas [default: 32; 128 for nondoubling]
+    #[arg(long, env = "VNCA_BATCH_SIZE", value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Devices that share each batch; on the CPU virtual ones [default: 1]
+    #[arg(long, env = "VNCA_REPLICAS", value_name = "R")]
+    pub replicas: Option<usize>,
+    /// Gradient steps that share one shuffling of keys and images, and a device call at most [default: 125]
+    #[arg(long, env = "VNCA_CHUNK", value_name = "N")]
+    pub chunk: Option<usize>,
+    /// Latent size [default: 256; 128 for nondoubling]
+    #[arg(long, env = "VNCA_LATENT", value_name = "Z")]
+    pub latent: Option<usize>,
+    /// Adam's learning rate [default: 0.0001]
+    #[arg(long, env = "VNCA_LEARNING_RATE", value_name = "X")]
+    pub learning_rate: Option<f64>,
+    /// Limit of the global norm that is clipped [default: 10]
+    #[arg(long, env = "VNCA_CLIP_NORM", value_name = "X")]
+    pub clip_norm: Option<f64>,
+    /// Clip the gradient before Adam, or the update after it as the report's code does [default: before]
+    #[arg(long, env = "VNCA_CLIP_ORDER", value_enum)]
+    pub clip_order: Option<ClipOrder>,
+    /// Weight of the loss's KL part [default: 1]
+    #[arg(long, env = "VNCA_BETA", value_name = "X")]
+    pub beta: Option<f64>,
+    /// Seed of the initial values [default: 0]
+    #[arg(long, env = "VNCA_SEED_MODEL", value_name = "N")]
+    pub seed_model: Option<u64>,
+    /// Seed of the order of images and of the latents' noise [default: 1]
+    #[arg(long, env = "VNCA_SEED_DATA", value_name = "N")]
+    pub seed_data: Option<u64>,
+    /// Seed of the test IWELBO's latents [default: 2]
+    #[arg(long, env = "VNCA_SEED_TEST", value_name = "N")]
+    pub seed_test: Option<u64>,
+    /// Seed of the pictures' latents [default: 3]
+    #[arg(long, env = "VNCA_SEED_LOGGING", value_name = "N")]
+    pub seed_logging: Option<u64>,
+    /// Steps between test IWELBOs and pictures; 0: never [default: 1000, or 0 if there are no test images]
+    #[arg(long, env = "VNCA_EVAL_EVERY", value_name = "N")]
+    pub eval_every: Option<usize>,
+    /// Latent samples of each test IWELBO [default: 16]
+    #[arg(long, env = "VNCA_EVAL_SAMPLES", value_name = "K")]
+    pub eval_samples: Option<usize>,
+    /// Test images of each test IWELBO [default: 512]
+    #[arg(long, env = "VNCA_EVAL_IMAGES", value_name = "N")]
+    pub eval_images: Option<usize>,
+    /// Steps between checkpoints; 0: never, not even at the end [default: 1000]
+    #[arg(long, env = "VNCA_CHECKPOINT_EVERY", value_name = "N")]
+    pub checkpoint_every: Option<usize>,
+    /// Checkpoints that are kept besides the best one [default: 3]
+    #[arg(long, env = "VNCA_KEEP", value_name = "N")]
+    pub keep: Option<usize>,
+    /// Device: cpu [default: cpu]
+    #[arg(long, env = "VNCA_DEVICE")]
+    pub device: Option<String>,
+}
+
+impl TrainOptions {
+    /// What was said here, and where nothing was, what `lower` says.
+    ///
+    /// # Errors
+    /// When a value cannot be written as JSON, such as a path that is no text.
+    pub fn over(&self, lower: &TrainOptions) -> Result<TrainOptions> {
+        let (mut own, lower) = (serde_json::to_value(self)?, serde_json::to_value(lower)?);
+        if let (Some(own), Some(lower)) = (own.as_object_mut(), lower.as_object()) {
+            for (name, value) in own.iter_mut().filter(|(_, value)| value.is_null()) {
+                *value = lower.get(name).cloned().unwrap_or_default();
+            }
+        }
+        Ok(serde_json::from_value(own)?)
+    }
+
+    /// The options of a TOML file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no TOML, or has a key that is no option; the error names file and line.
+    pub fn from_toml(path: &Path) -> Result<TrainOptions> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("{} is no configuration", path.display()))
+    }
+}
+
+/// The options as they hold: written to `config.json` in the run's folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    pub model: Model,
+    pub data: String,
+    pub steps: usize,
+    pub batch_size: usize,
+    pub replicas: usize,
+    pub chunk: usize,
+    pub beta: f64,
+    pub optimiser: Optimiser,
+    pub seed_model: u64,
+    pub seed_data: u64,
+    pub seed_test: u64,
+    pub seed_logging: u64,
+    /// `None`: as the test images allow.
+    pub eval_every: Option<usize>,
+    pub eval_samples: usize,
+    pub eval_images: usize,
+    pub checkpoint_every: usize,
+    pub keep: usize,
+    pub device: String,
+}
+
+impl TrainConfig {
+    /// Fills in the defaults.
+    ///
+    /// # Errors
+    /// A value out of its range; the error names the flag.
+    pub fn resolve(options: &TrainOptions) -> Result<TrainConfig> {
+        let kind: Kind = options.model.as_deref().unwrap_or("baseline").parse()?;
+        let config = TrainConfig {
+            model: Model::new(kind, options.latent).context("--latent")?,
+            data: options.data.clone().unwrap_or_else(|| "glyphs".into()),
+            // The report's run.
+            steps: options.steps.unwrap_or(100_000),
+            // The report's batches.
+            batch_size: options.batch_size.unwrap_or(if kind == Kind::NonDoubling { 128 } else { 32 }),
+            replicas: options.replicas.unwrap_or(1),
+            // The report's number of steps a device call.
+            chunk: options.chunk.unwrap_or(125),
+            beta: options.beta.unwrap_or(1.0),
+            optimiser: Optimiser {
+                learning_rate: options.learning_rate.unwrap_or(Optimiser::REPORT.learning_rate),
+                clip_norm: options.clip_norm.unwrap_or(Optimiser::REPORT.clip_norm),
+                clip_order: options.clip_order.unwrap_or(Optimiser::REPORT.clip_order),
+                ..Optimiser::REPORT
+            },
+            // The seeds of the report's code.
+            seed_model: options.seed_model.unwrap_or(0),
+            seed_data: options.seed_data.unwrap_or(1),
+            seed_test: options.seed_test.unwrap_or(2),
+            seed_logging: options.seed_logging.unwrap_or(3),
+            eval_every: options.eval_every,
+            // Enough to see where a run goes, at the cost of some ten steps.
+            eval_samples: options.eval_samples.unwrap_or(16),
+            eval_images: options.eval_images.unwrap_or(512),
+            checkpoint_every: options.checkpoint_every.unwrap_or(1000),
+            keep: options.keep.unwrap_or(3),
+            device: options.device.clone().unwrap_or_else(|| "cpu".into()),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let positive = |flag: &str, value: f64| {
+            ensure!(value.is_finite() && value > 0.0, "{flag} is {value}: it must be a positive number");
+            Ok(())
+        };
+        positive("--learning-rate", self.optimiser.learning_rate)?;
+        positive("--clip-norm", self.optimiser.clip_norm)?;
+        ensure!(self.beta.is_finite() && self.beta >= 0.0, "--beta is {}: it must not be negative", self.beta);
+        for (flag, value) in [
+            ("--steps", self.steps),
+            ("--eval-samples", self.eval_samples),
+            ("--eval-images", self.eval_images),
+            ("--keep", self.keep),
+            ("--chunk", self.chunk),
+            ("--replicas", self.replicas),
+            ("--batch-size", self.batch_size),
+        ] {
+            ensure!(value > 0, "{flag} is 0: it must be at least 1");
+            ensure!(value <= i32::MAX as usize, "{flag} is {value}: that is too many");
+        }
+        self.device()?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// When the device's name is unknown.
+    pub fn device(&self) -> Result<Device> {
+        self.device.parse().context("--device")
+    }
+
+    /// What the train program depends on, for a training set of so many images.
+    ///
+    /// # Errors
+    /// When the sizes do not fit each other.
+    pub fn step_spec(&self, images: usize) -> Result<StepSpec> {
+        let spec = StepSpec {
+            model: self.model,
+            optimiser: self.optimiser,
+            replicas: self.replicas,
+            batch: self.batch_size,
+            chunk: self.chunk,
+            images,
+            beta: self.beta,
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Reads the configuration of a run.
+    ///
+    /// # Errors
+    /// When the folder holds none; the error names the file.
+    pub fn of_run(run: &Path) -> Result<TrainConfig> {
+        let path = run.join("config.json");
+        let text = std::fs::read(&path).with_context(|| format!("{} is no run's folder: cannot read {}", run.display(), path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is no run's configuration", path.display()))
+    }
+
+    /// The configuration of a resumed run: the saved one, with the new values of what may change.
+    ///
+    /// # Errors
+    /// When an option was given another value that would make it another run; the error names it.
+    pub fn resumed(saved: &TrainConfig, options: &TrainOptions) -> Result<TrainConfig> {
+        let mut config = TrainConfig::resolve(&options.over(&saved.as_options())?)?;
+        config.model = Model { latent: config.model.latent, kind: config.model.kind, ..saved.model };
+        let same = |flag: &str, equal: bool| match equal {
+            true => Ok(()),
+            false => Err(anyhow!("{flag} differs from the run that is resumed: leave it out, or start another run")),
+        };
+        same("--model", config.model.kind == saved.model.kind)?;
+        same("--latent", config.model == saved.model)?;
+        same("--batch-size", config.batch_size == saved.batch_size)?;
+        same("--replicas", config.replicas == saved.replicas)?;
+        same("--chunk", config.chunk == saved.chunk)?;
+        same("--beta", config.beta == saved.beta)?;
+        same("--learning-rate, --clip-norm or --clip-order", config.optimiser == saved.optimiser)?;
+        same("--seed-model", config.seed_model == saved.seed_model)?;
+        same("--seed-data", config.seed_data == saved.seed_data)?;
+        if config.steps < 1 {
+            bail!("--steps is 0");
+        }
+        Ok(config)
+    }
+
+    fn as_options(&self) -> TrainOptions {
+        TrainOptions {
+            model: Some(self.model.kind.to_string()),
+            data: Some(self.data.clone()),
+            out: None,
+            steps: Some(self.steps),
+            batch_size: Some(self.batch_size),
+            replicas: Some(self.replicas),
+            chunk: Some(self.chunk),
+            latent: Some(self.model.latent),
+            learning_rate: Some(self.optimiser.learning_rate),
+            clip_norm: Some(self.optimiser.clip_norm),
+            clip_order: Some(self.optimiser.clip_order),
+            beta: Some(self.beta),
+            seed_model: Some(self.seed_model),
+            seed_data: Some(self.seed_data),
+            seed_test: Some(self.seed_test),
+            seed_logging: Some(self.seed_logging),
+            eval_every: self.eval_every,
+            eval_samples: Some(self.eval_samples),
+            eval_images: Some(self.eval_images),
+            checkpoint_every: Some(self.checkpoint_every),
+            keep: Some(self.keep),
+            device: Some(self.device.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_wins_over_what_stands_below() {
+        let flags = TrainOptions { steps: Some(5), ..TrainOptions::default() };
+        let file: TrainOptions = toml::from_str("steps = 7\nbatch-size = 64\nclip-order = \"after\"").unwrap();
+        let merged = TrainConfig::resolve(&flags.over(&file).unwrap()).unwrap();
+        assert_eq!((merged.steps, merged.batch_size), (5, 64));
+        assert_eq!(merged.optimiser.clip_order, ClipOrder::After);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_lists_the_known() {
+        let error = toml::from_str::<TrainOptions>("stepz = 7").unwrap_err().to_string();
+        assert!(error.contains("stepz") && error.contains("`steps`"), "{error}");
+    }
+
+    #[test]
+    fn a_resumed_run_may_be_longer_and_nothing_else() {
+        let saved = TrainConfig::resolve(&TrainOptions::default()).unwrap();
+        let longer = TrainOptions { steps: Some(7), ..TrainOptions::default() };
+        assert_eq!(TrainConfig::resumed(&saved, &longer).unwrap(), TrainConfig { steps: 7, ..saved.clone() });
+        let other = TrainOptions { batch_size: Some(64), ..TrainOptions::default() };
+        let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
+        assert!(error.contains("--batch-size"), "{error}");
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_flag() {
+        let options = TrainOptions { learning_rate: Some(-1.0), ..TrainOptions::default() };
+        let error = TrainConfig::resolve(&options).unwrap_err().to_string();
+        assert!(error.contains("--learning-rate"), "{error}");
+    }
+}

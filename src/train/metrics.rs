@@ -1,0 +1,193 @@
+//! What a run writes down: `metrics.jsonl`, a line a gradient step, and TensorBoard's event files.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// One gradient step. Holds nothing of the clock, so that two runs of the same seeds write the same lines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// Counted from 1.
+    pub step: usize,
+    /// Training loss in nats.
+    pub loss: f32,
+    /// Norm of the averaged gradient, before clipping.
+    pub grad_norm: f32,
+    /// IWELBO of the test images in nats, when it was due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_iwelbo: Option<f64>,
+}
+
+/// Writes both files of a run.
+pub struct Metrics {
+    path: PathBuf,
+    lines: BufWriter<File>,
+    events: Events,
+}
+
+impl Metrics {
+    /// Opens the files at a step: later lines, of a run that went on after its last checkpoint, are cut off.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or lines before the step are missing.
+    pub fn open(run: &Path, step: usize) -> Result<Metrics> {
+        let path = run.join("metrics.jsonl");
+        let at = || format!("cannot write {}", path.display());
+        let keep = length_up_to(&path, step)?;
+        let file = OpenOptions::new().create(true).append(true).open(&path).with_context(at)?;
+        file.set_len(keep).with_context(at)?;
+        let events = Events::create(&run.join("tensorboard"), step)?;
+        Ok(Metrics { lines: BufWriter::new(file), path, events })
+    }
+
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&mut self, line: &Line) -> Result<()> {
+        serde_json::to_writer(&mut self.lines, line).with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.lines.write_all(b"\n").with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.events.scalar(line.step, "train/loss", line.loss)?;
+        self.events.scalar(line.step, "train/grad_norm", line.grad_norm)?;
+        if let Some(value) = line.test_iwelbo {
+            self.events.scalar(line.step, "test/iwelbo", value as f32)?;
+        }
+        Ok(())
+    }
+
+    /// Shows the lines to readers.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.lines.flush().with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.events.out.flush().context("cannot write TensorBoard's events")
+    }
+
+    /// Puts the lines on the disk: they must not be younger than a checkpoint.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn sync(&mut self) -> Result<()> {
+        self.flush()?;
+        self.lines.get_ref().sync_data().with_context(|| format!("cannot flush {}", self.path.display()))
+    }
+}
+
+/// Bytes of the file up to the line of `step`.
+fn length_up_to(path: &Path, step: usize) -> Result<u64> {
+    if step == 0 || !path.exists() {
+        ensure!(step == 0, "{} is missing, and the checkpoint is of step {step}", path.display());
+        return Ok(0);
+    }
+    let mut reader = BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?);
+    let (mut length, mut text) = (0, String::new());
+    for expected in 1..=step {
+        text.clear();
+        reader.read_line(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+        let line: Option<Line> = serde_json::from_str(&text).ok();
+        let found = line.is_some_and(|l| l.step == expected) && text.ends_with('\n');
+        ensure!(found, "{} line {expected}: expected step {expected}, got {text:?}", path.display());
+        length += text.len() as u64;
+    }
+    Ok(length)
+}
+
+/// A TensorBoard event file: records of a length, its checksum, a protobuf message and its checksum.
+struct Events {
+    out: BufWriter<File>,
+}
+
+impl Events {
+    fn create(folder: &Path, step: usize) -> Result<Events> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = folder.join(format!("events.out.tfevents.{:010}.vnca.{step}", now() as u64));
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let mut events = Events { out: BufWriter::new(file) };
+        // Event.file_version is field 3, Event.session_log field 7 with status START: a reader then drops what an
+        // earlier file of the run says of later steps.
+        events.event(0, &message(3, b"brain.Event:2"))?;
+        events.event(step, &message(7, &[0x08, 0x01]))?;
+        Ok(events)
+    }
+
+    /// Summary (field 5 of an event) of one value (field 1): its tag (1) and its number (2).
+    fn scalar(&mut self, step: usize, tag: &str, value: f32) -> Result<()> {
+        let mut body = message(1, tag.as_bytes());
+        body.push(0x15);
+        body.extend_from_slice(&value.to_le_bytes());
+        self.event(step, &message(5, &message(1, &body)))
+    }
+
+    /// Event: wall time (field 1), step (field 2), and what it is.
+    fn event(&mut self, step: usize, what: &[u8]) -> Result<()> {
+        let mut body = vec![0x09];
+        body.extend_from_slice(&now().to_le_bytes());
+        body.push(0x10);
+        varint(&mut body, step as u64);
+        body.extend_from_slice(what);
+        let length = (body.len() as u64).to_le_bytes();
+        let mut write = |bytes: &[u8]| self.out.write_all(bytes).context("cannot write TensorBoard's events");
+        write(&length)?;
+        write(&masked_crc(&length))?;
+        write(&body)?;
+        write(&masked_crc(&body))
+    }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// A length-delimited protobuf field.
+fn message(field: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![field << 3 | 2];
+    varint(&mut out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+    out
+}
+
+fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// The records' checksum: CRC-32C, rotated and shifted so that a checksum of checksums is no weaker.
+fn masked_crc(bytes: &[u8]) -> [u8; 4] {
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_after_the_step_are_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |step| Line { step, loss: 1.5, grad_norm: 2.5, test_iwelbo: None };
+        let mut metrics = Metrics::open(folder.path(), 0).unwrap();
+        for step in 1..=5 {
+            metrics.write(&line(step)).unwrap();
+        }
+        metrics.sync().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{whole}{{\"step\":6,\"lo")).unwrap();
+        drop(Metrics::open(folder.path(), 3).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
+        let error = Metrics::open(folder.path(), 4).err().unwrap().to_string();
+        assert!(error.contains("line 4"), "{error}");
+    }
+
+    #[test]
+    fn event_records_have_the_published_checksum() {
+        // CRC-32C of 32 zero bytes is 0x8a9136aa (RFC 3720, appendix B.4).
+        let crc = 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8);
+        assert_eq!(masked_crc(&[0; 32]), crc.to_le_bytes());
+    }
+}

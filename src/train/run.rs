@@ -1,0 +1,402 @@
+//! A training run: device calls one after the other, and what is written between them.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use super::checkpoint::{Checkpoint, Meta, Store, keys_array};
+use super::metrics::{Line, Metrics};
+use super::order::{ChunkOrder, chunk_order, replica_key};
+use super::pictures::Pictures;
+use super::step::{MOMENT_PREFIXES, StepSpec};
+use crate::array::Array;
+use crate::config::TrainConfig;
+use crate::data::Split;
+use crate::error::{Exit, coded};
+use crate::eval::{Bound, Evaluator};
+use crate::lower::{Target, lower};
+use crate::model::params::{Leaf, arrange, init};
+use crate::random::Key;
+use crate::runtime::{Arg, Buffers, Executable, Mesh};
+
+/// How long a device call should take: so long does a person wait for the bar to move and for Ctrl-C to be heard.
+/// Where a call is cut changes no number.
+const CALL: Duration = Duration::from_millis(800);
+
+/// Why a run came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All steps were made.
+    Done,
+    /// It was asked to stop, and saved its state.
+    Stopped,
+}
+
+/// What a run tells while it goes.
+pub trait Watch {
+    /// After each device call.
+    fn steps(&mut self, step: usize, loss: f32);
+    /// A line of text for people.
+    fn say(&mut self, text: &str);
+    /// Whether to stop after this call.
+    fn stop(&self) -> bool;
+}
+
+/// A run, ready to make its next step.
+pub struct Run {
+    config: TrainConfig,
+    folder: PathBuf,
+    spec: StepSpec,
+    leaves: Vec<Leaf>,
+    mesh: Mesh,
+    executable: Executable,
+    /// In the order of the program's inputs.
+    state: Vec<Buffers>,
+    images: Buffers,
+    data_crc: u32,
+    test: Option<Split>,
+    step: usize,
+    /// The data key of the chunk that the next step belongs to, and that chunk's order once it is needed.
+    data_key: Key,
+    order: Option<(ChunkOrder, Buffers)>,
+    best: Option<f64>,
+    metrics: Metrics,
+    store: Store,
+    evaluator: Option<Evaluator>,
+    pictures: Option<Pictures>,
+    seconds_a_step: Option<f64>,
+}
+
+impl Run {
+    /// Compiles the train program and puts the initial or resumed state on the devices.
+    ///
+    /// # Errors
+    /// When sizes do not fit, the device cannot be had, or the checkpoint is not of this run.
+    pub fn start(
+        config: TrainConfig,
+        folder: &Path,
+        train: &Split,
+        test: Option<Split>,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<Run> {
+        let spec = config.step_spec(train.len()).map_err(|e| coded(Exit::Usage, e))?;
+        let open = || Mesh::open(&config.device()?, config.replicas);
+        let mesh = open().map_err(|e| coded(Exit::Device, e))?;
+        let executable = mesh.compile(lower(&spec.function()?, Target::Cpu, config.replicas)?)?;
+        let leaves = config.model.leaves();
+        let data_crc = crc32fast::hash(&train.pixels);
+        let step = checkpoint.as_ref().map_or(0, |c| c.meta.step);
+        let meta = checkpoint.as_ref().map(|c| c.meta.clone());
+        let state = match checkpoint {
+            Some(checkpoint) => restored(&spec, &leaves, &mesh, checkpoint, data_crc)?,
+            None => fresh(&spec, &leaves, &mesh, Key::new(config.seed_model))?,
+        };
+        let images = mesh.replicate(&Array::new(&[train.len(), 28, 28], &train.pixels))?;
+        Ok(Run {
+            spec,
+            leaves,
+            executable,
+            state,
+            images,
+            data_crc,
+            test,
+            step,
+            data_key: meta.as_ref().map_or(Key::new(config.seed_data), |m| Key(m.data_key)),
+            order: None,
+            best: meta.and_then(|m| m.best_iwelbo),
+            metrics: Metrics::open(folder, step)?,
+            store: Store::open(folder, config.keep)?,
+            evaluator: None,
+            pictures: None,
+            seconds_a_step: None,
+            folder: folder.to_path_buf(),
+            mesh,
+            config,
+        })
+    }
+
+    pub fn step(&self) -> usize {
+        self.step
+    }
+
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// Measured seconds of a gradient step, once there was more than one call.
+    pub fn seconds_a_step(&self) -> Option<f64> {
+        self.seconds_a_step
+    }
+
+    /// Makes all steps that are left.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite, with the state before it saved; a device or file that fails.
+    pub fn go(&mut self, watch: &mut impl Watch) -> Result<End> {
+        while self.step < self.config.steps {
+            self.enter_chunk()?;
+            let trips = self.next_trips();
+            let (losses, norms, healthy) = self.call(trips)?;
+            if !healthy {
+                return Err(self.not_finite(&losses, &norms));
+            }
+            let last = self.step + trips;
+            self.advance(trips);
+            let every = self.eval_every();
+            let bound = if every > 0 && last.is_multiple_of(every) { self.evaluate(watch)? } else { None };
+            for (i, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
+                let step = last - trips + i + 1;
+                let test_iwelbo = bound.filter(|_| step == last);
+                self.metrics.write(&Line { step, loss: *loss, grad_norm: *norm, test_iwelbo })?;
+            }
+            self.metrics.flush()?;
+            watch.steps(self.step, losses.last().copied().unwrap_or(f32::NAN));
+            let better = bound.is_some_and(|b| self.best.is_none_or(|best| b > best));
+            if better {
+                self.best = bound;
+            }
+            let stop = watch.stop();
+            let end = self.step >= self.config.steps;
+            if self.config.checkpoint_every > 0
+                && (stop || better || end || self.step.is_multiple_of(self.config.checkpoint_every))
+            {
+                self.save(better)?;
+            }
+            if stop && !end {
+                return Ok(End::Stopped);
+            }
+        }
+        Ok(End::Done)
+    }
+
+    /// Steps between evaluations: as asked, else 1000 where there are test images.
+    fn eval_every(&self) -> usize {
+        match (self.config.eval_every, &self.test) {
+            (Some(n), _) => n,
+            (None, Some(_)) => 1000,
+            (None, None) => 0,
+        }
+    }
+
+    /// How many steps the next call makes: up to where something is due, and no longer than a person waits.
+    fn next_trips(&self) -> usize {
+        let until = |every: usize| match every {
+            0 => usize::MAX,
+            every => every - self.step % every,
+        };
+        let patience = match self.seconds_a_step {
+            Some(seconds) => (CALL.as_secs_f64() / seconds.max(1e-9)).ceil() as usize,
+            None => 1,
+        };
+        [
+            self.config.steps - self.step,
+            until(self.config.chunk),
+            until(self.eval_every()),
+            until(self.config.checkpoint_every),
+            patience.max(1),
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(1)
+    }
+
+    /// Puts the chunk's order on the devices; at its beginning each replica gets its key.
+    fn enter_chunk(&mut self) -> Result<()> {
+        if self.order.is_some() {
+            return Ok(());
+        }
+        let StepSpec { replicas, batch, chunk, images, .. } = self.spec;
+        let order = chunk_order(self.data_key, images, batch, chunk);
+        let each = batch / replicas;
+        let parts: Vec<Array> =
+            order.images.chunks_exact(chunk * each).map(|part| Array::new(&[chunk, each], part)).collect();
+        let buffers = self.mesh.shard(&parts)?;
+        if self.step.is_multiple_of(chunk) {
+            let key = |r| replica_key(Key::new(self.config.seed_data), self.step / chunk, replicas, r);
+            let keys: Vec<Array> = (0..replicas).map(|r| Array::new(&[2], &key(r).0)).collect();
+            let at = self.key_at();
+            self.state[at] = self.mesh.shard(&keys)?;
+        }
+        self.order = Some((order, buffers));
+        Ok(())
+    }
+
+    /// The place of the replicas' keys in the state: before the last entry.
+    fn key_at(&self) -> usize {
+        self.state.len() - 2
+    }
+
+    /// Runs steps on the devices; gives the losses, the norms, and whether all were finite.
+    fn call(&mut self, trips: usize) -> Result<(Vec<f32>, Vec<f32>, bool)> {
+        let (_, order) = self.order.as_ref().context("a chunk was entered")?;
+        let start = self.mesh.replicate(&Array::scalar((self.step % self.config.chunk) as i32))?;
+        let count = self.mesh.replicate(&Array::scalar(trips as i32))?;
+        let mut arguments: Vec<Arg<'_>> = self.state.drain(..).map(Arg::from).collect();
+        arguments.extend([Arg::from(&self.images), Arg::from(order), Arg::from(start), Arg::from(count)]);
+        let began = Instant::now();
+        let mut results = self.executable.call(arguments)?;
+        let mut row = || -> Result<Vec<f32>> {
+            let buffers = results.pop().context("the train program gives its losses and norms")?;
+            let mut values = buffers.get(0)?.to_vec::<f32>();
+            values.truncate(trips);
+            Ok(values)
+        };
+        let norms = row()?;
+        let losses = row()?;
+        // The first call of a process also warms up: its time says little.
+        let seconds = began.elapsed().as_secs_f64() / trips as f64;
+        self.seconds_a_step = Some(self.seconds_a_step.map_or(seconds, |s| 0.5 * s + 0.5 * seconds));
+        self.state = results;
+        let healthy = self.state.last().context("the state ends with its health")?.get(0)?;
+        Ok((losses, norms, healthy.bytes() == [1]))
+    }
+
+    fn advance(&mut self, steps: usize) {
+        self.step += steps;
+        if self.step.is_multiple_of(self.config.chunk)
+            && let Some((order, _)) = self.order.take()
+        {
+            self.data_key = order.next;
+        }
+    }
+
+    /// Saves the state before the first step that was not finite, and says which.
+    fn not_finite(&mut self, losses: &[f32], norms: &[f32]) -> anyhow::Error {
+        let bad = losses.iter().zip(norms).position(|(l, n)| !l.is_finite() || !n.is_finite()).unwrap_or(0);
+        let saved = (|| -> Result<&str> {
+            for (i, (loss, norm)) in losses.iter().zip(norms).take(bad).enumerate() {
+                let step = self.step + i + 1;
+                self.metrics.write(&Line { step, loss: *loss, grad_norm: *norm, test_iwelbo: None })?;
+            }
+            self.advance(bad);
+            self.metrics.flush()?;
+            if self.config.checkpoint_every == 0 {
+                return Ok("nothing was saved, as --checkpoint-every 0 asks");
+            }
+            self.save(false)?;
+            Ok("the state before it is saved")
+        })();
+        let step = self.step + 1;
+        let saved = saved.map_or_else(|e| format!("and saving the state before it failed: {e:#}"), str::to_string);
+        let error = anyhow!(
+            "step {step}: loss {}, gradient norm {}: not finite, so training stopped before the update; {saved}. Try a \
+             lower --learning-rate or --clip-norm",
+            losses[bad],
+            norms[bad]
+        );
+        coded(Exit::NotFinite, error)
+    }
+
+    /// The test IWELBO, and the pictures.
+    fn evaluate(&mut self, watch: &mut impl Watch) -> Result<Option<f64>> {
+        let parameters = &self.state[..self.leaves.len()];
+        let Some(test) = &self.test else { return Ok(None) };
+        let limit = self.config.eval_images.min(test.len());
+        if self.evaluator.is_none() {
+            let replicas = self.mesh.replicas();
+            let batch = 32usize.next_multiple_of(replicas);
+            self.evaluator = Some(Evaluator::new(&self.mesh, &self.config.model, batch, self.config.eval_samples)?);
+            let key = Key::new(self.config.seed_logging);
+            self.pictures = Some(Pictures::new(&self.mesh, &self.config.model, test, key)?);
+        }
+        let evaluator = self.evaluator.as_ref().context("the evaluation was compiled")?;
+        let values = evaluator.run(parameters, test, Key::new(self.config.seed_test), limit, |_| {})?;
+        let bound = Bound::of(&values)?;
+        if let Some(pictures) = &self.pictures {
+            pictures.write(parameters, &self.folder.join("pictures"), self.step)?;
+        }
+        let (step, samples) = (self.step, self.config.eval_samples);
+        watch.say(&format!(
+            "step {step}: test IWELBO {:.2} ± {:.2} nats ({limit} images, {samples} samples)",
+            bound.mean, bound.stderr
+        ));
+        Ok(Some(bound.mean))
+    }
+
+    fn save(&mut self, best: bool) -> Result<()> {
+        // Lines must not be younger than the checkpoint: a resumed run cuts them at its step.
+        self.metrics.sync()?;
+        let n = self.leaves.len();
+        let mut arrays = Vec::new();
+        for (prefix, part) in ["", MOMENT_PREFIXES[0], MOMENT_PREFIXES[1]].iter().zip(self.state.chunks(n)) {
+            for (leaf, buffers) in self.leaves.iter().zip(part) {
+                arrays.push((format!("{prefix}{}", leaf.name), leaf.to_edge(&buffers.get(0)?)));
+            }
+        }
+        let keys: Result<Vec<[u32; 2]>> = self.state[self.key_at()]
+            .all()?
+            .iter()
+            .map(|a| a.to_vec::<u32>().try_into().map_err(|_| anyhow!("a replica's key is not two words")))
+            .collect();
+        arrays.push(("count".into(), self.state[3 * n].get(0)?));
+        arrays.push(("key".into(), keys_array(&keys?)));
+        let meta = Meta {
+            version: 1,
+            model: self.config.model,
+            step: self.step,
+            data_key: self.data_key.0,
+            data_crc: self.data_crc,
+            best_iwelbo: self.best,
+        };
+        self.store.save(&Checkpoint { meta, arrays }, best)
+    }
+}
+
+/// The state of a run that begins.
+fn fresh(spec: &StepSpec, leaves: &[Leaf], mesh: &Mesh, key: Key) -> Result<Vec<Buffers>> {
+    let mut state = Vec::new();
+    for (leaf, values) in leaves.iter().zip(init(leaves, key)) {
+        state.push(mesh.replicate(&leaf.to_inner(&values))?);
+    }
+    let entries = spec.state();
+    for entry in &entries[leaves.len()..entries.len() - 1] {
+        state.push(mesh.replicate(&Array::zeros(&entry.shape))?);
+    }
+    state.push(mesh.replicate(&Array::truth(true))?);
+    Ok(state)
+}
+
+/// The state of a checkpoint.
+fn restored(
+    spec: &StepSpec,
+    leaves: &[Leaf],
+    mesh: &Mesh,
+    checkpoint: Checkpoint,
+    data_crc: u32,
+) -> Result<Vec<Buffers>> {
+    let Checkpoint { meta, mut arrays } = checkpoint;
+    ensure!(meta.model == spec.model, "the checkpoint is of another model: {:?}", meta.model);
+    if meta.data_crc != data_crc {
+        bail!("the training images are not those of the run that is resumed: give it the same --data");
+    }
+    let mut take = |name: &str| {
+        let at = arrays.iter().position(|(n, _)| n == name);
+        at.map(|at| arrays.swap_remove(at).1).ok_or_else(|| anyhow!("the checkpoint has no {name}"))
+    };
+    let (count, keys) = (take("count")?, take("key")?);
+    ensure!(keys.dims() == [spec.replicas, 2], "the checkpoint has keys of {:?}, not for {} replicas", keys.dims(), spec.replicas);
+    let mut state = Vec::new();
+    for prefix in ["", MOMENT_PREFIXES[0], MOMENT_PREFIXES[1]] {
+        let mut part = Vec::new();
+        arrays.retain(|(name, array)| {
+            let own = match MOMENT_PREFIXES.iter().find(|p| name.starts_with(**p)) {
+                Some(found) => *found == prefix,
+                None => prefix.is_empty(),
+            };
+            if own {
+                part.push((name[prefix.len()..].to_string(), array.clone()));
+            }
+            !own
+        });
+        for (leaf, values) in leaves.iter().zip(arrange(leaves, part)?) {
+            state.push(mesh.replicate(&leaf.to_inner(&values))?);
+        }
+    }
+    state.push(mesh.replicate(&count)?);
+    let words = keys.to_vec::<u32>();
+    let keys: Vec<Array> = words.chunks_exact(2).map(|k| Array::new(&[2], k)).collect();
+    state.push(mesh.shard(&keys)?);
+    state.push(mesh.replicate(&Array::truth(true))?);
+    Ok(state)
+}
