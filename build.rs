@@ -11,16 +11,21 @@ fn main() {
     }
     let folder = PathBuf::from(env::var_os("XLA_EXTENSION_DIR").unwrap_or_else(|| ".xla/extension".into()));
     let library = folder.join("lib/libxla_extension.so");
-    println!("cargo:rerun-if-changed={}", library.display());
-    // The folder is a link, which may later be turned to another library: the real place goes into the program.
+    // The folder is a link, which tools/setup may later turn to another library; it says so in a file beside the link.
+    for file in [&library, &folder.with_file_name("linked")] {
+        if file.exists() {
+            println!("cargo:rerun-if-changed={}", file.display());
+        }
+    }
+    // The real place goes into the programs.
     match library.canonicalize() {
         Ok(real) => println!(
             "cargo:rustc-link-arg=-Wl,-rpath,{}",
             real.parent().expect("a file lies in a folder").display()
         ),
-        Err(error) => {
-            println!("cargo:error={}: {error}", library.display());
-            println!("cargo:error=The XLA library is missing: run tools/setup");
-        }
+        Err(error) => println!(
+            "cargo::error=the XLA library is missing: run tools/setup ({}: {error})",
+            library.display()
+        ),
     }
 }

@@ -42,16 +42,16 @@ pub struct TrainOptions {
     #[arg(long, env = "VNCA_LATENT", value_name = "Z")]
     pub latent: Option<usize>,
     /// Adam's learning rate [default: 0.0001]
-    #[arg(long, env = "VNCA_LEARNING_RATE", value_name = "X")]
+    #[arg(long, env = "VNCA_LEARNING_RATE", value_name = "X", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
     /// Limit of the global norm that is clipped [default: 10]
-    #[arg(long, env = "VNCA_CLIP_NORM", value_name = "X")]
+    #[arg(long, env = "VNCA_CLIP_NORM", value_name = "X", allow_negative_numbers = true)]
     pub clip_norm: Option<f64>,
     /// Clip the gradient before Adam, or the update after it as the report's code does [default: before]
     #[arg(long, env = "VNCA_CLIP_ORDER", value_enum)]
     pub clip_order: Option<ClipOrder>,
     /// Weight of the loss's KL part [default: 1]
-    #[arg(long, env = "VNCA_BETA", value_name = "X")]
+    #[arg(long, env = "VNCA_BETA", value_name = "X", allow_negative_numbers = true)]
     pub beta: Option<f64>,
     /// Seed of the initial values [default: 0]
     #[arg(long, env = "VNCA_SEED_MODEL", value_name = "N")]
@@ -105,7 +105,8 @@ impl TrainOptions {
     /// # Errors
     /// When the file cannot be read, is no TOML, or has a key that is no option; the error names file and line.
     pub fn from_toml(path: &Path) -> Result<TrainOptions> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("{} is no configuration", path.display()))
     }
 }
@@ -182,7 +183,11 @@ impl TrainConfig {
         };
         positive("--learning-rate", self.optimiser.learning_rate)?;
         positive("--clip-norm", self.optimiser.clip_norm)?;
-        ensure!(self.beta.is_finite() && self.beta >= 0.0, "--beta is {}: it must not be negative", self.beta);
+        ensure!(
+            self.beta.is_finite() && self.beta >= 0.0,
+            "--beta is {}: it must not be negative",
+            self.beta
+        );
         for (flag, value) in [
             ("--steps", self.steps),
             ("--eval-samples", self.eval_samples),
@@ -229,7 +234,9 @@ impl TrainConfig {
     /// When the folder holds none; the error names the file.
     pub fn of_run(run: &Path) -> Result<TrainConfig> {
         let path = run.join("config.json");
-        let text = std::fs::read(&path).with_context(|| format!("{} is no run's folder: cannot read {}", run.display(), path.display()))?;
+        let text = std::fs::read(&path).with_context(|| {
+            format!("{} is no run's folder: cannot read {}", run.display(), path.display())
+        })?;
         serde_json::from_slice(&text).with_context(|| format!("{} is no run's configuration", path.display()))
     }
 
@@ -242,7 +249,9 @@ impl TrainConfig {
         config.model = Model { latent: config.model.latent, kind: config.model.kind, ..saved.model };
         let same = |flag: &str, equal: bool| match equal {
             true => Ok(()),
-            false => Err(anyhow!("{flag} differs from the run that is resumed: leave it out, or start another run")),
+            false => Err(anyhow!(
+                "{flag} differs from the run that is resumed: leave it out, or start another run"
+            )),
         };
         same("--model", config.model.kind == saved.model.kind)?;
         same("--latent", config.model == saved.model)?;
@@ -294,7 +303,8 @@ mod tests {
     #[test]
     fn what_is_said_wins_over_what_stands_below() {
         let flags = TrainOptions { steps: Some(5), ..TrainOptions::default() };
-        let file: TrainOptions = toml::from_str("steps = 7\nbatch-size = 64\nclip-order = \"after\"").unwrap();
+        let file: TrainOptions =
+            toml::from_str("steps = 7\nbatch-size = 64\nclip-order = \"after\"").unwrap();
         let merged = TrainConfig::resolve(&flags.over(&file).unwrap()).unwrap();
         assert_eq!((merged.steps, merged.batch_size), (5, 64));
         assert_eq!(merged.optimiser.clip_order, ClipOrder::After);

@@ -69,8 +69,9 @@ impl Program {
     pub fn save(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let (json, module) = Self::paths(folder, &self.signature.name, self.signature.format);
-        let write =
-            |path: &Path, bytes: &[u8]| fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()));
+        let write = |path: &Path, bytes: &[u8]| {
+            fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+        };
         write(&module, &self.module)?;
         write(&json, &serde_json::to_vec_pretty(&self.signature)?)
     }
@@ -97,12 +98,20 @@ impl Program {
         let Signature { name, inputs, .. } = &self.signature;
         if arguments.len() != inputs.len() {
             let missing = inputs.get(arguments.len()).map(|i| format!(", the first missing is {}", i.name));
-            bail!("{name} takes {} arguments, got {}{}", inputs.len(), arguments.len(), missing.unwrap_or_default());
+            bail!(
+                "{name} takes {} arguments, got {}{}",
+                inputs.len(),
+                arguments.len(),
+                missing.unwrap_or_default()
+            );
         }
         for (input, (shape, owned)) in inputs.iter().zip(arguments) {
             let InputSpec { name: argument, shape: expected, donated } = input;
             ensure!(*shape == expected, "argument {argument} of {name}: expected {expected}, got {shape}");
-            ensure!(*owned || !donated, "argument {argument} of {name} is consumed by the call and must be given away");
+            ensure!(
+                *owned || !donated,
+                "argument {argument} of {name} is consumed by the call and must be given away"
+            );
         }
         Ok(())
     }

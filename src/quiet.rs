@@ -4,7 +4,9 @@
 pub fn init(verbose: bool) {
     let asked = verbose || std::env::var_os("RUST_LOG").is_some();
     let default = if verbose { "info" } else { "warn" };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default)).format_timestamp(None).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
+        .format_timestamp(None)
+        .init();
     if !asked {
         hush();
     }

@@ -70,7 +70,7 @@ fn elementwise_rows(any: (f32, f32), positive: (f32, f32)) -> Vec<Row> {
         row("sub", &[&[2, 1], &[2, 3]], any, |_, x| x[0] - x[1]),
         row("mul", &[&[2, 3], &[]], any, |_, x| x[0] * x[1]),
         row("div", &[&[3], &[2, 3]], positive, |_, x| x[0] / x[1]),
-        row("rem", &[&[3]], any, |g, x| x[0] * s32(g, &[7, 8, 9]).rem(index(g, 4)).convert(DType::F32)),
+        row("rem", &[&[3]], any, |g, x| x[0] * (s32(g, &[7, 8, 9]) % index(g, 4)).convert(DType::F32)),
         row("max", &[&[5], &[5]], any, |_, x| x[0].max(x[1])),
         row("min", &[&[5], &[1]], any, |_, x| x[0].min(x[1])),
         row("and", &[&[5]], any, |_, x| x[0].gt(x[0].like(-1.0)).and(x[0].lt(x[0].like(1.0))).mask(x[0])),
@@ -149,7 +149,8 @@ fn array_rows(any: (f32, f32)) -> Vec<Row> {
         }),
         row("repeat in repeat", &[&[3], &[3]], (-0.9, 0.9), |g, x| {
             let outer = g.repeat(2, &[x[0]], |i, c| {
-                let inner = g.repeat_upto(i + 1.0, 2, &[c[0]], |_, d| (vec![(d[0] * x[1] + c[0]).tanh()], vec![]));
+                let inner =
+                    g.repeat_upto(i + 1.0, 2, &[c[0]], |_, d| (vec![(d[0] * x[1] + c[0]).tanh()], vec![]));
                 (vec![inner[0] + c[0] * x[1]], vec![])
             });
             outer[0]
@@ -212,8 +213,12 @@ fn gradients_agree_with_central_differences() {
         let shifted = |sign: f32| {
             let moved: Vec<Array> = (inputs.iter().zip(&direction))
                 .map(|(x, d)| {
-                    let sum: Vec<f32> =
-                        x.to_vec::<f32>().iter().zip(d.to_vec::<f32>()).map(|(x, d)| x + sign * step * d).collect();
+                    let sum: Vec<f32> = x
+                        .to_vec::<f32>()
+                        .iter()
+                        .zip(d.to_vec::<f32>())
+                        .map(|(x, d)| x + sign * step * d)
+                        .collect();
                     Array::new(x.dims(), &sum)
                 })
                 .collect();

@@ -15,7 +15,8 @@ use vnca::shape::{DType, Shape};
 
 fn golden(name: &str) -> Value {
     let path = format!("{}/tests/goldens/{name}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).expect("the golden file is there")).expect("it is JSON")
+    serde_json::from_str(&std::fs::read_to_string(path).expect("the golden file is there"))
+        .expect("it is JSON")
 }
 
 fn numbers(value: &Value) -> Vec<f64> {
@@ -61,8 +62,16 @@ fn draws_in_a_graph_equal_jax() {
     for ((name, _), got) in outputs.iter().zip(&results) {
         let expected = numbers(&rng[name.as_str()]);
         match got.shape().dtype {
-            DType::U32 => assert_eq!(got.to_vec::<u32>(), expected.iter().map(|v| *v as u32).collect::<Vec<_>>(), "{name}"),
-            DType::S32 => assert_eq!(got.to_vec::<i32>(), expected.iter().map(|v| *v as i32).collect::<Vec<_>>(), "{name}"),
+            DType::U32 => assert_eq!(
+                got.to_vec::<u32>(),
+                expected.iter().map(|v| *v as u32).collect::<Vec<_>>(),
+                "{name}"
+            ),
+            DType::S32 => assert_eq!(
+                got.to_vec::<i32>(),
+                expected.iter().map(|v| *v as i32).collect::<Vec<_>>(),
+                "{name}"
+            ),
             _ if name.starts_with("normal") => {
                 assert_all_close(name, &f64s(&got.to_vec::<f32>()), &expected, 1e-6, 0.0);
             }
@@ -181,15 +190,39 @@ fn forward_passes_and_gradients_equal_jax() {
         let results = evaluate(&finish(&g, &outputs), &inputs);
         let floats = |i: usize| f64s(&results[i].to_vec::<f32>());
         assert_all_close(&format!("{name} mean"), &floats(0)[..8], &numbers(&expected["mean"]), 1e-4, 1e-2);
-        assert_all_close(&format!("{name} logvar"), &floats(1)[..8], &numbers(&expected["logvar"]), 1e-4, 1e-2);
+        assert_all_close(
+            &format!("{name} logvar"),
+            &floats(1)[..8],
+            &numbers(&expected["logvar"]),
+            1e-4,
+            1e-2,
+        );
         let iwae = -floats(3).iter().sum::<f64>() / 2.0;
-        assert_all_close(&format!("{name} iwae"), &[iwae], &[expected["iwae_loss_K8"].as_f64().unwrap()], 1e-4, 0.0);
-        assert_all_close(&format!("{name} loss"), &floats(2), &[expected["loss"].as_f64().unwrap()], 1e-4, 0.0);
-        for ((leaf, row), result) in leaves.iter().zip(expected["grads"].as_array().unwrap()).zip(&results[4..]) {
+        assert_all_close(
+            &format!("{name} iwae"),
+            &[iwae],
+            &[expected["iwae_loss_K8"].as_f64().unwrap()],
+            1e-4,
+            0.0,
+        );
+        assert_all_close(
+            &format!("{name} loss"),
+            &floats(2),
+            &[expected["loss"].as_f64().unwrap()],
+            1e-4,
+            0.0,
+        );
+        for ((leaf, row), result) in
+            leaves.iter().zip(expected["grads"].as_array().unwrap()).zip(&results[4..])
+        {
             let gradient = f64s(&leaf.to_edge(result).to_vec::<f32>());
             let l2 = gradient.iter().map(|v| v * v).sum::<f64>().sqrt();
             let expected_l2 = row["l2"].as_f64().unwrap();
-            assert!(close(l2, expected_l2, 2e-4, 1e-6), "{name} {}: l2 {l2}, expected {expected_l2}", leaf.name);
+            assert!(
+                close(l2, expected_l2, 2e-4, 1e-6),
+                "{name} {}: l2 {l2}, expected {expected_l2}",
+                leaf.name
+            );
             let first = numbers(&row["first"]);
             let size = expected_l2 / (gradient.len() as f64).sqrt();
             assert_all_close(&format!("{name} {}", leaf.name), &gradient[..first.len()], &first, 1e-3, size);

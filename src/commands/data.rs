@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Outcome;
+use super::{Outcome, print};
 use crate::data::download::{self, Options};
 use crate::error::{Exit, WithExit};
 
@@ -46,22 +46,23 @@ pub fn run(args: &Args) -> Outcome {
             let progress = std::io::stderr().is_terminal();
             let options = Options { url: url.as_deref(), progress, patience: PATIENCE };
             for file in download::fetch(name, &folder, &options).exit(Exit::BadInput)? {
-                let from = file.url.map_or_else(|| "was there already".to_string(), |url| format!("from {url}"));
+                let from =
+                    file.url.map_or_else(|| "was there already".to_string(), |url| format!("from {url}"));
                 eprintln!("{}: {from}", file.path.display());
             }
-            println!("{}", folder.display());
+            print(&folder.display().to_string())?;
             Ok(None)
         }
         Action::Verify { folder, json } => {
             let report = download::verify(folder).exit(Exit::BadInput)?;
             if *json {
-                println!("{}", serde_json::to_string(&report)?);
+                print(&serde_json::to_string(&report)?)?;
             } else {
                 for file in &report.files {
                     let images = file.images.map(|n| format!(", {n} images")).unwrap_or_default();
                     let mean = file.mean.map(|m| format!(", mean pixel {m:.4}")).unwrap_or_default();
                     let problem = file.problem.as_ref().map(|p| format!(": {p}")).unwrap_or_default();
-                    println!("{}: {:?}{images}{mean}{problem}", file.file, file.status);
+                    print(&format!("{}: {}{images}{mean}{problem}", file.file, file.status))?;
                 }
             }
             Ok(if report.ok { None } else { Some(Exit::BadInput) })

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::Outcome;
+use super::{Outcome, print};
 use crate::array::Array;
 use crate::error::Exit;
 use crate::ir::Graph;
@@ -35,12 +35,12 @@ pub fn run(args: &Args) -> Outcome {
     let checks = [library(), device(), computing(), memory(), disk()];
     let ok = checks.iter().all(|c| c.ok);
     if args.json {
-        println!("{}", serde_json::json!({"ok": ok, "checks": checks}));
+        print(&serde_json::json!({"ok": ok, "checks": checks}).to_string())?;
     } else {
         for check in &checks {
-            println!("{:4} {:9} {}", if check.ok { "ok" } else { "BAD" }, check.name, check.found);
+            print(&format!("{:4} {:9} {}", if check.ok { "ok" } else { "BAD" }, check.name, check.found))?;
             if let Some(mend) = check.mend {
-                println!("     {:9} mend it with: {mend}", "");
+                print(&format!("     {:9} mend it with: {mend}", ""))?;
             }
         }
     }
@@ -58,9 +58,10 @@ fn check(name: &'static str, result: Result<String>, mend: &'static str) -> Chec
 fn library() -> Check {
     let found = (|| {
         let maps = std::fs::read_to_string("/proc/self/maps")?;
-        let path = maps.lines().filter_map(|l| l.split_whitespace().nth(5)).find(|p| {
-            ["libtensorflow_cc", "libxla_extension"].iter().any(|name| p.contains(name))
-        });
+        let path = maps
+            .lines()
+            .filter_map(|l| l.split_whitespace().nth(5))
+            .find(|p| ["libtensorflow_cc", "libxla_extension"].iter().any(|name| p.contains(name)));
         path.map(str::to_string).ok_or_else(|| anyhow::anyhow!("no XLA library is loaded in this process"))
     })();
     check("library", found, "tools/setup, then cargo build --release")

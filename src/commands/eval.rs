@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::{Outcome, Source, bar};
+use super::{Outcome, Source, bar, print};
 use crate::data::{self, Part};
 use crate::error::{Exit, WithExit};
 use crate::eval::{Bound, Evaluator};
@@ -58,7 +58,8 @@ pub fn run(args: &Args) -> Outcome {
     let began = Instant::now();
     let evaluator = Evaluator::new(&mesh, &weights.model, args.batch_size, args.samples).exit(Exit::Usage)?;
     let progress = bar(limit, "images");
-    let values = evaluator.run(&parameters, &split, Key::new(args.seed), limit, |n| progress.set_position(n as u64))?;
+    let values = evaluator
+        .run(&parameters, &split, Key::new(args.seed), limit, |n| progress.set_position(n as u64))?;
     progress.finish_and_clear();
     let bound = Bound::of(&values).exit(Exit::Usage)?;
     let seconds = began.elapsed().as_secs_f64();
@@ -70,12 +71,12 @@ pub fn run(args: &Args) -> Outcome {
             "samples": args.samples,
             "seconds": seconds,
         });
-        println!("{result}");
+        print(&result.to_string())?;
     } else {
-        println!(
+        print(&format!(
             "log p(x) >= {:.3} ± {:.3} nats ({} images of {}, {} samples, {seconds:.1} s)",
             bound.mean, bound.stderr, bound.images, split.name, args.samples
-        );
+        ))?;
     }
     Ok(None)
 }

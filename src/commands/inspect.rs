@@ -1,8 +1,6 @@
 //! `vnca inspect`.
 
-use anyhow::Result;
-
-use super::{Outcome, Source};
+use super::{Outcome, Source, print};
 use crate::array::Array;
 use crate::model::params::{Leaf, init};
 use crate::random::Key;
@@ -43,7 +41,8 @@ pub fn run(args: &Args) -> Outcome {
     };
     let leaves = model.leaves();
     let rows: Vec<Row<'_>> = leaves.iter().zip(&arrays).map(|(leaf, array)| row(leaf, array)).collect();
-    if args.json { print_json(model.parameter_count(), &rows)? } else { print_table(model.parameter_count(), &rows) }
+    let count = model.parameter_count();
+    print(&if args.json { json(count, &rows) } else { table(count, &rows) })?;
     Ok(None)
 }
 
@@ -58,23 +57,29 @@ fn row<'a>(leaf: &'a Leaf, array: &Array) -> Row<'a> {
     })
 }
 
-fn print_json(parameters: usize, rows: &[Row<'_>]) -> Result<()> {
-    let leaves: Vec<_> = rows
-        .iter()
-        .map(|r| serde_json::json!({"name": r.leaf.name, "shape": r.leaf.shape, "sum": r.sum, "l2": r.l2, "first": r.first}))
-        .collect();
-    println!("{}", serde_json::to_string(&serde_json::json!({"parameters": parameters, "leaves": leaves}))?);
-    Ok(())
+fn json(parameters: usize, rows: &[Row<'_>]) -> String {
+    let leaf = |r: &Row<'_>| {
+        let Row { leaf, sum, l2, first } = r;
+        serde_json::json!({"name": leaf.name, "shape": leaf.shape, "sum": sum, "l2": l2, "first": first})
+    };
+    let leaves: Vec<_> = rows.iter().map(leaf).collect();
+    serde_json::json!({"parameters": parameters, "leaves": leaves}).to_string()
 }
 
-fn print_table(parameters: usize, rows: &[Row<'_>]) {
+fn table(parameters: usize, rows: &[Row<'_>]) -> String {
     let width = rows.iter().map(|r| r.leaf.name.len()).max().unwrap_or(0);
-    println!("{:width$}  {:>20}  {:>9}  {:>12}  {:>12}  first values", "name", "shape", "count", "sum", "l2");
-    for r in rows {
-        let shape = format!("{:?}", r.leaf.shape);
-        let count: usize = r.leaf.shape.iter().product();
-        let first: Vec<String> = r.first.iter().map(|v| format!("{v:.6}")).collect();
-        println!("{:width$}  {shape:>20}  {count:>9}  {:>12.6}  {:>12.6}  {}", r.leaf.name, r.sum, r.l2, first.join(" "));
+    let mut lines = vec![format!(
+        "{:width$}  {:>20}  {:>9}  {:>12}  {:>12}  first values",
+        "name", "shape", "count", "sum", "l2"
+    )];
+    for Row { leaf, sum, l2, first } in rows {
+        let shape = format!("{:?}", leaf.shape);
+        let count: usize = leaf.shape.iter().product();
+        let first: Vec<String> = first.iter().map(|v| format!("{v:.6}")).collect();
+        let first = first.join(" ");
+        lines
+            .push(format!("{:width$}  {shape:>20}  {count:>9}  {sum:>12.6}  {l2:>12.6}  {first}", leaf.name));
     }
-    println!("{parameters} parameters");
+    lines.push(format!("{parameters} parameters"));
+    lines.join("\n")
 }

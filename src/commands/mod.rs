@@ -82,9 +82,23 @@ fn parameters(path: &Path, model: &Model) -> Result<Vec<Array>> {
     let at = || format!("cannot use {}", path.display());
     let mut named = read_npz(path).with_context(at)?;
     named.retain(|(name, _)| {
-        !["meta", "count", "key"].contains(&name.as_str()) && !MOMENT_PREFIXES.iter().any(|p| name.starts_with(p))
+        !["meta", "count", "key"].contains(&name.as_str())
+            && !MOMENT_PREFIXES.iter().any(|p| name.starts_with(p))
     });
     arrange(&model.leaves(), named).with_context(at)
+}
+
+/// Writes a line (or several) of results to stdout. A reader that has gone, as `head` does, is no error.
+///
+/// # Errors
+/// When stdout cannot be written for another reason.
+pub fn print(text: &str) -> Result<()> {
+    use std::io::{ErrorKind, Write};
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
 }
 
 /// A bar with rate and ETA on stderr, where that is a terminal.
@@ -92,9 +106,12 @@ pub fn bar(length: usize, unit: &str) -> ProgressBar {
     let bar = ProgressBar::new(length as u64);
     let template = format!("{{bar:32}} {{pos}}/{{len}} {unit}  {{per_sec}}  ETA {{eta}}  {{msg}}");
     if let Ok(style) = ProgressStyle::with_template(&template) {
-        bar.set_style(style.with_key("per_sec", |state: &indicatif::ProgressState, w: &mut dyn std::fmt::Write| {
-            let _ = write!(w, "{:.2}/s", state.per_sec());
-        }));
+        bar.set_style(style.with_key(
+            "per_sec",
+            |state: &indicatif::ProgressState, w: &mut dyn std::fmt::Write| {
+                let _ = write!(w, "{:.2}/s", state.per_sec());
+            },
+        ));
     }
     bar.enable_steady_tick(Duration::from_millis(250));
     bar

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{Outcome, bar};
+use super::{Outcome, bar, print};
 use crate::config::{TrainConfig, TrainOptions};
 use crate::data::{self, Part};
 use crate::error::{Exit, WithExit};
@@ -44,8 +44,12 @@ pub fn run(args: Args) -> Outcome {
     let train = dataset.split(Part::Train).exit(Exit::BadInput)?.clone();
     let test = dataset.test.clone();
     if config.eval_every.is_some_and(|n| n > 0) && test.is_none() {
-        return Err(anyhow::anyhow!("--eval-every {}: {} has no test images", config.eval_every.unwrap_or(0), config.data))
-            .exit(Exit::Usage);
+        return Err(anyhow::anyhow!(
+            "--eval-every {}: {} has no test images",
+            config.eval_every.unwrap_or(0),
+            config.data
+        ))
+        .exit(Exit::Usage);
     }
     // What can be wrong with the sizes comes before anything is written.
     config.step_spec(train.len()).exit(Exit::Usage)?;
@@ -54,15 +58,24 @@ pub fn run(args: Args) -> Outcome {
         false => None,
     };
     if checkpoint.as_ref().is_some_and(|c| c.meta.step > config.steps) {
-        return Err(anyhow::anyhow!("the run is at step {} already, beyond --steps {}", checkpoint.map_or(0, |c| c.meta.step), config.steps))
-            .exit(Exit::Usage);
+        return Err(anyhow::anyhow!(
+            "the run is at step {} already, beyond --steps {}",
+            checkpoint.map_or(0, |c| c.meta.step),
+            config.steps
+        ))
+        .exit(Exit::Usage);
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     write_config(&folder, &config)?;
     let mut watch = Screen { bar: ProgressBar::hidden(), signal };
     let model = config.model;
     watch.say(&format!("model   {}, Z {}, {} parameters", model.kind, model.latent, model.parameter_count()));
-    watch.say(&format!("data    {}: {} training images, {} test images", config.data, train.len(), test.as_ref().map_or(0, |t| t.len())));
+    watch.say(&format!(
+        "data    {}: {} training images, {} test images",
+        config.data,
+        train.len(),
+        test.as_ref().map_or(0, |t| t.len())
+    ));
     watch.say(&format!("run     {}", folder.display()));
     let mut run = Run::start(config.clone(), &folder, &train, test, checkpoint)?;
     watch.say(&format!("device  {}, {} replica(s)", run.mesh().describe(), config.replicas));
@@ -76,7 +89,11 @@ pub fn run(args: Args) -> Outcome {
     Ok(match (end, watch.signal.load(Ordering::Relaxed)) {
         (End::Done, _) => None,
         (End::Stopped, n) => {
-            let saved = if config.checkpoint_every > 0 { "its state is saved; --resume goes on" } else { "nothing was saved, as --checkpoint-every 0 asks" };
+            let saved = if config.checkpoint_every > 0 {
+                "its state is saved; --resume goes on"
+            } else {
+                "nothing was saved, as --checkpoint-every 0 asks"
+            };
             eprintln!("stopped at step {}: {saved}", run.step());
             Some(if n == SIGTERM as usize { Exit::Terminated } else { Exit::Interrupted })
         }
@@ -99,7 +116,9 @@ fn listen() -> Result<Arc<AtomicUsize>> {
 /// The configuration and the folder of the run that is started or resumed.
 fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf)> {
     if resume {
-        let Some(folder) = &options.out else { bail!("--resume needs --out, the folder of the run to go on with") };
+        let Some(folder) = &options.out else {
+            bail!("--resume needs --out, the folder of the run to go on with")
+        };
         let saved = TrainConfig::of_run(folder).exit(Exit::BadInput)?;
         return Ok((TrainConfig::resumed(&saved, options).exit(Exit::Usage)?, folder.clone()));
     }
@@ -112,8 +131,11 @@ fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf
         }
     };
     if folder.join("config.json").exists() {
-        return Err(anyhow::anyhow!("{} holds a run already: --resume goes on with it, or name another --out", folder.display()))
-            .exit(Exit::Usage);
+        return Err(anyhow::anyhow!(
+            "{} holds a run already: --resume goes on with it, or name another --out",
+            folder.display()
+        ))
+        .exit(Exit::Usage);
     }
     Ok((config, folder))
 }
@@ -133,11 +155,10 @@ fn report(json: &bool, run: &Run, folder: &Path, began: Instant) -> Result<()> {
             "seconds": began.elapsed().as_secs_f64(),
             "ms_per_step": run.seconds_a_step().map(|s| s * 1e3),
         });
-        println!("{summary}");
+        print(&summary.to_string())
     } else {
-        println!("{}", folder.display());
+        print(&folder.display().to_string())
     }
-    Ok(())
 }
 
 struct Screen {

@@ -228,8 +228,9 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// What `verify` found of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Status {
     /// It is the published file, or the same content in another packing.
     Ok,

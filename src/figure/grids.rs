@@ -19,7 +19,10 @@ const BACKGROUND: u8 = 96;
 /// When the values do not make whole images, or the file cannot be written.
 pub fn write(path: &Path, values: &[f32], side: usize, columns: usize) -> Result<()> {
     let count = values.len() / (side * side);
-    ensure!(count > 0 && columns > 0 && values.len() == count * side * side, "no whole images of {side} x {side}");
+    ensure!(
+        count > 0 && columns > 0 && values.len() == count * side * side,
+        "no whole images of {side} x {side}"
+    );
     let rows = count.div_ceil(columns);
     let cell = side * SCALE + GAP;
     let (width, height) = (columns * cell + GAP, rows * cell + GAP);
@@ -38,5 +41,8 @@ pub fn write(path: &Path, values: &[f32], side: usize, columns: usize) -> Result
     encoder.set_color(png::ColorType::Grayscale);
     encoder.set_depth(png::BitDepth::Eight);
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(&pixels).and_then(|()| writer.finish()).with_context(|| format!("cannot write {}", path.display()))
+    writer
+        .write_image_data(&pixels)
+        .and_then(|()| writer.finish())
+        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -13,7 +13,8 @@ use crate::shape::DType;
 #[track_caller]
 pub fn gradient<'g>(loss: Sym<'g>, wrt: &[Sym<'g>]) -> Vec<Sym<'g>> {
     if loss.rank() != 0 || loss.dtype() != DType::F32 {
-        loss.graph().fail(&format!("the gradient of {} was asked for: only an f32 scalar has one", loss.shape()));
+        loss.graph()
+            .fail(&format!("the gradient of {} was asked for: only an f32 scalar has one", loss.shape()));
     }
     pullback(&[(loss, loss.like(1.0))], wrt)
 }
@@ -22,7 +23,11 @@ pub fn gradient<'g>(loss: Sym<'g>, wrt: &[Sym<'g>]) -> Vec<Sym<'g>> {
 #[track_caller]
 pub fn pullback<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>]) -> Vec<Sym<'g>> {
     let cotangents = pullback_with(outputs, wrt);
-    cotangents.into_iter().zip(wrt).map(|(ct, s)| ct.unwrap_or_else(|| s.graph().full(&s.shape(), 0.0))).collect()
+    cotangents
+        .into_iter()
+        .zip(wrt)
+        .map(|(ct, s)| ct.unwrap_or_else(|| s.graph().full(&s.shape(), 0.0)))
+        .collect()
 }
 
 /// [`pullback`] with `None` where nothing arrives.
@@ -56,7 +61,13 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
         let operands: Vec<Sym<'g>> = node.operands.iter().map(|v| graph.sym(*v)).collect();
         let outputs: Vec<Sym<'g>> = (0..node.shapes.len()).map(|i| graph.sym(value(i))).collect();
         let wanted: Vec<bool> = node.operands.iter().map(|v| leads[v.node] || targets.contains(v)).collect();
-        let vjp = Vjp { operands: &operands, outputs: &outputs, cotangents: &cotangents, wanted: &wanted, node: at };
+        let vjp = Vjp {
+            operands: &operands,
+            outputs: &outputs,
+            cotangents: &cotangents,
+            wanted: &wanted,
+            node: at,
+        };
         for (i, ct) in node.op.vjp(&vjp).into_iter().enumerate() {
             let Some(ct) = ct else { continue };
             if ct.shape() != operands[i].shape() {

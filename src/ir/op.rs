@@ -48,10 +48,7 @@ impl<'g> Vjp<'_, 'g> {
     }
 
     /// The cotangent of operand `i`, made only if wanted.
-    pub fn each<const N: usize>(
-        &self,
-        make: [&dyn Fn() -> Sym<'g>; N],
-    ) -> Vec<Option<Sym<'g>>> {
+    pub fn each<const N: usize>(&self, make: [&dyn Fn() -> Sym<'g>; N]) -> Vec<Option<Sym<'g>>> {
         make.iter().zip(self.wanted).map(|(f, wanted)| wanted.then(f)).collect()
     }
 }

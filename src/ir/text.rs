@@ -28,7 +28,13 @@ fn write_block(f: &mut fmt::Formatter<'_>, block: &Block, depth: usize, names: &
             Some(k) => names.get(k).map_or_else(|| k.to_string(), ToString::to_string),
             None => operands.join(", "),
         };
-        write!(f, "{indent}%{at} = {} {}({operands}){}", shapes.join(" "), node.op.name(), node.op.attributes())?;
+        write!(
+            f,
+            "{indent}%{at} = {} {}({operands}){}",
+            shapes.join(" "),
+            node.op.name(),
+            node.op.attributes()
+        )?;
         if let Op::Repeat(repeat) = &node.op {
             writeln!(f, " {{")?;
             write_block(f, &repeat.body, depth + 1, &[])?;

@@ -50,7 +50,9 @@ fn has_phases(window: &Window, kernel: [usize; 2], output: [usize; 2]) -> bool {
     window.stride == [1, 1]
         && window.kernel_dilation == [1, 1]
         && window.image_dilation != [1, 1]
-        && (0..2).all(|d| kernel[d] >= window.image_dilation[d] && output[d] % window.image_dilation[d] == 0)
+        && (0..2).all(|d| {
+            kernel[d] >= window.image_dilation[d] && output[d].is_multiple_of(window.image_dilation[d])
+        })
 }
 
 fn grid(shape: &Shape) -> [usize; 2] {
@@ -183,17 +185,16 @@ impl Lowering<'_> {
             let rows = self.rows_under(&window, kernel, image, image_shape, [h, w])?;
             return Ok(rows.dot_general(&cotangent, &[0], &[0], &[], &[])?.reshape(&dims)?);
         }
-        let padded = self.padded(&window, image, image_shape)?;
-        let mut taps = Vec::new();
-        for i in 0..kernel[0] {
-            for j in 0..kernel[1] {
-                let pixels = pixels_under(&window, &padded, [i, j], [h, w])?;
-                let rows = pixels.reshape(&i64s(&[n * h * w, channels]))?;
-                let tap = rows.dot_general(&cotangent, &[0], &[0], &[], &[])?;
-                taps.push(tap.reshape(&i64s(&[1, channels, out]))?);
-            }
-        }
-        Ok(taps[0].concat_in_dim(&taps[1..], 0)?.reshape(&dims)?)
+        let padding = window.weight_padding(grid(image_shape), kernel, grid(result_shape));
+        let turned = Window {
+            stride: window.kernel_dilation,
+            padding,
+            image_dilation: [1, 1],
+            kernel_dilation: window.stride,
+        };
+        let images = image.transpose(&[3, 1, 2, 0])?;
+        let kernels = result.transpose(&[1, 2, 0, 3])?;
+        Ok(native_conv(&turned, &images, &kernels)?.transpose(&[1, 2, 0, 3])?)
     }
 
     /// The weight gradient with the parts of image and result exchanged, for a result of few channels: its pixels
@@ -231,7 +232,8 @@ impl Lowering<'_> {
         result_shape: &Shape,
     ) -> Result<XlaOp> {
         let [n, channels, out] = [image_shape.dims[0], image_shape.dims[3], result_shape.dims[3]];
-        let by_dim = [0, 1].map(|d| phases(window, d, grid(image_shape)[d], kernel[d], grid(result_shape)[d]));
+        let by_dim =
+            [0, 1].map(|d| phases(window, d, grid(image_shape)[d], kernel[d], grid(result_shape)[d]));
         let zero = self.builder.zero(element_type(result_shape.dtype))?;
         let mut whole: Option<XlaOp> = None;
         for i in &by_dim[0] {
@@ -258,6 +260,6 @@ impl Lowering<'_> {
             }
         }
         let shape = image_shape.with_dims(&[kernel[0], kernel[1], channels, out]);
-        Ok(whole.map_or_else(|| self.zeros(&shape), Ok)?)
+        whole.map_or_else(|| self.zeros(&shape), Ok)
     }
 }

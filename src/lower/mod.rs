@@ -40,7 +40,8 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
     let builder = XlaBuilder::new(&function.name);
     let mut parameters = Vec::new();
     for (i, input) in function.inputs.iter().enumerate() {
-        let op = builder.parameter(i as i64, element_type(input.shape.dtype), &dims(&input.shape), &input.name)?;
+        let op =
+            builder.parameter(i as i64, element_type(input.shape.dtype), &dims(&input.shape), &input.name)?;
         parameters.push(op);
     }
     let lowering = Lowering { builder: &builder, target };
@@ -52,7 +53,8 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
     }
     let computation = builder.build(&builder.tuple(&results)?)?;
     let gathers = has_all_gather(&function.block);
-    let module = if gathers { patch::patched(&computation.proto())? } else { computation.proto() }.to_bytes()?;
+    let module =
+        if gathers { patch::patched(&computation.proto())? } else { computation.proto() }.to_bytes()?;
     let donated = |i: usize| function.outputs.iter().any(|o| o.donor == Some(i));
     let input = |(i, input): (usize, &crate::ir::Input)| InputSpec {
         name: input.name.clone(),
@@ -104,7 +106,10 @@ fn xla_shape(shape: &Shape) -> xla::Shape {
 }
 
 /// A reducing computation of two scalars.
-fn scalar_computation(dtype: DType, f: impl Fn(&XlaOp, &XlaOp) -> xla::Result<XlaOp>) -> Result<XlaComputation> {
+fn scalar_computation(
+    dtype: DType,
+    f: impl Fn(&XlaOp, &XlaOp) -> xla::Result<XlaOp>,
+) -> Result<XlaComputation> {
     let builder = XlaBuilder::new("combine");
     let ty = element_type(dtype);
     let (a, b) = (builder.parameter(0, ty, &[], "a")?, builder.parameter(1, ty, &[], "b")?);
@@ -127,7 +132,8 @@ impl Lowering<'_> {
                 None => {
                     let operands: Vec<&XlaOp> =
                         node.operands.iter().map(|v| &values[v.node][v.output]).collect();
-                    self.node(block, node, &operands).with_context(|| format!("lowering {}", node.op.name()))?
+                    self.node(block, node, &operands)
+                        .with_context(|| format!("lowering {}", node.op.name()))?
                 }
             };
             values.push(lowered);
@@ -177,7 +183,9 @@ impl Lowering<'_> {
         let ty = element_type(shape.dtype);
         let (init, combine) = match op.reduction {
             Reduction::Sum => (self.builder.zero(ty)?, scalar_computation(shape.dtype, |a, b| a.add_(b))?),
-            Reduction::Max => (self.builder.min_value(ty)?, scalar_computation(shape.dtype, |a, b| a.max(b))?),
+            Reduction::Max => {
+                (self.builder.min_value(ty)?, scalar_computation(shape.dtype, |a, b| a.max(b))?)
+            }
         };
         Ok(x.reduce(init, combine, &i64s(&op.axes), false)?)
     }
@@ -361,9 +369,26 @@ fn layout(op: &Layout, x: &[&XlaOp]) -> xla::Result<XlaOp> {
 fn native_conv(window: &Window, image: &XlaOp, kernel: &XlaOp) -> Result<XlaOp> {
     let Window { stride, padding, image_dilation, kernel_dilation } = window;
     let grid = &[1, 2];
-    let [stride, image_dilation, kernel_dilation] = [stride, image_dilation, kernel_dilation].map(|v| i64s(v));
+    let [stride, image_dilation, kernel_dilation] =
+        [stride, image_dilation, kernel_dilation].map(|v| i64s(v));
     Ok(image.conv_general_dilated(
-        kernel, &stride, padding, &image_dilation, &kernel_dilation, 0, 3, grid, 0, 3, grid, 2, 3, &[0, 1], 1, 1, false,
+        kernel,
+        &stride,
+        padding,
+        &image_dilation,
+        &kernel_dilation,
+        0,
+        3,
+        grid,
+        0,
+        3,
+        grid,
+        2,
+        3,
+        &[0, 1],
+        1,
+        1,
+        false,
     )?)
 }
 
@@ -381,7 +406,22 @@ fn native_weight_grad(
     let [stride, image_dilation, kernel_dilation] =
         [&window.kernel_dilation, &window.image_dilation, &window.stride].map(|v| i64s(v));
     Ok(image.conv_general_dilated(
-        result, &stride, &padding, &image_dilation, &kernel_dilation, 3, 0, &[1, 2], 2, 3, &[0, 1], 0, 3, &[1, 2], 1,
-        1, false,
+        result,
+        &stride,
+        &padding,
+        &image_dilation,
+        &kernel_dilation,
+        3,
+        0,
+        &[1, 2],
+        2,
+        3,
+        &[0, 1],
+        0,
+        3,
+        &[1, 2],
+        1,
+        1,
+        false,
     )?)
 }

@@ -132,6 +132,7 @@ pub fn padded<'g>(g: &'g Graph, pixels: Sym<'g>) -> Sym<'g> {
     use crate::ir::ops::layout::Padding;
     use crate::shape::DType;
     let margin = Padding::edges(MARGIN as i64, MARGIN as i64);
-    let images = pixels.convert(DType::F32).pad(g.scalar(DType::F32, 0.0), &[Padding::default(), margin, margin]);
+    let images =
+        pixels.convert(DType::F32).pad(g.scalar(DType::F32, 0.0), &[Padding::default(), margin, margin]);
     images.reshape(&[images.dims().as_slice(), &[1]].concat())
 }

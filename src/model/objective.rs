@@ -68,7 +68,8 @@ pub fn iwelbo<'g>(
     let tile = |x: Sym<'g>| {
         let dims = x.dims();
         let tiled = [&[group], dims.as_slice()].concat();
-        x.broadcast_in_dim(&tiled, &(1..tiled.len()).collect::<Vec<_>>()).reshape(&[&[rows], &dims[1..]].concat())
+        x.broadcast_in_dim(&tiled, &(1..tiled.len()).collect::<Vec<_>>())
+            .reshape(&[&[rows], &dims[1..]].concat())
     };
     let (images, mean, logvar) = (tile(images), tile(mean), tile(logvar));
     let groups = eps.reshape(&[samples / group, rows, latent]);

@@ -118,7 +118,10 @@ impl<'g> Params<'g> {
     /// Declares an input for each leaf, named `prefix` and its name.
     pub fn inputs(g: &'g Graph, leaves: &[Leaf], prefix: &str) -> Vec<Sym<'g>> {
         use crate::shape::Shape;
-        leaves.iter().map(|l| g.input(&format!("{prefix}{}", l.name), &Shape::f32(&l.inner_shape()))).collect()
+        leaves
+            .iter()
+            .map(|l| g.input(&format!("{prefix}{}", l.name), &Shape::f32(&l.inner_shape())))
+            .collect()
     }
 
     /// Weight and bias of a layer.

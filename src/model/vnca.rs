@@ -80,8 +80,7 @@ pub fn logits(grid: Sym<'_>) -> Sym<'_> {
 
 /// One cell that doubles `doublings` times into a grid, with `count` steps after each doubling.
 pub fn doubling_decode<'g>(params: &Params<'g>, z: Sym<'g>, doublings: usize, count: usize) -> Sym<'g> {
-    let grown = (0..doublings).fold(repeated_over_grid(z, 1), |grid, _| {
-        steps(doubling_cell(params), grid.double_grid(), count)
-    });
+    let grown = (0..doublings)
+        .fold(repeated_over_grid(z, 1), |grid, _| steps(doubling_cell(params), grid.double_grid(), count));
     logits(grown)
 }

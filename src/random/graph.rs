@@ -99,7 +99,7 @@ pub fn randint<'g>(keys: Sym<'g>, dims: &[usize], min: i32, max: i32) -> Sym<'g>
     let half = (1u32 << 16) % span;
     let multiplier = half.wrapping_mul(half) % span;
     let [high, low] = split_each(keys);
-    let modulo = |x: Sym<'g>| x.rem(x.like(f64::from(span)));
+    let modulo = |x: Sym<'g>| x % f64::from(span);
     let offset = modulo(bits32(high, dims)) * f64::from(multiplier) + modulo(bits32(low, dims));
     modulo(offset).convert(DType::S32) + f64::from(min)
 }
@@ -116,7 +116,7 @@ pub fn permutation(key: Sym<'_>, n: usize) -> Sym<'_> {
         let [next, sub] = split_each(key);
         key = next;
         let keyed = bits32(sub, &[n]).convert(DType::U64) * high_word + place;
-        let places = keyed.sort().rem(keyed.like(high_word));
+        let places = keyed.sort() % high_word;
         order = order.take(places.convert(DType::S32));
     }
     order
@@ -127,6 +127,7 @@ fn erf_inv(x: Sym<'_>) -> Sym<'_> {
     let w = -(-(x * x)).log1p();
     let central = w.lt(w.like(5.0));
     let w = central.select(w - 2.5, w.sqrt() - 3.0);
-    let coefficient = |i: usize| central.select(w.like(f64::from(ERF_INV_CENTRE[i])), w.like(f64::from(ERF_INV_TAIL[i])));
+    let coefficient =
+        |i: usize| central.select(w.like(f64::from(ERF_INV_CENTRE[i])), w.like(f64::from(ERF_INV_TAIL[i])));
     (1..9).fold(coefficient(0), |p, i| coefficient(i) + p * w) * x
 }

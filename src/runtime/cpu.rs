@@ -77,10 +77,12 @@ impl Loaded for CpuExecutable {
             Some(_) => Ok(()),
             None => Err(anyhow!("an argument lies on another kind of device")),
         };
-        arguments.iter().flatten().try_for_each(|b| own(b))?;
+        arguments.iter().flatten().try_for_each(own)?;
         let by_replica: Vec<Vec<&PjRtBuffer>> = arguments
             .iter()
-            .map(|row| row.iter().filter_map(|b| b.as_any().downcast_ref::<CpuBuffer>()).map(|b| &b.0).collect())
+            .map(|row| {
+                row.iter().filter_map(|b| b.as_any().downcast_ref::<CpuBuffer>()).map(|b| &b.0).collect()
+            })
             .collect();
         let results = self.0.execute_replicated_b(&by_replica)?;
         let boxed = |b: PjRtBuffer| Box::new(CpuBuffer(b)) as Box<dyn Buffer>;

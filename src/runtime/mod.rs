@@ -204,10 +204,17 @@ impl Executable {
         let by_replica: Vec<Vec<&dyn Buffer>> = (0..signature.replicas)
             .map(|r| arguments.iter().map(|a| a.buffers().parts[r].as_ref()).collect())
             .collect();
-        let results = self.loaded.execute(&by_replica).with_context(|| format!("running {}", signature.name))?;
+        let results =
+            self.loaded.execute(&by_replica).with_context(|| format!("running {}", signature.name))?;
         let mut columns: Vec<Vec<Box<dyn Buffer>>> = signature.outputs.iter().map(|_| Vec::new()).collect();
         for row in results {
-            ensure!(row.len() == columns.len(), "{} gave {} results, not {}", signature.name, row.len(), columns.len());
+            ensure!(
+                row.len() == columns.len(),
+                "{} gave {} results, not {}",
+                signature.name,
+                row.len(),
+                columns.len()
+            );
             for (column, buffer) in columns.iter_mut().zip(row) {
                 column.push(buffer);
             }

@@ -58,9 +58,15 @@ impl Checkpoint {
         for (name, array) in &self.arrays {
             let dims = IxDyn(array.dims());
             match array.shape().dtype {
-                DType::F32 => writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<f32>())?)?,
-                DType::U32 => writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<u32>())?)?,
-                DType::S32 => writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<i32>())?)?,
+                DType::F32 => {
+                    writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<f32>())?)?
+                }
+                DType::U32 => {
+                    writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<u32>())?)?
+                }
+                DType::S32 => {
+                    writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<i32>())?)?
+                }
                 DType::U8 => writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<u8>())?)?,
                 other => bail!("array {name} of {other} has no place in a checkpoint"),
             };
@@ -100,7 +106,10 @@ pub fn read_npz(path: &Path) -> Result<Vec<(String, Array)>> {
     for i in 0..zip.len() {
         let mut entry = zip.by_index(i)?;
         let name = entry.name()?.trim_end_matches(".npy").to_string();
-        ensure!(entry.compression() == zip::CompressionMethod::Stored, "{name} is compressed: write it with np.savez");
+        ensure!(
+            entry.compression() == zip::CompressionMethod::Stored,
+            "{name} is compressed: write it with np.savez"
+        );
         ensure!(entry.size() <= length, "{name} claims {} bytes in a file of {length}", entry.size());
         // Reading to the end verifies the entry's checksum.
         let mut bytes = Vec::with_capacity(entry.size() as usize);
@@ -142,7 +151,11 @@ fn read_npy(bytes: &[u8]) -> Result<Array> {
 fn claimed_elements(header: &str) -> Option<usize> {
     let after = header.split_once("'shape': (")?.1;
     let sizes = after.split_once(')')?.0;
-    sizes.split(',').map(str::trim).filter(|s| !s.is_empty()).try_fold(1usize, |n, s| n.checked_mul(s.parse().ok()?))
+    sizes
+        .split(',')
+        .map(str::trim)
+        .filter(|s| !s.is_empty())
+        .try_fold(1usize, |n, s| n.checked_mul(s.parse().ok()?))
 }
 
 /// Gives a finished file its name, for good: also after a loss of power.
@@ -150,9 +163,12 @@ fn claimed_elements(header: &str) -> Option<usize> {
 /// # Errors
 /// When the file system refuses; the error names the file.
 pub fn publish(aside: &Path, path: &Path) -> Result<()> {
-    fs::rename(aside, path).with_context(|| format!("cannot rename {} to {}", aside.display(), path.display()))?;
+    fs::rename(aside, path)
+        .with_context(|| format!("cannot rename {} to {}", aside.display(), path.display()))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|f| f.sync_all()).with_context(|| format!("cannot flush {}", folder.display()))
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .with_context(|| format!("cannot flush {}", folder.display()))
 }
 
 /// The checkpoints of a run: `step-00001000.npz` ... and `best.npz`.
@@ -180,9 +196,12 @@ impl Store {
     /// When the folder cannot be read.
     pub fn steps(&self) -> Result<Vec<usize>> {
         let mut steps = Vec::new();
-        for entry in fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))? {
+        for entry in
+            fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))?
+        {
             let name = entry?.file_name();
-            let step: Option<usize> = name.to_str().and_then(|n| n.strip_prefix("step-")?.strip_suffix(".npz")?.parse().ok());
+            let step: Option<usize> =
+                name.to_str().and_then(|n| n.strip_prefix("step-")?.strip_suffix(".npz")?.parse().ok());
             steps.extend(step);
         }
         steps.sort_unstable();
@@ -200,7 +219,9 @@ impl Store {
             let aside = self.folder.join("best.npz.part");
             let _ = fs::remove_file(&aside);
             // A second name costs no space; a file system without links gets a copy.
-            fs::hard_link(&path, &aside).or_else(|_| fs::copy(&path, &aside).map(|_| ())).context("cannot keep the best checkpoint")?;
+            fs::hard_link(&path, &aside)
+                .or_else(|_| fs::copy(&path, &aside).map(|_| ()))
+                .context("cannot keep the best checkpoint")?;
             publish(&aside, &self.folder.join("best.npz"))?;
         }
         let steps = self.steps()?;

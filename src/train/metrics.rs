@@ -47,7 +47,8 @@ impl Metrics {
     /// # Errors
     /// When a file cannot be written.
     pub fn write(&mut self, line: &Line) -> Result<()> {
-        serde_json::to_writer(&mut self.lines, line).with_context(|| format!("cannot write {}", self.path.display()))?;
+        serde_json::to_writer(&mut self.lines, line)
+            .with_context(|| format!("cannot write {}", self.path.display()))?;
         self.lines.write_all(b"\n").with_context(|| format!("cannot write {}", self.path.display()))?;
         self.events.scalar(line.step, "train/loss", line.loss)?;
         self.events.scalar(line.step, "train/grad_norm", line.grad_norm)?;
@@ -82,7 +83,8 @@ fn length_up_to(path: &Path, step: usize) -> Result<u64> {
         ensure!(step == 0, "{} is missing, and the checkpoint is of step {step}", path.display());
         return Ok(0);
     }
-    let mut reader = BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?);
+    let mut reader =
+        BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?);
     let (mut length, mut text) = (0, String::new());
     for expected in 1..=step {
         text.clear();

@@ -278,7 +278,8 @@ impl Run {
             Ok("the state before it is saved")
         })();
         let step = self.step + 1;
-        let saved = saved.map_or_else(|e| format!("and saving the state before it failed: {e:#}"), str::to_string);
+        let saved =
+            saved.map_or_else(|e| format!("and saving the state before it failed: {e:#}"), str::to_string);
         let error = anyhow!(
             "step {step}: loss {}, gradient norm {}: not finite, so training stopped before the update; {saved}. Try a \
              lower --learning-rate or --clip-norm",
@@ -296,7 +297,8 @@ impl Run {
         if self.evaluator.is_none() {
             let replicas = self.mesh.replicas();
             let batch = 32usize.next_multiple_of(replicas);
-            self.evaluator = Some(Evaluator::new(&self.mesh, &self.config.model, batch, self.config.eval_samples)?);
+            self.evaluator =
+                Some(Evaluator::new(&self.mesh, &self.config.model, batch, self.config.eval_samples)?);
             let key = Key::new(self.config.seed_logging);
             self.pictures = Some(Pictures::new(&self.mesh, &self.config.model, test, key)?);
         }
@@ -375,7 +377,12 @@ fn restored(
         at.map(|at| arrays.swap_remove(at).1).ok_or_else(|| anyhow!("the checkpoint has no {name}"))
     };
     let (count, keys) = (take("count")?, take("key")?);
-    ensure!(keys.dims() == [spec.replicas, 2], "the checkpoint has keys of {:?}, not for {} replicas", keys.dims(), spec.replicas);
+    ensure!(
+        keys.dims() == [spec.replicas, 2],
+        "the checkpoint has keys of {:?}, not for {} replicas",
+        keys.dims(),
+        spec.replicas
+    );
     let mut state = Vec::new();
     for prefix in ["", MOMENT_PREFIXES[0], MOMENT_PREFIXES[1]] {
         let mut part = Vec::new();

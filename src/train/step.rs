@@ -45,7 +45,10 @@ impl StepSpec {
     pub fn check(&self) -> Result<()> {
         let StepSpec { replicas, batch, chunk, images, .. } = *self;
         ensure!(replicas > 0, "--replicas is 0: at least one is needed");
-        ensure!(batch > 0 && batch.is_multiple_of(replicas), "--batch-size {batch} is not divided evenly by --replicas {replicas}");
+        ensure!(
+            batch > 0 && batch.is_multiple_of(replicas),
+            "--batch-size {batch} is not divided evenly by --replicas {replicas}"
+        );
         ensure!(chunk > 0, "--chunk is 0: a device call makes at least one step");
         ensure!(images >= batch, "--batch-size {batch} is more than the {images} images of the training set");
         Ok(())
@@ -62,7 +65,11 @@ impl StepSpec {
                 shape: Shape::f32(&leaf.inner_shape()),
             }));
         }
-        let scalars = [("count", Shape::s32(&[])), ("key", Shape::u32(&[2])), ("healthy", Shape::new(DType::Pred, &[]))];
+        let scalars = [
+            ("count", Shape::s32(&[])),
+            ("key", Shape::u32(&[2])),
+            ("healthy", Shape::new(DType::Pred, &[])),
+        ];
         entries.extend(scalars.map(|(name, shape)| StateEntry { name: name.into(), shape }));
         entries
     }
@@ -90,12 +97,18 @@ impl StepSpec {
         });
         let names = entries.iter().map(|e| e.name.clone()).chain(["loss".into(), "grad_norm".into()]);
         let outputs: Vec<(String, Sym<'_>)> = names.zip(results).collect();
-        let donors: Vec<(String, String)> = entries.iter().map(|e| (e.name.clone(), e.name.clone())).collect();
+        let donors: Vec<(String, String)> =
+            entries.iter().map(|e| (e.name.clone(), e.name.clone())).collect();
         g.finish(&outputs, &donors)
     }
 
     /// One gradient step: the next state, the loss and the gradient's norm.
-    fn step<'g>(&self, leaves: &[Leaf], state: &[Sym<'g>], images: Sym<'g>) -> (Vec<Sym<'g>>, Sym<'g>, Sym<'g>) {
+    fn step<'g>(
+        &self,
+        leaves: &[Leaf],
+        state: &[Sym<'g>],
+        images: Sym<'g>,
+    ) -> (Vec<Sym<'g>>, Sym<'g>, Sym<'g>) {
         let n = leaves.len();
         let (values, first, second) = (&state[..n], &state[n..2 * n], &state[2 * n..3 * n]);
         let [count, key, healthy] = [state[3 * n], state[3 * n + 1], state[3 * n + 2]];
@@ -112,7 +125,8 @@ impl StepSpec {
         next.extend(moments.first);
         next.extend(moments.second);
         next.extend([moments.count, next_key]);
-        let mut kept: Vec<Sym<'g>> = next.iter().zip(state).map(|(new, old)| healthy.select(*new, *old)).collect();
+        let mut kept: Vec<Sym<'g>> =
+            next.iter().zip(state).map(|(new, old)| healthy.select(*new, *old)).collect();
         kept.push(healthy);
         (kept, loss, norm)
     }

@@ -14,3 +14,10 @@ absl::StatusOr<const PJRT_Api *> LoadPjrtPlugin(absl::string_view, absl::string_
 absl::StatusOr<bool> IsPjrtPluginInitialized(absl::string_view) { return Unavailable(); }
 absl::Status InitializePjrtPlugin(absl::string_view) { return Unavailable(); }
 }  // namespace pjrt
+
+// The library asks this while it is loaded, before any of our code runs and whatever the log level is, and announces on
+// stderr that TensorFlow's own operations use oneDNN. None of them is used here (XLA's calls of oneDNN do not ask), so
+// the program's answer takes the place of the library's, which is the one that speaks.
+namespace tensorflow {
+bool IsMKLEnabled() { return false; }
+}  // namespace tensorflow

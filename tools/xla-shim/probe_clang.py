@@ -1,6 +1,7 @@
-"""Whether the libclang in a folder can do what bindgen asks of it: probe_clang.py FOLDER
+"""Whether the libclang in a folder can do what bindgen asks of it: probe_clang.py FOLDER HEADERS
 
-It has to load, to be recent enough, and to find the headers that belong to the compiler, which some packages leave out.
+It has to load, to be recent enough, and to find the C library's headers. HEADERS is a folder with those that belong to
+the compiler, as bindgen gets it.
 """
 
 import ctypes
@@ -9,7 +10,7 @@ import os
 import re
 import sys
 
-folder = sys.argv[1]
+folder, headers = sys.argv[1:]
 names = [name for pattern in ("libclang.so", "libclang-*.so", "libclang.so.*", "libclang-*.so.*")
          for name in glob.glob(os.path.join(glob.escape(folder), pattern)) if "clang-cpp" not in name]
 if not names:
@@ -43,9 +44,11 @@ if not major or int(major[1]) < 9:
 source = b"#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\nbool a; size_t b; int64_t c;\n"
 clang.clang_createIndex.restype = ctypes.c_void_p
 clang.clang_parseTranslationUnit.restype = ctypes.c_void_p
-clang.clang_parseTranslationUnit.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int,
+clang.clang_parseTranslationUnit.argtypes = [ctypes.c_void_p, ctypes.c_char_p,
+                                             ctypes.POINTER(ctypes.c_char_p), ctypes.c_int,
                                              ctypes.POINTER(Unsaved), ctypes.c_uint, ctypes.c_uint]
-unit = clang.clang_parseTranslationUnit(clang.clang_createIndex(0, 0), b"probe.h", None, 0,
+arguments = (ctypes.c_char_p * 2)(b"-isystem", os.fsencode(headers))
+unit = clang.clang_parseTranslationUnit(clang.clang_createIndex(0, 0), b"probe.h", arguments, 2,
                                         Unsaved(b"probe.h", source, len(source)), 1, 0)
 if not unit:
     sys.exit(f"{names[0]} cannot parse")

@@ -67,10 +67,12 @@ impl Repeat {
         let first = self.first_carry();
         let captures_from = first + self.carries;
         let saved = graph.save_carries(at.node, self.options);
-        let trips = if self.dynamic { at.operands[0] } else { graph.scalar(DType::S32, self.max_trips as f64) };
+        let trips =
+            if self.dynamic { at.operands[0] } else { graph.scalar(DType::S32, self.max_trips as f64) };
 
         // Which carries and captures have cotangents: the floating-point ones.
-        let floats: Vec<usize> = (0..self.carries).filter(|&i| at.operands[first + i].dtype().is_float()).collect();
+        let floats: Vec<usize> =
+            (0..self.carries).filter(|&i| at.operands[first + i].dtype().is_float()).collect();
         let wanted: Vec<usize> = (captures_from..at.operands.len())
             .filter(|&i| at.wanted[i] && at.operands[i].dtype().is_float())
             .collect();
@@ -102,11 +104,12 @@ impl Repeat {
             let mut wrt: Vec<Sym<'g>> = floats.iter().map(|&i| carries[i]).collect();
             wrt.extend(wanted.iter().map(|&i| captures[i - captures_from]));
             let pulled = pullback_with(&arrived, &wrt);
-            let next = pulled.into_iter().zip(&wrt).enumerate().map(|(k, (ct, s))| match (k < floats.len(), ct) {
-                (true, ct) => ct.unwrap_or_else(|| zeros(*s)),
-                (false, Some(ct)) => cts[k] + ct,
-                (false, None) => cts[k],
-            });
+            let next =
+                pulled.into_iter().zip(&wrt).enumerate().map(|(k, (ct, s))| match (k < floats.len(), ct) {
+                    (true, ct) => ct.unwrap_or_else(|| zeros(*s)),
+                    (false, Some(ct)) => cts[k] + ct,
+                    (false, None) => cts[k],
+                });
             (next.collect(), vec![])
         };
         let results = if self.dynamic {

@@ -64,7 +64,12 @@ impl Window {
 
     /// The padding under which the result, spread by the stride, slides over the image just often enough to give
     /// the kernel's size: the weight gradient as a native convolution.
-    pub fn weight_padding(&self, image: [usize; 2], kernel: [usize; 2], output: [usize; 2]) -> [(i64, i64); 2] {
+    pub fn weight_padding(
+        &self,
+        image: [usize; 2],
+        kernel: [usize; 2],
+        output: [usize; 2],
+    ) -> [(i64, i64); 2] {
         [0, 1].map(|d| {
             let spread = (output[d] as i64 - 1) * self.stride[d] as i64 + 1;
             let low = self.padding[d].0;
@@ -141,10 +146,9 @@ impl Conv {
     pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let (x, y, ct) = (at.operands[0], at.operands[1], at.ct());
         match self {
-            Conv::Forward(window) => at.each([
-                &|| image_grad(*window, x, y, ct),
-                &|| x.conv_weight_grad(ct, *window, grid(&y.dims(), 0)),
-            ]),
+            Conv::Forward(window) => at.each([&|| image_grad(*window, x, y, ct), &|| {
+                x.conv_weight_grad(ct, *window, grid(&y.dims(), 0))
+            }]),
             Conv::WeightGrad { window, .. } => {
                 at.each([&|| image_grad(*window, x, ct, y), &|| x.conv(ct, *window)])
             }

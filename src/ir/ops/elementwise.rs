@@ -4,7 +4,7 @@
 //! dimension, and a size of 1 or a missing dimension repeats. The broadcast is a node of its own, so that the
 //! cotangent's sum back over the repeated dimensions stands in one place, at broadcast's VJP.
 
-use std::ops::{Add, Div, Mul, Neg, Sub};
+use std::ops::{Add, Div, Mul, Neg, Rem, Sub};
 
 use crate::ir::graph::Sym;
 use crate::ir::op::{Op, Vjp};
@@ -185,7 +185,6 @@ impl<'g> Sym<'g> {
     }
 
     binary! {
-        rem => E::Rem;
         max => E::Max;
         min => E::Min;
         and => E::And;
@@ -202,7 +201,12 @@ impl<'g> Sym<'g> {
     #[track_caller]
     fn binary(self, op: Elementwise, rhs: Sym<'g>) -> Sym<'g> {
         let Some(dims) = common_dims(&self.dims(), &rhs.dims()) else {
-            self.graph.fail(&format!("{}({}, {}): sizes do not broadcast", op.name(), self.shape(), rhs.shape()));
+            self.graph.fail(&format!(
+                "{}({}, {}): sizes do not broadcast",
+                op.name(),
+                self.shape(),
+                rhs.shape()
+            ));
             return self;
         };
         self.graph.push(op.into(), &[self.broadcast_to(&dims), rhs.broadcast_to(&dims)])
@@ -221,7 +225,12 @@ impl<'g> Sym<'g> {
     pub fn select(self, on_true: Sym<'g>, on_false: Sym<'g>) -> Sym<'g> {
         let dims = common_dims(&on_true.dims(), &on_false.dims()).and_then(|d| common_dims(&self.dims(), &d));
         let Some(dims) = dims else {
-            self.graph.fail(&format!("select({}, {}, {}): sizes do not broadcast", self.shape(), on_true.shape(), on_false.shape()));
+            self.graph.fail(&format!(
+                "select({}, {}, {}): sizes do not broadcast",
+                self.shape(),
+                on_true.shape(),
+                on_false.shape()
+            ));
             return on_true;
         };
         let operands = [self, on_true, on_false].map(|s| s.broadcast_to(&dims));
@@ -289,6 +298,7 @@ operator! {
     Sub sub E::Sub;
     Mul mul E::Mul;
     Div div E::Div;
+    Rem rem E::Rem;
 }
 
 impl<'g> Neg for Sym<'g> {

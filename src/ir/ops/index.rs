@@ -53,7 +53,11 @@ impl Index {
         match self {
             Index::DynamicSlice { sizes } => {
                 starts(1)?;
-                if fits(sizes) { Ok(x.with_dims(sizes)) } else { Err(format!("has no part of sizes {sizes:?}")) }
+                if fits(sizes) {
+                    Ok(x.with_dims(sizes))
+                } else {
+                    Err(format!("has no part of sizes {sizes:?}"))
+                }
             }
             Index::DynamicUpdateSlice => {
                 starts(2)?;

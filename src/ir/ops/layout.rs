@@ -22,15 +22,32 @@ impl Padding {
 #[strum(serialize_all = "snake_case")]
 pub enum Layout {
     /// Dimension `axes[i]` of the result is dimension `i` of the operand; the others repeat it.
-    Broadcast { dims: Vec<usize>, axes: Vec<usize> },
-    Reshape { dims: Vec<usize> },
+    Broadcast {
+        dims: Vec<usize>,
+        axes: Vec<usize>,
+    },
+    Reshape {
+        dims: Vec<usize>,
+    },
     /// Dimension `i` of the result is dimension `axes[i]` of the operand.
-    Transpose { axes: Vec<usize> },
-    Slice { start: Vec<usize>, limit: Vec<usize>, stride: Vec<usize> },
+    Transpose {
+        axes: Vec<usize>,
+    },
+    Slice {
+        start: Vec<usize>,
+        limit: Vec<usize>,
+        stride: Vec<usize>,
+    },
     /// Operands: the array and the scalar that fills.
-    Pad { padding: Vec<Padding> },
-    Concat { axis: usize },
-    Reverse { axes: Vec<usize> },
+    Pad {
+        padding: Vec<Padding>,
+    },
+    Concat {
+        axis: usize,
+    },
+    Reverse {
+        axes: Vec<usize>,
+    },
 }
 
 impl From<Layout> for Op {
@@ -89,8 +106,7 @@ impl Layout {
                 if !fits {
                     return Err(format!("has no part from {start:?} to {limit:?} by {stride:?}"));
                 }
-                let dims: Vec<usize> =
-                    (0..rank).map(|i| (limit[i] - start[i]).div_ceil(stride[i])).collect();
+                let dims: Vec<usize> = (0..rank).map(|i| (limit[i] - start[i]).div_ceil(stride[i])).collect();
                 Ok(x.with_dims(&dims))
             }
             Layout::Pad { padding } => {

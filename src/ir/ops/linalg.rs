@@ -41,9 +41,7 @@ impl Dot {
         }
         let pairs = |a: &[usize], b: &[usize]| {
             a.len() == b.len()
-                && a.iter().zip(b).all(|(&i, &j)| {
-                    x.dims.get(i).is_some_and(|m| w.dims.get(j) == Some(m))
-                })
+                && a.iter().zip(b).all(|(&i, &j)| x.dims.get(i).is_some_and(|m| w.dims.get(j) == Some(m)))
         };
         if !pairs(&self.lhs_contract, &self.rhs_contract) || !pairs(&self.lhs_batch, &self.rhs_batch) {
             return Err(format!("sizes do not match:{}", self.attributes()));

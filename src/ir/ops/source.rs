@@ -10,7 +10,10 @@ pub enum Source {
     /// A block's parameter; the block says which.
     Parameter,
     Constant(Array),
-    Iota { shape: Shape, axis: usize },
+    Iota {
+        shape: Shape,
+        axis: usize,
+    },
 }
 
 impl From<Source> for Op {

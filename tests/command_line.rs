@@ -1,0 +1,99 @@
+//! The command line's contract: where options come from, what a mistake gets, what scripts read.
+
+#[path = "common/cli.rs"]
+mod cli;
+
+use serde_json::Value;
+
+#[test]
+fn flags_win_over_the_environment_which_wins_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = "latent = 4\nbatch-size = 4\nsteps = 9\nchunk = 3\neval-every = 0\n";
+    std::fs::write(folder.path().join("run.toml"), config).unwrap();
+    let arguments = ["train", "--config", "run.toml", "--out", "run", "--steps", "1"];
+    let output =
+        cli::vnca(folder.path(), &arguments).env("VNCA_CHUNK", "2").env("VNCA_STEPS", "7").output().unwrap();
+    assert!(output.status.success(), "{}", cli::text(&output.stderr));
+    let resolved = std::fs::read(folder.path().join("run/config.json")).unwrap();
+    let resolved: Value = serde_json::from_slice(&resolved).unwrap();
+    assert_eq!((resolved["steps"].as_u64(), resolved["chunk"].as_u64()), (Some(1), Some(2)));
+    assert_eq!((resolved["batch_size"].as_u64(), resolved["data"].as_str()), (Some(4), Some("glyphs")));
+}
+
+#[test]
+fn mistakes_name_what_is_wrong_and_have_their_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("bad.toml"), "stepz = 3\n").unwrap();
+    std::fs::write(folder.path().join("weights.npz"), b"PK\x03\x04 no zip").unwrap();
+    std::fs::write(folder.path().join("empty.npy"), b"").unwrap();
+    let cases: [(&[&str], i32, &str); 14] = [
+        (&["train", "--config", "bad.toml"], 2, "stepz"),
+        (&["train", "--config", "none.toml"], 2, "none.toml"),
+        (&["train", "--stepz", "3"], 2, "--steps"),
+        (&["train", "--model", "other"], 2, "other"),
+        (&["train", "--latent", "0"], 2, "--latent"),
+        (&["train", "--batch-size", "9", "--replicas", "2"], 2, "--batch-size"),
+        (&["train", "--batch-size", "1000000"], 2, "--batch-size"),
+        (&["train", "--learning-rate", "-1"], 2, "--learning-rate"),
+        (&["train", "--data", "nothing-here"], 3, "nothing-here"),
+        (&["train", "--data", "empty.npy"], 3, "empty.npy"),
+        (&["train", "--device", "abacus"], 2, "abacus"),
+        (&["train", "--resume", "--out", "no-run"], 3, "no-run"),
+        (&["eval", "--weights", "weights.npz", "--model", "baseline"], 3, "weights.npz"),
+        (&["inspect", "--run", "no-run"], 3, "no-run"),
+    ];
+    for (arguments, code, word) in cases {
+        let error = cli::fail(folder.path(), arguments, code);
+        assert!(error.contains(word), "vnca {arguments:?} does not name {word}: {error}");
+    }
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "mistakes left something behind: {left:?}");
+}
+
+#[test]
+fn weights_of_another_model_are_listed_by_name_with_both_shapes() {
+    let folder = tempfile::tempdir().unwrap();
+    let train =
+        ["train", "--latent", "4", "--out", "run", "--batch-size", "4", "--steps", "1", "--eval-every", "0"];
+    cli::succeed(folder.path(), &train);
+    let weights = "run/checkpoints/step-00000001.npz";
+    let error = cli::fail(
+        folder.path(),
+        &["inspect", "--weights", weights, "--model", "doubling", "--latent", "8"],
+        3,
+    );
+    for word in [
+        "missing cell.conv0.weight",
+        "not of this model: decoder.linear.weight",
+        "encoder.linear.bias",
+        "[16]",
+    ] {
+        assert!(error.contains(word), "{word} is not in: {error}");
+    }
+    let chosen = cli::succeed(
+        folder.path(),
+        &["inspect", "--weights", weights, "--model", "baseline", "--latent", "4", "--json"],
+    );
+    let run = cli::succeed(folder.path(), &["inspect", "--run", "run", "--json"]);
+    assert_eq!(chosen, run);
+}
+
+#[test]
+fn inspect_lists_the_initial_values_of_a_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = cli::succeed(folder.path(), &["inspect", "--model", "nondoubling", "--seed", "0", "--json"]);
+    let listing: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(listing["parameters"], 5_042_432);
+    assert_eq!(listing["leaves"][0]["name"], "encoder.conv0.weight");
+    assert_eq!(listing["leaves"][0]["first"][0].as_f64().map(|v| v as f32), Some(-0.171_301_71));
+}
+
+#[test]
+fn the_doctor_finds_this_machine_healthy_and_nothing_of_xlas_log_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = cli::run(folder.path(), &["doctor", "--json"]);
+    assert!(output.status.success(), "{}", cli::text(&output.stdout));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["ok"], true);
+    assert_eq!(cli::text(&output.stderr), "");
+}

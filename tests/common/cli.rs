@@ -1,0 +1,72 @@
+//! Running the built binary as a user does.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use vnca::random::Key;
+
+pub fn vnca(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vnca"));
+    command.current_dir(folder).args(arguments);
+    // What a developer has set must not change a test.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VNCA_") || name == "RUST_LOG") {
+        command.env_remove(name);
+    }
+    command
+}
+
+pub fn run(folder: &Path, arguments: &[&str]) -> Output {
+    vnca(folder, arguments).output().expect("the binary starts")
+}
+
+/// Runs and expects success; gives stdout.
+pub fn succeed(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(folder, arguments);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "vnca {arguments:?}: {:?}\n{err}", output.status);
+    out
+}
+
+/// Runs and expects an exit code; gives stderr.
+pub fn fail(folder: &Path, arguments: &[&str], code: i32) -> String {
+    let output = run(folder, arguments);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "vnca {arguments:?}: {err}");
+    assert!(!err.contains("panicked"), "vnca {arguments:?} panicked: {err}");
+    err
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Writes `n` images of independent pixels as a .npy file of the given sizes.
+pub fn write_npy(path: &Path, key: Key, n: usize, shape: &str) {
+    let pixels: Vec<u8> = key.bernoulli(n * 784, |_| 0.13).into_iter().map(u8::from).collect();
+    let mut header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}");
+    while (header.len() + 11) % 64 != 0 {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(pixels);
+    std::fs::write(path, bytes).expect("the file can be written");
+}
+
+/// A folder with a small training and test set.
+pub fn data_folder(root: &Path) -> PathBuf {
+    let folder = root.join("images");
+    std::fs::create_dir_all(&folder).expect("a folder can be made");
+    write_npy(&folder.join("train.npy"), Key::new(900), 64, "(64, 28, 28)");
+    write_npy(&folder.join("test.npy"), Key::new(901), 21, "(21, 784)");
+    folder
+}
+
+/// Lines of a run's metrics.
+pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("the run has metrics");
+    text.lines().map(|l| serde_json::from_str(l).expect("a line is JSON")).collect()
+}

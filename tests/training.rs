@@ -1,0 +1,160 @@
+//! `vnca train` makes JAX's training steps, whatever the form of the data, and stops rather than spoil its state.
+
+#[path = "common/cli.rs"]
+mod cli;
+
+use std::path::Path;
+
+use serde_json::Value;
+use vnca::random::Key;
+
+fn golden(entry: &str) -> Value {
+    let path = format!("{}/tests/goldens/train.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).expect("the golden file is there");
+    serde_json::from_str::<Value>(&text).expect("it is JSON")[entry].take()
+}
+
+fn assert_run_equals(run: &Path, golden: &Value) {
+    let losses: Vec<f64> = cli::metrics(run).iter().map(|l| l["loss"].as_f64().expect("a loss")).collect();
+    let expected: Vec<f64> =
+        golden["loss"].as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
+    assert_eq!(losses.len(), expected.len());
+    for (step, (got, expected)) in losses.iter().zip(&expected).enumerate() {
+        assert!(
+            (got - expected).abs() <= 1e-4 * expected,
+            "step {}: loss {got}, expected {expected}",
+            step + 1
+        );
+    }
+    let listing = cli::succeed(run, &["inspect", "--run", ".", "--json"]);
+    let listing: Value = serde_json::from_str(&listing).expect("inspect prints JSON");
+    let leaves = listing["leaves"].as_array().expect("a list");
+    for (leaf, expected) in leaves.iter().zip(golden["final"].as_array().expect("a list")) {
+        assert_eq!(leaf["shape"], expected["shape"], "{}", leaf["name"]);
+        let (l2, expected_l2) = (leaf["l2"].as_f64().unwrap(), expected["l2"].as_f64().unwrap());
+        assert!(
+            (l2 - expected_l2).abs() <= 1e-5 * expected_l2,
+            "{}: l2 {l2}, expected {expected_l2}",
+            leaf["name"]
+        );
+        for (got, expected) in
+            leaf["first"].as_array().unwrap().iter().zip(expected["first"].as_array().unwrap())
+        {
+            let (got, expected) = (got.as_f64().unwrap(), expected.as_f64().unwrap());
+            assert!((got - expected).abs() <= 2e-6, "{}: {got}, expected {expected}", leaf["name"]);
+        }
+    }
+}
+
+#[test]
+fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
+    let folder = tempfile::tempdir().unwrap();
+    cli::write_npy(&folder.path().join("x.npy"), Key::new(900), 256, "(256, 1, 28, 28)");
+    cli::write_npy(&folder.path().join("flat.npy"), Key::new(900), 256, "(256, 784)");
+    for (data, order, norm, entry) in [
+        ("x.npy", "after", "0.05", "baseline.adam_then_clip"),
+        ("flat.npy", "before", "50", "baseline.clip_then_adam"),
+    ] {
+        let arguments = [
+            "train",
+            "--model",
+            "baseline",
+            "--latent",
+            "16",
+            "--data",
+            data,
+            "--out",
+            order,
+            "--replicas",
+            "2",
+            "--batch-size",
+            "16",
+            "--chunk",
+            "16",
+            "--steps",
+            "16",
+            "--clip-order",
+            order,
+            "--clip-norm",
+            norm,
+        ];
+        let out = cli::succeed(folder.path(), &arguments);
+        assert_eq!(out.trim(), order);
+        assert_run_equals(&folder.path().join(order), &golden(entry));
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_before_the_update() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    let arguments = [
+        "train",
+        "--latent",
+        "8",
+        "--data",
+        data.to_str().unwrap(),
+        "--out",
+        "run",
+        "--batch-size",
+        "8",
+        "--steps",
+        "40",
+        "--learning-rate",
+        "3",
+        "--eval-every",
+        "0",
+        "--checkpoint-every",
+        "1000",
+    ];
+    let error = cli::fail(folder.path(), &arguments, 5);
+    let lines = cli::metrics(&folder.path().join("run"));
+    let failed = lines.len() + 1;
+    assert!(error.contains(&format!("step {failed}:")) && error.contains("--learning-rate"), "{error}");
+    assert!(lines.iter().all(|l| l["loss"].is_number() && l["grad_norm"].is_number()));
+    // The saved state is the one before that step, and finite.
+    let name = format!("run/checkpoints/step-{:08}.npz", failed - 1);
+    let listing = cli::succeed(
+        folder.path(),
+        &["inspect", "--weights", &name, "--model", "baseline", "--latent", "8", "--json"],
+    );
+    let listing: Value = serde_json::from_str(&listing).unwrap();
+    assert!(
+        listing["leaves"].as_array().unwrap().iter().all(|l| l["l2"].as_f64().is_some_and(f64::is_finite))
+    );
+}
+
+#[test]
+fn pictures_and_events_are_written_when_an_evaluation_is_due() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    let arguments = [
+        "train",
+        "--latent",
+        "8",
+        "--data",
+        data.to_str().unwrap(),
+        "--out",
+        "run",
+        "--batch-size",
+        "8",
+        "--steps",
+        "4",
+        "--eval-every",
+        "2",
+        "--eval-samples",
+        "2",
+    ];
+    cli::succeed(folder.path(), &arguments);
+    let run = folder.path().join("run");
+    let due: Vec<bool> = cli::metrics(&run).iter().map(|l| l["test_iwelbo"].is_number()).collect();
+    assert_eq!(due, [false, true, false, true]);
+    for name in ["samples-00000002.png", "reconstructions-00000004.png"] {
+        let bytes = std::fs::read(run.join("pictures").join(name)).expect("the picture is there");
+        assert_eq!(bytes[..8], *b"\x89PNG\r\n\x1a\n", "{name}");
+    }
+    assert!(run.join("checkpoints/best.npz").exists());
+    let events = std::fs::read_dir(run.join("tensorboard")).unwrap().next().unwrap().unwrap();
+    let bytes = std::fs::read(events.path()).unwrap();
+    assert!(bytes.windows(12).any(|w| w == b"test/iwelbo\x15"));
+}
