@@ -33,6 +33,31 @@ fn time(name: &str, macs: f64, dims: &[&[usize]], f: impl for<'g> Fn(&[Sym<'g>])
 }
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some("parts") {
+        for (i, o) in [(256usize, 512usize), (128, 256), (512, 256), (64, 128)] {
+            time(&format!("turn {i} {o}"), (25 * i * o) as f64, &[&[5, 5, i, o]], |x| {
+                x[0].reverse(&[0, 1]).transpose(&[0, 1, 3, 2])
+            });
+            time(&format!("transpose {i} {o}"), (25 * i * o) as f64, &[&[5, 5, i, o]], |x| {
+                x[0].transpose(&[0, 1, 3, 2])
+            });
+            time(&format!("tap slices {i} {o}"), (25 * i * o) as f64, &[&[5, 5, i, o]], |x| {
+                x[0].slice_strided(&[0, 0, 0, 0], &[5, 5, i, o], &[2, 2, 1, 1])
+            });
+            time(
+                &format!("adamlike {i} {o}"),
+                (25 * i * o) as f64,
+                &[&[5, 5, i, o], &[5, 5, i, o], &[5, 5, i, o]],
+                |x| x[0] + (x[1] * 0.9) / ((x[2] * 0.1 + 0.2).sqrt() + 1e-8),
+            );
+            time(&format!("norm {i} {o}"), (25 * i * o) as f64, &[&[5, 5, i, o]], |x| {
+                x[0].square().sum_all()
+            });
+            time(&format!("copy {i} {o}"), (25 * i * o) as f64, &[&[5, 5, i, o]], |x| x[0] + 1.0);
+        }
+        time("elu 1M", 32.0 * 32.0 * 32.0 * 32.0, &[&[32, 32, 32, 32]], |x| x[0].elu());
+        return;
+    }
     time("dot 2048^3", 2048f64.powi(3), &[&[2048, 2048], &[2048, 2048]], |x| {
         x[0].dot(x[1]).slice(&[0, 0], &[1, 1])
     });

@@ -38,7 +38,10 @@ fn neither_batch_nor_replicas_change_the_result() {
         let other = evaluate(folder.path(), &more);
         for field in ["iwelbo", "stderr"] {
             let (a, b) = (one[field].as_f64().unwrap(), other[field].as_f64().unwrap());
-            assert!((a - b).abs() <= if field == "iwelbo" { 1e-5 } else { 1e-3 } * a.abs(), "{field} with {more:?}: {b}, not {a}");
+            assert!(
+                (a - b).abs() <= if field == "iwelbo" { 1e-5 } else { 1e-3 } * a.abs(),
+                "{field} with {more:?}: {b}, not {a}"
+            );
         }
     }
     // Another seed is another estimate of the same bound, and a limit takes the first images.

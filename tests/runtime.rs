@@ -66,8 +66,8 @@ fn native_and_cpu_forms_agree() {
     let outputs = [("z".to_string(), z), ("dx".to_string(), grads[0]), ("dw".to_string(), grads[1])];
     let function = finish(&g, &outputs);
     let inputs = vec![fill(&[2, 9, 7, 3], 1, (-1.0, 1.0)), fill(&[5, 5, 3, 4], 2, (-1.0, 1.0))];
-    let [cpu, native] =
-        [Target::Cpu, Target::Native].map(|t| run(&function, t, std::slice::from_ref(&inputs)).swap_remove(0));
+    let [cpu, native] = [Target::Cpu, Target::Native]
+        .map(|t| run(&function, t, std::slice::from_ref(&inputs)).swap_remove(0));
     for (a, b) in cpu.iter().zip(&native) {
         let (a, b) = (a.to_vec::<f32>(), b.to_vec::<f32>());
         let size = b.iter().fold(0f32, |m, v| m.max(v.abs()));

@@ -26,7 +26,7 @@ pub(super) fn client(replicas: usize) -> Result<Arc<dyn Client>> {
     if let Some(client) = slot.as_ref() {
         return Ok(client.clone());
     }
-    crate::quiet::set_device_count(replicas.max(LEAST_DEVICES));
+    crate::quiet::set_cpu_flags(replicas.max(LEAST_DEVICES));
     let client = Arc::new(CpuClient(PjRtClient::cpu().context("opening XLA's CPU device")?));
     *slot = Some(client.clone());
     Ok(client)
