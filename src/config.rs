@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Kind, Model};
@@ -41,6 +41,9 @@ pub struct TrainOptions {
     /// Latent size [default: 256; 128 for nondoubling]
     #[arg(long, env = "VNCA_LATENT", value_name = "Z")]
     pub latent: Option<usize>,
+    /// NCA steps after each doubling of the doubling model [default: 8]
+    #[arg(long, env = "VNCA_NCA_STEPS", value_name = "N")]
+    pub nca_steps: Option<usize>,
     /// Adam's learning rate [default: 0.0001]
     #[arg(long, env = "VNCA_LEARNING_RATE", value_name = "X", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
@@ -71,7 +74,7 @@ pub struct TrainOptions {
     /// Latent samples of each test IWELBO [default: 16]
     #[arg(long, env = "VNCA_EVAL_SAMPLES", value_name = "K")]
     pub eval_samples: Option<usize>,
-    /// Test images of each test IWELBO [default: 512]
+    /// Test images of each test IWELBO, evenly spaced [default: 512]
     #[arg(long, env = "VNCA_EVAL_IMAGES", value_name = "N")]
     pub eval_images: Option<usize>,
     /// Steps between checkpoints; 0: never, not even at the end [default: 1000]
@@ -142,8 +145,18 @@ impl TrainConfig {
     /// A value out of its range; the error names the flag.
     pub fn resolve(options: &TrainOptions) -> Result<TrainConfig> {
         let kind: Kind = options.model.as_deref().unwrap_or("baseline").parse()?;
+        // Without its pool it would be another model than the report's.
+        ensure!(
+            kind != Kind::NonDoubling,
+            "--model nondoubling is not trained yet: it needs its pool; baseline and doubling are"
+        );
+        let mut model = Model::new(kind, options.latent).context("--latent")?;
+        if let Some(steps) = options.nca_steps {
+            ensure!(kind != Kind::Baseline, "--nca-steps: the baseline has no cellular automaton");
+            model.nca_steps = steps;
+        }
         let config = TrainConfig {
-            model: Model::new(kind, options.latent).context("--latent")?,
+            model,
             data: options.data.clone().unwrap_or_else(|| "glyphs".into()),
             // The report's run.
             steps: options.steps.unwrap_or(100_000),
@@ -245,8 +258,7 @@ impl TrainConfig {
     /// # Errors
     /// When an option was given another value that would make it another run; the error names it.
     pub fn resumed(saved: &TrainConfig, options: &TrainOptions) -> Result<TrainConfig> {
-        let mut config = TrainConfig::resolve(&options.over(&saved.as_options())?)?;
-        config.model = Model { latent: config.model.latent, kind: config.model.kind, ..saved.model };
+        let config = TrainConfig::resolve(&options.over(&saved.as_options())?)?;
         let same = |flag: &str, equal: bool| match equal {
             true => Ok(()),
             false => Err(anyhow!(
@@ -254,7 +266,7 @@ impl TrainConfig {
             )),
         };
         same("--model", config.model.kind == saved.model.kind)?;
-        same("--latent", config.model == saved.model)?;
+        same("--latent or --nca-steps", config.model == saved.model)?;
         same("--batch-size", config.batch_size == saved.batch_size)?;
         same("--replicas", config.replicas == saved.replicas)?;
         same("--chunk", config.chunk == saved.chunk)?;
@@ -262,9 +274,6 @@ impl TrainConfig {
         same("--learning-rate, --clip-norm or --clip-order", config.optimiser == saved.optimiser)?;
         same("--seed-model", config.seed_model == saved.seed_model)?;
         same("--seed-data", config.seed_data == saved.seed_data)?;
-        if config.steps < 1 {
-            bail!("--steps is 0");
-        }
         Ok(config)
     }
 
@@ -278,6 +287,7 @@ impl TrainConfig {
             replicas: Some(self.replicas),
             chunk: Some(self.chunk),
             latent: Some(self.model.latent),
+            nca_steps: Some(self.model.nca_steps).filter(|_| self.model.kind != Kind::Baseline),
             learning_rate: Some(self.optimiser.learning_rate),
             clip_norm: Some(self.optimiser.clip_norm),
             clip_order: Some(self.optimiser.clip_order),

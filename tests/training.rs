@@ -51,20 +51,22 @@ fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
     let folder = tempfile::tempdir().unwrap();
     cli::write_npy(&folder.path().join("x.npy"), Key::new(900), 256, "(256, 1, 28, 28)");
     cli::write_npy(&folder.path().join("flat.npy"), Key::new(900), 256, "(256, 784)");
-    for (data, order, norm, entry) in [
-        ("x.npy", "after", "0.05", "baseline.adam_then_clip"),
-        ("flat.npy", "before", "50", "baseline.clip_then_adam"),
+    let baseline = ["--model", "baseline"].as_slice();
+    let doubling = ["--model", "doubling", "--nca-steps", "2"].as_slice();
+    for (model, data, order, norm, entry) in [
+        (baseline, "x.npy", "after", "0.05", "baseline.adam_then_clip"),
+        (baseline, "flat.npy", "before", "50", "baseline.clip_then_adam"),
+        (doubling, "x.npy", "after", "0.05", "doubling.adam_then_clip"),
+        (doubling, "x.npy", "before", "50", "doubling.clip_then_adam"),
     ] {
         let arguments = [
             "train",
-            "--model",
-            "baseline",
             "--latent",
             "16",
             "--data",
             data,
             "--out",
-            order,
+            entry,
             "--replicas",
             "2",
             "--batch-size",
@@ -78,9 +80,9 @@ fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
             "--clip-norm",
             norm,
         ];
-        let out = cli::succeed(folder.path(), &arguments);
-        assert_eq!(out.trim(), order);
-        assert_run_equals(&folder.path().join(order), &golden(entry));
+        let out = cli::succeed(folder.path(), &[&arguments, model].concat());
+        assert_eq!(out.trim(), entry);
+        assert_run_equals(&folder.path().join(entry), &golden(entry));
     }
 }
 

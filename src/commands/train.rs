@@ -54,7 +54,7 @@ pub fn run(args: Args) -> Outcome {
     // What can be wrong with the sizes comes before anything is written.
     config.step_spec(train.len()).exit(Exit::Usage)?;
     let checkpoint = match args.resume {
-        true => Some(Store::open(&folder, config.keep)?.latest().exit(Exit::BadInput)?),
+        true => Store::open(&folder, config.keep)?.latest().exit(Exit::BadInput)?,
         false => None,
     };
     if checkpoint.as_ref().is_some_and(|c| c.meta.step > config.steps) {

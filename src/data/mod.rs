@@ -63,6 +63,18 @@ pub struct Split {
 }
 
 impl Split {
+    /// At most `n` images, evenly spaced: test sets are often sorted by class, and their beginning is then one class.
+    pub fn spread(&self, n: usize) -> Split {
+        let count = self.len().min(n);
+        let at = |i: usize| i * self.len() / count.max(1);
+        Split {
+            name: self.name.clone(),
+            pixels: (0..count).flat_map(|i| self.image(at(i))).copied().collect(),
+            labels: self.labels.as_ref().map(|labels| (0..count).map(|i| labels[at(i)]).collect()),
+            sources: self.sources.clone(),
+        }
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.pixels.len() / PIXELS

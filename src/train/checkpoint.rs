@@ -231,14 +231,19 @@ impl Store {
         Ok(())
     }
 
-    /// The newest checkpoint that is whole. One that is not is passed over with a warning.
+    /// The newest checkpoint that is whole; none if the run was stopped before it made its first. One that is damaged is
+    /// passed over with a warning.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn latest(&self) -> Result<Checkpoint> {
-        for step in self.steps()?.into_iter().rev() {
+    /// When there are checkpoints and all are damaged.
+    pub fn latest(&self) -> Result<Option<Checkpoint>> {
+        let steps = self.steps()?;
+        if steps.is_empty() {
+            return Ok(None);
+        }
+        for step in steps.into_iter().rev() {
             match Checkpoint::load(&self.path(step)) {
-                Ok(checkpoint) => return Ok(checkpoint),
+                Ok(checkpoint) => return Ok(Some(checkpoint)),
                 Err(error) => log::warn!("{error:#}; trying the one before"),
             }
         }

@@ -46,13 +46,14 @@ pub struct Pictures {
 }
 
 impl Pictures {
-    /// Shows the first images of `split`, and prior samples i with the i-th key of the split of `key`.
+    /// Shows images of all parts of `split`, and prior samples i with the i-th key of the split of `key`.
     ///
     /// # Errors
     /// When the program does not compile.
     pub fn new(mesh: &Mesh, model: &Model, split: &Split, key: Key) -> Result<Pictures> {
         let program = lower(&function(model)?, Target::Cpu, mesh.replicas())?;
-        let images = (0..RECONSTRUCTED).flat_map(|i| split.image(i % split.len())).copied().collect();
+        let shown = split.spread(RECONSTRUCTED);
+        let images = (0..RECONSTRUCTED).flat_map(|i| shown.image(i % shown.len())).copied().collect();
         Ok(Pictures { executable: mesh.compile(program)?, mesh: mesh.clone(), images, key })
     }
 

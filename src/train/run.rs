@@ -100,7 +100,7 @@ impl Run {
             state,
             images,
             data_crc,
-            test,
+            test: test.map(|t| t.spread(config.eval_images)),
             step,
             data_key: meta.as_ref().map_or(Key::new(config.seed_data), |m| Key(m.data_key)),
             order: None,
@@ -293,7 +293,7 @@ impl Run {
     fn evaluate(&mut self, watch: &mut impl Watch) -> Result<Option<f64>> {
         let parameters = &self.state[..self.leaves.len()];
         let Some(test) = &self.test else { return Ok(None) };
-        let limit = self.config.eval_images.min(test.len());
+        let limit = test.len();
         if self.evaluator.is_none() {
             let replicas = self.mesh.replicas();
             let batch = 32usize.next_multiple_of(replicas);
