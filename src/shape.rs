@@ -18,9 +18,6 @@ pub enum DType {
 }
 
 impl DType {
-    pub const ALL: [DType; 7] =
-        [DType::Pred, DType::U8, DType::S32, DType::U32, DType::U64, DType::Bf16, DType::F32];
-
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
