@@ -15,5 +15,6 @@ pub mod program;
 pub mod quiet;
 pub mod random;
 pub mod runtime;
+pub mod session;
 pub mod shape;
 pub mod train;

@@ -2,14 +2,13 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
-
 use super::{Outcome, Source, bar, print};
 use crate::data::{self, Part};
 use crate::error::{Exit, WithExit};
 use crate::eval::{Bound, Evaluator};
 use crate::random::Key;
-use crate::runtime::{Buffers, Device, Mesh};
+use crate::runtime::Device;
+use crate::session::Session;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -50,16 +49,14 @@ pub fn run(args: &Args) -> Outcome {
     let part = if args.split == "train" { Part::Train } else { Part::Test };
     let split = data::load_split(&spec, part).exit(Exit::BadInput)?;
     let device: Device = args.device.parse().exit(Exit::Usage)?;
-    let mesh = Mesh::open(&device, args.replicas).exit(Exit::Device)?;
+    let session = Session::open(&device, args.replicas, weights.model, &weights.arrays).exit(Exit::Device)?;
     let limit = args.limit.unwrap_or(usize::MAX).min(split.len());
-    let leaves = weights.model.leaves();
-    let put = leaves.iter().zip(&weights.arrays).map(|(leaf, a)| mesh.replicate(&leaf.to_inner(a)));
-    let parameters: Vec<Buffers> = put.collect::<Result<_>>()?;
     let began = Instant::now();
-    let evaluator = Evaluator::new(&mesh, &weights.model, args.batch_size, args.samples).exit(Exit::Usage)?;
+    let evaluator =
+        Evaluator::new(&session.mesh, &session.model, args.batch_size, args.samples).exit(Exit::Usage)?;
     let progress = bar(limit, "images");
     let values = evaluator
-        .run(&parameters, &split, Key::new(args.seed), limit, |n| progress.set_position(n as u64))?;
+        .run(&session.parameters, &split, Key::new(args.seed), limit, |n| progress.set_position(n as u64))?;
     progress.finish_and_clear();
     let bound = Bound::of(&values).exit(Exit::Usage)?;
     let seconds = began.elapsed().as_secs_f64();

@@ -24,7 +24,7 @@ use crate::train::step::MOMENT_PREFIXES;
 pub type Outcome = Result<Option<Exit>>;
 
 /// Where weights come from: a run's folder, or a file and the model that it is of.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct Source {
     /// A run's folder: its best checkpoint, else its newest
@@ -39,6 +39,36 @@ pub struct Source {
     /// Latent size of the model [default: the report's]
     #[arg(long, value_name = "Z")]
     pub latent: Option<usize>,
+    #[command(flatten)]
+    pub automaton: Automaton,
+}
+
+/// How the automaton runs: what may differ from the model that was trained.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[group(skip)]
+pub struct Automaton {
+    /// Steps of the automaton: after each doubling, or in all [default: the run's, else the report's 8 or 36]
+    #[arg(long, value_name = "N")]
+    pub nca_steps: Option<usize>,
+    /// Doublings of the doubling model [default: the run's, else 5]
+    #[arg(long, value_name = "K")]
+    pub doublings: Option<usize>,
+    /// Chance that a cell takes part in a step [default: the run's, else 1]
+    #[arg(long, value_name = "P")]
+    pub update_prob: Option<f64>,
+}
+
+impl Automaton {
+    fn apply(&self, model: Model) -> Result<Model> {
+        let model = Model {
+            nca_steps: self.nca_steps.unwrap_or(model.nca_steps),
+            doublings: self.doublings.unwrap_or(model.doublings),
+            update_prob: self.update_prob.unwrap_or(model.update_prob),
+            ..model
+        };
+        model.check().exit(Exit::Usage)?;
+        Ok(model)
+    }
 }
 
 /// A model with its weights, in the edges' layout and the leaves' order.
@@ -57,7 +87,7 @@ impl Source {
     pub fn bare_model(&self) -> Result<Model> {
         let Some(name) = &self.model else { bail!("one of --run, --weights and --model is needed") };
         let kind: Kind = name.parse().exit(Exit::Usage)?;
-        Model::new(kind, self.latent).context("--latent").exit(Exit::Usage)
+        self.automaton.apply(Model::new(kind, self.latent).context("--latent").exit(Exit::Usage)?)
     }
 
     /// Reads the weights.
@@ -69,7 +99,8 @@ impl Source {
             let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
             let path = chosen(run).exit(Exit::BadInput)?;
             let arrays = parameters(&path, &config.model).exit(Exit::BadInput)?;
-            return Ok(Weights { model: config.model, arrays, data: Some(config.data) });
+            let model = self.automaton.apply(config.model)?;
+            return Ok(Weights { model, arrays, data: Some(config.data) });
         }
         let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
         let model = self.bare_model()?;

@@ -9,7 +9,7 @@ pub mod vnca;
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Graph, Sym};
@@ -76,7 +76,7 @@ impl FromStr for Kind {
 }
 
 /// A model's sizes. Two models of equal sizes have equal parameters' names and shapes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     pub kind: Kind,
     /// Latent size Z.
@@ -85,7 +85,12 @@ pub struct Model {
     pub doublings: usize,
     /// NCA steps after each doubling (doubling), or in evaluation (non-doubling).
     pub nca_steps: usize,
+    /// Chance that a cell takes part in a step of the automaton, drawn for every cell and step: 1 in the report.
+    pub update_prob: f64,
 }
+
+/// Doublings from one cell to a grid of [`SIDE`].
+const MOST_DOUBLINGS: usize = SIDE.trailing_zeros() as usize;
 
 impl Model {
     /// The model of the report, with another latent size if one is given.
@@ -95,7 +100,45 @@ impl Model {
     pub fn new(kind: Kind, latent: Option<usize>) -> Result<Model> {
         let latent = latent.unwrap_or(kind.default_latent());
         ensure!((1..=65_536).contains(&latent), "a latent size of {latent}: it must be from 1 to 65536");
-        Ok(Model { kind, latent, doublings: 5, nca_steps: kind.default_nca_steps() })
+        let nca_steps = kind.default_nca_steps();
+        Ok(Model { kind, latent, doublings: MOST_DOUBLINGS, nca_steps, update_prob: 1.0 })
+    }
+
+    /// # Errors
+    /// A size that is out of range or that the kind of model does not have; the error names the flag.
+    pub fn check(&self) -> Result<()> {
+        let report = Model::new(self.kind, Some(self.latent)).context("--latent")?;
+        let only = |flag: &str, other: bool, kinds: &str| {
+            ensure!(!other, "{flag} is of the {kinds} model, not of the {}", self.kind);
+            Ok(())
+        };
+        if self.kind != Kind::Doubling {
+            only("--doublings", self.doublings != report.doublings, "doubling")?;
+        }
+        if self.kind == Kind::Baseline {
+            only("--nca-steps", self.nca_steps != report.nca_steps, "doubling or nondoubling")?;
+            only("--update-prob", self.update_prob != report.update_prob, "doubling or nondoubling")?;
+        }
+        ensure!(
+            self.doublings <= MOST_DOUBLINGS,
+            "--doublings {}: after {MOST_DOUBLINGS} of them one cell fills the {SIDE} x {SIDE} grid",
+            self.doublings
+        );
+        ensure!(self.nca_steps <= 10_000, "--nca-steps {} is too many: at most 10000", self.nca_steps);
+        ensure!(
+            self.update_prob > 0.0 && self.update_prob <= 1.0,
+            "--update-prob {}: it must be over 0 and at most 1",
+            self.update_prob
+        );
+        Ok(())
+    }
+
+    /// Side of the grid that the automaton starts from: as much smaller as doublings make up for.
+    pub fn seed_side(&self) -> usize {
+        match self.kind {
+            Kind::Doubling => SIDE >> self.doublings,
+            Kind::Baseline | Kind::NonDoubling => SIDE,
+        }
     }
 
     /// Every parameter's name, shape and initial values, in the order of checkpoints.
@@ -114,15 +157,12 @@ impl Model {
         self.leaves().iter().map(|leaf| leaf.shape.iter().product::<usize>()).sum()
     }
 
-    /// Bernoulli logits (n, 32, 32, 1) of latents (n, Z), with the steps of evaluation.
-    pub fn decode<'g>(&self, params: &Params<'g>, z: Sym<'g>) -> Sym<'g> {
+    /// Bernoulli logits (n, 32, 32, 1) of latents (n, Z), with the steps of evaluation. The keys (n, 2) choose which
+    /// cells take a step, where not all do.
+    pub fn decode<'g>(&self, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
         match self.kind {
             Kind::Baseline => baseline::decode(params, z),
-            Kind::Doubling => vnca::doubling_decode(params, z, self.doublings, self.nca_steps),
-            Kind::NonDoubling => {
-                let grid = vnca::repeated_over_grid(z, SIDE);
-                vnca::logits(vnca::steps(vnca::nondoubling_cell(params), grid, self.nca_steps))
-            }
+            Kind::Doubling | Kind::NonDoubling => vnca::logits(vnca::grow(self, params, z, keys)),
         }
     }
 }

@@ -26,18 +26,19 @@ pub fn sample<'g>(mean: Sym<'g>, logvar: Sym<'g>, eps: Sym<'g>) -> Sym<'g> {
     mean + (logvar * 0.5).exp() * eps
 }
 
-/// A batch's key becomes one for each image, and an image's `samples` draws are one normal of (samples, Z) from its
-/// own: (n, samples, Z).
-pub fn noise<'g>(key: Sym<'g>, images: usize, samples: usize, latent: usize) -> Sym<'g> {
-    draw::normal(draw::split(key, images), &[samples, latent])
+/// Draws of images: `eps`, one normal of (samples, Z) an image from its own key, so (n, samples, Z); and for each
+/// image a key (n, 2) that the draw of `eps` left unused.
+pub fn noise<'g>(keys: Sym<'g>, samples: usize, latent: usize) -> (Sym<'g>, Sym<'g>) {
+    (draw::normal(keys, &[samples, latent]), draw::split_at(keys, samples * latent))
 }
 
 /// The training loss in nats, −ELBO with `beta` on its KL part, the mean over images (n, 32, 32, 1).
 pub fn loss<'g>(model: &Model, params: &Params<'g>, images: Sym<'g>, key: Sym<'g>, beta: f64) -> Sym<'g> {
     let n = images.dims()[0];
     let (mean, logvar) = encode(params, images);
-    let eps = noise(key, n, 1, model.latent).reshape(&[n, model.latent]);
-    let logits = model.decode(params, sample(mean, logvar, eps));
+    let (eps, keys) = noise(draw::split(key, n), 1, model.latent);
+    let eps = eps.reshape(&[n, model.latent]);
+    let logits = model.decode(params, sample(mean, logvar, eps), keys);
     let bound = bernoulli_log_likelihood(images, logits) - kl_to_standard_normal(mean, logvar) * beta;
     -bound.mean(&[0])
 }
@@ -62,7 +63,8 @@ pub fn iwelbo<'g>(
     let g = images.graph();
     let (n, latent) = (images.dims()[0], model.latent);
     let (mean, logvar) = encode(params, images);
-    let eps = draw::normal(keys, &[samples, latent]).transpose(&[1, 0, 2]);
+    let (eps, keys) = noise(keys, samples, latent);
+    let eps = eps.transpose(&[1, 0, 2]);
     let group = divisor(samples, at_once / n.max(1));
     let rows = group * n;
     let tile = |x: Sym<'g>| {
@@ -73,10 +75,11 @@ pub fn iwelbo<'g>(
     };
     let (images, mean, logvar) = (tile(images), tile(mean), tile(logvar));
     let groups = eps.reshape(&[samples / group, rows, latent]);
+    let keys = draw::split(keys, samples).transpose(&[1, 0, 2]).reshape(&[samples / group, rows, 2]);
     let weights = g.repeat(samples / group, &[], |i, _| {
         let eps = groups.row(i);
         let z = sample(mean, logvar, eps);
-        let log_likelihood = bernoulli_log_likelihood(images, model.decode(params, z));
+        let log_likelihood = bernoulli_log_likelihood(images, model.decode(params, z, keys.row(i)));
         // log p(z) − log q(z | x): the normalising constants cancel.
         let log_ratio = (logvar + eps.square() - z.square()).sum(&[1]) * 0.5;
         (vec![], vec![log_likelihood + log_ratio])

@@ -5,8 +5,12 @@
 //! report's code. Grids are (n, h, w, Z); channel 0 of the last one holds the Bernoulli logits.
 
 use super::params::{Leaf, Params, Role, layer};
+use super::{Kind, Model};
 use crate::ir::Sym;
+use crate::ir::ops::control::Step;
 use crate::ir::ops::conv::Window;
+use crate::random::graph::{bernoulli, randint, split_each};
+use crate::shape::Shape;
 
 /// Residual blocks of the doubling model's cell.
 const BLOCKS: usize = 4;
@@ -37,50 +41,120 @@ pub fn nondoubling_leaves(z: usize) -> Vec<Leaf> {
     leaves
 }
 
-/// A cell's update rule: the grid after one step.
-pub type Cell<'g> = Box<dyn Fn(Sym<'g>) -> Sym<'g> + 'g>;
-
-fn perceive<'g>(params: &Params<'g>, grid: Sym<'g>) -> Sym<'g> {
-    let (weight, bias) = params.layer("cell.conv0");
-    grid.conv(weight, Window::new(1, (1, 1))) + bias
+/// An automaton: a model's update rule with its parameters.
+pub struct Automaton<'g> {
+    params: Params<'g>,
+    kind: Kind,
+    /// Chance that a cell takes a step, in (0, 1].
+    update_prob: f64,
 }
 
-pub fn doubling_cell<'g>(params: &Params<'g>) -> Cell<'g> {
-    let p = params.clone();
-    Box::new(move |grid| {
-        let mut h = perceive(&p, grid);
-        for block in 0..BLOCKS {
-            let inner = p.linear(&format!("cell.block{block}.conv0"), h).elu();
-            h = h + p.linear(&format!("cell.block{block}.conv1"), inner);
+/// Grids (n, h, w, Z), and for each the key (n, 2) that chooses the cells of the next steps. Where every cell takes
+/// every step, the keys serve nothing.
+#[derive(Clone, Copy)]
+pub struct Grids<'g> {
+    pub cells: Sym<'g>,
+    pub keys: Sym<'g>,
+}
+
+impl<'g> Automaton<'g> {
+    pub fn new(model: &Model, params: &Params<'g>) -> Automaton<'g> {
+        Automaton { params: params.clone(), kind: model.kind, update_prob: model.update_prob }
+    }
+
+    /// u(z), the change of every cell, of the size of the grids.
+    fn update(&self, cells: Sym<'g>) -> Sym<'g> {
+        let (weight, bias) = self.params.layer("cell.conv0");
+        let mut h = cells.conv(weight, Window::new(1, (1, 1))) + bias;
+        if self.kind == Kind::Doubling {
+            for block in 0..BLOCKS {
+                let inner = self.params.linear(&format!("cell.block{block}.conv0"), h).elu();
+                h = h + self.params.linear(&format!("cell.block{block}.conv1"), inner);
+            }
+        } else {
+            h = h.elu();
         }
-        grid + p.linear("cell.conv1", h)
-    })
+        self.params.linear("cell.conv1", h)
+    }
+
+    /// The grids after one step: z + u(z), in the cells that take it.
+    pub fn step(&self, grids: Grids<'g>) -> Grids<'g> {
+        let Grids { cells, keys } = grids;
+        let change = self.update(cells);
+        if self.update_prob == 1.0 {
+            return Grids { cells: cells + change, keys };
+        }
+        let d = cells.dims();
+        let [next, draw] = split_each(keys);
+        let chosen = bernoulli(draw, &[d[1], d[2], 1], cells.like(self.update_prob));
+        Grids { cells: cells + chosen.mask(change), keys: next }
+    }
+
+    /// The grids after `count` steps.
+    pub fn steps(&self, grids: Grids<'g>, count: usize) -> Grids<'g> {
+        let g = grids.cells.graph();
+        self.repeated(grids, |carry, body| g.repeat(count, carry, body))
+    }
+
+    /// The grids after `count` steps, an s32 scalar known at run time and at most `most`.
+    pub fn steps_upto(&self, grids: Grids<'g>, count: Sym<'g>, most: usize) -> Grids<'g> {
+        let g = grids.cells.graph();
+        self.repeated(grids, |carry, body| g.repeat_upto(count, most, carry, body))
+    }
+
+    fn repeated(
+        &self,
+        grids: Grids<'g>,
+        repeat: impl FnOnce(&[Sym<'g>], &dyn Fn(Sym<'g>, &[Sym<'g>]) -> Step<'g>) -> Vec<Sym<'g>>,
+    ) -> Grids<'g> {
+        let body = |_: Sym<'g>, carry: &[Sym<'g>]| {
+            let next = self.step(Grids { cells: carry[0], keys: carry[1] });
+            (vec![next.cells, next.keys], vec![])
+        };
+        let last = repeat(&[grids.cells, grids.keys], &body);
+        Grids { cells: last[0], keys: last[1] }
+    }
 }
 
-pub fn nondoubling_cell<'g>(params: &Params<'g>) -> Cell<'g> {
-    let p = params.clone();
-    Box::new(move |grid| grid + p.linear("cell.conv1", perceive(&p, grid).elu()))
-}
-
-/// The grid after so many steps.
-pub fn steps<'g>(cell: Cell<'g>, grid: Sym<'g>, count: usize) -> Sym<'g> {
-    grid.graph().repeat(count, &[grid], |_, carry| (vec![cell(carry[0])], vec![]))[0]
-}
-
-/// The latent at every place of a square grid.
+/// The latent (n, Z) at every place of a square grid.
 pub fn repeated_over_grid(z: Sym<'_>, side: usize) -> Sym<'_> {
     let d = z.dims();
     z.broadcast_in_dim(&[d[0], side, side, d[1]], &[0, 3])
 }
 
-/// Channel 0.
-pub fn logits(grid: Sym<'_>) -> Sym<'_> {
-    grid.slice_axis(3, 0, 1)
+/// Channel 0: Bernoulli logits (n, h, w, 1).
+pub fn logits(cells: Sym<'_>) -> Sym<'_> {
+    cells.slice_axis(3, 0, 1)
 }
 
-/// One cell that doubles `doublings` times into a grid, with `count` steps after each doubling.
-pub fn doubling_decode<'g>(params: &Params<'g>, z: Sym<'g>, doublings: usize, count: usize) -> Sym<'g> {
-    let grown = (0..doublings)
-        .fold(repeated_over_grid(z, 1), |grid, _| steps(doubling_cell(params), grid.double_grid(), count));
-    logits(grown)
+/// The grids that a decoder ends with, from latents (n, Z) and keys (n, 2): the latent at every place of a grid, then
+/// steps; or, for the doubling model, as often as the model says, a doubling and then steps.
+pub fn grow<'g>(model: &Model, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
+    let automaton = Automaton::new(model, params);
+    let seed = Grids { cells: repeated_over_grid(z, model.seed_side()), keys };
+    let grown = match model.kind {
+        Kind::Doubling => (0..model.doublings).fold(seed, |grids, _| {
+            let doubled = Grids { cells: grids.cells.double_grid(), ..grids };
+            automaton.steps(doubled, model.nca_steps)
+        }),
+        Kind::Baseline | Kind::NonDoubling => automaton.steps(seed, model.nca_steps),
+    };
+    grown.cells
+}
+
+/// The grids with a square of `side` cells set to zero in every channel, at a corner that each grid's key (n, 2)
+/// draws.
+pub fn damage<'g>(cells: Sym<'g>, keys: Sym<'g>, side: usize) -> Sym<'g> {
+    let d = cells.dims();
+    let (n, room) = (d[0], (d[1] - side + usize::from(side == d[1])) as i32);
+    let corners = randint(keys, &[2], 0, room);
+    let inside = |axis: usize| {
+        let corner = corners.slice_axis(1, axis, axis + 1);
+        let place = cells.graph().iota(&Shape::s32(&[n, d[1 + axis]]), 1);
+        let inside = place.ge(corner).and(place.lt(corner + side as f64));
+        let mut sizes = [n, 1, 1, 1];
+        sizes[1 + axis] = d[1 + axis];
+        inside.reshape(&sizes)
+    };
+    inside(0).and(inside(1)).logical_not().mask(cells)
 }

@@ -22,8 +22,8 @@ fn rotate_left(x: Sym<'_>, by: u32) -> Sym<'_> {
     (x * power(by)).or(x / power(32 - by))
 }
 
-/// The hash of counters (0, 0), (0, 1), ... (0, n − 1) under each key: two arrays (batch..., n).
-fn hash<'g>(keys: Sym<'g>, n: usize) -> (Sym<'g>, Sym<'g>) {
+/// The hash of counters (0, first), (0, first + 1), ... `n` of them, under each key: two arrays (batch..., n).
+fn hash<'g>(keys: Sym<'g>, first: usize, n: usize) -> (Sym<'g>, Sym<'g>) {
     let g = keys.graph();
     let batch = keys.dims()[..keys.rank() - 1].to_vec();
     let dims = [batch.as_slice(), &[n]].concat();
@@ -31,7 +31,7 @@ fn hash<'g>(keys: Sym<'g>, n: usize) -> (Sym<'g>, Sym<'g>) {
     let (k0, k1) = (word(0), word(1));
     let k2 = k0.xor(k1).xor(k0.like(f64::from(0x1BD1_1BDA_u32)));
     let schedule = [k0, k1, k2];
-    let counter = g.iota(&Shape::u32(&dims), batch.len());
+    let counter = g.iota(&Shape::u32(&dims), batch.len()) + first as f64;
     let (mut x0, mut x1) = (k0, counter + k1);
     for group in 0..5 {
         for by in ROTATIONS[group % 2] {
@@ -46,7 +46,12 @@ fn hash<'g>(keys: Sym<'g>, n: usize) -> (Sym<'g>, Sym<'g>) {
 
 /// `n` new keys: (batch..., n, 2).
 pub fn split(keys: Sym<'_>, n: usize) -> Sym<'_> {
-    let (a, b) = hash(keys, n);
+    split_from(keys, 0, n)
+}
+
+/// The keys `first` and after of a split: (batch..., n, 2).
+fn split_from(keys: Sym<'_>, first: usize, n: usize) -> Sym<'_> {
+    let (a, b) = hash(keys, first, n);
     let column = |x: Sym<'_>| [x.dims().as_slice(), &[1]].concat();
     Sym::concat(&[a.reshape(&column(a)), b.reshape(&column(b))], a.rank())
 }
@@ -58,15 +63,14 @@ pub fn split_each<const N: usize>(key: Sym<'_>) -> [Sym<'_>; N] {
     std::array::from_fn(|i| keys.slice_axis(axis, i, i + 1).reshape(&key.dims()))
 }
 
-/// The `i`-th key of a split. It does not depend on how many keys the split has.
-pub fn split_at(key: Sym<'_>, i: usize) -> Sym<'_> {
-    let keys = split(key, i + 1);
-    keys.slice_axis(keys.rank() - 2, i, i + 1).reshape(&key.dims())
+/// The `i`-th key of each key's split. It does not depend on how many keys the split has.
+pub fn split_at(keys: Sym<'_>, i: usize) -> Sym<'_> {
+    split_from(keys, i, 1).reshape(&keys.dims())
 }
 
 /// Uniform 32-bit words: (batch..., dims...).
 pub fn bits32<'g>(keys: Sym<'g>, dims: &[usize]) -> Sym<'g> {
-    let (a, b) = hash(keys, dims.iter().product());
+    let (a, b) = hash(keys, 0, dims.iter().product());
     let batch = &keys.dims()[..keys.rank() - 1];
     a.xor(b).reshape(&[batch, dims].concat())
 }

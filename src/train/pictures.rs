@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::array::Array;
 use crate::data::Split;
 use crate::figure::grids;
-use crate::ir::{Function, Graph};
+use crate::ir::{Function, Graph, Sym};
 use crate::lower::{Target, lower};
 use crate::model::params::Params;
 use crate::model::{Model, SIDE, encoder, padded};
@@ -33,7 +33,11 @@ fn function(model: &Model) -> Result<Function> {
     let params = Params::new(&leaves, &values);
     let prior = draw::normal(keys, &[model.latent]);
     let (mean, _) = encoder::encode(&params, padded(&g, images));
-    let decoded = model.decode(&params, crate::ir::Sym::concat(&[prior, mean], 0)).sigmoid();
+    let latents = Sym::concat(&[prior, mean], 0);
+    // What the draws of the prior left unused.
+    let chosen = draw::split_at(keys, model.latent);
+    let chosen = Sym::concat(&[chosen, chosen.slice_axis(0, 0, RECONSTRUCTED)], 0);
+    let decoded = model.decode(&params, latents, chosen).sigmoid();
     g.finish(&[("probabilities".into(), decoded)], &[])
 }
 
