@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 
 use crate::array::Array;
+use crate::build::compile;
 use crate::data::Split;
 use crate::ir::{Function, Graph};
-use crate::lower::{Target, lower};
 use crate::model::params::Params;
 use crate::model::{Model, objective, padded};
 use crate::random::Key;
@@ -74,8 +74,8 @@ impl Evaluator {
             batch > 0 && batch.is_multiple_of(replicas),
             "--batch-size {batch} is not divided evenly by --replicas {replicas}"
         );
-        let program = lower(&function(model, batch / replicas, samples)?, Target::Cpu, replicas)?;
-        Ok(Evaluator { executable: mesh.compile(program)?, mesh: mesh.clone(), batch: batch / replicas })
+        let executable = compile(mesh, &function(model, batch / replicas, samples)?)?;
+        Ok(Evaluator { executable, mesh: mesh.clone(), batch: batch / replicas })
     }
 
     /// IWELBO in nats of the first `limit` images. Image i has the i-th key of the split of `key`, whatever the batch

@@ -1,6 +1,7 @@
 //! Variational Neural Cellular Automata as XLA programs: build, train, evaluate and study them.
 
 pub mod array;
+pub mod build;
 pub mod cli;
 pub mod commands;
 pub mod config;

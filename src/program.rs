@@ -27,6 +27,16 @@ impl Format {
     }
 }
 
+/// Which forms a module is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// Matrix products where XLA's CPU compiler is slow at convolutions.
+    Cpu,
+    /// Every operation as XLA's own: for TPUs and GPUs.
+    Native,
+}
+
 /// An input: its name, its shape, and whether a call consumes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputSpec {

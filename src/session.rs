@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use crate::array::Array;
+use crate::build;
 use crate::ir::{Graph, Sym};
-use crate::lower::{Target, lower};
 use crate::model::Model;
 use crate::model::params::Params;
 use crate::runtime::{Arg, Buffers, Device, Executable, Mesh};
@@ -44,8 +44,8 @@ impl Session {
         let g = Graph::new(&format!("{name}_{}", self.model.kind));
         let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
         let outputs = build(&g, &params);
-        let program = lower(&g.finish(&outputs, &[])?, Target::Cpu, self.mesh.replicas())?;
-        Ok(SessionProgram { session: self, executable: self.mesh.compile(program)? })
+        let executable = build::compile(&self.mesh, &g.finish(&outputs, &[])?)?;
+        Ok(SessionProgram { session: self, executable })
     }
 }
 

@@ -43,6 +43,7 @@ fn arrows_between_modules_point_one_way() {
         ("array", &["shape"]),
         ("ir", &["ir", "array", "shape"]),
         ("program", &["shape"]),
+        ("build", &["ir", "lower", "program", "runtime"]),
         ("lower", &["ir", "program", "array", "shape"]),
         ("runtime", &["program", "array", "shape", "lower", "quiet"]),
         ("random", &["random", "ir", "array", "shape"]),

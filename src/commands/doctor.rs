@@ -5,9 +5,9 @@ use serde::Serialize;
 
 use super::{Outcome, print};
 use crate::array::Array;
+use crate::build::compile;
 use crate::error::Exit;
 use crate::ir::Graph;
-use crate::lower::{Target, lower};
 use crate::runtime::{Device, Mesh};
 use crate::shape::Shape;
 
@@ -79,7 +79,7 @@ fn computing() -> Check {
         let x = g.input("x", &Shape::f32(&[2]));
         let function = g.finish(&[("y".into(), (x * 2.0).all_reduce())], &[])?;
         let mesh = Mesh::open(&Device::Cpu, 2)?;
-        let executable = mesh.compile(lower(&function, Target::Cpu, 2)?)?;
+        let executable = compile(&mesh, &function)?;
         let x = mesh.shard(&[Array::new(&[2], &[1f32, 2.0]), Array::new(&[2], &[10f32, 20.0])])?;
         let y = executable.call(vec![(&x).into()])?[0].get(1)?.to_vec::<f32>();
         anyhow::ensure!(y == [22.0, 44.0], "2 replicas gave {y:?}, not [22, 44]");

@@ -20,17 +20,9 @@ use crate::ir::ops::linalg::Dot;
 use crate::ir::ops::reduce::{Reduce, Reduction};
 use crate::ir::ops::source::Source;
 use crate::ir::{Block, Function, Node, Op};
+pub use crate::program::Target;
 use crate::program::{Format, InputSpec, OutputSpec, Program, Signature};
 use crate::shape::{DType, Shape};
-
-/// Which forms a module is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Matrix products where XLA's CPU compiler is slow at convolutions.
-    Cpu,
-    /// Every operation as XLA's own: for TPUs and GPUs.
-    Native,
-}
 
 /// Turns a finished graph into a program for so many replicas.
 ///

@@ -9,7 +9,7 @@ use xla::{HloModuleProto, PjRtBuffer, PjRtClient, PjRtLoadedExecutable, XlaCompu
 use super::{Buffer, Client, Loaded};
 use crate::array::Array;
 use crate::lower::element_type;
-use crate::program::{Format, Program};
+use crate::program::{Format, Program, Target};
 use crate::shape::Shape;
 
 struct CpuClient(PjRtClient);
@@ -40,6 +40,10 @@ impl Client for CpuClient {
 
     fn device_count(&self) -> usize {
         self.0.addressable_device_count()
+    }
+
+    fn target(&self) -> Target {
+        Target::Cpu
     }
 
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::array::Array;
-use crate::program::Program;
+use crate::program::{Program, Target};
 use crate::shape::Shape;
 
 /// A device that the user chose. There is no other one in its place when it cannot be had.
@@ -55,6 +55,8 @@ pub(crate) trait Buffer: Send + Sync {
 pub(crate) trait Client: Send + Sync {
     fn describe(&self) -> String;
     fn device_count(&self) -> usize;
+    /// The forms that this compiler is fast at.
+    fn target(&self) -> Target;
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>>;
     fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>>;
 }
@@ -89,6 +91,11 @@ impl Mesh {
 
     pub fn replicas(&self) -> usize {
         self.replicas
+    }
+
+    /// The forms that programs for these devices are to be written in.
+    pub fn target(&self) -> Target {
+        self.client.target()
     }
 
     /// Platform and version, for people.

@@ -6,10 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::array::Array;
+use crate::build::compile;
 use crate::data::Split;
 use crate::figure::grids;
 use crate::ir::{Function, Graph, Sym};
-use crate::lower::{Target, lower};
 use crate::model::params::Params;
 use crate::model::{Model, SIDE, encoder, padded};
 use crate::random::{Key, graph as draw};
@@ -55,10 +55,9 @@ impl Pictures {
     /// # Errors
     /// When the program does not compile.
     pub fn new(mesh: &Mesh, model: &Model, split: &Split, key: Key) -> Result<Pictures> {
-        let program = lower(&function(model)?, Target::Cpu, mesh.replicas())?;
         let shown = split.spread(RECONSTRUCTED);
         let images = (0..RECONSTRUCTED).flat_map(|i| shown.image(i % shown.len())).copied().collect();
-        Ok(Pictures { executable: mesh.compile(program)?, mesh: mesh.clone(), images, key })
+        Ok(Pictures { executable: compile(mesh, &function(model)?)?, mesh: mesh.clone(), images, key })
     }
 
     /// Writes `samples-STEP.png` and `reconstructions-STEP.png` into the folder.

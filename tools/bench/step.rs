@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use vnca::array::Array;
 use vnca::ir::Graph;
-use vnca::lower::{Target, lower};
+use vnca::lower::lower;
 use vnca::model::params::init;
 use vnca::model::{Kind, Model};
 use vnca::random::Key;
@@ -39,7 +39,7 @@ fn main() -> Result<()> {
         images: IMAGES,
         beta: 1.0,
     };
-    let program = lower(&spec.function()?, Target::Cpu, 1)?;
+    let program = lower(&spec.function()?, mesh.target(), 1)?;
     println!("module             {:8} bytes", program.module.len());
     let began = Instant::now();
     let executable = mesh.compile(program)?;
@@ -82,7 +82,7 @@ fn peak(mesh: &Mesh) -> Result<f64> {
     let g = Graph::new("product");
     let [a, b] = ["a", "b"].map(|name| g.input(name, &Shape::f32(&[SIZE, SIZE])));
     let corner = a.dot(b).slice(&[0, 0], &[1, 1]);
-    let executable = mesh.compile(lower(&g.finish(&[("c".into(), corner)], &[])?, Target::Cpu, 1)?)?;
+    let executable = mesh.compile(lower(&g.finish(&[("c".into(), corner)], &[])?, mesh.target(), 1)?)?;
     let x = mesh.replicate(&Array::new(&[SIZE, SIZE], &Key::new(1).normal(SIZE * SIZE)))?;
     let mut best = f64::MAX;
     for _ in 0..5 {
