@@ -1,3 +1,6 @@
-//! Pictures.
+//! Pictures: images in grids, animations, plots.
 
+pub mod gifs;
 pub mod grids;
+pub mod picture;
+pub mod plots;
