@@ -9,6 +9,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod figure;
+pub mod gallery;
 pub mod ir;
 pub mod lower;
 pub mod model;

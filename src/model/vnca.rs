@@ -5,10 +5,11 @@
 //! report's code. Grids are (n, h, w, Z); channel 0 of the last one holds the Bernoulli logits.
 
 use super::params::{Leaf, Params, Role, layer};
-use super::{Kind, Model};
+use super::{Kind, Model, SIDE};
 use crate::ir::Sym;
 use crate::ir::ops::control::Step;
 use crate::ir::ops::conv::Window;
+use crate::ir::ops::layout::Padding;
 use crate::random::graph::{bernoulli, randint, split_each};
 use crate::shape::Shape;
 
@@ -102,6 +103,16 @@ impl<'g> Automaton<'g> {
         self.repeated(grids, |carry, body| g.repeat_upto(count, most, carry, body))
     }
 
+    /// The grids after `count` steps, at least one, and the logits after each: (count, n, h, w, 1).
+    pub fn watched(&self, grids: Grids<'g>, count: usize) -> (Grids<'g>, Sym<'g>) {
+        let g = grids.cells.graph();
+        let last = g.repeat(count, &[grids.cells, grids.keys], |_, carry| {
+            let next = self.step(Grids { cells: carry[0], keys: carry[1] });
+            (vec![next.cells, next.keys], vec![logits(next.cells)])
+        });
+        (Grids { cells: last[0], keys: last[1] }, last[2])
+    }
+
     fn repeated(
         &self,
         grids: Grids<'g>,
@@ -142,16 +153,59 @@ pub fn grow<'g>(model: &Model, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -
     grown.cells
 }
 
+/// What a decoder goes through: the grids that it ends with, and the logits (stages, n, 32, 32, 1) after every doubling
+/// and every step; without doublings, at the start and after every step. A grid that is smaller than the image stands
+/// in its middle, and what lies around it is 0 with certainty.
+pub fn stages<'g>(model: &Model, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> (Grids<'g>, Sym<'g>) {
+    let automaton = Automaton::new(model, params);
+    let mut grids = Grids { cells: repeated_over_grid(z, model.seed_side()), keys };
+    let phases = if model.kind == Kind::Doubling { model.doublings } else { 1 };
+    let mut shown = Vec::new();
+    for _ in 0..phases {
+        if model.kind == Kind::Doubling {
+            grids.cells = grids.cells.double_grid();
+        }
+        let first = logits(grids.cells);
+        shown.push(in_the_middle(first.reshape(&[&[1], first.dims().as_slice()].concat())));
+        if model.nca_steps > 0 {
+            let (next, course) = automaton.watched(grids, model.nca_steps);
+            grids = next;
+            shown.push(in_the_middle(course));
+        }
+    }
+    (grids, Sym::concat(&shown, 0))
+}
+
+/// Logits (stages, n, h, w, 1) in a margin of −∞ that makes them as large as an image.
+fn in_the_middle(logits: Sym<'_>) -> Sym<'_> {
+    let margin = ((SIDE - logits.dims()[2]) / 2) as i64;
+    let (none, margin) = (Padding::default(), Padding::edges(margin, margin));
+    logits.pad(logits.like(f64::NEG_INFINITY), &[none, none, margin, margin, none])
+}
+
+/// Corners that a square of `side` cells can have along an axis of `length`.
+pub fn damage_places(side: usize, length: usize) -> usize {
+    // JAX's draw below 0 or 1 is 0: a square as large as the grid has one place.
+    (length - side).max(1)
+}
+
 /// The grids with a square of `side` cells set to zero in every channel, at a corner that each grid's key (n, 2)
 /// draws.
 pub fn damage<'g>(cells: Sym<'g>, keys: Sym<'g>, side: usize) -> Sym<'g> {
+    let places = damage_places(side, cells.dims()[1]) as i32;
+    let corners = randint(keys, &[2], 0, places);
+    damage_at(cells, corners, corners.like(side as f64))
+}
+
+/// The grids with a square set to zero in every channel: corners (n, 2) of s32, row and column, and the side, an s32
+/// scalar.
+pub fn damage_at<'g>(cells: Sym<'g>, corners: Sym<'g>, side: Sym<'g>) -> Sym<'g> {
     let d = cells.dims();
-    let (n, room) = (d[0], (d[1] - side + usize::from(side == d[1])) as i32);
-    let corners = randint(keys, &[2], 0, room);
+    let n = d[0];
     let inside = |axis: usize| {
         let corner = corners.slice_axis(1, axis, axis + 1);
         let place = cells.graph().iota(&Shape::s32(&[n, d[1 + axis]]), 1);
-        let inside = place.ge(corner).and(place.lt(corner + side as f64));
+        let inside = place.ge(corner).and(place.lt(corner + side));
         let mut sizes = [n, 1, 1, 1];
         sizes[1 + axis] = d[1 + axis];
         inside.reshape(&sizes)

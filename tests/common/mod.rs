@@ -1,6 +1,8 @@
 //! What several test files share: making arrays, running a graph.
 #![allow(dead_code)]
 
+pub mod models;
+
 use vnca::array::Array;
 use vnca::ir::{Function, Graph, Sym};
 use vnca::lower::{Target, lower};

@@ -1,0 +1,104 @@
+//! What a decoder goes through is what JAX's goes through: last logits, stages of growth, damage and recovery.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::models::{models, woken};
+use common::{evaluate, finish};
+use vnca::array::Array;
+use vnca::gallery::probability;
+use vnca::ir::{Graph, Sym};
+use vnca::model::params::Params;
+use vnca::model::vnca::{Automaton, Grids, damage, damage_at, logits, repeated_over_grid, stages};
+use vnca::model::{Kind, SIDE};
+use vnca::random::{Key, graph as draw};
+use vnca::shape::{DType, Shape};
+use vnca::train::checkpoint::read_npz;
+
+/// JAX's arrays whose names begin with `model.`, by the rest of their names.
+fn goldens(model: &str) -> Vec<(String, Array)> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/forward.npz");
+    let arrays = read_npz(&path).expect("the golden file can be read").into_iter();
+    let of_model = |(name, array): (String, Array)| Some((name.strip_prefix(model)?[1..].to_string(), array));
+    arrays.filter_map(of_model).collect()
+}
+
+/// Logits (or, to be compared after the sigmoid, probabilities) of one latent: what `name` says of the model.
+fn output<'g>(name: &str, model: &vnca::model::Model, params: &Params<'g>, g: &'g Graph) -> Sym<'g> {
+    let key = |seed: u64| draw::constant(g, Key::new(seed));
+    let prior = |seed: u64| draw::normal(key(seed), &[model.latent]).reshape(&[1, model.latent]);
+    // Every cell takes every step: these keys serve nothing.
+    let unused = key(0).reshape(&[1, 2]);
+    match name {
+        "decoder" => model.decode(params, prior(300), unused),
+        "growth_stages" => {
+            let (_, all) = stages(model, params, prior(600), unused);
+            let d = all.dims();
+            all.slice_strided(&[0; 5], &d, &[5, 1, 1, 1, 1])
+        }
+        "nca_stages_T12_damage5" => {
+            let automaton = Automaton::new(model, params);
+            let seed = Grids { cells: repeated_over_grid(prior(700), SIDE), keys: unused };
+            let (grown, before) = automaton.watched(seed, 6);
+            let [_, sub] = draw::split_each(key(700));
+            let damaged = damage(grown.cells, sub.reshape(&[1, 2]), 16);
+            let shown = logits(damaged).reshape(&[1, 1, SIDE, SIDE, 1]);
+            let (_, after) = automaton.watched(Grids { cells: damaged, ..grown }, 6);
+            Sym::concat(&[before.slice_axis(0, 0, 5), shown, after], 0)
+        }
+        "damage" => {
+            let ones = g.full(&Shape::f32(&[1, SIDE, SIDE, 2]), 1.0);
+            damage(ones, key(800).reshape(&[1, 2]), 16).transpose(&[0, 3, 1, 2])
+        }
+        other => panic!("{other} is compared with nothing"),
+    }
+}
+
+#[test]
+fn decoders_growth_and_damage_equal_jax() {
+    for (name, model) in models() {
+        let expected = goldens(&name);
+        assert_eq!(
+            expected.len(),
+            if model.kind == Kind::Baseline { 1 } else { expected.len().max(2) },
+            "{name}"
+        );
+        let leaves = model.leaves();
+        let g = Graph::new("stages");
+        let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
+        let outputs: Vec<_> =
+            expected.iter().map(|(what, _)| (what.clone(), output(what, &model, &params, &g))).collect();
+        let results = evaluate(&finish(&g, &outputs), &woken(&model));
+        for ((what, expected), got) in expected.iter().zip(&results) {
+            let (expected, got) = (expected.to_vec::<f32>(), got.to_vec::<f32>());
+            assert_eq!(expected.len(), got.len(), "{name} {what}");
+            for (i, (e, g)) in expected.into_iter().zip(got).enumerate() {
+                let near = match what.as_str() {
+                    "damage" => e == g,
+                    "decoder" => e == g || (e - g).abs() <= 1e-4 * e.abs().max(0.1),
+                    _ => (e - probability(g)).abs() <= 2e-5,
+                };
+                assert!(near, "{name} {what}[{i}]: expected {e}, got {g}");
+            }
+        }
+    }
+}
+
+/// One program damages squares of any size at any place.
+#[test]
+fn a_square_of_the_given_size_is_damaged_where_it_is_said() {
+    let g = Graph::new("damage");
+    let corners = g.input("corners", &Shape::s32(&[2, 2]));
+    let side = g.input("side", &Shape::new(DType::S32, &[]));
+    let ones = g.full(&Shape::f32(&[2, 8, 8, 3]), 1.0);
+    let function = finish(&g, &[("damaged".into(), damage_at(ones, corners, side))]);
+    let inputs = [Array::new(&[2, 2], &[1, 4, 6, 0]), Array::scalar(3i32)];
+    let got = evaluate(&function, &inputs)[0].to_vec::<f32>();
+    for (i, value) in got.into_iter().enumerate() {
+        let (image, row, column) = (i / 192, i / 24 % 8, i / 3 % 8);
+        let (top, left) = [(1, 4), (6, 0)][image];
+        let inside = (top..top + 3).contains(&row) && (left..left + 3).contains(&column);
+        assert_eq!(value, f32::from(u8::from(!inside)), "image {image}, row {row}, column {column}");
+    }
+}
