@@ -145,7 +145,7 @@ fn forward_passes_and_gradients_equal_jax() {
         let (mean, logvar) = encoder::encode(&params, x);
         let key = |seed| draw::constant(&g, Key::new(seed));
         let loss = objective::loss(&model, &params, x, key(400), 1.0);
-        let iwelbo = objective::iwelbo(&model, &params, x, draw::split(key(500), 2), 8, 8);
+        let iwelbo = objective::scores(&model, &params, x, draw::split(key(500), 2), 8, 8).iwelbo;
         let mut outputs = vec![
             ("mean".to_string(), mean),
             ("logvar".to_string(), logvar),

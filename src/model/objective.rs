@@ -8,6 +8,7 @@ use super::encoder::encode;
 use super::params::Params;
 use crate::ir::Sym;
 use crate::random::graph as draw;
+use crate::shape::DType;
 
 /// log p(x | logits), summed over the pixels of each image: (n). `images` is 0 or 1, broadcast to `logits`.
 /// A logit of −∞ makes a 0 certain: 0 nats, with a gradient of 0.
@@ -48,23 +49,33 @@ fn divisor(n: usize, most: usize) -> usize {
     (1..=most.clamp(1, n)).rev().find(|d| n.is_multiple_of(*d)).unwrap_or(1)
 }
 
-/// IWELBO in nats of each image, (n), from `samples` latents each; `keys` (n, 2) is one key an image.
+/// What an evaluation gives, for each image. All but `mean` are in nats, (n).
+pub struct Scores<'g> {
+    /// The importance-weighted bound: log p(x) is at least this.
+    pub iwelbo: Sym<'g>,
+    /// log p(x | z), the mean over the samples. Less `kl` it is the ELBO.
+    pub reconstruction: Sym<'g>,
+    /// KL(q(z | x) ‖ p(z)).
+    pub kl: Sym<'g>,
+    /// Mean of q(z | x): (n, Z).
+    pub mean: Sym<'g>,
+}
+
+/// Scores of images (n, 32, 32, 1) from `samples` latents each; `keys` (n, 2) is one key an image.
 ///
-/// Samples are decoded `at_once` images at a time at most (or one sample of each image), so that memory does not grow
-/// with their number.
-pub fn iwelbo<'g>(
+/// Images are encoded once. Samples are drawn and decoded `at_once` images at a time at most (or one sample of each
+/// image), so that memory does not grow with their number.
+pub fn scores<'g>(
     model: &Model,
     params: &Params<'g>,
     images: Sym<'g>,
     keys: Sym<'g>,
     samples: usize,
     at_once: usize,
-) -> Sym<'g> {
+) -> Scores<'g> {
     let g = images.graph();
     let (n, latent) = (images.dims()[0], model.latent);
     let (mean, logvar) = encode(params, images);
-    let (eps, keys) = noise(keys, samples, latent);
-    let eps = eps.transpose(&[1, 0, 2]);
     let group = divisor(samples, at_once / n.max(1));
     let rows = group * n;
     let tile = |x: Sym<'g>| {
@@ -73,17 +84,25 @@ pub fn iwelbo<'g>(
         x.broadcast_in_dim(&tiled, &(1..tiled.len()).collect::<Vec<_>>())
             .reshape(&[&[rows], &dims[1..]].concat())
     };
-    let (images, mean, logvar) = (tile(images), tile(mean), tile(logvar));
-    let groups = eps.reshape(&[samples / group, rows, latent]);
-    let keys = draw::split(keys, samples).transpose(&[1, 0, 2]).reshape(&[samples / group, rows, 2]);
-    let weights = g.repeat(samples / group, &[], |i, _| {
-        let eps = groups.row(i);
-        let z = sample(mean, logvar, eps);
-        let log_likelihood = bernoulli_log_likelihood(images, model.decode(params, z, keys.row(i)));
+    let by_sample = |x: Sym<'g>, last: usize| x.transpose(&[1, 0, 2]).reshape(&[rows, last]);
+    let (tiled_images, tiled_mean, tiled_logvar) = (tile(images), tile(mean), tile(logvar));
+    // Both draws of [`noise`], a group of samples at a time.
+    let stepping = draw::split_at(keys, samples * latent);
+    let stacked = g.repeat(samples / group, &[], |i, _| {
+        let first = i.convert(DType::U32) * group as f64;
+        let eps = by_sample(draw::normal_from(keys, first * latent as f64, &[group, latent]), latent);
+        let z = sample(tiled_mean, tiled_logvar, eps);
+        let logits = model.decode(params, z, by_sample(draw::split_from(stepping, first, group), 2));
+        let log_likelihood = bernoulli_log_likelihood(tiled_images, logits);
         // log p(z) − log q(z | x): the normalising constants cancel.
-        let log_ratio = (logvar + eps.square() - z.square()).sum(&[1]) * 0.5;
-        (vec![], vec![log_likelihood + log_ratio])
+        let log_ratio = (tiled_logvar + eps.square() - z.square()).sum(&[1]) * 0.5;
+        (vec![], vec![log_likelihood + log_ratio, log_likelihood])
     });
-    let by_sample = weights[0].reshape(&[samples, n]);
-    by_sample.logsumexp(0) - (samples as f64).ln()
+    let [weights, log_likelihoods] = [0, 1].map(|i| stacked[i].reshape(&[samples, n]));
+    Scores {
+        iwelbo: weights.logsumexp(0) - (samples as f64).ln(),
+        reconstruction: log_likelihoods.mean(&[0]),
+        kl: kl_to_standard_normal(mean, logvar),
+        mean,
+    }
 }

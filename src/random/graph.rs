@@ -22,8 +22,9 @@ fn rotate_left(x: Sym<'_>, by: u32) -> Sym<'_> {
     (x * power(by)).or(x / power(32 - by))
 }
 
-/// The hash of counters (0, first), (0, first + 1), ... `n` of them, under each key: two arrays (batch..., n).
-fn hash<'g>(keys: Sym<'g>, first: usize, n: usize) -> (Sym<'g>, Sym<'g>) {
+/// The hash of counters (0, first), (0, first + 1), ... `n` of them, under each key: two arrays (batch..., n). `first` is
+/// a u32 scalar.
+fn hash<'g>(keys: Sym<'g>, first: Sym<'g>, n: usize) -> (Sym<'g>, Sym<'g>) {
     let g = keys.graph();
     let batch = keys.dims()[..keys.rank() - 1].to_vec();
     let dims = [batch.as_slice(), &[n]].concat();
@@ -31,7 +32,7 @@ fn hash<'g>(keys: Sym<'g>, first: usize, n: usize) -> (Sym<'g>, Sym<'g>) {
     let (k0, k1) = (word(0), word(1));
     let k2 = k0.xor(k1).xor(k0.like(f64::from(0x1BD1_1BDA_u32)));
     let schedule = [k0, k1, k2];
-    let counter = g.iota(&Shape::u32(&dims), batch.len()) + first as f64;
+    let counter = g.iota(&Shape::u32(&dims), batch.len()) + first;
     let (mut x0, mut x1) = (k0, counter + k1);
     for group in 0..5 {
         for by in ROTATIONS[group % 2] {
@@ -44,13 +45,18 @@ fn hash<'g>(keys: Sym<'g>, first: usize, n: usize) -> (Sym<'g>, Sym<'g>) {
     (x0, x1)
 }
 
-/// `n` new keys: (batch..., n, 2).
-pub fn split(keys: Sym<'_>, n: usize) -> Sym<'_> {
-    split_from(keys, 0, n)
+/// The counter of the first draw, or of another one known while building.
+fn counter<'g>(keys: Sym<'g>, at: usize) -> Sym<'g> {
+    keys.graph().scalar(DType::U32, at as f64)
 }
 
-/// The keys `first` and after of a split: (batch..., n, 2).
-fn split_from(keys: Sym<'_>, first: usize, n: usize) -> Sym<'_> {
+/// `n` new keys: (batch..., n, 2).
+pub fn split(keys: Sym<'_>, n: usize) -> Sym<'_> {
+    split_from(keys, counter(keys, 0), n)
+}
+
+/// The keys `first` (a u32 scalar) and after of a split: (batch..., n, 2).
+pub fn split_from<'g>(keys: Sym<'g>, first: Sym<'g>, n: usize) -> Sym<'g> {
     let (a, b) = hash(keys, first, n);
     let column = |x: Sym<'_>| [x.dims().as_slice(), &[1]].concat();
     Sym::concat(&[a.reshape(&column(a)), b.reshape(&column(b))], a.rank())
@@ -65,12 +71,17 @@ pub fn split_each<const N: usize>(key: Sym<'_>) -> [Sym<'_>; N] {
 
 /// The `i`-th key of each key's split. It does not depend on how many keys the split has.
 pub fn split_at(keys: Sym<'_>, i: usize) -> Sym<'_> {
-    split_from(keys, i, 1).reshape(&keys.dims())
+    split_from(keys, counter(keys, i), 1).reshape(&keys.dims())
 }
 
 /// Uniform 32-bit words: (batch..., dims...).
 pub fn bits32<'g>(keys: Sym<'g>, dims: &[usize]) -> Sym<'g> {
-    let (a, b) = hash(keys, 0, dims.iter().product());
+    bits32_from(keys, counter(keys, 0), dims)
+}
+
+/// The words of a larger draw from its place `first` (a u32 scalar) on: (batch..., dims...).
+fn bits32_from<'g>(keys: Sym<'g>, first: Sym<'g>, dims: &[usize]) -> Sym<'g> {
+    let (a, b) = hash(keys, first, dims.iter().product());
     let batch = &keys.dims()[..keys.rank() - 1];
     a.xor(b).reshape(&[batch, dims].concat())
 }
@@ -82,14 +93,24 @@ fn unit(bits: Sym<'_>) -> Sym<'_> {
 
 /// f32 numbers in [min, max).
 pub fn uniform<'g>(keys: Sym<'g>, dims: &[usize], min: f32, max: f32) -> Sym<'g> {
-    let scaled = unit(bits32(keys, dims)) * f64::from(max - min) + f64::from(min);
+    stretched(bits32(keys, dims), min, max)
+}
+
+/// The words as numbers in [min, max).
+fn stretched(bits: Sym<'_>, min: f32, max: f32) -> Sym<'_> {
+    let scaled = unit(bits) * f64::from(max - min) + f64::from(min);
     scaled.max(scaled.like(f64::from(min)))
 }
 
 /// Standard normal f32 numbers.
 pub fn normal<'g>(keys: Sym<'g>, dims: &[usize]) -> Sym<'g> {
+    normal_from(keys, counter(keys, 0), dims)
+}
+
+/// The numbers of a larger draw from its place `first` (a u32 scalar) on, so that it need not lie in memory as a whole.
+pub fn normal_from<'g>(keys: Sym<'g>, first: Sym<'g>, dims: &[usize]) -> Sym<'g> {
     const LOW: f32 = -1.0 + f32::EPSILON / 2.0;
-    erf_inv(uniform(keys, dims, LOW, 1.0)) * f64::from(std::f32::consts::SQRT_2)
+    erf_inv(stretched(bits32_from(keys, first, dims), LOW, 1.0)) * f64::from(std::f32::consts::SQRT_2)
 }
 
 /// Coin tosses, true with probability `p` (f32, broadcast to the draw).

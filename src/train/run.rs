@@ -15,7 +15,7 @@ use crate::build::compile;
 use crate::config::TrainConfig;
 use crate::data::Split;
 use crate::error::{Exit, coded};
-use crate::eval::{Bound, Evaluator};
+use crate::eval::Evaluator;
 use crate::model::params::{Leaf, arrange, init};
 use crate::random::Key;
 use crate::runtime::{Arg, Buffers, Executable, Mesh};
@@ -303,8 +303,8 @@ impl Run {
             self.pictures = Some(Pictures::new(&self.mesh, &self.config.model, test, key)?);
         }
         let evaluator = self.evaluator.as_ref().context("the evaluation was compiled")?;
-        let values = evaluator.run(parameters, test, Key::new(self.config.seed_test), limit, |_| {})?;
-        let bound = Bound::of(&values)?;
+        let scores = evaluator.run(parameters, test, Key::new(self.config.seed_test), 0..limit, |_| {})?;
+        let bound = scores.bound()?;
         if let Some(pictures) = &self.pictures {
             pictures.write(parameters, &self.folder.join("pictures"), self.step)?;
         }

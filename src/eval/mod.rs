@@ -1,4 +1,10 @@
-//! Evaluation: the IWELBO of every image of a test set, sharded over replicas.
+//! Evaluation: the bounds of every image of a set, sharded over replicas, and over processes by [`part`].
+
+pub mod part;
+pub mod spread;
+pub mod summary;
+
+use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
@@ -11,6 +17,7 @@ use crate::model::{Model, objective, padded};
 use crate::random::Key;
 use crate::runtime::{Arg, Buffers, Executable, Mesh};
 use crate::shape::{DType, Shape};
+use spread::Spread;
 
 /// Images that are decoded at a time: enough for matrix products at full speed, and memory that does not grow with
 /// the number of samples.
@@ -29,17 +36,39 @@ pub struct Bound {
 impl Bound {
     /// # Errors
     /// When there are no images.
-    pub fn of(values: &[f32]) -> Result<Bound> {
+    pub fn of(values: &[f64]) -> Result<Bound> {
         ensure!(!values.is_empty(), "there are no images to evaluate on");
         let n = values.len() as f64;
-        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
-        let squares: f64 = values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum();
+        let mean = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
         let stderr = if values.len() > 1 { (squares / (n - 1.0) / n).sqrt() } else { 0.0 };
         Ok(Bound { mean, stderr, images: values.len() })
     }
 }
 
-/// The evaluation program: parameters, images (u8, batch of a replica) and a key an image in; `iwelbo`, nats an image, out.
+/// What one key gives of some images, in their order; nats.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores {
+    pub iwelbo: Vec<f32>,
+    /// log p(x | z), the mean over the samples.
+    pub reconstruction: Vec<f32>,
+    /// KL(q(z | x) ‖ p(z)); no key changes it.
+    pub kl: Vec<f32>,
+    /// How the latent means differ between the images; no key changes it.
+    pub spread: Spread,
+}
+
+impl Scores {
+    /// The IWELBO over these images.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn bound(&self) -> Result<Bound> {
+        Bound::of(&self.iwelbo.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())
+    }
+}
+
+/// The evaluation program: parameters, images (u8, batch of a replica) and a key an image in; [`objective::Scores`] out.
 ///
 /// # Errors
 /// When the graph is wrong, which is a mistake in the program.
@@ -50,8 +79,10 @@ pub fn function(model: &Model, batch: usize, samples: usize) -> Result<Function>
     let images = g.input("images", &Shape::new(DType::U8, &[batch, 28, 28]));
     let keys = g.input("keys", &Shape::u32(&[batch, 2]));
     let params = Params::new(&leaves, &values);
-    let bound = objective::iwelbo(model, &params, padded(&g, images), keys, samples, DECODED_AT_ONCE);
-    g.finish(&[("iwelbo".into(), bound)], &[])
+    let s = objective::scores(model, &params, padded(&g, images), keys, samples, DECODED_AT_ONCE);
+    let outputs =
+        [("iwelbo", s.iwelbo), ("reconstruction", s.reconstruction), ("kl", s.kl), ("mean", s.mean)];
+    g.finish(&outputs.map(|(name, sym)| (name.into(), sym)), &[])
 }
 
 /// A compiled evaluation.
@@ -71,6 +102,10 @@ impl Evaluator {
         let replicas = mesh.replicas();
         ensure!(samples > 0, "--samples is 0: a bound takes at least one");
         ensure!(
+            samples.saturating_mul(model.latent) < 1 << 31,
+            "--samples {samples} is too many: an image's key gives 2^31 numbers"
+        );
+        ensure!(
             batch > 0 && batch.is_multiple_of(replicas),
             "--batch-size {batch} is not divided evenly by --replicas {replicas}"
         );
@@ -78,8 +113,8 @@ impl Evaluator {
         Ok(Evaluator { executable, mesh: mesh.clone(), batch: batch / replicas })
     }
 
-    /// IWELBO in nats of the first `limit` images. Image i has the i-th key of the split of `key`, whatever the batch
-    /// and the number of replicas. `done` hears the number of images after each call.
+    /// Scores of the images of a range. Image i has the i-th key of the split of `key`, whatever the batch and the
+    /// number of replicas. `done` hears the number of images after each call.
     ///
     /// # Errors
     /// When the device fails, or `parameters` are not the model's.
@@ -88,15 +123,17 @@ impl Evaluator {
         parameters: &[Buffers],
         split: &Split,
         key: Key,
-        limit: usize,
+        range: Range<usize>,
         mut done: impl FnMut(usize),
-    ) -> Result<Vec<f32>> {
-        let images = split.len().min(limit);
+    ) -> Result<Scores> {
         let replicas = self.mesh.replicas();
-        let mut values = Vec::with_capacity(images);
-        while values.len() < images {
-            // The last batch is filled up with its last image, whose values are left out again.
-            let at = |r: usize, i: usize| (values.len() + r * self.batch + i).min(images - 1);
+        let range = range.start.min(split.len())..range.end.min(split.len());
+        let mut scores = Scores::default();
+        while scores.iwelbo.len() < range.len() {
+            let from = range.start + scores.iwelbo.len();
+            let whole = range.end - from;
+            // The last batch is filled up with its last image, whose scores are left out again.
+            let at = |r: usize, i: usize| (from + r * self.batch + i).min(range.end - 1);
             let (mut pixels, mut keys) = (Vec::new(), Vec::new());
             for r in 0..replicas {
                 let rows: Vec<usize> = (0..self.batch).map(|i| at(r, i)).collect();
@@ -109,12 +146,25 @@ impl Evaluator {
             arguments.push(self.mesh.shard(&pixels)?.into());
             arguments.push(self.mesh.shard(&keys)?.into());
             let results = self.executable.call(arguments)?;
-            for part in results[0].all()? {
-                values.extend(part.to_vec::<f32>());
+            for (buffers, column) in
+                results.iter().zip([&mut scores.iwelbo, &mut scores.reconstruction, &mut scores.kl])
+            {
+                column.extend(self.rows(buffers, whole)?);
             }
-            values.truncate(images);
-            done(values.len());
+            scores.spread.add(&self.rows(&results[3], whole)?, whole.min(replicas * self.batch));
+            done(scores.iwelbo.len());
         }
+        Ok(scores)
+    }
+
+    /// All replicas' values, of the first `images` at most.
+    fn rows(&self, buffers: &Buffers, images: usize) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        for part in buffers.all()? {
+            values.extend(part.to_vec::<f32>());
+        }
+        let an_image = values.len() / (self.mesh.replicas() * self.batch);
+        values.truncate(images * an_image);
         Ok(values)
     }
 }
