@@ -57,6 +57,29 @@ fn shards_merge_to_the_whole_bit_for_bit() {
     assert!(whole["active_units"].as_u64().unwrap() <= 8);
 
     refused(at);
+    schedulers(at, &merged);
+}
+
+/// The ready examples for schedulers, run dry, give the same figures.
+fn schedulers(at: &Path, whole: &Value) {
+    let binary = Path::new(env!("CARGO_BIN_EXE_vnca")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    for tool in ["eval-slurm", "eval-kubernetes"] {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(tool);
+        let arguments: Vec<&str> = EVAL.split(' ').skip(1).filter(|a| *a != "--json").collect();
+        let output = std::process::Command::new(script)
+            .current_dir(at)
+            .env("PATH", &path)
+            .args(["--dry-run", "2", tool])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{tool}: {}", cli::text(&output.stderr));
+        let mut result = json(&cli::text(&output.stdout));
+        result["seconds"].take();
+        assert_eq!(result, *whole, "{tool}");
+        assert!(at.join(tool).join("shard-1.json").exists(), "{tool} wrote no second shard");
+    }
 }
 
 /// Sets of files that are no evaluation, and the words that the error must have.
