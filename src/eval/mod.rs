@@ -36,11 +36,11 @@ pub struct Bound {
 impl Bound {
     /// # Errors
     /// When there are no images.
-    pub fn of(values: &[f64]) -> Result<Bound> {
+    pub fn of<T: Copy + Into<f64>>(values: &[T]) -> Result<Bound> {
         ensure!(!values.is_empty(), "there are no images to evaluate on");
         let n = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / n;
-        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        let mean = values.iter().map(|v| (*v).into()).sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|v| ((*v).into() - mean).powi(2)).sum();
         let stderr = if values.len() > 1 { (squares / (n - 1.0) / n).sqrt() } else { 0.0 };
         Ok(Bound { mean, stderr, images: values.len() })
     }
@@ -64,7 +64,7 @@ impl Scores {
     /// # Errors
     /// When there are none.
     pub fn bound(&self) -> Result<Bound> {
-        Bound::of(&self.iwelbo.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())
+        Bound::of(&self.iwelbo)
     }
 }
 
@@ -178,6 +178,6 @@ mod tests {
         let bound = Bound::of(&[1.0, 2.0, 3.0, 4.0]).unwrap();
         assert_eq!((bound.mean, bound.images), (2.5, 4));
         assert!((bound.stderr - (5.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
-        assert!(Bound::of(&[]).is_err());
+        assert!(Bound::of::<f32>(&[]).is_err());
     }
 }

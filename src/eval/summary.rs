@@ -67,10 +67,8 @@ impl Summary {
         let reconstruction = over_seeds(|d| &d.reconstruction);
         let kl: Vec<f64> = part.kl.iter().map(|v| f64::from(*v)).collect();
         let elbo = Bound::of(&reconstruction.iter().zip(&kl).map(|(r, k)| r - k).collect::<Vec<_>>())?;
-        let each = |d: &super::part::Draws| -> Result<f64> {
-            Ok(Bound::of(&d.iwelbo.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())?.mean)
-        };
-        let by_seed: Vec<f64> = part.draws.iter().map(each).collect::<Result<_>>()?;
+        let by_seed: Vec<f64> =
+            part.draws.iter().map(|d| Ok(Bound::of(&d.iwelbo)?.mean)).collect::<Result<_>>()?;
         let several = by_seed.len() > 1;
         let automaton = task.model.kind != Kind::Baseline;
         Ok(Summary {
@@ -84,7 +82,7 @@ impl Summary {
             elbo: elbo.mean,
             elbo_stderr: elbo.stderr,
             reconstruction: Bound::of(&reconstruction)?.mean,
-            kl: Bound::of(&kl)?.mean,
+            kl: Bound::of(&part.kl)?.mean,
             active_units: part.spread.active(),
             latent: task.model.latent,
             seeds: task.seeds.clone(),
