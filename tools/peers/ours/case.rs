@@ -1,0 +1,187 @@
+//! What is computed, and from what: a model's task, and the inputs that every contestant gets.
+
+use anyhow::{Context, Result, bail, ensure};
+use vnca::array::Array;
+use vnca::ir::Cost;
+use vnca::model::params::{arrange, init};
+use vnca::model::{Kind, Model};
+use vnca::random::Key;
+use vnca::train::checkpoint::{Checkpoint, Meta};
+use vnca::train::optimiser::Optimiser;
+use vnca::train::order::chunk_order;
+use vnca::train::step::StepSpec;
+
+/// Images of the training set.
+const IMAGES: usize = 1000;
+/// Training steps whose images and noise are written down: more begin again with the first one's.
+pub const STEPS: usize = 8;
+/// Key of the noise.
+const NOISE: Key = Key([0, 7]);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Task {
+    /// A gradient step: loss, gradient, clipping and Adam.
+    Step,
+    /// The importance-weighted bound of a batch.
+    Iwelbo,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct CaseArgs {
+    /// baseline, doubling or nondoubling
+    #[arg(default_value = "baseline")]
+    pub model: Kind,
+    /// Images a batch [default: 32 for the baseline, 4 for the others]
+    pub batch: Option<usize>,
+    #[arg(long, value_enum, default_value = "step")]
+    pub task: Task,
+    /// Latent size [default: the report's]
+    #[arg(long)]
+    pub latent: Option<usize>,
+    /// NCA steps, of the doubling model after each doubling [default: 8; nondoubling 48 to train, 36 to evaluate]
+    #[arg(long)]
+    pub nca_steps: Option<usize>,
+    /// Latent samples an image in evaluation
+    #[arg(long, default_value_t = 8)]
+    pub samples: usize,
+}
+
+pub struct Case {
+    pub model: Model,
+    pub task: Task,
+    pub batch: usize,
+    pub samples: usize,
+}
+
+impl CaseArgs {
+    pub fn case(&self) -> Result<Case> {
+        let model = Model::new(self.model, self.latent)?;
+        let usual = match (self.model, self.task) {
+            // The middle of the range from which training draws it.
+            (Kind::NonDoubling, Task::Step) => 48,
+            _ => model.nca_steps,
+        };
+        let model = Model { nca_steps: self.nca_steps.unwrap_or(usual), ..model };
+        model.check()?;
+        let batch = self.batch.unwrap_or(if self.model == Kind::Baseline { 32 } else { 4 });
+        ensure!((1..=IMAGES).contains(&batch), "BATCH {batch}: it must be from 1 to {IMAGES}");
+        ensure!(self.samples > 0, "--samples is 0: a bound takes at least one");
+        Ok(Case { model, task: self.task, batch, samples: self.samples })
+    }
+}
+
+/// What every contestant gets, in one file.
+pub struct Inputs {
+    /// In the edges' layout and the leaves' order.
+    pub weights: Vec<Array>,
+    /// u8 (images, 28, 28).
+    pub pixels: Array,
+    /// Which images each step takes: s32 (steps, batch).
+    pub order: Array,
+    /// f32 (steps, batch, samples, Z): what the programs here draw from [`Case::key`].
+    pub eps: Array,
+}
+
+const NAMES: [&str; 3] = ["bench.pixels", "bench.order", "bench.eps"];
+
+impl Case {
+    pub fn spec(&self) -> StepSpec {
+        StepSpec {
+            model: self.model,
+            optimiser: Optimiser::REPORT,
+            replicas: 1,
+            batch: self.batch,
+            chunk: STEPS,
+            images: IMAGES,
+            beta: 1.0,
+        }
+    }
+
+    /// The key of the first training step, or that an evaluation's images' keys are split from.
+    pub fn key(&self) -> Key {
+        NOISE
+    }
+
+    /// Samples that a computation draws for an image.
+    fn draws(&self) -> usize {
+        if self.task == Task::Step { 1 } else { self.samples }
+    }
+
+    /// Initial values, with the last layer of an automaton's cell drawn anew: at zero its steps would do nothing.
+    pub fn inputs(&self) -> Inputs {
+        let leaves = self.model.leaves();
+        let mut weights = init(&leaves, Key::new(0));
+        for (i, (leaf, array)) in leaves.iter().zip(&mut weights).enumerate() {
+            if leaf.name.starts_with("cell.conv1.") {
+                let scale = 0.1 / self.model.latent as f32;
+                let values = Key::new(100 + i as u64).normal(array.shape().count());
+                *array = Array::new(&leaf.shape, &values.iter().map(|v| scale * v).collect::<Vec<f32>>());
+            }
+        }
+        let pixels: Vec<u8> =
+            Key::new(3).bernoulli(IMAGES * 784, |_| 0.13).into_iter().map(u8::from).collect();
+        let order = chunk_order(Key::new(1), IMAGES, self.batch, STEPS).images;
+        let eps_dims = [STEPS, self.batch, self.draws(), self.model.latent];
+        Inputs {
+            weights,
+            pixels: Array::new(&[IMAGES, 28, 28], &pixels),
+            order: Array::new(&[STEPS, self.batch], &order),
+            eps: Array::new(&eps_dims, &self.eps()),
+        }
+    }
+
+    fn eps(&self) -> Vec<f32> {
+        let mut key = self.key();
+        let mut eps = Vec::new();
+        for _ in 0..STEPS {
+            let keys = match self.task {
+                Task::Step => {
+                    let [next, sub] = key.split2();
+                    key = next;
+                    sub.split(self.batch)
+                }
+                Task::Iwelbo => key.split(self.batch),
+            };
+            eps.extend(keys.iter().flat_map(|k| k.normal(self.draws() * self.model.latent)));
+        }
+        eps
+    }
+
+    /// Multiplications and additions that the task takes at least: a gradient step without making anything twice.
+    pub fn least_flops(&self) -> Result<u64> {
+        if self.task == Task::Iwelbo {
+            return Ok(Cost::of(&vnca::eval::function(&self.model, self.batch, self.samples)?).flops);
+        }
+        let forward = Cost::of(&vnca::eval::function(&self.model, self.batch, 1)?).flops;
+        // Each product has two gradients, but for the first convolution: the images need none.
+        let first = 2 * self.batch as u64 * 32 * 32 * 25 * 32;
+        Ok(3 * forward - first)
+    }
+
+    /// Inputs from a file that [`Inputs::save`] wrote.
+    pub fn load(&self, file: &std::path::Path) -> Result<Inputs> {
+        let Checkpoint { meta, mut arrays } = Checkpoint::load(file)?;
+        ensure!(meta.model == self.model, "{} is for another model: {:?}", file.display(), meta.model);
+        let mut others = Vec::new();
+        for name in NAMES {
+            let Some(at) = arrays.iter().position(|(n, _)| n == name) else {
+                bail!("{} has no {name}", file.display())
+            };
+            others.push(arrays.swap_remove(at).1);
+        }
+        let weights = arrange(&self.model.leaves(), arrays)?;
+        let [pixels, order, eps] = others.try_into().ok().context("three arrays")?;
+        ensure!(order.dims() == [STEPS, self.batch], "{} is for batches of another size", file.display());
+        Ok(Inputs { weights, pixels, order, eps })
+    }
+}
+
+impl Inputs {
+    pub fn save(self, model: Model, file: &std::path::Path) -> Result<()> {
+        let names = model.leaves().into_iter().map(|leaf| leaf.name);
+        let mut arrays: Vec<(String, Array)> = names.zip(self.weights).collect();
+        arrays.extend(NAMES.map(String::from).into_iter().zip([self.pixels, self.order, self.eps]));
+        let meta = Meta { version: 1, model, step: 0, data_key: [0, 1], data_crc: 0, best_iwelbo: None };
+        Checkpoint { meta, arrays }.save(file)
+    }
+}

@@ -1,0 +1,204 @@
+//! Our side of the benchmarks: a gradient step or an evaluation, timed here for a person, or served to `tools/bench`.
+//!
+//! `cargo run --release --example bench_step -- [MODEL] [BATCH]` prints its milliseconds, how long compiling took, and what
+//! share that is of the machine's f32 matrix-product peak, which is measured in the same run.
+
+mod case;
+mod serve;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use case::{Case, CaseArgs, Inputs, STEPS, Task};
+use clap::Parser;
+use vnca::array::Array;
+use vnca::ir::{Cost, Graph};
+use vnca::lower::lower;
+use vnca::random::Key;
+use vnca::runtime::{Arg, Buffers, Device, Executable, Mesh};
+use vnca::shape::{DType, Shape};
+
+#[derive(Parser)]
+#[command(about = "Time a gradient step or an evaluation")]
+struct Args {
+    #[command(flatten)]
+    case: CaseArgs,
+    /// Write the inputs of all contestants to this file, and end
+    #[arg(long)]
+    export: Option<PathBuf>,
+    /// Take the inputs from this file, and obey the lines on stdin
+    #[arg(long)]
+    serve: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    vnca::quiet::hush();
+    let args = Args::parse();
+    let case = args.case.case()?;
+    if let Some(file) = args.export {
+        return case.inputs().save(case.model, &file);
+    }
+    let mesh = Mesh::open(&Device::Cpu, 1)?;
+    if let Some(file) = args.serve {
+        let contestant = Contestant::new(&mesh, &case, case.load(&file)?)?;
+        return serve::serve(&mesh, &case, contestant);
+    }
+    let mut contestant = Contestant::new(&mesh, &case, case.inputs())?;
+    report(&mesh, &case, &mut contestant)
+}
+
+/// A compiled task with its arguments on the device.
+pub struct Contestant {
+    executable: Executable,
+    /// What a call takes and gives back: a training's state, an evaluation's nothing.
+    state: Vec<Buffers>,
+    /// What every call takes.
+    fixed: Vec<Buffers>,
+    task: Task,
+    /// Row of the order that the next step takes.
+    at: usize,
+    compile_seconds: f64,
+    module_bytes: usize,
+    /// Of one step or evaluation, with what the gradient makes again.
+    cost: Cost,
+}
+
+impl Contestant {
+    fn new(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<Contestant> {
+        let (function, most) = match case.task {
+            Task::Step => (case.spec().function()?, STEPS as u64),
+            Task::Iwelbo => (vnca::eval::function(&case.model, case.batch, case.samples)?, 1),
+        };
+        let all = Cost::of(&function);
+        let cost = Cost {
+            flops: all.flops / most,
+            elements: all.elements / most,
+            // Of the rows that are stacked, those of the loss and the norm alone are a step's each.
+            stacked_bytes: all.stacked_bytes,
+        };
+        let program = lower(&function, mesh.target(), 1)?;
+        let module_bytes = program.module.len();
+        let began = Instant::now();
+        let executable = mesh.compile(program)?;
+        let compile_seconds = began.elapsed().as_secs_f64();
+        let weights: Result<Vec<Buffers>> = case
+            .model
+            .leaves()
+            .iter()
+            .zip(&inputs.weights)
+            .map(|(leaf, array)| mesh.replicate(&leaf.to_inner(array)))
+            .collect();
+        let (state, fixed) = match case.task {
+            Task::Step => {
+                (training_state(mesh, case, weights?)?, vec![inputs.pixels.clone(), inputs.order.clone()])
+            }
+            Task::Iwelbo => {
+                let keys: Vec<u32> = case.key().split(case.batch).iter().flat_map(|k| k.0).collect();
+                let rows: Vec<i32> = inputs.order.to_vec::<i32>();
+                let pixels = inputs.pixels.to_vec::<u8>();
+                let image = |i: &i32| pixels[*i as usize * 784..][..784].to_vec();
+                let images: Vec<u8> = rows[..case.batch].iter().flat_map(image).collect();
+                let arrays = [
+                    Array::new(&[case.batch, 28, 28], &images),
+                    Array::new(&[case.batch, 2], &keys),
+                ];
+                (weights?, arrays.to_vec())
+            }
+        };
+        let fixed = fixed.iter().map(|a| mesh.replicate(a)).collect::<Result<_>>()?;
+        let task = case.task;
+        Ok(Contestant { executable, state, fixed, task, at: 0, compile_seconds, module_bytes, cost })
+    }
+
+    /// Makes `count` steps, or as many evaluations of the same batch; gives each one's loss, or minus its bound.
+    fn run(&mut self, mesh: &Mesh, count: usize) -> Result<Vec<f32>> {
+        match self.task {
+            Task::Step => self.train(mesh, count),
+            Task::Iwelbo => (0..count).map(|_| self.evaluate()).collect(),
+        }
+    }
+
+    fn train(&mut self, mesh: &Mesh, count: usize) -> Result<Vec<f32>> {
+        let mut losses = Vec::new();
+        while losses.len() < count {
+            if self.at == STEPS {
+                self.at = 0;
+            }
+            let trips = (count - losses.len()).min(STEPS - self.at);
+            let start = mesh.replicate(&Array::scalar(self.at as i32))?;
+            let number = mesh.replicate(&Array::scalar(trips as i32))?;
+            let mut arguments: Vec<Arg<'_>> = self.state.drain(..).map(Arg::from).collect();
+            arguments.extend(self.fixed.iter().map(Arg::from));
+            arguments.extend([Arg::from(start), Arg::from(number)]);
+            let mut results = self.executable.call(arguments)?;
+            results.pop();
+            let rows = results.pop().context("a step gives its loss")?.get(0)?.to_vec::<f32>();
+            self.state = results;
+            self.at += trips;
+            losses.extend(&rows[..trips]);
+        }
+        Ok(losses)
+    }
+
+    fn evaluate(&self) -> Result<f32> {
+        let arguments = self.state.iter().chain(&self.fixed).map(Arg::from).collect();
+        let bounds = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
+        Ok(-bounds.iter().sum::<f32>() / bounds.len() as f32)
+    }
+}
+
+/// The state that training begins with, over the given parameters.
+fn training_state(mesh: &Mesh, case: &Case, weights: Vec<Buffers>) -> Result<Vec<Buffers>> {
+    let first = weights.len();
+    let mut state = weights;
+    for entry in &case.spec().state()[first..] {
+        let array = match (entry.name.as_str(), entry.shape.dtype) {
+            ("key", _) => Array::new(&[2], &case.key().0),
+            (_, DType::Pred) => Array::truth(true),
+            _ => Array::zeros(&entry.shape),
+        };
+        state.push(mesh.replicate(&array)?);
+    }
+    Ok(state)
+}
+
+/// GFLOP/s of the best of a few large products.
+pub fn peak(mesh: &Mesh) -> Result<f64> {
+    const SIZE: usize = 2048;
+    let g = Graph::new("product");
+    let [a, b] = ["a", "b"].map(|name| g.input(name, &Shape::f32(&[SIZE, SIZE])));
+    let corner = a.dot(b).slice(&[0, 0], &[1, 1]);
+    let executable = mesh.compile(lower(&g.finish(&[("c".into(), corner)], &[])?, mesh.target(), 1)?)?;
+    let x = mesh.replicate(&Array::new(&[SIZE, SIZE], &Key::new(1).normal(SIZE * SIZE)))?;
+    let mut best = f64::MAX;
+    for _ in 0..5 {
+        let began = Instant::now();
+        executable.call(vec![(&x).into(), (&x).into()])?[0].get(0)?;
+        best = best.min(began.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (SIZE as f64).powi(3) / best * 1e-9)
+}
+
+/// The figures, for a person.
+fn report(mesh: &Mesh, case: &Case, contestant: &mut Contestant) -> Result<()> {
+    const CALLS: usize = 5;
+    let peak = peak(mesh)?;
+    println!("matrix product     {peak:8.0} GFLOP/s");
+    println!("module             {:8} bytes", contestant.module_bytes);
+    println!("compile            {:8.1} s", contestant.compile_seconds);
+    let steps = if case.batch >= 32 && case.task == Task::Step { STEPS } else { 1 };
+    let mut times = Vec::new();
+    for _ in 0..CALLS {
+        let began = Instant::now();
+        contestant.run(mesh, steps)?;
+        times.push(began.elapsed().as_secs_f64() / steps as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times[CALLS / 2];
+    println!("step               {:8.1} ms (fastest {:.1})", median * 1e3, times[0] * 1e3);
+    let share = |flops: u64| 100.0 * flops as f64 * 1e-9 / median / peak;
+    println!("share of the peak  {:8.0} %", share(case.least_flops()?));
+    println!("  with what the gradient makes again {:.0} %", share(contestant.cost.flops));
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! The contestants' common language: a line of JSON says that one is ready, and one answers every line on stdin.
+//!
+//! `run N` makes N steps, `peak` measures the machine's matrix products; the end of stdin ends the process.
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use vnca::runtime::Mesh;
+
+use crate::case::Case;
+use crate::{Contestant, peak};
+
+pub fn serve(mesh: &Mesh, case: &Case, mut contestant: Contestant) -> Result<()> {
+    let compile_memory = most_memory()?;
+    forget_most_memory();
+    say(&json!({
+        "ready": true,
+        "compile_seconds": contestant.compile_seconds,
+        "compile_memory": compile_memory,
+        "module_bytes": contestant.module_bytes,
+        "least_flops": case.least_flops()?,
+        "flops": contestant.cost.flops,
+        "stacked_bytes": contestant.cost.stacked_bytes,
+        "parameters": case.model.parameter_count(),
+        "versions": { "vnca": env!("CARGO_PKG_VERSION"), "device": mesh.describe() },
+    }))?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["run", count] => {
+                let count = count.parse().with_context(|| format!("run {count}"))?;
+                let began = Instant::now();
+                let values = contestant.run(mesh, count)?;
+                let seconds = began.elapsed().as_secs_f64();
+                say(&json!({ "seconds": seconds, "values": values, "memory": most_memory()? }))?;
+            }
+            ["peak"] => say(&json!({ "gflops": peak(mesh)? }))?,
+            _ => bail!("no command {line:?}: there are run N and peak"),
+        }
+    }
+    Ok(())
+}
+
+fn say(value: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}")?;
+    Ok(out.flush()?)
+}
+
+/// The most bytes that this process had in memory, since it was asked to forget them.
+fn most_memory() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("VmHWM")?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kilobytes * 1024)
+}
+
+/// Where the system does not allow it, the memory of compiling stays in the figure.
+fn forget_most_memory() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}

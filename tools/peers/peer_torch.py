@@ -1,0 +1,180 @@
+"""The three models, a training step and the IWELBO in PyTorch: eager or through torch.compile, f32 or under bf16 autocast, in
+either memory format."""
+
+import contextlib
+import math
+import platform
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def filled(layer, case, name):
+    """The layer with the weights of that name."""
+    weight, bias = (torch.from_numpy(case.weights[f"{name}.{part}"]) for part in ("weight", "bias"))
+    if isinstance(layer, nn.ConvTranspose2d):
+        # There the input's channels come first, and the kernel is turned round.
+        weight = weight.flip(2, 3).transpose(0, 1)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias.reshape(-1))
+    return layer
+
+
+def conv(case, name, *args, kind=nn.Conv2d, **kwargs):
+    out, into, size, _ = case.weights[f"{name}.weight"].shape
+    return filled(kind(into, out, size, *args, **kwargs), case, name)
+
+
+def linear(case, name):
+    out, into = case.weights[f"{name}.weight"].shape
+    return filled(nn.Linear(into, out), case, name)
+
+
+def encoder(case):
+    layers = []
+    for i in range(case.layers("encoder.conv")):
+        layers += [conv(case, f"encoder.conv{i}", stride=1 if i == 0 else 2, padding=2), nn.ELU()]
+    return nn.Sequential(*layers, nn.Flatten(), linear(case, "encoder.linear"))
+
+
+def baseline(case):
+    layers = [linear(case, "decoder.linear"), nn.Unflatten(1, (512, 2, 2))]
+    last = case.layers("decoder.conv") - 1
+    up = {"kind": nn.ConvTranspose2d}
+    for i in range(last):
+        layers += [conv(case, f"decoder.conv{i}", stride=2, padding=2, output_padding=1, **up), nn.ELU()]
+    layers += [conv(case, f"decoder.conv{last}", stride=1, padding=4, **up), nn.ConstantPad2d(2, -math.inf)]
+    return nn.Sequential(*layers)
+
+
+class Residual(nn.Module):
+    def __init__(self, case, name):
+        super().__init__()
+        self.conv0, self.conv1 = (conv(case, f"{name}.conv{i}") for i in (0, 1))
+
+    def forward(self, x):
+        return x + self.conv1(F.elu(self.conv0(x)))
+
+
+class Step(nn.Module):
+    def __init__(self, case):
+        super().__init__()
+        layers = [conv(case, "cell.conv0", padding=1)]
+        if case.model == "doubling":
+            layers += [Residual(case, f"cell.block{b}") for b in range(case.layers("cell.block") // 2)]
+        else:
+            layers.append(nn.ELU())
+        self.update = nn.Sequential(*layers, conv(case, "cell.conv1"))
+
+    def forward(self, z):
+        return z + self.update(z)
+
+
+class Automaton(nn.Module):
+    def __init__(self, case, memory_format):
+        super().__init__()
+        self.step = Step(case)
+        self.nca_steps = case.nca_steps
+        self.doublings = 5 if case.model == "doubling" else 0
+        self.memory_format = memory_format
+
+    def forward(self, z):
+        side = 1 if self.doublings else 32
+        z = z[:, :, None, None].expand(-1, -1, side, side).contiguous(memory_format=self.memory_format)
+        for _ in range(max(self.doublings, 1)):
+            if self.doublings:
+                z = F.interpolate(z, scale_factor=2, mode="nearest")
+            for _ in range(self.nca_steps):
+                z = self.step(z)
+        return z[:, :1]
+
+
+class Vae(nn.Module):
+    def __init__(self, case, memory_format):
+        super().__init__()
+        self.encoder = encoder(case)
+        self.decoder = baseline(case) if case.model == "baseline" else Automaton(case, memory_format)
+
+
+def log_likelihood(x, logits):
+    logits = logits.float()
+    return (torch.where(x > 0.5, logits, 0.0) - F.softplus(logits)).sum(dim=(1, 2, 3))
+
+
+def negative_elbo(model, x, eps):
+    mean, logvar = model.encoder(x).float().chunk(2, dim=1)
+    z = mean + torch.exp(0.5 * logvar) * eps[:, 0]
+    kl = 0.5 * (mean**2 + logvar.exp() - logvar - 1.0).sum(dim=1)
+    return (kl - log_likelihood(x, model.decoder(z))).mean()
+
+
+def negative_iwelbo(model, x, eps):
+    samples = eps.shape[1]
+    mean, logvar = (h[:, None] for h in model.encoder(x).float().chunk(2, dim=1))
+    z = mean + torch.exp(0.5 * logvar) * eps
+    logits = model.decoder(z.flatten(0, 1))
+    likelihood = log_likelihood(x.repeat_interleave(samples, dim=0), logits).reshape(-1, samples)
+    weights = likelihood + 0.5 * (logvar + eps**2 - z**2).sum(dim=2)
+    return (math.log(samples) - weights.logsumexp(dim=1)).mean()
+
+
+class Peer:
+    def __init__(self, case, options):
+        unknown = options - {"bf16", "compile", "nhwc"}
+        if unknown:
+            raise SystemExit(f"torch has no {unknown}: there are bf16, compile and nhwc")
+        memory_format = torch.channels_last if "nhwc" in options else torch.contiguous_format
+        self.options = options
+        self.model = Vae(case, memory_format).to(memory_format=memory_format)
+        self.rows = [
+            (torch.from_numpy(x).contiguous(memory_format=memory_format), torch.from_numpy(e))
+            for x, e in zip(case.images, case.eps)
+        ]
+        self.training = case.task == "step"
+        self.objective = negative_elbo if self.training else negative_iwelbo
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
+        self.at = 0
+
+    def compile(self):
+        """Compiles the model, or the automaton's one step: all of them in a row would take the compiler minutes."""
+        if "compile" not in self.options:
+            return
+        if isinstance(self.model.decoder, Automaton):
+            # One compilation a grid.
+            torch._dynamo.config.recompile_limit = 32
+            self.model.encoder.compile(dynamic=False)
+            self.model.decoder.step.compile(dynamic=False)
+        else:
+            self.objective = torch.compile(self.objective, dynamic=False)
+        # The compiler works at the first call; this one moves no weight.
+        self.value(self.rows[0])
+        self.optimiser.zero_grad()
+
+    def value(self, row):
+        half = torch.autocast("cpu", torch.bfloat16) if "bf16" in self.options else contextlib.nullcontext()
+        if not self.training:
+            with torch.no_grad(), half:
+                return self.objective(self.model, *row)
+        with half:
+            loss = self.objective(self.model, *row)
+        loss.backward()
+        return loss.detach()
+
+    def run(self, count):
+        values = []
+        for _ in range(count):
+            if not self.training:
+                values.append(self.value(self.rows[0]))
+                continue
+            self.optimiser.zero_grad()
+            values.append(self.value(self.rows[self.at % len(self.rows)]))
+            nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
+            self.optimiser.step()
+            self.at += 1
+        return [float(v) for v in values]
+
+    def versions(self):
+        threads = torch.get_num_threads()
+        return {"python": platform.python_version(), "torch": torch.__version__, "threads": threads}
