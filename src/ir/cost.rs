@@ -34,11 +34,7 @@ impl Cost {
 
     fn times(self, n: usize) -> Cost {
         let n = n as u64;
-        Cost {
-            flops: self.flops * n,
-            elements: self.elements * n,
-            stacked_bytes: self.stacked_bytes * n,
-        }
+        Cost { flops: self.flops * n, elements: self.elements * n, stacked_bytes: self.stacked_bytes * n }
     }
 }
 
@@ -122,8 +118,7 @@ fn conv_flops(conv: &Conv, image: &Shape, other: &Shape, result: &Shape) -> usiz
         Conv::Forward(window) => (window, other, result),
         Conv::WeightGrad { window, .. } => (window, result, other),
     };
-    let products: usize =
-        (0..2).map(|d| products(window, d, kernel.dims[d], output.dims[1 + d])).product();
+    let products: usize = (0..2).map(|d| products(window, d, kernel.dims[d], output.dims[1 + d])).product();
     2 * image.dims[0] * image.dims[3] * output.dims[3] * products
 }
 

@@ -99,10 +99,8 @@ impl Contestant {
                 let pixels = inputs.pixels.to_vec::<u8>();
                 let image = |i: &i32| pixels[*i as usize * 784..][..784].to_vec();
                 let images: Vec<u8> = rows[..case.batch].iter().flat_map(image).collect();
-                let arrays = [
-                    Array::new(&[case.batch, 28, 28], &images),
-                    Array::new(&[case.batch, 2], &keys),
-                ];
+                let arrays =
+                    [Array::new(&[case.batch, 28, 28], &images), Array::new(&[case.batch, 2], &keys)];
                 (weights?, arrays.to_vec())
             }
         };
