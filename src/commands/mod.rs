@@ -3,7 +3,10 @@
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod images;
 pub mod inspect;
+pub mod label;
+pub mod latents;
 pub mod train;
 
 use std::path::{Path, PathBuf};
