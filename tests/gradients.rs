@@ -130,12 +130,14 @@ fn array_rows(any: (f32, f32)) -> Vec<Row> {
         }),
         row("take", &[&[4, 3]], any, |g, x| x[0].take(s32(g, &[3, 0, 3, 1, 2]).reshape(&[5])).square()),
         row("add_rows", &[&[4, 3], &[3, 3]], any, |g, x| x[0].add_rows(s32(g, &[2, 0, 2]), x[1]).square()),
+        row("set_rows", &[&[4, 3], &[2, 3]], any, |g, x| x[0].set_rows(s32(g, &[3, 1]), x[1]).square()),
         row("sort", &[&[3]], any, |g, x| {
             let sorted = g.constant(Array::new(&[3], &[9u32, 4, 7])).sort();
             x[0] * sorted.convert(DType::F32)
         }),
         row("all_reduce", &[&[3]], any, |_, x| x[0].square().all_reduce()),
         row("all_gather", &[&[3]], any, |g, x| x[0].square().all_gather(index(g, 0), 1)),
+        row("all_to_all", &[&[1, 3]], any, |_, x| x[0].square().all_to_all(1)),
         row("repeat", &[&[3], &[3]], (-0.9, 0.9), |g, x| {
             let out = g.repeat(4, &[x[0], x[1]], |i, c| {
                 let turned = (c[0] * x[1] + c[1]).tanh() + i.convert(DType::F32) * 0.1;
