@@ -293,10 +293,10 @@ fn loops_agree_with_their_unrolled_twin() {
 /// Shapes of everything that the loops of a block stack.
 fn stacks(block: &Block) -> Vec<String> {
     let repeats = block.nodes.iter().filter_map(|node| match &node.op {
-        Op::Repeat(repeat) => Some((repeat, &node.shapes)),
+        Op::Repeat(repeat) => Some((repeat.as_ref(), &node.shapes)),
         _ => None,
     });
-    let own = |(repeat, shapes): (&Box<vnca::ir::ops::control::Repeat>, &Vec<Shape>)| {
+    let own = |(repeat, shapes): (&vnca::ir::ops::control::Repeat, &Vec<Shape>)| {
         let mut own: Vec<String> = shapes[repeat.carries..].iter().map(Shape::to_string).collect();
         own.extend(stacks(&repeat.body));
         own

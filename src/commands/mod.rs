@@ -20,8 +20,7 @@ use crate::config::TrainConfig;
 use crate::error::{Exit, WithExit};
 use crate::model::params::arrange;
 use crate::model::{Kind, Model};
-use crate::train::checkpoint::{chosen, read_npz};
-use crate::train::step::MOMENT_PREFIXES;
+use crate::train::checkpoint::{chosen, is_parameter, read_npz};
 
 /// What a verb gives: an exit code if it is not 0.
 pub type Outcome = Result<Option<Exit>>;
@@ -115,10 +114,7 @@ impl Source {
 fn parameters(path: &Path, model: &Model) -> Result<Vec<Array>> {
     let at = || format!("cannot use {}", path.display());
     let mut named = read_npz(path).with_context(at)?;
-    named.retain(|(name, _)| {
-        !["meta", "count", "key"].contains(&name.as_str())
-            && !MOMENT_PREFIXES.iter().any(|p| name.starts_with(p))
-    });
+    named.retain(|(name, _)| is_parameter(name));
     arrange(&model.leaves(), named).with_context(at)
 }
 

@@ -237,7 +237,13 @@ impl Lowering<'_> {
             }
             Collective::AllToAll { .. } => {
                 let ty = element_type(result.dtype);
-                self.builder.custom_call(patch::ALL_TO_ALL, &[x.clone()], ty, &dims(result), b"")?
+                self.builder.custom_call(
+                    patch::ALL_TO_ALL,
+                    std::slice::from_ref(x),
+                    ty,
+                    &dims(result),
+                    b"",
+                )?
             }
         })
     }

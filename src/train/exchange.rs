@@ -43,14 +43,25 @@ struct Step {
     place: Vec<i32>,
 }
 
+impl Sizes {
+    /// Shares that lie in order in the replicas' first rows.
+    pub fn in_order(&self) -> Vec<Place> {
+        let place = |i: usize| Place { replica: i / self.share, row: i % self.share };
+        (0..self.replicas * self.share).map(place).collect()
+    }
+}
+
 impl Plan {
-    /// Plans up to `steps` steps of a pool whose shares lie in order in the replicas' first rows. `key` is the one with
-    /// which the first step draws.
-    pub fn new(sizes: Sizes, mut key: Key, steps: usize) -> Plan {
-        let Sizes { replicas, share, rows, .. } = sizes;
-        let place = |i: usize| Place { replica: i / share, row: i % share };
-        let mut now: Vec<Place> = (0..replicas * share).map(place).collect();
-        let mut free: Vec<Vec<usize>> = vec![(share..rows).rev().collect(); replicas];
+    /// Plans up to `steps` steps of a pool whose entries are at `places`. `key` is the one with which the first step
+    /// draws.
+    pub fn new(sizes: Sizes, places: &[Place], mut key: Key, steps: usize) -> Plan {
+        let mut now = places.to_vec();
+        let mut taken = vec![vec![false; sizes.rows]; sizes.replicas];
+        for place in places {
+            taken[place.replica][place.row] = true;
+        }
+        let left = |taken: &Vec<bool>| (0..sizes.rows).rev().filter(|row| !taken[*row]).collect();
+        let mut free: Vec<Vec<usize>> = taken.iter().map(left).collect();
         let mut plan = Plan { sizes, places: vec![now.clone()], steps: Vec::new() };
         while plan.steps.len() < steps {
             let Some(step) = plan.step(&mut now, &mut free) else { break };
@@ -74,7 +85,8 @@ impl Plan {
             step.holder.push(replica as i32);
         }
         // A step that does not fit leaves everything as it was.
-        let room = |r: usize| (0..replicas * batch).filter(|i| now[head(i / batch, i % batch)].replica == r).count();
+        let room =
+            |r: usize| (0..replicas * batch).filter(|i| now[head(i / batch, i % batch)].replica == r).count();
         if (0..replicas).any(|r| free[r].len() + room(r) < batch) {
             return None;
         }
@@ -109,22 +121,22 @@ impl Plan {
     pub fn arrays(&self, first: usize, rows: usize) -> [Vec<Array>; 3] {
         let Sizes { replicas, batch, .. } = self.sizes;
         let taken = batch / 2;
-        let parts: [(Vec<usize>, fn(&Step) -> &[i32]); 3] = [
-            (vec![replicas, taken], |s| &s.send),
-            (vec![taken], |s| &s.holder),
-            (vec![batch], |s| &s.place),
-        ];
-        parts.map(|(dims, part)| {
+        let parts = |dims: &[usize], part: fn(&Step) -> &[i32]| {
             let size: usize = dims.iter().product();
             let of_replica = |r: usize| {
                 let mut values = vec![0i32; rows * size];
                 for (step, row) in self.steps.iter().zip(values.chunks_exact_mut(size.max(1)).skip(first)) {
                     row.copy_from_slice(&part(step)[r * size..(r + 1) * size]);
                 }
-                Array::new(&[&[rows], dims.as_slice()].concat(), &values)
+                Array::new(&[&[rows], dims].concat(), &values)
             };
             (0..replicas).map(of_replica).collect()
-        })
+        };
+        [
+            parts(&[replicas, taken], |s| &s.send),
+            parts(&[taken], |s| &s.holder),
+            parts(&[batch], |s| &s.place),
+        ]
     }
 }
 
@@ -188,7 +200,7 @@ mod tests {
         for (replicas, share, batch) in [(1, 16, 4), (2, 32, 8), (4, 8, 8), (8, 128, 16)] {
             let rows = (replicas * share).min(share + 6 * (share as f64).sqrt().ceil() as usize);
             let sizes = Sizes { replicas, share, rows, batch };
-            let plan = Plan::new(sizes, Key::new(7), 300);
+            let plan = Plan::new(sizes, &sizes.in_order(), Key::new(7), 300);
             assert_eq!(plan.len(), 300, "{sizes:?}");
             assert_eq!(by_plan(sizes, &plan), literal(sizes, Key::new(7), 300), "{sizes:?}");
         }
@@ -197,7 +209,7 @@ mod tests {
     #[test]
     fn a_plan_ends_where_rows_are_short_and_holds_until_there() {
         let sizes = Sizes { replicas: 2, share: 8, rows: 9, batch: 4 };
-        let plan = Plan::new(sizes, Key::new(3), 50);
+        let plan = Plan::new(sizes, &sizes.in_order(), Key::new(3), 50);
         assert!(plan.len() < 50);
         assert_eq!(by_plan(sizes, &plan), literal(sizes, Key::new(3), plan.len()));
     }

@@ -27,6 +27,16 @@ pub enum Shuffle {
     Replica,
 }
 
+impl Shuffle {
+    /// The shuffle that gives the same numbers by permuting the entries themselves.
+    pub fn result(self) -> Shuffle {
+        match self {
+            Shuffle::Exchange => Shuffle::Global,
+            Shuffle::Global | Shuffle::Local | Shuffle::Replica => self,
+        }
+    }
+}
+
 impl fmt::Display for Shuffle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -22,7 +22,7 @@ pub struct Repeat {
 }
 
 /// What the gradient of a loop saves of the forward pass, and what it makes again.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RepeatOptions {
     /// 0: the carries of every trip and the values that the body marks by [`Sym::keep`] are saved. 1: the carries alone,
     /// and the body is made again. k > 1: the carries of every k-th trip, from which the k trips are made again, as with
