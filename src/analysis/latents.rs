@@ -98,7 +98,7 @@ impl<'s> Grower<'s> {
         let program = session.compile("grow", |g, params| {
             let latents = g.input("latents", &Shape::f32(&[batch, model.latent]));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
-            vec![("states".to_string(), vnca::grow(&model, params, latents, keys))]
+            vec![("states".to_string(), vnca::Automaton::new(&model, params).grow(latents, keys))]
         })?;
         Ok(Grower { program, latent: model.latent, batch })
     }
