@@ -148,7 +148,7 @@ pub struct TrainOptions {
     /// Checkpoints that are kept besides the best one [default: 3]
     #[arg(long, env = "VNCA_KEEP", value_name = "N")]
     pub keep: Option<usize>,
-    /// Device: cpu [default: cpu]
+    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas [default: cpu]
     #[arg(long, env = "VNCA_DEVICE")]
     pub device: Option<String>,
 }

@@ -36,6 +36,17 @@ pub fn set_cpu_flags(devices: usize) {
     set("XLA_FLAGS", flags.trim());
 }
 
+/// Keeps a TPU's library from asking a machine that is no TPU VM for its metadata.
+pub fn without_tpu() {
+    for (name, value) in
+        [("TPU_SKIP_MDS_QUERY", "1"), ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3")]
+    {
+        if std::env::var_os(name).is_none() {
+            set(name, value);
+        }
+    }
+}
+
 fn set(name: &str, value: &str) {
     // SAFETY: called at the start of the process, or under the lock of the first client's making; no other thread of
     // ours reads or writes the environment, and XLA's own threads start later.

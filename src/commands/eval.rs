@@ -74,7 +74,7 @@ struct Options {
     /// Write the scores of every image to a JSON file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Device: cpu
+    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
     #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
     device: String,
     /// Print JSON on stdout

@@ -14,6 +14,7 @@ use super::{Outcome, bar, print};
 use crate::config::{TrainConfig, TrainOptions};
 use crate::data::{self, Part};
 use crate::error::{Exit, WithExit};
+use crate::runtime::Mesh;
 use crate::train::checkpoint::{Store, publish};
 use crate::train::run::{End, Run, Watch};
 
@@ -66,6 +67,9 @@ pub fn run(args: Args) -> Outcome {
         ))
         .exit(Exit::Usage);
     }
+    // A device that cannot be had leaves no folder behind. It is opened once a process.
+    let device = config.device().exit(Exit::Usage)?;
+    Mesh::open(&device, config.replicas).exit(Exit::Device)?;
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     write_config(&folder, &config)?;
     let mut watch = Screen { bar: ProgressBar::hidden(), signal };

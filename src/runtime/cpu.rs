@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, anyhow, ensure};
 use xla::{HloModuleProto, PjRtBuffer, PjRtClient, PjRtLoadedExecutable, XlaComputation};
 
-use super::{Buffer, Client, Loaded};
+use super::{Buffer, Client, Loaded, Memory};
 use crate::array::Array;
 use crate::lower::element_type;
 use crate::program::{Format, Program, Target};
@@ -60,6 +60,10 @@ impl Client for CpuClient {
         let ty = element_type(array.shape().dtype);
         let buffer = self.0.buffer_from_host_raw_bytes(ty, array.bytes(), array.dims(), Some(device))?;
         Ok(Box::new(CpuBuffer(buffer)))
+    }
+
+    fn memory(&self, _device: usize) -> Option<Memory> {
+        None
     }
 }
 

@@ -9,6 +9,8 @@ mod cpu {
     }
 }
 
+pub mod pjrt;
+
 use std::any::Any;
 use std::fmt;
 use std::str::FromStr;
@@ -20,20 +22,43 @@ use crate::array::Array;
 use crate::program::{Program, Target};
 use crate::shape::Shape;
 
+pub use self::pjrt::{Plugin, Settings, Value};
+
 /// A device that the user chose. There is no other one in its place when it cannot be had.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Device {
+    /// XLA's own CPU backend, linked into this program.
     Cpu,
+    /// A PJRT plugin with the options that it is opened with.
+    Plugin { plugin: Plugin, settings: Settings },
 }
 
+/// `cpu`, `tpu`, `cuda` or a plugin's path, and after commas its options: `cuda,memory_fraction=0.5,preallocate=false`.
 impl FromStr for Device {
     type Err = anyhow::Error;
 
-    fn from_str(name: &str) -> Result<Device> {
-        match name {
-            "cpu" => Ok(Device::Cpu),
-            other => bail!("no device {other:?}: this version runs on \"cpu\""),
+    fn from_str(text: &str) -> Result<Device> {
+        let mut parts = text.split(',');
+        let name = parts.next().unwrap_or_default();
+        let mut settings = Settings::new();
+        for part in parts {
+            let Some((option, value)) = part.split_once('=').filter(|(option, _)| !option.is_empty()) else {
+                bail!("device {text:?}: {part:?} is no option of the form NAME=VALUE")
+            };
+            ensure!(settings.iter().all(|(o, _)| o != option), "device {text:?}: {option} is given twice");
+            settings.push((option.to_string(), Value::parse(value)?));
         }
+        let plugin = match name {
+            "cpu" => {
+                ensure!(settings.is_empty(), "device {text:?}: cpu has no options");
+                return Ok(Device::Cpu);
+            }
+            "tpu" => Plugin::Tpu,
+            "cuda" => Plugin::Cuda,
+            path if path.contains('/') || path.ends_with(".so") => Plugin::File(path.into()),
+            other => bail!("no device {other:?}: take cpu, tpu, cuda, or the path of a PJRT plugin"),
+        };
+        Ok(Device::Plugin { plugin, settings })
     }
 }
 
@@ -41,8 +66,19 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::Plugin { plugin: Plugin::Tpu, .. } => f.write_str("tpu"),
+            Device::Plugin { plugin: Plugin::Cuda, .. } => f.write_str("cuda"),
+            Device::Plugin { plugin: Plugin::File(path), .. } => write!(f, "{}", path.display()),
         }
     }
+}
+
+/// A device's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    pub used: u64,
+    pub peak: Option<u64>,
+    pub limit: Option<u64>,
 }
 
 /// One array in one device's memory.
@@ -59,6 +95,8 @@ pub(crate) trait Client: Send + Sync {
     fn target(&self) -> Target;
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>>;
     fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>>;
+    /// The memory of a device, where the runtime tells it.
+    fn memory(&self, device: usize) -> Option<Memory>;
 }
 
 /// A compiled program: arguments and results as [replica][index].
@@ -83,6 +121,7 @@ impl Mesh {
         ensure!(replicas > 0, "at least one replica is needed");
         let client: Arc<dyn Client> = match device {
             Device::Cpu => cpu::client(replicas)?,
+            Device::Plugin { plugin, settings } => pjrt::client(plugin, settings)?,
         };
         let count = client.device_count();
         ensure!(replicas <= count, "{replicas} replicas need as many devices, {device} has {count}");
@@ -96,6 +135,11 @@ impl Mesh {
     /// The forms that programs for these devices are to be written in.
     pub fn target(&self) -> Target {
         self.client.target()
+    }
+
+    /// The memory of a replica's device, where the runtime tells it.
+    pub fn memory(&self, replica: usize) -> Option<Memory> {
+        self.client.memory(replica)
     }
 
     /// Platform and version, for people.

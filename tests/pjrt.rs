@@ -1,0 +1,149 @@
+//! Devices of a plugin: training on one gives what the CPU gives, and one that cannot be had is an error that says what to
+//! do. A small plugin, compiled here, goes wrong in the ways that real ones do.
+
+#[path = "common/cli.rs"]
+mod cli;
+#[path = "common/plugin.rs"]
+mod plugin;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use vnca::array::Array;
+use vnca::runtime::{Device, Mesh};
+
+/// A plugin that has `slots` functions, speaks version `major`.1, and whose client says `message`.
+fn broken(folder: &Path, major: i32, slots: usize, message: &str) -> PathBuf {
+    let text = format!(
+        r#"#include <stddef.h>
+        #include <string.h>
+        struct message {{ size_t size; void *ext; void *error; const char *text; size_t length; }};
+        struct api {{ size_t size; void *ext; size_t vsize; void *vext; int major, minor; void *slot[120]; }};
+        static int anything;
+        static void destroy(void *args) {{}}
+        static void tell(struct message *m) {{ m->text = "{message}"; m->length = strlen(m->text); }}
+        static void *ok(void *args) {{ return NULL; }}
+        static void *fail(void *args) {{ return &anything; }}
+        static struct api api;
+        const struct api *GetPjrtApi(void) {{
+            api.size = offsetof(struct api, slot) + {slots} * sizeof(void *);
+            api.major = {major}; api.minor = 1;
+            for (int i = 0; i < 120; i++) api.slot[i] = (void *)fail;
+            api.slot[0] = (void *)destroy; api.slot[1] = (void *)tell; api.slot[3] = (void *)ok;
+            return &api;
+        }}"#
+    );
+    let (source, library) = (folder.join("plugin.c"), folder.join("plugin.so"));
+    std::fs::write(&source, text).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-w", "-o"]).arg(&library).arg(&source);
+    assert!(cc.status().expect("a C compiler is there: Rust links with it").success());
+    library
+}
+
+fn refused(device: &str) -> String {
+    let device: Device = device.parse().expect("it is the name of a device");
+    format!("{:#}", Mesh::open(&device, 1).err().expect("it cannot be had"))
+}
+
+#[test]
+fn a_plugin_that_does_not_fit_is_refused_with_versions_and_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = broken(folder.path(), 7, 120, "");
+    let error = refused(path.to_str().unwrap());
+    assert!(
+        error.contains("plugin.so speaks version 7.1 of the PJRT API, this program version 0."),
+        "{error}"
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = broken(folder.path(), 0, 4, "");
+    let error = refused(path.to_str().unwrap());
+    assert!(error.contains("plugin.so has no PJRT_Client_Create: it speaks version 0.1"), "{error}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text.so");
+    std::fs::write(&file, "no library").unwrap();
+    let error = refused(file.to_str().unwrap());
+    assert!(error.contains("cannot load the PJRT plugin") && error.contains("text.so"), "{error}");
+}
+
+#[test]
+fn a_busy_device_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = "ABORTED: The TPU is already in use by process with pid 77";
+    let path = broken(folder.path(), 0, 120, message);
+    let error = refused(path.to_str().unwrap());
+    for part in ["plugin.so opens no device", "libtpu_lockfile", "PJRT_Client_Create: ABORTED", "pid 77"] {
+        assert!(error.contains(part), "{part} is missing: {error}");
+    }
+}
+
+#[test]
+fn names_of_devices() {
+    for name in ["cpu", "tpu", "cuda", "/a/plugin.so"] {
+        assert_eq!(name.parse::<Device>().unwrap().to_string(), name);
+    }
+    for (name, part) in [
+        ("gpu", "take cpu, tpu, cuda"),
+        ("cpu,a=1", "cpu has no options"),
+        ("tpu,a", "\"a\" is no option of the form NAME=VALUE"),
+        ("tpu,a=1,a=2", "a is given twice"),
+    ] {
+        let error = name.parse::<Device>().unwrap_err().to_string();
+        assert!(error.contains(part), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_device_that_cannot_be_had_leaves_no_run_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = cli::fail(folder.path(), &["train", "--latent", "8", "--device", "no/such.so"], 4);
+    assert!(error.contains("no/such.so"), "{error}");
+    assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn training_on_a_plugin_gives_what_the_cpu_gives() {
+    let Some(device) = plugin::device() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    let train = |out: &str, device: &str| {
+        let data = data.to_str().unwrap();
+        let fixed = [
+            "train",
+            "--latent",
+            "8",
+            "--data",
+            data,
+            "--batch-size",
+            "8",
+            "--steps",
+            "4",
+            "--replicas",
+            "2",
+        ];
+        let more = ["--eval-every", "0", "--out", out, "--device", device];
+        cli::succeed(folder.path(), &[&fixed[..], &more[..]].concat());
+        cli::metrics(&folder.path().join(out))
+    };
+    let (cpu, other) = (train("cpu", "cpu"), train("plugin", &device));
+    for (a, b) in cpu.iter().zip(&other) {
+        for field in ["loss", "grad_norm"] {
+            let (a, b) = (a[field].as_f64().unwrap(), b[field].as_f64().unwrap());
+            assert!((a - b).abs() <= 1e-4 * a.abs(), "{field}: {b}, not {a}");
+        }
+    }
+    assert_eq!((cpu.len(), other.len()), (4, 4));
+}
+
+#[test]
+fn more_replicas_than_a_plugin_has_are_refused() {
+    let Some(device) = plugin::device() else { return };
+    let device: Device = device.parse().unwrap();
+    let error = Mesh::open(&device, 1000).err().unwrap().to_string();
+    assert!(error.contains("1000 replicas need as many devices"), "{error}");
+    let mesh = Mesh::open(&device, 2).unwrap();
+    let buffers = mesh.shard(&[Array::scalar(1i32), Array::scalar(2i32)]).unwrap();
+    assert_eq!(buffers.all().unwrap().iter().map(|a| a.to_vec::<i32>()[0]).collect::<Vec<_>>(), [1, 2]);
+}
