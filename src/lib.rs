@@ -1,6 +1,5 @@
 //! Variational Neural Cellular Automata as XLA programs: build, train, evaluate and study them.
 
-pub mod analysis;
 pub mod array;
 pub mod build;
 pub mod cli;

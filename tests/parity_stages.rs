@@ -59,11 +59,12 @@ fn output<'g>(name: &str, model: &vnca::model::Model, params: &Params<'g>, g: &'
 fn decoders_growth_and_damage_equal_jax() {
     for (name, model) in models() {
         let expected = goldens(&name);
-        assert_eq!(
-            expected.len(),
-            if model.kind == Kind::Baseline { 1 } else { expected.len().max(2) },
-            "{name}"
-        );
+        let count = match model.kind {
+            Kind::Baseline => 1,
+            Kind::Doubling => 2,
+            Kind::NonDoubling => 3,
+        };
+        assert_eq!(expected.len(), count, "{name}");
         let leaves = model.leaves();
         let g = Graph::new("stages");
         let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));

@@ -3,10 +3,13 @@
 pub mod data;
 pub mod doctor;
 pub mod eval;
-pub mod images;
+pub mod grow;
 pub mod inspect;
-pub mod label;
-pub mod latents;
+pub mod interpolate;
+pub mod picture;
+pub mod reconstruct;
+pub mod recover;
+pub mod sample;
 pub mod train;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +23,8 @@ use crate::config::TrainConfig;
 use crate::error::{Exit, WithExit};
 use crate::model::params::arrange;
 use crate::model::{Kind, Model};
-use crate::train::checkpoint::{chosen, is_parameter, read_npz};
+use crate::train::checkpoint::{chosen, read_npz};
+use crate::train::step::MOMENT_PREFIXES;
 
 /// What a verb gives: an exit code if it is not 0.
 pub type Outcome = Result<Option<Exit>>;
@@ -114,7 +118,10 @@ impl Source {
 fn parameters(path: &Path, model: &Model) -> Result<Vec<Array>> {
     let at = || format!("cannot use {}", path.display());
     let mut named = read_npz(path).with_context(at)?;
-    named.retain(|(name, _)| is_parameter(name));
+    named.retain(|(name, _)| {
+        !["meta", "count", "key"].contains(&name.as_str())
+            && !MOMENT_PREFIXES.iter().any(|p| name.starts_with(p))
+    });
     arrange(&model.leaves(), named).with_context(at)
 }
 

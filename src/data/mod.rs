@@ -14,7 +14,6 @@ pub mod glyphs;
 pub mod idx;
 pub mod input;
 pub mod known;
-pub mod labels;
 pub mod npy;
 
 use std::path::{Path, PathBuf};
@@ -66,12 +65,24 @@ pub struct Split {
 impl Split {
     /// At most `n` images, evenly spaced: test sets are often sorted by class, and their beginning is then one class.
     pub fn spread(&self, n: usize) -> Split {
+        self.chosen(&self.spread_indices(n))
+    }
+
+    /// Indices of at most `n` images, evenly spaced.
+    pub fn spread_indices(&self, n: usize) -> Vec<usize> {
         let count = self.len().min(n);
-        let at = |i: usize| i * self.len() / count.max(1);
+        (0..count).map(|i| i * self.len() / count).collect()
+    }
+
+    /// The images of these indices, in this order.
+    ///
+    /// # Panics
+    /// When there is no such image.
+    pub fn chosen(&self, indices: &[usize]) -> Split {
         Split {
             name: self.name.clone(),
-            pixels: (0..count).flat_map(|i| self.image(at(i))).copied().collect(),
-            labels: self.labels.as_ref().map(|labels| (0..count).map(|i| labels[at(i)]).collect()),
+            pixels: indices.iter().flat_map(|i| self.image(*i)).copied().collect(),
+            labels: self.labels.as_ref().map(|labels| indices.iter().map(|i| labels[*i]).collect()),
             sources: self.sources.clone(),
         }
     }

@@ -24,7 +24,7 @@ use spread::Spread;
 const DECODED_AT_ONCE: usize = 256;
 
 /// A bound over many images.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Bound {
     /// Mean over the images, in nats: log p(x) ≥ this.
     pub mean: f64,

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use crate::array::Array;
 use crate::data::Split;
-use crate::model::{Kind, SIDE, encoder, padded, vnca};
+use crate::model::{Kind, Model, SIDE, encoder, padded, vnca};
 use crate::random::Key;
 use crate::session::{Session, SessionProgram};
 use crate::shape::{DType, Shape};
@@ -165,11 +165,18 @@ pub fn grow(session: &Session, latents: &[Latent]) -> Result<Growth> {
     Ok(Growth { stages, logits: (0..stages).flat_map(of_stage).collect() })
 }
 
+/// # Errors
+/// When the model has no automaton that grows.
+pub fn check_growth(model: &Model) -> Result<()> {
+    ensure!(model.kind != Kind::Baseline, "the baseline has no automaton: doubling and nondoubling have one");
+    ensure!(model.kind != Kind::Doubling || model.doublings > 0, "--doublings 0: nothing grows without one");
+    Ok(())
+}
+
 /// The program that grows latents: last grids, their keys, and the logits of all stages out.
 fn compile_growth(session: &Session, batch: usize) -> Result<SessionProgram<'_>> {
     let model = session.model;
-    ensure!(model.kind != Kind::Baseline, "the baseline has no automaton: doubling and nondoubling have one");
-    ensure!(model.kind != Kind::Doubling || model.doublings > 0, "--doublings 0: nothing grows without one");
+    check_growth(&model)?;
     session.compile("grow", |g, params| {
         let z = g.input("latents", &Shape::f32(&[batch, model.latent]));
         let keys = g.input("keys", &Shape::u32(&[batch, 2]));

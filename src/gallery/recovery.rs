@@ -2,6 +2,7 @@
 //! as often as is wanted (the report's figure 5); and how much of the picture comes back, as numbers.
 
 use anyhow::{Result, ensure};
+use serde::Serialize;
 
 use super::{Latent, PIXELS, arguments, batch_of, compile_growth, log_likelihood, probability};
 use crate::array::Array;
@@ -204,13 +205,13 @@ pub fn iou(image: &[f32], logits: &[f32]) -> f64 {
 }
 
 /// How near pictures are to their images after so many steps from a damage.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Point {
     /// Rows and columns of the square that was damaged.
     pub side: usize,
     /// Damages so far; 0: the grown picture, before any.
     pub damage: usize,
-    /// Steps since the last damage; since the growth began to none, if there was no damage.
+    /// Steps since the last damage; 0 for the grown picture.
     pub step: usize,
     /// Intersection over union, mean and standard error over pictures.
     pub iou: Bound,
