@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::commands::{data, doctor, eval, grow, inspect, interpolate, reconstruct, recover, sample, train};
+use crate::commands::{
+    data, doctor, eval, grow, inspect, interpolate, label, latents, reconstruct, recover, sample, train,
+};
 use crate::error::{Exit, exit_of};
 use crate::quiet;
 
@@ -26,6 +28,20 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure the IWELBO of a trained model over a test set
     Eval(eval::Args),
+    /// Find the labels of binarized images from their grey originals
+    ///
+    /// Each image gets the label of the original that it is likeliest to have been drawn from: the one that maximises
+    /// the sum over pixels of log Bernoulli(pixel; grey / 255).
+    ///
+    /// Into the folder --out go labels.npy (u8), indices.npy (i32: which original) and margins.npy (f32: by how many
+    /// nats it is likelier than the next best; infinite where no other original is possible).
+    Label(label::Args),
+    /// Write the latents of images, and the cells that grow from them, as arrays
+    ///
+    /// Arrays of n images, float32: means, logvars and samples of the latents' distribution, (n, Z) each; with --states
+    /// the cells' final states, (n, 32, 32, Z): the vector of each cell by row and column, channel 0 the pixel's logit.
+    /// Labels (n,), uint8, where they are known. Arrays are written as they come, so that they may exceed the memory.
+    Latents(latents::Args),
     /// Show samples of the prior
     Sample(sample::Args),
     /// Show images above their reconstructions
@@ -67,6 +83,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(&args),
+        Command::Label(args) => label::run(&args),
+        Command::Latents(args) => latents::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Reconstruct(args) => reconstruct::run(&args),
         Command::Interpolate(args) => interpolate::run(&args),

@@ -1,22 +1,52 @@
 //! The options of training: where they come from, and every default beside its reason.
 //!
 //! A value is taken from the command line, else from the environment (`VNCA_STEPS` and so on), else from the TOML file
-//! of `--config` (the same names as the flags), else from the defaults. A name that is unknown is an error.
+//! of `--config` (the same names as the flags), else from the preset, else from the defaults. A name that is unknown is an error.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::ir::RepeatOptions;
+use crate::model::loss::{Loss, ManySamples};
 use crate::model::{Kind, Model};
 use crate::runtime::Device;
+use crate::shape::DType;
 use crate::train::optimiser::{ClipOrder, Optimiser};
+use crate::train::pool::{PoolSpec, Shuffle};
 use crate::train::step::StepSpec;
+
+/// The types in which the gradient may save what it needs of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveAs {
+    F32,
+    Bf16,
+}
+
+/// Runs that have a name: their options as TOML.
+const PRESETS: [(&str, &str); 6] = [
+    ("report-baseline", include_str!("presets/report-baseline.toml")),
+    ("report-doubling", include_str!("presets/report-doubling.toml")),
+    ("report-nondoubling", include_str!("presets/report-nondoubling.toml")),
+    ("demo-baseline", include_str!("presets/demo-baseline.toml")),
+    ("demo-doubling", include_str!("presets/demo-doubling.toml")),
+    ("demo-nondoubling", include_str!("presets/demo-nondoubling.toml")),
+];
+
+/// Names of all presets.
+pub fn preset_names() -> impl Iterator<Item = &'static str> {
+    PRESETS.iter().map(|(name, _)| *name)
+}
 
 /// The options as given: `None` where nothing was said.
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TrainOptions {
+    /// A run with a name: the report's, or a demonstration that learns in two minutes; other options win over it
+    #[arg(long, env = "VNCA_PRESET", value_parser = clap::builder::PossibleValuesParser::new(preset_names()))]
+    pub preset: Option<String>,
     /// Model: baseline, doubling or nondoubling [default: baseline]
     #[arg(long, env = "VNCA_MODEL", value_parser = ["baseline", "doubling", "nondoubling"])]
     pub model: Option<String>,
@@ -41,9 +71,38 @@ pub struct TrainOptions {
     /// Latent size [default: 256; 128 for nondoubling]
     #[arg(long, env = "VNCA_LATENT", value_name = "Z")]
     pub latent: Option<usize>,
-    /// NCA steps after each doubling of the doubling model [default: 8]
+    /// Steps of the automaton: after each doubling, or in evaluation (nondoubling) [default: 8; 36 for nondoubling]
     #[arg(long, env = "VNCA_NCA_STEPS", value_name = "N")]
     pub nca_steps: Option<usize>,
+    /// Least number of steps in training, drawn anew each gradient step (nondoubling) [default: 32]
+    #[arg(long, env = "VNCA_NCA_STEPS_MIN", value_name = "N")]
+    pub nca_steps_min: Option<usize>,
+    /// The number that the draw stays below (nondoubling) [default: 64]
+    #[arg(long, env = "VNCA_NCA_STEPS_MAX", value_name = "N")]
+    pub nca_steps_max: Option<usize>,
+    /// Doublings of the doubling model, from a grid so much smaller [default: 5, from one cell]
+    #[arg(long, env = "VNCA_DOUBLINGS", value_name = "K")]
+    pub doublings: Option<usize>,
+    /// Chance that a cell takes part in a step of the automaton [default: 1]
+    #[arg(long, env = "VNCA_UPDATE_PROB", value_name = "P", allow_negative_numbers = true)]
+    pub update_prob: Option<f64>,
+    /// Entries of the pool, over all replicas (nondoubling) [default: 1024]
+    #[arg(long, env = "VNCA_POOL_SIZE", value_name = "N")]
+    pub pool_size: Option<usize>,
+    /// How the pool's entries change places after a step (nondoubling) [default: exchange]
+    #[arg(long, env = "VNCA_POOL_SHUFFLE", value_enum)]
+    pub pool_shuffle: Option<Shuffle>,
+    /// Share of each batch whose grids are damaged: of those from the pool (nondoubling, up to 0.5), or at a random
+    /// doubling (doubling) [default: 0.25 for nondoubling, else 0]
+    #[arg(long, env = "VNCA_DAMAGE", value_name = "FRACTION", allow_negative_numbers = true)]
+    pub damage: Option<f64>,
+    /// What the gradient saves of the automaton's steps: 0 all that it needs, 1 each step's grid, k each k-th step's,
+    /// and makes the rest again: less memory, more time [default: 0]
+    #[arg(long, env = "VNCA_REMAT", value_name = "k")]
+    pub remat: Option<usize>,
+    /// Element type in which it is saved: bf16 halves the memory [default: f32]
+    #[arg(long, env = "VNCA_SAVE_AS", value_enum)]
+    pub save_as: Option<SaveAs>,
     /// Adam's learning rate [default: 0.0001]
     #[arg(long, env = "VNCA_LEARNING_RATE", value_name = "X", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
@@ -53,6 +112,12 @@ pub struct TrainOptions {
     /// Clip the gradient before Adam, or the update after it as the report's code does [default: before]
     #[arg(long, env = "VNCA_CLIP_ORDER", value_enum)]
     pub clip_order: Option<ClipOrder>,
+    /// Latent samples an image in training; more than one train on the importance-weighted bound [default: 1]
+    #[arg(long, env = "VNCA_TRAIN_SAMPLES", value_name = "M")]
+    pub train_samples: Option<usize>,
+    /// What is trained on with more than one sample [default: importance]
+    #[arg(long, env = "VNCA_MANY_SAMPLES", value_enum)]
+    pub many_samples: Option<ManySamples>,
     /// Weight of the loss's KL part [default: 1]
     #[arg(long, env = "VNCA_BETA", value_name = "X", allow_negative_numbers = true)]
     pub beta: Option<f64>,
@@ -114,6 +179,20 @@ impl TrainOptions {
     }
 }
 
+impl TrainOptions {
+    /// The options of the preset that is named, if one is.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn from_preset(&self) -> Result<TrainOptions> {
+        let Some(name) = &self.preset else { return Ok(TrainOptions::default()) };
+        let found = PRESETS.iter().find(|(known, _)| known == name);
+        let names = || preset_names().collect::<Vec<_>>().join(", ");
+        let (_, text) = found.ok_or_else(|| anyhow!("no preset {name:?}: there are {}", names()))?;
+        toml::from_str(text).with_context(|| format!("preset {name}"))
+    }
+}
+
 /// The options as they hold: written to `config.json` in the run's folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
@@ -123,7 +202,10 @@ pub struct TrainConfig {
     pub batch_size: usize,
     pub replicas: usize,
     pub chunk: usize,
-    pub beta: f64,
+    pub loss: Loss,
+    pub memory: RepeatOptions,
+    pub damage: f64,
+    pub pool: Option<PoolSpec>,
     pub optimiser: Optimiser,
     pub seed_model: u64,
     pub seed_data: u64,
@@ -145,16 +227,12 @@ impl TrainConfig {
     /// A value out of its range; the error names the flag.
     pub fn resolve(options: &TrainOptions) -> Result<TrainConfig> {
         let kind: Kind = options.model.as_deref().unwrap_or("baseline").parse()?;
-        // Without its pool it would be another model than the report's.
-        ensure!(
-            kind != Kind::NonDoubling,
-            "--model nondoubling is not trained yet: it needs its pool; baseline and doubling are"
-        );
         let mut model = Model::new(kind, options.latent).context("--latent")?;
-        if let Some(steps) = options.nca_steps {
-            ensure!(kind != Kind::Baseline, "--nca-steps: the baseline has no cellular automaton");
-            model.nca_steps = steps;
-        }
+        model.nca_steps = options.nca_steps.unwrap_or(model.nca_steps);
+        model.doublings = options.doublings.unwrap_or(model.doublings);
+        model.update_prob = options.update_prob.unwrap_or(model.update_prob);
+        model.check()?;
+        let pool = Self::pool(kind, options)?;
         let config = TrainConfig {
             model,
             data: options.data.clone().unwrap_or_else(|| "glyphs".into()),
@@ -165,7 +243,18 @@ impl TrainConfig {
             replicas: options.replicas.unwrap_or(1),
             // The report's number of steps a device call.
             chunk: options.chunk.unwrap_or(125),
-            beta: options.beta.unwrap_or(1.0),
+            loss: Loss {
+                beta: options.beta.unwrap_or(Loss::ELBO.beta),
+                samples: options.train_samples.unwrap_or(Loss::ELBO.samples),
+                many: options.many_samples.unwrap_or(Loss::ELBO.many),
+            },
+            memory: RepeatOptions {
+                remat: options.remat.unwrap_or(0),
+                save_as: (options.save_as == Some(SaveAs::Bf16)).then_some(DType::Bf16),
+            },
+            // The report damages half of the grids that come from the pool.
+            damage: options.damage.unwrap_or(if pool.is_some() { 0.25 } else { 0.0 }),
+            pool,
             optimiser: Optimiser {
                 learning_rate: options.learning_rate.unwrap_or(Optimiser::REPORT.learning_rate),
                 clip_norm: options.clip_norm.unwrap_or(Optimiser::REPORT.clip_norm),
@@ -189,6 +278,28 @@ impl TrainConfig {
         Ok(config)
     }
 
+    /// The pool's options, which only the non-doubling model has.
+    fn pool(kind: Kind, options: &TrainOptions) -> Result<Option<PoolSpec>> {
+        let report = PoolSpec::REPORT;
+        if kind == Kind::NonDoubling {
+            return Ok(Some(PoolSpec {
+                size: options.pool_size.unwrap_or(report.size),
+                shuffle: options.pool_shuffle.unwrap_or(report.shuffle),
+                steps_min: options.nca_steps_min.unwrap_or(report.steps_min),
+                steps_max: options.nca_steps_max.unwrap_or(report.steps_max),
+            }));
+        }
+        for (flag, given) in [
+            ("--pool-size", options.pool_size.is_some()),
+            ("--pool-shuffle", options.pool_shuffle.is_some()),
+            ("--nca-steps-min", options.nca_steps_min.is_some()),
+            ("--nca-steps-max", options.nca_steps_max.is_some()),
+        ] {
+            ensure!(!given, "{flag} is of the nondoubling model, not of the {kind}");
+        }
+        Ok(None)
+    }
+
     fn check(&self) -> Result<()> {
         let positive = |flag: &str, value: f64| {
             ensure!(value.is_finite() && value > 0.0, "{flag} is {value}: it must be a positive number");
@@ -197,9 +308,9 @@ impl TrainConfig {
         positive("--learning-rate", self.optimiser.learning_rate)?;
         positive("--clip-norm", self.optimiser.clip_norm)?;
         ensure!(
-            self.beta.is_finite() && self.beta >= 0.0,
+            self.loss.beta.is_finite() && self.loss.beta >= 0.0,
             "--beta is {}: it must not be negative",
-            self.beta
+            self.loss.beta
         );
         for (flag, value) in [
             ("--steps", self.steps),
@@ -209,6 +320,7 @@ impl TrainConfig {
             ("--chunk", self.chunk),
             ("--replicas", self.replicas),
             ("--batch-size", self.batch_size),
+            ("--train-samples", self.loss.samples),
         ] {
             ensure!(value > 0, "{flag} is 0: it must be at least 1");
             ensure!(value <= i32::MAX as usize, "{flag} is {value}: that is too many");
@@ -231,11 +343,14 @@ impl TrainConfig {
         let spec = StepSpec {
             model: self.model,
             optimiser: self.optimiser,
+            loss: self.loss,
+            memory: self.memory,
+            damage: self.damage,
+            pool: self.pool,
             replicas: self.replicas,
             batch: self.batch_size,
             chunk: self.chunk,
             images,
-            beta: self.beta,
         };
         spec.check()?;
         Ok(spec)
@@ -266,11 +381,16 @@ impl TrainConfig {
             )),
         };
         same("--model", config.model.kind == saved.model.kind)?;
-        same("--latent or --nca-steps", config.model == saved.model)?;
+        same("--latent, --nca-steps, --doublings or --update-prob", config.model == saved.model)?;
         same("--batch-size", config.batch_size == saved.batch_size)?;
-        same("--replicas", config.replicas == saved.replicas)?;
         same("--chunk", config.chunk == saved.chunk)?;
-        same("--beta", config.beta == saved.beta)?;
+        same("--beta, --train-samples or --many-samples", config.loss == saved.loss)?;
+        same("--damage", config.damage == saved.damage)?;
+        let alike = |pool: Option<PoolSpec>| pool.map(|p| PoolSpec { shuffle: p.shuffle.result(), ..p });
+        same(
+            "--pool-size, --pool-shuffle, --nca-steps-min or --nca-steps-max",
+            alike(config.pool) == alike(saved.pool),
+        )?;
         same("--learning-rate, --clip-norm or --clip-order", config.optimiser == saved.optimiser)?;
         same("--seed-model", config.seed_model == saved.seed_model)?;
         same("--seed-data", config.seed_data == saved.seed_data)?;
@@ -279,6 +399,7 @@ impl TrainConfig {
 
     fn as_options(&self) -> TrainOptions {
         TrainOptions {
+            preset: None,
             model: Some(self.model.kind.to_string()),
             data: Some(self.data.clone()),
             out: None,
@@ -287,11 +408,22 @@ impl TrainConfig {
             replicas: Some(self.replicas),
             chunk: Some(self.chunk),
             latent: Some(self.model.latent),
-            nca_steps: Some(self.model.nca_steps).filter(|_| self.model.kind != Kind::Baseline),
+            nca_steps: Some(self.model.nca_steps),
+            nca_steps_min: self.pool.map(|p| p.steps_min),
+            nca_steps_max: self.pool.map(|p| p.steps_max),
+            doublings: Some(self.model.doublings),
+            update_prob: Some(self.model.update_prob),
+            pool_size: self.pool.map(|p| p.size),
+            pool_shuffle: self.pool.map(|p| p.shuffle),
+            damage: Some(self.damage),
+            remat: Some(self.memory.remat),
+            save_as: Some(if self.memory.save_as.is_some() { SaveAs::Bf16 } else { SaveAs::F32 }),
+            train_samples: Some(self.loss.samples),
+            many_samples: Some(self.loss.many),
             learning_rate: Some(self.optimiser.learning_rate),
             clip_norm: Some(self.optimiser.clip_norm),
             clip_order: Some(self.optimiser.clip_order),
-            beta: Some(self.beta),
+            beta: Some(self.loss.beta),
             seed_model: Some(self.seed_model),
             seed_data: Some(self.seed_data),
             seed_test: Some(self.seed_test),
@@ -334,6 +466,16 @@ mod tests {
         let other = TrainOptions { batch_size: Some(64), ..TrainOptions::default() };
         let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
         assert!(error.contains("--batch-size"), "{error}");
+    }
+
+    #[test]
+    fn presets_are_whole_configurations() {
+        for name in preset_names() {
+            let named = TrainOptions { preset: Some(name.into()), ..TrainOptions::default() };
+            let config = TrainConfig::resolve(&named.over(&named.from_preset().unwrap()).unwrap()).unwrap();
+            config.step_spec(50_000).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            assert!(name.ends_with(config.model.kind.name()), "{name}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Variational Neural Cellular Automata as XLA programs: build, train, evaluate and study them.
 
+pub mod analysis;
 pub mod array;
 pub mod build;
 pub mod cli;

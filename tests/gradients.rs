@@ -66,6 +66,8 @@ fn elementwise_rows(any: (f32, f32), positive: (f32, f32)) -> Vec<Row> {
         row("is_finite", &[&[4]], any, |_, x| x[0].is_finite().mask(x[0] * 3.0)),
         row("convert", &[&[4]], any, |_, x| x[0].square() + x[0].gt(x[0].like(0.0)).convert(DType::F32)),
         row("detach", &[&[4]], any, |_, x| x[0] + x[0].detach() * 0.0),
+        row("keep", &[&[4]], any, |_, x| x[0].square().keep()),
+        row("recall", &[&[4]], any, |_, x| x[0].square().recall(x[0].square())),
         row("add", &[&[2, 3], &[3]], any, |_, x| x[0] + x[1]),
         row("sub", &[&[2, 1], &[2, 3]], any, |_, x| x[0] - x[1]),
         row("mul", &[&[2, 3], &[]], any, |_, x| x[0] * x[1]),
@@ -130,12 +132,14 @@ fn array_rows(any: (f32, f32)) -> Vec<Row> {
         }),
         row("take", &[&[4, 3]], any, |g, x| x[0].take(s32(g, &[3, 0, 3, 1, 2]).reshape(&[5])).square()),
         row("add_rows", &[&[4, 3], &[3, 3]], any, |g, x| x[0].add_rows(s32(g, &[2, 0, 2]), x[1]).square()),
+        row("set_rows", &[&[4, 3], &[2, 3]], any, |g, x| x[0].set_rows(s32(g, &[3, 1]), x[1]).square()),
         row("sort", &[&[3]], any, |g, x| {
             let sorted = g.constant(Array::new(&[3], &[9u32, 4, 7])).sort();
             x[0] * sorted.convert(DType::F32)
         }),
         row("all_reduce", &[&[3]], any, |_, x| x[0].square().all_reduce()),
         row("all_gather", &[&[3]], any, |g, x| x[0].square().all_gather(index(g, 0), 1)),
+        row("all_to_all", &[&[1, 3]], any, |_, x| x[0].square().all_to_all(1)),
         row("repeat", &[&[3], &[3]], (-0.9, 0.9), |g, x| {
             let out = g.repeat(4, &[x[0], x[1]], |i, c| {
                 let turned = (c[0] * x[1] + c[1]).tanh() + i.convert(DType::F32) * 0.1;
@@ -234,37 +238,83 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// Six steps of a small recurrence with captured weights: as a loop, saved in a type, or written out.
-fn recurrence(form: Option<RepeatOptions>) -> Function {
+/// Seven steps of a small recurrence with captured weights: as a loop whose number of trips is fixed or comes as an
+/// input, or written out.
+fn recurrence(form: Option<(RepeatOptions, bool)>) -> Function {
     let g = Graph::new("recurrence");
     let x = g.input("x", &Shape::f32(&[4, 3]));
     let w = g.input("w", &Shape::f32(&[3, 3]));
-    fn cell<'g>(c: Sym<'g>, w: Sym<'g>) -> Sym<'g> {
-        c + c.dot(w).elu() * 0.3
+    let trips = g.input("trips", &Shape::s32(&[]));
+    fn cell<'g>(c: Sym<'g>, w: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
+        let inner = c.dot(w).keep();
+        (c + inner.elu() * 0.3, inner.square().sum(&[1]))
     }
+    let mut told = Vec::new();
     let y = match form {
-        Some(options) => g.repeat_with(options, None, 6, &[x], |_, c| (vec![cell(c[0], w)], vec![]))[0],
-        None => (0..6).fold(x, |c, _| cell(c, w)),
+        Some((options, dynamic)) => {
+            let (trips, most) = if dynamic { (Some(trips), 9) } else { (None, 7) };
+            let results = g.repeat_with(options, trips, most, &[x], |_, c| {
+                let (next, tell) = cell(c[0], w);
+                (vec![next], vec![tell])
+            });
+            told.extend((0..7).map(|i| results[1].row(index(&g, i))));
+            results[0]
+        }
+        None => (0..7).fold(x, |c, _| {
+            let (next, tell) = cell(c, w);
+            told.push(tell);
+            next
+        }),
     };
-    let loss = weighted(&g, y.square());
+    let told = told.iter().enumerate().fold(x.like(0.0), |sum, (i, t)| sum + t.sum_all() * (i as f64 + 1.0));
+    let loss = weighted(&g, y.square()) + told;
     let grads = gradient(loss, &[x, w]);
     common::finish(&g, &[("loss".into(), loss), ("dx".into(), grads[0]), ("dw".into(), grads[1])])
 }
 
 #[test]
 fn loops_agree_with_their_unrolled_twin() {
-    let inputs = [fill(&[4, 3], 5, (-1.0, 1.0)), fill(&[3, 3], 6, (-1.0, 1.0))];
+    let inputs = [fill(&[4, 3], 5, (-1.0, 1.0)), fill(&[3, 3], 6, (-1.0, 1.0)), Array::scalar(7i32)];
     let unrolled = evaluate(&recurrence(None), &inputs);
-    let cases = [(RepeatOptions::default(), 1e-6), (RepeatOptions { save_as: Some(DType::Bf16) }, 2e-2)];
-    for (options, tolerance) in cases {
-        let looped = evaluate(&recurrence(Some(options)), &inputs);
-        for (a, b) in looped.iter().zip(&unrolled) {
-            let (a, b) = (a.to_vec::<f32>(), b.to_vec::<f32>());
-            let size = b.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let error = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-            assert!(error <= tolerance * size, "{options:?}: off by {error} of {size}");
+    for (remat, dynamic) in [0, 1, 2, 3, 7, 20].into_iter().flat_map(|k| [(k, false), (k, true)]) {
+        for (save_as, tolerance) in [(None, 1e-6), (Some(DType::Bf16), 2e-2)] {
+            let options = RepeatOptions { remat, save_as };
+            let looped = evaluate(&recurrence(Some((options, dynamic))), &inputs);
+            for (a, b) in looped.iter().zip(&unrolled) {
+                let (a, b) = (a.to_vec::<f32>(), b.to_vec::<f32>());
+                let size = b.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let error = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                assert!(error <= tolerance * size, "{options:?}: off by {error} of {size}");
+            }
         }
     }
+}
+
+/// Shapes of everything that the loops of a block stack.
+fn stacks(block: &Block) -> Vec<String> {
+    let repeats = block.nodes.iter().filter_map(|node| match &node.op {
+        Op::Repeat(repeat) => Some((repeat.as_ref(), &node.shapes)),
+        _ => None,
+    });
+    let own = |(repeat, shapes): (&vnca::ir::ops::control::Repeat, &Vec<Shape>)| {
+        let mut own: Vec<String> = shapes[repeat.carries..].iter().map(Shape::to_string).collect();
+        own.extend(stacks(&repeat.body));
+        own
+    };
+    repeats.flat_map(own).collect()
+}
+
+#[test]
+fn loops_save_what_they_were_told_to() {
+    let saved = |remat, save_as| stacks(&recurrence(Some((RepeatOptions { remat, save_as }, false))).block);
+    // Told values, carries, and the marked value where it is kept.
+    assert_eq!(saved(0, None), ["f32[7,4]", "f32[7,4,3]", "f32[7,4,3]"]);
+    assert_eq!(saved(1, None), ["f32[7,4]", "f32[7,4,3]"]);
+    assert_eq!(saved(0, Some(DType::Bf16)), ["f32[7,4]", "bf16[7,4,3]", "bf16[7,4,3]"]);
+    // Segments of 3: theirs in the forward loop, then those of the trips of one at a time.
+    let segments = saved(3, None);
+    assert!(segments.contains(&"f32[3,4,3]".to_string()), "{segments:?}");
+    assert!(segments.iter().all(|s| !s.starts_with("f32[7")), "{segments:?}");
 }
 
 #[test]

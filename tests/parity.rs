@@ -9,6 +9,7 @@ use common::{evaluate, finish};
 use serde_json::Value;
 use vnca::array::Array;
 use vnca::ir::{Graph, gradient};
+use vnca::model::loss::{Course, Loss};
 use vnca::model::params::{Params, init};
 use vnca::model::{Kind, Model, encoder, objective, padded};
 use vnca::random::{Key, graph as draw};
@@ -144,7 +145,7 @@ fn forward_passes_and_gradients_equal_jax() {
         let x = padded(&g, pixels);
         let (mean, logvar) = encoder::encode(&params, x);
         let key = |seed| draw::constant(&g, Key::new(seed));
-        let loss = objective::loss(&model, &params, x, key(400), 1.0);
+        let loss = Loss::ELBO.of_images(&model, &params, x, key(400), &Course::default());
         let iwelbo = objective::scores(&model, &params, x, draw::split(key(500), 2), 8, 8).iwelbo;
         let mut outputs = vec![
             ("mean".to_string(), mean),

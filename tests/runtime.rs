@@ -22,20 +22,30 @@ fn collectives_reach_all_replicas() {
     for replicas in [2, 8] {
         let g = Graph::new("collectives");
         let (x, index) = (g.input("x", &Shape::f32(&[2])), g.input("index", &Shape::s32(&[])));
-        let outputs =
-            [("sum".to_string(), x.all_reduce()), ("all".to_string(), x.all_gather(index, replicas))];
+        // To replica r, ten times this replica's index and r.
+        let to_each = g.iota(&Shape::f32(&[replicas]), 0) + index.convert(vnca::shape::DType::F32) * 10.0;
+        let outputs = [
+            ("sum".to_string(), x.all_reduce()),
+            ("all".to_string(), x.all_gather(index, replicas)),
+            ("each".to_string(), to_each.all_to_all(replicas)),
+        ];
         let function = finish(&g, &outputs);
         let results = run(&function, Target::Cpu, &rows(replicas));
         let total: f32 = (0..replicas).map(|r| r as f32).sum();
         let all: Vec<f32> = (0..replicas).flat_map(|r| [r as f32, 10.0 * r as f32]).collect();
-        for result in results {
+        for (r, result) in results.iter().enumerate() {
+            let from_each: Vec<f32> = (0..replicas).map(|s| 10.0 * s as f32 + r as f32).collect();
+            assert_eq!(result[2].to_vec::<f32>(), from_each);
             assert_eq!(result[0].to_vec::<f32>(), [total, 10.0 * total]);
             assert_eq!(result[1].dims(), [replicas, 2]);
             assert_eq!(result[1].to_vec::<f32>(), all);
         }
         let program = lower(&function, Target::Native, replicas).unwrap();
         let text = xla::HloModuleProto::parse_proto(&program.module, true).unwrap().to_string().unwrap();
-        assert!(text.contains("all-gather(") && !text.contains("custom-call("), "{text}");
+        assert!(
+            text.contains("all-gather(") && text.contains("all-to-all(") && !text.contains("custom-call("),
+            "{text}"
+        );
     }
 }
 

@@ -50,6 +50,13 @@ fn arrows_between_modules_point_one_way() {
         ("model", &["model", "ir", "random", "array", "shape"]),
         ("data", &["data", "random"]),
         ("figure", &["figure"]),
+        (
+            "analysis",
+            &[
+                "analysis", "array", "build", "data", "error", "ir", "model", "random", "runtime", "session",
+                "shape", "train",
+            ],
+        ),
         ("gallery", &["gallery", "session", "model", "data", "eval", "random", "array", "shape"]),
     ] {
         for name in named_in(module) {

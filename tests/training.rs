@@ -14,14 +14,14 @@ fn golden(entry: &str) -> Value {
     serde_json::from_str::<Value>(&text).expect("it is JSON")[entry].take()
 }
 
-fn assert_run_equals(run: &Path, golden: &Value) {
+fn assert_run_equals(run: &Path, golden: &Value, tolerance: f64) {
     let losses: Vec<f64> = cli::metrics(run).iter().map(|l| l["loss"].as_f64().expect("a loss")).collect();
     let expected: Vec<f64> =
         golden["loss"].as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
     assert_eq!(losses.len(), expected.len());
     for (step, (got, expected)) in losses.iter().zip(&expected).enumerate() {
         assert!(
-            (got - expected).abs() <= 1e-4 * expected,
+            (got - expected).abs() <= tolerance * expected,
             "step {}: loss {got}, expected {expected}",
             step + 1
         );
@@ -33,7 +33,7 @@ fn assert_run_equals(run: &Path, golden: &Value) {
         assert_eq!(leaf["shape"], expected["shape"], "{}", leaf["name"]);
         let (l2, expected_l2) = (leaf["l2"].as_f64().unwrap(), expected["l2"].as_f64().unwrap());
         assert!(
-            (l2 - expected_l2).abs() <= 1e-5 * expected_l2,
+            (l2 - expected_l2).abs() <= 0.1 * tolerance * expected_l2,
             "{}: l2 {l2}, expected {expected_l2}",
             leaf["name"]
         );
@@ -41,7 +41,11 @@ fn assert_run_equals(run: &Path, golden: &Value) {
             leaf["first"].as_array().unwrap().iter().zip(expected["first"].as_array().unwrap())
         {
             let (got, expected) = (got.as_f64().unwrap(), expected.as_f64().unwrap());
-            assert!((got - expected).abs() <= 2e-6, "{}: {got}, expected {expected}", leaf["name"]);
+            assert!(
+                (got - expected).abs() <= 6e-2 * tolerance,
+                "{}: {got}, expected {expected}",
+                leaf["name"]
+            );
         }
     }
 }
@@ -53,12 +57,25 @@ fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
     cli::write_npy(&folder.path().join("flat.npy"), Key::new(900), 256, "(256, 784)");
     let baseline = ["--model", "baseline"].as_slice();
     let doubling = ["--model", "doubling", "--nca-steps", "2"].as_slice();
-    for (model, data, order, norm, entry) in [
+    let pooled = |shuffle| {
+        let steps = ["--nca-steps", "6", "--nca-steps-min", "4", "--nca-steps-max", "8"].as_slice();
+        [&["--model", "nondoubling", "--pool-size", "64", "--pool-shuffle", shuffle], steps].concat()
+    };
+    for (i, (model, data, order, norm, entry)) in [
         (baseline, "x.npy", "after", "0.05", "baseline.adam_then_clip"),
         (baseline, "flat.npy", "before", "50", "baseline.clip_then_adam"),
         (doubling, "x.npy", "after", "0.05", "doubling.adam_then_clip"),
         (doubling, "x.npy", "before", "50", "doubling.clip_then_adam"),
-    ] {
+        (&pooled("global"), "x.npy", "after", "0.05", "nondoubling.global.adam_then_clip"),
+        (&pooled("global"), "x.npy", "before", "50", "nondoubling.global.clip_then_adam"),
+        (&pooled("replica"), "x.npy", "before", "50", "nondoubling.replica.clip_then_adam"),
+        (&pooled("local"), "x.npy", "before", "50", "nondoubling.local.clip_then_adam"),
+        (&pooled("exchange"), "x.npy", "before", "50", "nondoubling.global.clip_then_adam"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = i.to_string();
         let arguments = [
             "train",
             "--latent",
@@ -66,7 +83,7 @@ fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
             "--data",
             data,
             "--out",
-            entry,
+            &out,
             "--replicas",
             "2",
             "--batch-size",
@@ -80,9 +97,11 @@ fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
             "--clip-norm",
             norm,
         ];
-        let out = cli::succeed(folder.path(), &[&arguments, model].concat());
-        assert_eq!(out.trim(), entry);
-        assert_run_equals(&folder.path().join(entry), &golden(entry));
+        let printed = cli::succeed(folder.path(), &[&arguments, model].concat());
+        assert_eq!(printed.trim(), out);
+        // What Adam makes of gradients near zero differs in any other order of sums, and NCA steps amplify it.
+        let tolerance = if entry.starts_with("nondoubling") { 1e-3 } else { 1e-4 };
+        assert_run_equals(&folder.path().join(out), &golden(entry), tolerance);
     }
 }
 

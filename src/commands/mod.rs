@@ -4,8 +4,11 @@ pub mod data;
 pub mod doctor;
 pub mod eval;
 pub mod grow;
+pub mod images;
 pub mod inspect;
 pub mod interpolate;
+pub mod label;
+pub mod latents;
 pub mod picture;
 pub mod reconstruct;
 pub mod recover;
@@ -23,8 +26,7 @@ use crate::config::TrainConfig;
 use crate::error::{Exit, WithExit};
 use crate::model::params::arrange;
 use crate::model::{Kind, Model};
-use crate::train::checkpoint::{chosen, read_npz};
-use crate::train::step::MOMENT_PREFIXES;
+use crate::train::checkpoint::{chosen, is_parameter, read_npz};
 
 /// What a verb gives: an exit code if it is not 0.
 pub type Outcome = Result<Option<Exit>>;
@@ -118,10 +120,7 @@ impl Source {
 fn parameters(path: &Path, model: &Model) -> Result<Vec<Array>> {
     let at = || format!("cannot use {}", path.display());
     let mut named = read_npz(path).with_context(at)?;
-    named.retain(|(name, _)| {
-        !["meta", "count", "key"].contains(&name.as_str())
-            && !MOMENT_PREFIXES.iter().any(|p| name.starts_with(p))
-    });
+    named.retain(|(name, _)| is_parameter(name));
     arrange(&model.leaves(), named).with_context(at)
 }
 

@@ -14,6 +14,7 @@ pub mod glyphs;
 pub mod idx;
 pub mod input;
 pub mod known;
+pub mod labels;
 pub mod npy;
 
 use std::path::{Path, PathBuf};

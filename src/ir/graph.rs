@@ -1,6 +1,7 @@
 //! The arena, its blocks (the top level and the bodies of loops) and the handle that model code holds.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::Location;
 
@@ -265,7 +266,13 @@ impl Graph {
     }
 
     /// Copies a closed block's nodes into the innermost frame with `arguments` for its parameters; gives its results.
-    pub(super) fn inline<'g>(&'g self, block: &Block, arguments: &[Sym<'g>]) -> Vec<Sym<'g>> {
+    /// Where `recalled` has a value for a node, the copy is used for its gradient alone.
+    pub(super) fn inline<'g>(
+        &'g self,
+        block: &Block,
+        arguments: &[Sym<'g>],
+        recalled: &HashMap<usize, Sym<'g>>,
+    ) -> Vec<Sym<'g>> {
         let mut map: Vec<Vec<Sym<'g>>> = Vec::with_capacity(block.nodes.len());
         for (at, node) in block.nodes.iter().enumerate() {
             let copied = match block.parameters.iter().position(|p| *p == at) {
@@ -276,7 +283,10 @@ impl Graph {
                     self.push_raw(node.op.clone(), operands, node.shapes.clone())
                 }
             };
-            map.push(copied);
+            map.push(match recalled.get(&at) {
+                Some(saved) => vec![copied[0].recall(*saved)],
+                None => copied,
+            });
         }
         block.results.iter().map(|v| map[v.node][v.output]).collect()
     }

@@ -44,9 +44,12 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
         }
     }
     let computation = builder.build(&builder.tuple(&results)?)?;
-    let gathers = has_all_gather(&function.block);
-    let module =
-        if gathers { patch::patched(&computation.proto())? } else { computation.proto() }.to_bytes()?;
+    let module = if needs_patch(&function.block) {
+        patch::patched(&computation.proto())?
+    } else {
+        computation.proto()
+    }
+    .to_bytes()?;
     let donated = |i: usize| function.outputs.iter().any(|o| o.donor == Some(i));
     let input = |(i, input): (usize, &crate::ir::Input)| InputSpec {
         name: input.name.clone(),
@@ -64,12 +67,16 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
     Ok(Program { signature, module })
 }
 
-fn has_all_gather(block: &Block) -> bool {
+/// Whether there are operations that the builder lacks.
+fn needs_patch(block: &Block) -> bool {
     block.nodes.iter().any(|node| match &node.op {
-        Op::Collective(Collective::AllGather { .. }) => true,
-        Op::Repeat(repeat) => has_all_gather(&repeat.body),
+        Op::Collective(op) => match op {
+            Collective::AllGather { .. } | Collective::AllToAll { .. } => true,
+            Collective::AllReduce => false,
+        },
+        Op::Repeat(repeat) => needs_patch(&repeat.body),
         Op::Source(_) | Op::Elementwise(_) | Op::Reduce(_) | Op::Dot(_) | Op::Conv(_) => false,
-        Op::Layout(_) | Op::Index(_) | Op::Collective(_) => false,
+        Op::Layout(_) | Op::Index(_) => false,
     })
 }
 
@@ -207,11 +214,14 @@ impl Lowering<'_> {
                 sizes[0] = 1;
                 x[0].gather(x[1], &offsets, &[0], &[0], Some(lead as i64), &sizes)?
             }
-            Index::AddRows => {
-                let add = scalar_computation(shape.dtype, |a, b| a.add_(b))?;
+            Index::AddRows | Index::SetRows => {
+                let combine = match op {
+                    Index::AddRows => scalar_computation(shape.dtype, |a, b| a.add_(b))?,
+                    _ => scalar_computation(shape.dtype, |_, b| Ok(b.clone()))?,
+                };
                 let lead = x[1].rank()?;
                 let window: Vec<i64> = (lead..lead + shape.rank() - 1).map(|d| d as i64).collect();
-                x[0].scatter(x[1], x[2], &add, &window, &[0], &[0], lead as i64)?
+                x[0].scatter(x[1], x[2], &combine, &window, &[0], &[0], lead as i64)?
             }
             Index::Sort => x[0].sort_asc(shape.rank() as i64 - 1, false)?,
         })
@@ -224,6 +234,16 @@ impl Lowering<'_> {
                 let row = x.reshape(&[&[1], dims(shape).as_slice()].concat())?;
                 let ty = element_type(result.dtype);
                 self.builder.custom_call(patch::ALL_GATHER, &[row], ty, &dims(result), b"")?
+            }
+            Collective::AllToAll { .. } => {
+                let ty = element_type(result.dtype);
+                self.builder.custom_call(
+                    patch::ALL_TO_ALL,
+                    std::slice::from_ref(x),
+                    ty,
+                    &dims(result),
+                    b"",
+                )?
             }
         })
     }
@@ -306,7 +326,8 @@ fn elementwise(op: &E, x: &[&XlaOp]) -> xla::Result<XlaOp> {
         E::Not => x[0].not(),
         E::IsFinite => x[0].is_finite(),
         E::Convert(dtype) => x[0].convert(element_type(*dtype).primitive_type()),
-        E::Detach => Ok(x[0].clone()),
+        E::Detach | E::Keep => Ok(x[0].clone()),
+        E::Recall => Ok(x[1].clone()),
         E::Add => x[0].add_(x[1]),
         E::Sub => x[0].sub_(x[1]),
         E::Mul => x[0].mul_(x[1]),

@@ -5,7 +5,9 @@ use anyhow::{Context, Result, bail};
 use xla::HloModuleProto;
 
 /// The custom call that stands for an all-gather along the first dimension.
-pub const ALL_GATHER: &str = "vnca.all_gather";
+pub const ALL_GATHER: &str = "vnca.all-gather";
+/// The custom call that stands for an all-to-all along the first dimension.
+pub const ALL_TO_ALL: &str = "vnca.all-to-all";
 
 /// The module with every custom call of ours replaced by its operation.
 ///
@@ -47,21 +49,28 @@ fn rewrite(text: &str) -> Result<String> {
 }
 
 fn write_instruction(out: &mut String, fields: &[&str], depth: usize) -> Result<()> {
-    let target = format!("custom_call_target: \"{ALL_GATHER}\"");
-    let ours = fields.iter().any(|f| f.trim() == target);
+    let named = |call: &str| {
+        let target = format!("custom_call_target: \"{call}\"");
+        fields.iter().any(|f| f.trim() == target).then(|| call.trim_start_matches("vnca.").to_string())
+    };
+    let opcode = named(ALL_GATHER).or_else(|| named(ALL_TO_ALL));
     let mut opcode_seen = false;
     for field in fields {
         let text = field.trim();
         let top = field.len() - field.trim_start().len() == depth;
-        if ours && top && text.starts_with("opcode:") {
-            opcode_seen = true;
-            out.push_str(&format!("{0}opcode: \"all-gather\"\n{0}dimensions: 0\n", " ".repeat(depth)));
-        } else if !(ours && top && text.starts_with("custom_call")) {
-            out.push_str(field);
-            out.push('\n');
+        match &opcode {
+            Some(opcode) if top && text.starts_with("opcode:") => {
+                opcode_seen = true;
+                out.push_str(&format!("{0}opcode: \"{opcode}\"\n{0}dimensions: 0\n", " ".repeat(depth)));
+            }
+            Some(_) if top && text.starts_with("custom_call") => {}
+            _ => {
+                out.push_str(field);
+                out.push('\n');
+            }
         }
     }
-    if ours && !opcode_seen {
+    if opcode.is_some() && !opcode_seen {
         bail!("a custom call without an opcode in the module's text");
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 pub mod baseline;
 pub mod encoder;
+pub mod loss;
 pub mod objective;
 pub mod params;
 pub mod vnca;
@@ -162,7 +163,9 @@ impl Model {
     pub fn decode<'g>(&self, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
         match self.kind {
             Kind::Baseline => baseline::decode(params, z),
-            Kind::Doubling | Kind::NonDoubling => vnca::logits(vnca::grow(self, params, z, keys)),
+            Kind::Doubling | Kind::NonDoubling => {
+                vnca::logits(vnca::Automaton::new(self, params).grow(z, keys))
+            }
         }
     }
 }

@@ -33,17 +33,6 @@ pub fn noise<'g>(keys: Sym<'g>, samples: usize, latent: usize) -> (Sym<'g>, Sym<
     (draw::normal(keys, &[samples, latent]), draw::split_at(keys, samples * latent))
 }
 
-/// The training loss in nats, −ELBO with `beta` on its KL part, the mean over images (n, 32, 32, 1).
-pub fn loss<'g>(model: &Model, params: &Params<'g>, images: Sym<'g>, key: Sym<'g>, beta: f64) -> Sym<'g> {
-    let n = images.dims()[0];
-    let (mean, logvar) = encode(params, images);
-    let (eps, keys) = noise(draw::split(key, n), 1, model.latent);
-    let eps = eps.reshape(&[n, model.latent]);
-    let logits = model.decode(params, sample(mean, logvar, eps), keys);
-    let bound = bernoulli_log_likelihood(images, logits) - kl_to_standard_normal(mean, logvar) * beta;
-    -bound.mean(&[0])
-}
-
 /// The largest divisor of `n` that is at most `most`.
 fn divisor(n: usize, most: usize) -> usize {
     (1..=most.clamp(1, n)).rev().find(|d| n.is_multiple_of(*d)).unwrap_or(1)

@@ -4,14 +4,14 @@
 //! Palm, González-Duque, Sudhakaran, Risi: "Variational Neural Cellular Automata" (ICLR 2022); layer sizes as in the
 //! report's code. Grids are (n, h, w, Z); channel 0 of the last one holds the Bernoulli logits.
 
+use super::loss::Course;
 use super::params::{Leaf, Params, Role, layer};
 use super::{Kind, Model, SIDE};
 use crate::ir::Sym;
-use crate::ir::ops::control::Step;
 use crate::ir::ops::conv::Window;
 use crate::ir::ops::layout::Padding;
-use crate::random::graph::{bernoulli, randint, split_each};
-use crate::shape::Shape;
+use crate::random::graph::{bernoulli, randint, split, split_each};
+use crate::shape::{DType, Shape};
 
 /// Residual blocks of the doubling model's cell.
 const BLOCKS: usize = 4;
@@ -42,12 +42,35 @@ pub fn nondoubling_leaves(z: usize) -> Vec<Leaf> {
     leaves
 }
 
-/// An automaton: a model's update rule with its parameters.
+/// An automaton: a model's update rule with its parameters, and how its steps are run.
 pub struct Automaton<'g> {
+    model: Model,
     params: Params<'g>,
-    kind: Kind,
-    /// Chance that a cell takes a step, in (0, 1].
-    update_prob: f64,
+    course: Course<'g>,
+}
+
+/// Damage of the first `grids` of a batch, at a place and (while a grid doubles) a time drawn from the key (2).
+#[derive(Clone, Copy)]
+pub struct Damage<'g> {
+    pub grids: usize,
+    pub key: Sym<'g>,
+}
+
+impl<'g> Damage<'g> {
+    /// The grids, damaged by half of their height and width.
+    pub fn of(&self, cells: Sym<'g>) -> Sym<'g> {
+        let d = cells.dims();
+        let (hurt, whole) = (cells.slice_axis(0, 0, self.grids), cells.slice_axis(0, self.grids, d[0]));
+        let hurt = damage(hurt, split(self.key, self.grids), d[1] / 2);
+        Sym::concat(&[hurt, whole], 0)
+    }
+
+    /// The grids after doubling `i` of `doublings`, damaged if that is the one.
+    fn after_doubling(&self, i: usize, doublings: usize, cells: Sym<'g>) -> Sym<'g> {
+        let [time, place] = split_each(self.key);
+        let now = randint(time, &[], 0, doublings as i32).eq(time.graph().scalar(DType::S32, i as f64));
+        now.select(Damage { key: place, ..*self }.of(cells), cells)
+    }
 }
 
 /// Grids (n, h, w, Z), and for each the key (n, 2) that chooses the cells of the next steps. Where every cell takes
@@ -60,17 +83,22 @@ pub struct Grids<'g> {
 
 impl<'g> Automaton<'g> {
     pub fn new(model: &Model, params: &Params<'g>) -> Automaton<'g> {
-        Automaton { params: params.clone(), kind: model.kind, update_prob: model.update_prob }
+        Automaton { model: *model, params: params.clone(), course: Course::default() }
+    }
+
+    /// The automaton run as training asks.
+    pub fn on(self, course: &Course<'g>) -> Automaton<'g> {
+        Automaton { course: *course, ..self }
     }
 
     /// u(z), the change of every cell, of the size of the grids.
     fn update(&self, cells: Sym<'g>) -> Sym<'g> {
         let (weight, bias) = self.params.layer("cell.conv0");
-        let mut h = cells.conv(weight, Window::new(1, (1, 1))) + bias;
-        if self.kind == Kind::Doubling {
+        let mut h = (cells.conv(weight, Window::new(1, (1, 1))) + bias).keep();
+        if self.model.kind == Kind::Doubling {
             for block in 0..BLOCKS {
-                let inner = self.params.linear(&format!("cell.block{block}.conv0"), h).elu();
-                h = h + self.params.linear(&format!("cell.block{block}.conv1"), inner);
+                let inner = self.params.linear(&format!("cell.block{block}.conv0"), h).keep().elu();
+                h = (h + self.params.linear(&format!("cell.block{block}.conv1"), inner)).keep();
             }
         } else {
             h = h.elu();
@@ -82,25 +110,23 @@ impl<'g> Automaton<'g> {
     pub fn step(&self, grids: Grids<'g>) -> Grids<'g> {
         let Grids { cells, keys } = grids;
         let change = self.update(cells);
-        if self.update_prob == 1.0 {
+        if self.model.update_prob == 1.0 {
             return Grids { cells: cells + change, keys };
         }
         let d = cells.dims();
         let [next, draw] = split_each(keys);
-        let chosen = bernoulli(draw, &[d[1], d[2], 1], cells.like(self.update_prob));
+        let chosen = bernoulli(draw, &[d[1], d[2], 1], cells.like(self.model.update_prob));
         Grids { cells: cells + chosen.mask(change), keys: next }
     }
 
     /// The grids after `count` steps.
     pub fn steps(&self, grids: Grids<'g>, count: usize) -> Grids<'g> {
-        let g = grids.cells.graph();
-        self.repeated(grids, |carry, body| g.repeat(count, carry, body))
+        self.repeated(grids, None, count)
     }
 
     /// The grids after `count` steps, an s32 scalar known at run time and at most `most`.
     pub fn steps_upto(&self, grids: Grids<'g>, count: Sym<'g>, most: usize) -> Grids<'g> {
-        let g = grids.cells.graph();
-        self.repeated(grids, |carry, body| g.repeat_upto(count, most, carry, body))
+        self.repeated(grids, Some(count), most)
     }
 
     /// The grids after `count` steps, at least one, and the logits after each: (count, n, h, w, 1).
@@ -113,17 +139,32 @@ impl<'g> Automaton<'g> {
         (Grids { cells: last[0], keys: last[1] }, last[2])
     }
 
-    fn repeated(
-        &self,
-        grids: Grids<'g>,
-        repeat: impl FnOnce(&[Sym<'g>], &dyn Fn(Sym<'g>, &[Sym<'g>]) -> Step<'g>) -> Vec<Sym<'g>>,
-    ) -> Grids<'g> {
-        let body = |_: Sym<'g>, carry: &[Sym<'g>]| {
+    fn repeated(&self, grids: Grids<'g>, count: Option<Sym<'g>>, most: usize) -> Grids<'g> {
+        let carry = [grids.cells, grids.keys];
+        let last = grids.cells.graph().repeat_with(self.course.memory, count, most, &carry, |_, carry| {
             let next = self.step(Grids { cells: carry[0], keys: carry[1] });
             (vec![next.cells, next.keys], vec![])
-        };
-        let last = repeat(&[grids.cells, grids.keys], &body);
+        });
         Grids { cells: last[0], keys: last[1] }
+    }
+
+    /// The grids that a decoder ends with, from latents (n, Z) and keys (n, 2): the latent at every place of a grid,
+    /// then steps; or, for the doubling model, as often as the model says, a doubling and then steps.
+    pub fn grow(&self, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
+        let model = &self.model;
+        let seed = Grids { cells: repeated_over_grid(z, model.seed_side()), keys };
+        let grown = match model.kind {
+            Kind::Doubling => (0..model.doublings).fold(seed, |grids, i| {
+                let doubled = grids.cells.double_grid();
+                let cells = match &self.course.damage {
+                    Some(damage) => damage.after_doubling(i, model.doublings, doubled),
+                    None => doubled,
+                };
+                self.steps(Grids { cells, ..grids }, model.nca_steps)
+            }),
+            Kind::Baseline | Kind::NonDoubling => self.steps(seed, model.nca_steps),
+        };
+        grown.cells
     }
 }
 
@@ -136,21 +177,6 @@ pub fn repeated_over_grid(z: Sym<'_>, side: usize) -> Sym<'_> {
 /// Channel 0: Bernoulli logits (n, h, w, 1).
 pub fn logits(cells: Sym<'_>) -> Sym<'_> {
     cells.slice_axis(3, 0, 1)
-}
-
-/// The grids that a decoder ends with, from latents (n, Z) and keys (n, 2): the latent at every place of a grid, then
-/// steps; or, for the doubling model, as often as the model says, a doubling and then steps.
-pub fn grow<'g>(model: &Model, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
-    let automaton = Automaton::new(model, params);
-    let seed = Grids { cells: repeated_over_grid(z, model.seed_side()), keys };
-    let grown = match model.kind {
-        Kind::Doubling => (0..model.doublings).fold(seed, |grids, _| {
-            let doubled = Grids { cells: grids.cells.double_grid(), ..grids };
-            automaton.steps(doubled, model.nca_steps)
-        }),
-        Kind::Baseline | Kind::NonDoubling => automaton.steps(seed, model.nca_steps),
-    };
-    grown.cells
 }
 
 /// What a decoder goes through: the grids that it ends with, and the logits (stages, n, 32, 32, 1) after every doubling

@@ -13,6 +13,7 @@ use ndarray::{ArrayD, IxDyn};
 use ndarray_npy::NpzWriter;
 use serde::{Deserialize, Serialize};
 
+use super::step::MOMENT_PREFIXES;
 use crate::array::Array;
 use crate::model::Model;
 use crate::shape::DType;
@@ -169,6 +170,12 @@ pub fn publish(aside: &Path, path: &Path) -> Result<()> {
     File::open(folder)
         .and_then(|f| f.sync_all())
         .with_context(|| format!("cannot flush {}", folder.display()))
+}
+
+/// Whether an array of a checkpoint is a parameter, and not a part of the training's state.
+pub fn is_parameter(name: &str) -> bool {
+    let state = MOMENT_PREFIXES.iter().chain(&["pool."]).any(|prefix| name.starts_with(prefix));
+    !state && ![META, "count", "key"].contains(&name)
 }
 
 /// The checkpoints of a run: `step-00001000.npz` ... and `best.npz`.

@@ -3,20 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
-use super::checkpoint::{Checkpoint, Meta, Store, keys_array};
+use super::checkpoint::{Checkpoint, Meta, Store};
 use super::metrics::{Line, Metrics};
-use super::order::{ChunkOrder, chunk_order, replica_key};
+use super::order::{ChunkOrder, chunk_order};
 use super::pictures::Pictures;
-use super::step::{MOMENT_PREFIXES, StepSpec};
+use super::pool_run::PoolRun;
+use super::state::State;
+use super::step::StepSpec;
 use crate::array::Array;
 use crate::build::compile;
 use crate::config::TrainConfig;
 use crate::data::Split;
 use crate::error::{Exit, coded};
 use crate::eval::Evaluator;
-use crate::model::params::{Leaf, arrange, init};
 use crate::random::Key;
 use crate::runtime::{Arg, Buffers, Executable, Mesh};
 
@@ -48,11 +49,10 @@ pub struct Run {
     config: TrainConfig,
     folder: PathBuf,
     spec: StepSpec,
-    leaves: Vec<Leaf>,
     mesh: Mesh,
     executable: Executable,
-    /// In the order of the program's inputs.
-    state: Vec<Buffers>,
+    state: State,
+    pool: Option<PoolRun>,
     images: Buffers,
     data_crc: u32,
     test: Option<Split>,
@@ -84,20 +84,34 @@ impl Run {
         let open = || Mesh::open(&config.device()?, config.replicas);
         let mesh = open().map_err(|e| coded(Exit::Device, e))?;
         let executable = compile(&mesh, &spec.function()?)?;
-        let leaves = config.model.leaves();
         let data_crc = crc32fast::hash(&train.pixels);
         let step = checkpoint.as_ref().map_or(0, |c| c.meta.step);
         let meta = checkpoint.as_ref().map(|c| c.meta.clone());
+        ensure!(
+            meta.as_ref().is_none_or(|m| m.data_crc == data_crc),
+            "the training images are not those of the run that is resumed: give it the same --data"
+        );
+        let (seed_model, seed_data) = (Key::new(config.seed_model), Key::new(config.seed_data));
+        let mut pool = match &spec.pool {
+            Some(pool) => Some(PoolRun::new(&spec, pool, &mesh)?),
+            None => None,
+        };
         let state = match checkpoint {
-            Some(checkpoint) => restored(&spec, &leaves, &mesh, checkpoint, data_crc)?,
-            None => fresh(&spec, &leaves, &mesh, Key::new(config.seed_model))?,
+            Some(checkpoint) => State::restored(&spec, &mesh, checkpoint, seed_data, pool.as_mut())?,
+            None => {
+                let mut state = State::fresh(&spec, &mesh, seed_model)?;
+                if let Some(pool) = &pool {
+                    pool.seed(&mesh, &mut state, train, seed_data)?;
+                }
+                state
+            }
         };
         let images = mesh.replicate(&Array::new(&[train.len(), 28, 28], &train.pixels))?;
         Ok(Run {
             spec,
-            leaves,
             executable,
             state,
+            pool,
             images,
             data_crc,
             test: test.map(|t| t.spread(config.eval_images)),
@@ -135,7 +149,7 @@ impl Run {
     /// A loss or gradient that is not finite, with the state before it saved; a device or file that fails.
     pub fn go(&mut self, watch: &mut impl Watch) -> Result<End> {
         while self.step < self.config.steps {
-            self.enter_chunk()?;
+            self.prepare()?;
             let trips = self.next_trips();
             let (losses, norms, healthy) = self.call(trips)?;
             if !healthy {
@@ -189,11 +203,13 @@ impl Run {
             Some(seconds) => (CALL.as_secs_f64() / seconds.max(1e-9)).ceil() as usize,
             None => 1,
         };
+        let planned = self.pool.as_ref().and_then(PoolRun::planned_until);
         [
             self.config.steps - self.step,
             until(self.config.chunk),
             until(self.eval_every()),
             until(self.config.checkpoint_every),
+            planned.map_or(usize::MAX, |end| end - self.step),
             patience.max(1),
         ]
         .into_iter()
@@ -201,30 +217,25 @@ impl Run {
         .unwrap_or(1)
     }
 
-    /// Puts the chunk's order on the devices; at its beginning each replica gets its key.
-    fn enter_chunk(&mut self) -> Result<()> {
-        if self.order.is_some() {
-            return Ok(());
+    /// Sees to it that the devices have what the next step takes: the chunk's order of images, at its beginning each
+    /// replica's key, and the pool's plan.
+    fn prepare(&mut self) -> Result<()> {
+        let StepSpec { batch, chunk, images, .. } = self.spec;
+        if self.order.is_none() {
+            let order = chunk_order(self.data_key, images, batch, chunk);
+            let each = self.spec.each();
+            let parts = order.images.chunks_exact(chunk * each);
+            let parts: Vec<Array> = parts.map(|part| Array::new(&[chunk, each], part)).collect();
+            self.order = Some((order, self.mesh.shard(&parts)?));
+            if self.step.is_multiple_of(chunk) {
+                let seed = Key::new(self.config.seed_data);
+                self.state.enter_chunk(&self.mesh, seed, self.step / chunk)?;
+            }
         }
-        let StepSpec { replicas, batch, chunk, images, .. } = self.spec;
-        let order = chunk_order(self.data_key, images, batch, chunk);
-        let each = batch / replicas;
-        let parts: Vec<Array> =
-            order.images.chunks_exact(chunk * each).map(|part| Array::new(&[chunk, each], part)).collect();
-        let buffers = self.mesh.shard(&parts)?;
-        if self.step.is_multiple_of(chunk) {
-            let key = |r| replica_key(Key::new(self.config.seed_data), self.step / chunk, replicas, r);
-            let keys: Vec<Array> = (0..replicas).map(|r| Array::new(&[2], &key(r).0)).collect();
-            let at = self.key_at();
-            self.state[at] = self.mesh.shard(&keys)?;
+        match &mut self.pool {
+            Some(pool) => pool.prepare(&self.mesh, &mut self.state, self.step),
+            None => Ok(()),
         }
-        self.order = Some((order, buffers));
-        Ok(())
-    }
-
-    /// The place of the replicas' keys in the state: before the last entry.
-    fn key_at(&self) -> usize {
-        self.state.len() - 2
     }
 
     /// Runs steps on the devices; gives the losses, the norms, and whether all were finite.
@@ -232,8 +243,10 @@ impl Run {
         let (_, order) = self.order.as_ref().context("a chunk was entered")?;
         let start = self.mesh.replicate(&Array::scalar((self.step % self.config.chunk) as i32))?;
         let count = self.mesh.replicate(&Array::scalar(trips as i32))?;
-        let mut arguments: Vec<Arg<'_>> = self.state.drain(..).map(Arg::from).collect();
-        arguments.extend([Arg::from(&self.images), Arg::from(order), Arg::from(start), Arg::from(count)]);
+        let mut arguments: Vec<Arg<'_>> = self.state.buffers.drain(..).map(Arg::from).collect();
+        arguments.extend([Arg::from(&self.images), Arg::from(order)]);
+        arguments.extend(self.pool.iter().flat_map(PoolRun::inputs).map(Arg::from));
+        arguments.extend([Arg::from(start), Arg::from(count)]);
         let began = Instant::now();
         let mut results = self.executable.call(arguments)?;
         let mut row = || -> Result<Vec<f32>> {
@@ -247,9 +260,8 @@ impl Run {
         // The first call of a process also warms up: its time says little.
         let seconds = began.elapsed().as_secs_f64() / trips as f64;
         self.seconds_a_step = Some(self.seconds_a_step.map_or(seconds, |s| 0.5 * s + 0.5 * seconds));
-        self.state = results;
-        let healthy = self.state.last().context("the state ends with its health")?.get(0)?;
-        Ok((losses, norms, healthy.bytes() == [1]))
+        self.state.buffers = results;
+        Ok((losses, norms, self.state.healthy()?))
     }
 
     fn advance(&mut self, steps: usize) {
@@ -291,7 +303,7 @@ impl Run {
 
     /// The test IWELBO, and the pictures.
     fn evaluate(&mut self, watch: &mut impl Watch) -> Result<Option<f64>> {
-        let parameters = &self.state[..self.leaves.len()];
+        let parameters = self.state.parameters();
         let Some(test) = &self.test else { return Ok(None) };
         let limit = test.len();
         if self.evaluator.is_none() {
@@ -319,20 +331,7 @@ impl Run {
     fn save(&mut self, best: bool) -> Result<()> {
         // Lines must not be younger than the checkpoint: a resumed run cuts them at its step.
         self.metrics.sync()?;
-        let n = self.leaves.len();
-        let mut arrays = Vec::new();
-        for (prefix, part) in ["", MOMENT_PREFIXES[0], MOMENT_PREFIXES[1]].iter().zip(self.state.chunks(n)) {
-            for (leaf, buffers) in self.leaves.iter().zip(part) {
-                arrays.push((format!("{prefix}{}", leaf.name), leaf.to_edge(&buffers.get(0)?)));
-            }
-        }
-        let keys: Result<Vec<[u32; 2]>> = self.state[self.key_at()]
-            .all()?
-            .iter()
-            .map(|a| a.to_vec::<u32>().try_into().map_err(|_| anyhow!("a replica's key is not two words")))
-            .collect();
-        arrays.push(("count".into(), self.state[3 * n].get(0)?));
-        arrays.push(("key".into(), keys_array(&keys?)));
+        let arrays = self.state.arrays(self.pool.as_ref().map(|pool| (pool, self.step)))?;
         let meta = Meta {
             version: 1,
             model: self.config.model,
@@ -343,67 +342,4 @@ impl Run {
         };
         self.store.save(&Checkpoint { meta, arrays }, best)
     }
-}
-
-/// The state of a run that begins.
-fn fresh(spec: &StepSpec, leaves: &[Leaf], mesh: &Mesh, key: Key) -> Result<Vec<Buffers>> {
-    let mut state = Vec::new();
-    for (leaf, values) in leaves.iter().zip(init(leaves, key)) {
-        state.push(mesh.replicate(&leaf.to_inner(&values))?);
-    }
-    let entries = spec.state();
-    for entry in &entries[leaves.len()..entries.len() - 1] {
-        state.push(mesh.replicate(&Array::zeros(&entry.shape))?);
-    }
-    state.push(mesh.replicate(&Array::truth(true))?);
-    Ok(state)
-}
-
-/// The state of a checkpoint.
-fn restored(
-    spec: &StepSpec,
-    leaves: &[Leaf],
-    mesh: &Mesh,
-    checkpoint: Checkpoint,
-    data_crc: u32,
-) -> Result<Vec<Buffers>> {
-    let Checkpoint { meta, mut arrays } = checkpoint;
-    ensure!(meta.model == spec.model, "the checkpoint is of another model: {:?}", meta.model);
-    if meta.data_crc != data_crc {
-        bail!("the training images are not those of the run that is resumed: give it the same --data");
-    }
-    let mut take = |name: &str| {
-        let at = arrays.iter().position(|(n, _)| n == name);
-        at.map(|at| arrays.swap_remove(at).1).ok_or_else(|| anyhow!("the checkpoint has no {name}"))
-    };
-    let (count, keys) = (take("count")?, take("key")?);
-    ensure!(
-        keys.dims() == [spec.replicas, 2],
-        "the checkpoint has keys of {:?}, not for {} replicas",
-        keys.dims(),
-        spec.replicas
-    );
-    let mut state = Vec::new();
-    for prefix in ["", MOMENT_PREFIXES[0], MOMENT_PREFIXES[1]] {
-        let mut part = Vec::new();
-        arrays.retain(|(name, array)| {
-            let own = match MOMENT_PREFIXES.iter().find(|p| name.starts_with(**p)) {
-                Some(found) => *found == prefix,
-                None => prefix.is_empty(),
-            };
-            if own {
-                part.push((name[prefix.len()..].to_string(), array.clone()));
-            }
-            !own
-        });
-        for (leaf, values) in leaves.iter().zip(arrange(leaves, part)?) {
-            state.push(mesh.replicate(&leaf.to_inner(&values))?);
-        }
-    }
-    state.push(mesh.replicate(&count)?);
-    let words = keys.to_vec::<u32>();
-    let keys: Vec<Array> = words.chunks_exact(2).map(|k| Array::new(&[2], k)).collect();
-    state.push(mesh.shard(&keys)?);
-    state.push(mesh.replicate(&Array::truth(true))?);
-    Ok(state)
 }

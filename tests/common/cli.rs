@@ -4,6 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use vnca::analysis::npy;
+use vnca::model::params::init;
+use vnca::model::{Kind, Model};
 use vnca::random::Key;
 
 pub fn vnca(folder: &Path, arguments: &[&str]) -> Command {
@@ -63,6 +66,21 @@ pub fn data_folder(root: &Path) -> PathBuf {
     write_npy(&folder.join("train.npy"), Key::new(900), 64, "(64, 28, 28)");
     write_npy(&folder.join("test.npy"), Key::new(901), 21, "(21, 784)");
     folder
+}
+
+/// Writes the initial values of a small model into `weights.npz`; gives the flags that name them.
+pub fn weights(folder: &Path, kind: Kind, latent: usize) -> Vec<String> {
+    let model = Model::new(kind, Some(latent)).expect("the size is in range");
+    let leaves = model.leaves();
+    let mut files = Vec::new();
+    for (leaf, array) in leaves.iter().zip(init(&leaves, Key::new(0))) {
+        let file = folder.join(format!("{}.npy", leaf.name));
+        npy::write(&file, array.dims(), &array.to_vec::<f32>()).expect("the file can be written");
+        files.push((leaf.name.as_str(), file));
+    }
+    npy::pack(&folder.join("weights.npz"), &files).expect("the archive can be written");
+    let latent = latent.to_string();
+    ["--weights", "weights.npz", "--model", kind.name(), "--latent", &latent].map(String::from).to_vec()
 }
 
 /// Lines of a run's metrics.

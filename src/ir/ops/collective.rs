@@ -12,6 +12,8 @@ pub enum Collective {
     /// Operands: an array, this replica's index (s32). Every replica's array, stacked along a new first dimension.
     /// The index serves the gradient: the device knows its own.
     AllGather { replicas: usize },
+    /// Operand: an array with a row for each replica. Row s of the result is what replica s holds in this replica's row.
+    AllToAll { replicas: usize },
 }
 
 impl From<Collective> for Op {
@@ -28,7 +30,9 @@ impl Collective {
     pub fn attributes(&self) -> String {
         match self {
             Collective::AllReduce => String::new(),
-            Collective::AllGather { replicas } => format!(" replicas={replicas}"),
+            Collective::AllGather { replicas } | Collective::AllToAll { replicas } => {
+                format!(" replicas={replicas}")
+            }
         }
     }
 
@@ -40,6 +44,10 @@ impl Collective {
                 true => Ok(x.with_dims(&[&[*replicas], x.dims.as_slice()].concat())),
                 false => Err("needs the replica's index as an s32 scalar".into()),
             },
+            Collective::AllToAll { replicas } => match x.dims.first() == Some(replicas) {
+                true => Ok(x.clone()),
+                false => Err(format!("needs a row for each of {replicas} replicas")),
+            },
         }
     }
 
@@ -50,6 +58,7 @@ impl Collective {
             Collective::AllGather { .. } => {
                 vec![at.wanted[0].then(|| at.ct().all_reduce().row(at.operands[1])), None]
             }
+            Collective::AllToAll { replicas } => at.each([&|| at.ct().all_to_all(*replicas)]),
         }
     }
 }
@@ -65,5 +74,11 @@ impl<'g> Sym<'g> {
     #[track_caller]
     pub fn all_gather(self, index: Sym<'g>, replicas: usize) -> Sym<'g> {
         self.graph.push(Collective::AllGather { replicas }.into(), &[self, index])
+    }
+
+    /// Gives row r of this value to replica r, and gets from each replica the row meant for this one, in their order.
+    #[track_caller]
+    pub fn all_to_all(self, replicas: usize) -> Sym<'g> {
+        self.graph.push(Collective::AllToAll { replicas }.into(), &[self])
     }
 }

@@ -1,8 +1,9 @@
 //! The one loop: a body repeated a number of times over a carry, differentiable whatever the number.
 
 use crate::ir::grad::pullback_with;
-use crate::ir::graph::{Block, Graph, Sym};
+use crate::ir::graph::{Block, Graph, Node, Sym, Value};
 use crate::ir::op::{Op, Vjp};
+use crate::ir::ops::elementwise::Elementwise;
 use crate::shape::{DType, Shape};
 
 /// `trips` times: (index, carries, captured values) → (carries, values to stack).
@@ -20,10 +21,14 @@ pub struct Repeat {
     pub options: RepeatOptions,
 }
 
-/// What the gradient of a loop saves.
-#[derive(Clone, Copy, Debug, Default)]
+/// What the gradient of a loop saves of the forward pass, and what it makes again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RepeatOptions {
-    /// Element type in which floating-point carries are saved; `None`: their own.
+    /// 0: the carries of every trip and the values that the body marks by [`Sym::keep`] are saved. 1: the carries alone,
+    /// and the body is made again. k > 1: the carries of every k-th trip, from which the k trips are made again, as with
+    /// 0.
+    pub remat: usize,
+    /// Element type in which floating-point values are saved; `None`: their own.
     pub save_as: Option<DType>,
 }
 
@@ -59,14 +64,15 @@ impl Repeat {
         Ok(carries.iter().cloned().chain(stacks).collect())
     }
 
-    /// Saves the carries with which each trip began, by stacking them in the forward loop, and runs a second loop
-    /// from the last trip to the first that makes the body again from the saved carries and pulls the cotangents
-    /// back through it. Cotangents of captured values add up in the second loop's carry.
+    /// Saves the carries with which each trip began, and marked values, by stacking them in the forward loop, and runs
+    /// a second loop from the last trip to the first that makes the body again from what was saved and pulls the
+    /// cotangents back through it. Cotangents of captured values add up in the second loop's carry.
     pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let graph = at.operands[0].graph();
         let first = self.first_carry();
         let captures_from = first + self.carries;
-        let saved = graph.save_carries(at.node, self.options);
+        let kept = self.kept();
+        let (saved, saved_kept) = graph.save(at.node, &kept, self.options);
         let trips =
             if self.dynamic { at.operands[0] } else { graph.scalar(DType::S32, self.max_trips as f64) };
 
@@ -91,7 +97,11 @@ impl Repeat {
             let captures: Vec<Sym<'g>> =
                 at.operands[captures_from..].iter().map(|s| graph.sym(graph.resolve(*s))).collect();
             let arguments = [&[trip], carries.as_slice(), captures.as_slice()].concat();
-            let results = graph.inline(&self.body, &arguments);
+            let recalled = kept.iter().zip(&saved_kept).map(|(&node, stack)| {
+                let dtype = self.body.shape(Value::first(node)).dtype;
+                (node, stack.row(trip).convert(dtype))
+            });
+            let results = graph.inline(&self.body, &arguments, &recalled.collect());
             let mut arrived: Vec<(Sym<'g>, Sym<'g>)> = Vec::new();
             for (k, &i) in floats.iter().enumerate() {
                 arrived.push((results[i], cts[k]));
@@ -129,6 +139,15 @@ impl Repeat {
     }
 }
 
+impl Repeat {
+    /// Nodes of the body that are saved besides the carries.
+    fn kept(&self) -> Vec<usize> {
+        let marked = |node: &Node| matches!(node.op, Op::Elementwise(Elementwise::Keep));
+        let nodes = self.body.nodes.iter().enumerate();
+        nodes.filter(|(_, node)| self.options.remat == 0 && marked(node)).map(|(at, _)| at).collect()
+    }
+}
+
 /// What a loop's body gives: the next carries, and values to stack.
 pub type Step<'g> = (Vec<Sym<'g>>, Vec<Sym<'g>>);
 
@@ -157,9 +176,59 @@ impl Graph {
         self.repeat_with(RepeatOptions::default(), Some(trips), max_trips, init, body)
     }
 
-    /// The loop with all its options.
+    /// The loop with all its options: `max_trips` trips, or `trips` of them, an s32 scalar known at run time.
     #[track_caller]
     pub fn repeat_with<'g>(
+        &'g self,
+        options: RepeatOptions,
+        trips: Option<Sym<'g>>,
+        max_trips: usize,
+        init: &[Sym<'g>],
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+    ) -> Vec<Sym<'g>> {
+        match options.remat {
+            0 | 1 => self.repeat_once(options, trips, max_trips, init, body),
+            length => self.repeat_in_segments(options, length, trips, max_trips, init, body),
+        }
+    }
+
+    /// A loop over segments of `length` trips each, so that what is saved of the whole loop are the carries with which
+    /// a segment begins, and what is saved of its trips belongs to one segment at a time.
+    #[track_caller]
+    fn repeat_in_segments<'g>(
+        &'g self,
+        options: RepeatOptions,
+        length: usize,
+        trips: Option<Sym<'g>>,
+        max_trips: usize,
+        init: &[Sym<'g>],
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+    ) -> Vec<Sym<'g>> {
+        let segments = max_trips.div_ceil(length);
+        let last = trips.unwrap_or_else(|| self.scalar(DType::S32, max_trips as f64));
+        let count = trips.map(|trips| (trips + (length as f64 - 1.0)) / trips.like(length as f64));
+        let outer = RepeatOptions { remat: 1, ..options };
+        let inner = RepeatOptions { remat: 0, ..options };
+        let results = self.repeat_once(outer, count, segments, init, |segment, carries| {
+            let begin = segment * length as f64;
+            let left = (last - begin).min(begin.like(length as f64));
+            let mut results = self.repeat_once(inner, Some(left), length, carries, |i, c| body(begin + i, c));
+            let stacked = results.split_off(carries.len());
+            (results, stacked)
+        });
+        let join = |(i, stack): (usize, &Sym<'g>)| {
+            if i < init.len() {
+                return *stack;
+            }
+            let dims = stack.dims();
+            let rows = [&[dims[0] * dims[1]], &dims[2..]].concat();
+            stack.reshape(&rows).slice_axis(0, 0, max_trips)
+        };
+        results.iter().enumerate().map(join).collect()
+    }
+
+    #[track_caller]
+    fn repeat_once<'g>(
         &'g self,
         options: RepeatOptions,
         trips: Option<Sym<'g>>,
@@ -188,43 +257,44 @@ impl Graph {
         }
     }
 
-    /// Makes a loop of the innermost block stack the carries with which its trips begin; gives the stacks.
-    fn save_carries(&self, node: usize, options: RepeatOptions) -> Vec<Sym<'_>> {
-        let from = {
+    /// Makes a loop of the innermost block stack the carries with which its trips begin, and the given nodes of its
+    /// body; gives the stacks of both.
+    fn save(&self, node: usize, kept: &[usize], options: RepeatOptions) -> (Vec<Sym<'_>>, Vec<Sym<'_>>) {
+        let (from, to, carries) = {
             let mut inner = self.inner.borrow_mut();
             let block = &mut inner.frames.last_mut().expect("a graph has a top frame").block;
             let node = &mut block.nodes[node];
             let Op::Repeat(repeat) = &mut node.op else {
-                return vec![];
+                return (vec![], vec![]);
             };
             let from = node.shapes.len();
             let rows = repeat.max_trips;
-            for i in 0..repeat.carries {
-                let (value, shape) = repeat.body.saved_carry(i, options);
+            let carries = (0..repeat.carries).map(|i| repeat.body.parameters[1 + i]).collect::<Vec<_>>();
+            for &at in carries.iter().chain(kept) {
+                let (value, shape) = repeat.body.saved(at, options);
                 repeat.body.results.push(value);
                 node.shapes.push(shape.with_dims(&[&[rows], shape.dims.as_slice()].concat()));
             }
-            from..node.shapes.len()
+            (from, node.shapes.len(), repeat.carries)
         };
-        from.map(|output| self.sym(crate::ir::graph::Value { node, output })).collect()
+        let stack = |output| self.sym(Value { node, output });
+        ((from..from + carries).map(stack).collect(), (from + carries..to).map(stack).collect())
     }
 }
 
 impl Block {
-    /// The value to stack for carry `i`: its parameter, converted if it is to be saved in another type.
-    fn saved_carry(&mut self, i: usize, options: RepeatOptions) -> (crate::ir::graph::Value, Shape) {
-        use crate::ir::graph::{Node, Value};
-        use crate::ir::ops::elementwise::Elementwise;
-        let parameter = Value::first(self.parameters[1 + i]);
-        let shape = self.shape(parameter).clone();
+    /// The value to stack for a node: its own, converted if it is to be saved in another type.
+    fn saved(&mut self, node: usize, options: RepeatOptions) -> (Value, Shape) {
+        let value = Value::first(node);
+        let shape = self.shape(value).clone();
         match options.save_as {
             Some(dtype) if shape.dtype.is_float() && shape.dtype != dtype => {
                 let shape = shape.with_dtype(dtype);
                 let op = Elementwise::Convert(dtype).into();
-                self.nodes.push(Node { op, operands: vec![parameter], shapes: vec![shape.clone()] });
+                self.nodes.push(Node { op, operands: vec![value], shapes: vec![shape.clone()] });
                 (Value::first(self.nodes.len() - 1), shape)
             }
-            _ => (parameter, shape),
+            _ => (value, shape),
         }
     }
 }

@@ -27,6 +27,10 @@ pub enum Elementwise {
     Convert(DType),
     /// The value itself, through which no gradient flows.
     Detach,
+    /// The value itself, which the gradient of a loop saves rather than makes again.
+    Keep,
+    /// Operands: a value, and the same as it was saved: a gradient flows to the first, the second is what is used.
+    Recall,
     Add,
     Sub,
     Mul,
@@ -70,13 +74,13 @@ impl Elementwise {
             false => Err("operands differ".to_string()),
         };
         match self {
-            E::Neg | E::Abs | E::Sign | E::Detach => Ok(x.clone()),
+            E::Neg | E::Abs | E::Sign | E::Detach | E::Keep => Ok(x.clone()),
             E::Exp | E::Expm1 | E::Log | E::Log1p | E::Sqrt | E::Tanh => float(x),
             E::IsFinite => Ok(float(x)?.with_dtype(DType::Pred)),
             E::Not if x.dtype == DType::Pred => Ok(x.clone()),
             E::Not => Err("needs truth values".into()),
             E::Convert(dtype) => Ok(x.with_dtype(*dtype)),
-            E::Add | E::Sub | E::Mul | E::Div | E::Rem | E::Max | E::Min => same(x, &operands[1]),
+            E::Recall | E::Add | E::Sub | E::Mul | E::Div | E::Rem | E::Max | E::Min => same(x, &operands[1]),
             E::And | E::Or | E::Xor => match x.dtype.is_float() {
                 true => Err("needs integers or truth values".into()),
                 false => same(x, &operands[1]),
@@ -109,6 +113,8 @@ impl Elementwise {
                 false => none(),
             },
             E::Sign | E::Not | E::IsFinite | E::Detach => none(),
+            E::Keep => at.each([&|| ct]),
+            E::Recall => vec![at.wanted[0].then_some(ct), None],
             E::Add => at.each([&|| ct, &|| ct]),
             E::Sub => at.each([&|| ct, &|| -ct]),
             E::Mul => at.each([&|| ct * rhs(), &|| ct * x]),
@@ -182,9 +188,14 @@ impl<'g> Sym<'g> {
         is_finite => E::IsFinite;
         /// The value as a constant: no gradient flows through it.
         detach => E::Detach;
+        /// The value itself, marked: the gradient of a loop may save it, so that what it was made of need not be made
+        /// again.
+        keep => E::Keep;
     }
 
     binary! {
+        /// `rhs` in the place of this value, which it equals, for all but the gradient.
+        recall => E::Recall;
         max => E::Max;
         min => E::Min;
         and => E::And;

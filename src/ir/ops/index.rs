@@ -15,6 +15,8 @@ pub enum Index {
     Take,
     /// Operands: array, s32 rows, updates. Adds each update to its row.
     AddRows,
+    /// Operands: array, s32 rows that all differ, updates. Puts each update in the place of its row.
+    SetRows,
     /// Sorts unsigned numbers along the last dimension, smallest first.
     Sort,
 }
@@ -33,7 +35,9 @@ impl Index {
     pub fn attributes(&self) -> String {
         match self {
             Index::DynamicSlice { sizes } => format!(" sizes={sizes:?}"),
-            Index::DynamicUpdateSlice | Index::Take | Index::AddRows | Index::Sort => String::new(),
+            Index::DynamicUpdateSlice | Index::Take | Index::AddRows | Index::SetRows | Index::Sort => {
+                String::new()
+            }
         }
     }
 
@@ -67,7 +71,7 @@ impl Index {
                 }
             }
             Index::Take => rows(&operands[1]),
-            Index::AddRows => match rows(&operands[1])? == operands[2] {
+            Index::AddRows | Index::SetRows => match rows(&operands[1])? == operands[2] {
                 true => Ok(x.clone()),
                 false => Err("the updates are not rows of the array".into()),
             },
@@ -98,6 +102,11 @@ impl Index {
             Index::AddRows => {
                 cotangents[0] = at.wanted[0].then_some(ct);
                 cotangents[2] = at.wanted[2].then(|| ct.take(at.operands[1]));
+            }
+            Index::SetRows => {
+                let (rows, updates) = (at.operands[1], at.operands[2]);
+                cotangents[0] = at.wanted[0].then(|| ct.set_rows(rows, zeros(updates)));
+                cotangents[2] = at.wanted[2].then(|| ct.take(rows));
             }
             Index::Sort => {}
         }
@@ -146,6 +155,12 @@ impl<'g> Sym<'g> {
     #[track_caller]
     pub fn add_rows(self, indices: Sym<'g>, updates: Sym<'g>) -> Sym<'g> {
         self.graph.push(Index::AddRows.into(), &[self, indices, updates])
+    }
+
+    /// The array with each of `updates` in the place of the row that `indices`, which all differ, name for it.
+    #[track_caller]
+    pub fn set_rows(self, indices: Sym<'g>, updates: Sym<'g>) -> Sym<'g> {
+        self.graph.push(Index::SetRows.into(), &[self, indices, updates])
     }
 
     /// Unsigned numbers sorted along the last dimension, smallest first.

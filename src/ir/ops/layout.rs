@@ -197,6 +197,17 @@ impl Layout {
 }
 
 impl<'g> Sym<'g> {
+    /// The array with rows of zeros after its own, `rows` in all.
+    #[track_caller]
+    pub fn pad_rows(self, rows: usize) -> Sym<'g> {
+        let dims = self.dims();
+        let mut padding = vec![Padding::default(); dims.len()];
+        if let (Some(first), Some(own)) = (padding.first_mut(), dims.first()) {
+            *first = Padding::edges(0, rows as i64 - *own as i64);
+        }
+        self.pad(self.like(0.0), &padding)
+    }
+
     /// Repeats the array: its dimension `i` becomes dimension `axes[i]` of the result.
     #[track_caller]
     pub fn broadcast_in_dim(self, dims: &[usize], axes: &[usize]) -> Sym<'g> {

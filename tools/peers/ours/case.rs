@@ -7,7 +7,6 @@ use vnca::model::params::{arrange, init};
 use vnca::model::{Kind, Model};
 use vnca::random::Key;
 use vnca::train::checkpoint::{Checkpoint, Meta};
-use vnca::train::optimiser::Optimiser;
 use vnca::train::order::chunk_order;
 use vnca::train::step::StepSpec;
 
@@ -86,15 +85,8 @@ const NAMES: [&str; 3] = ["bench.pixels", "bench.order", "bench.eps"];
 
 impl Case {
     pub fn spec(&self) -> StepSpec {
-        StepSpec {
-            model: self.model,
-            optimiser: Optimiser::REPORT,
-            replicas: 1,
-            batch: self.batch,
-            chunk: STEPS,
-            images: IMAGES,
-            beta: 1.0,
-        }
+        // Without the pool, so that a step is the same for every contestant.
+        StepSpec { pool: None, damage: 0.0, ..StepSpec::new(self.model, self.batch, STEPS, IMAGES) }
     }
 
     /// The key of the first training step, or that an evaluation's images' keys are split from.

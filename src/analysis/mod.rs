@@ -1,0 +1,5 @@
+//! What the report studies beside the bound: labels of binarized images, latents, their map, and a probe of cells.
+
+pub mod latents;
+pub mod npy;
+pub mod originals;

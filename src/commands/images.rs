@@ -1,0 +1,52 @@
+//! Images with labels, as the studies of latents take them.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::data::{self, Part, Split};
+use crate::error::{Exit, WithExit};
+
+/// Which images, and where their labels are.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct Images {
+    /// Images: a file, a folder, or `glyphs` [default: those that the run was trained on, else glyphs]
+    #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
+    pub data: Option<String>,
+    /// Which part of the data
+    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
+    pub split: String,
+    /// The images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+}
+
+impl Images {
+    /// Reads them. `trained_on` is the data set of the run, if there is one.
+    ///
+    /// # Errors
+    /// When a file is missing or wrong, or the number of labels is not that of the images.
+    pub fn load(&self, trained_on: Option<&str>) -> Result<Split> {
+        let spec = self.data.as_deref().or(trained_on).unwrap_or(data::GLYPHS);
+        let part = if self.split == "train" { Part::Train } else { Part::Test };
+        let split = data::load_split(spec, part).exit(Exit::BadInput)?;
+        match &self.labels {
+            Some(path) => split.labelled(path).context("--labels").exit(Exit::BadInput),
+            None => Ok(split),
+        }
+    }
+
+    /// The labels of images that need them.
+    ///
+    /// # Errors
+    /// When there are none; the error says how to have them.
+    pub fn labels<'a>(&self, split: &'a Split) -> Result<&'a [u8]> {
+        split.labels.as_deref().ok_or_else(|| {
+            anyhow!(
+                "{} has no labels: name a file with --labels (`vnca label` finds those of binarized images)",
+                split.name
+            )
+        })
+    }
+}
