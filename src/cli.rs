@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    data, doctor, eval, grow, inspect, interpolate, label, latents, reconstruct, recover, sample, train,
+    convert, data, doctor, eval, grow, inspect, interpolate, label, latents, reconstruct, recover, sample,
+    train,
 };
 use crate::error::{Exit, exit_of};
 use crate::quiet;
@@ -52,6 +53,8 @@ enum Command {
     Grow(grow::Args),
     /// Damage grown pictures and show and measure their recovery
     Recover(recover::Args),
+    /// Write weights to a file of another kind: .npz, .safetensors, Equinox's .eqx
+    Convert(convert::Args),
     /// List the parameters of a model or a checkpoint
     Inspect(inspect::Args),
     /// Fetch or verify data sets
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Interpolate(args) => interpolate::run(&args),
         Command::Grow(args) => grow::run(&args),
         Command::Recover(args) => recover::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Doctor(args) => doctor::run(&args),

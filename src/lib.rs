@@ -21,3 +21,4 @@ pub mod runtime;
 pub mod session;
 pub mod shape;
 pub mod train;
+pub mod weights;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use vnca::array::Array;
 use vnca::model::Kind;
 use vnca::random::Key;
-use vnca::train::checkpoint::read_npz;
+use vnca::weights::npz::read as read_npz;
 
 fn archive(path: &Path) -> Vec<(String, Array)> {
     let mut arrays = read_npz(path).unwrap();

@@ -14,7 +14,7 @@ use vnca::model::vnca::{Automaton, Grids, damage, damage_at, logits, repeated_ov
 use vnca::model::{Kind, SIDE};
 use vnca::random::{Key, graph as draw};
 use vnca::shape::{DType, Shape};
-use vnca::train::checkpoint::read_npz;
+use vnca::weights::npz::read as read_npz;
 
 /// JAX's arrays whose names begin with `model.`, by the rest of their names.
 fn goldens(model: &str) -> Vec<(String, Array)> {

@@ -49,6 +49,7 @@ fn arrows_between_modules_point_one_way() {
         ("random", &["random", "ir", "array", "shape"]),
         ("model", &["model", "ir", "random", "array", "shape"]),
         ("data", &["data", "random"]),
+        ("weights", &["weights", "data", "model", "array", "shape"]),
         ("figure", &["figure"]),
         (
             "analysis",

@@ -154,7 +154,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::checkpoint::read_npz;
+    use crate::weights::npz::read as read_npz;
 
     #[test]
     fn what_is_written_is_read_back_from_an_archive() {

@@ -1,9 +1,8 @@
 //! `vnca inspect`.
 
-use super::{Outcome, Source, print};
+use super::{Outcome, Source, Weights, print};
 use crate::array::Array;
-use crate::model::params::{Leaf, init};
-use crate::random::Key;
+use crate::model::params::Leaf;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,17 +27,7 @@ struct Row<'a> {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let bare = args.source.run.is_none() && args.source.weights.is_none();
-    let (model, arrays) = match bare {
-        true => {
-            let model = args.source.bare_model()?;
-            (model, init(&model.leaves(), Key::new(args.seed)))
-        }
-        false => {
-            let weights = args.source.load()?;
-            (weights.model, weights.arrays)
-        }
-    };
+    let Weights { model, arrays, .. } = args.source.load_or_init(args.seed)?;
     let leaves = model.leaves();
     let rows: Vec<Row<'_>> = leaves.iter().zip(&arrays).map(|(leaf, array)| row(leaf, array)).collect();
     let count = model.parameter_count();

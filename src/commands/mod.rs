@@ -1,5 +1,6 @@
 //! The verbs, one a file: its arguments, and what it does.
 
+pub mod convert;
 pub mod data;
 pub mod doctor;
 pub mod eval;
@@ -15,7 +16,7 @@ pub mod recover;
 pub mod sample;
 pub mod train;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,9 +25,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::array::Array;
 use crate::config::TrainConfig;
 use crate::error::{Exit, WithExit};
-use crate::model::params::arrange;
+use crate::model::params::init;
 use crate::model::{Kind, Model};
-use crate::train::checkpoint::{chosen, is_parameter, read_npz};
+use crate::random::Key;
+use crate::train::checkpoint::chosen;
+use crate::weights;
 
 /// What a verb gives: an exit code if it is not 0.
 pub type Outcome = Result<Option<Exit>>;
@@ -38,7 +41,7 @@ pub struct Source {
     /// A run's folder: its best checkpoint, else its newest
     #[arg(long, value_name = "DIR", conflicts_with_all = ["weights", "model", "latent"])]
     pub run: Option<PathBuf>,
-    /// A checkpoint, or an .npz file of parameters by name
+    /// A checkpoint, or parameters as .npz, .safetensors or Equinox's .eqx
     #[arg(long, value_name = "FILE", requires = "model")]
     pub weights: Option<PathBuf>,
     /// The model that the weights are of
@@ -98,6 +101,18 @@ impl Source {
         self.automaton.apply(Model::new(kind, self.latent).context("--latent").exit(Exit::Usage)?)
     }
 
+    /// Reads the weights; where none are named, the initial values of a seed.
+    ///
+    /// # Errors
+    /// As of [`Source::load`].
+    pub fn load_or_init(&self, seed: u64) -> Result<Weights> {
+        if self.run.is_some() || self.weights.is_some() {
+            return self.load();
+        }
+        let model = self.bare_model()?;
+        Ok(Weights { arrays: init(&model.leaves(), Key::new(seed)), model, data: None })
+    }
+
     /// Reads the weights.
     ///
     /// # Errors
@@ -106,22 +121,14 @@ impl Source {
         if let Some(run) = &self.run {
             let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
             let path = chosen(run).exit(Exit::BadInput)?;
-            let arrays = parameters(&path, &config.model).exit(Exit::BadInput)?;
+            let arrays = weights::read(&path, &config.model.leaves()).exit(Exit::BadInput)?;
             let model = self.automaton.apply(config.model)?;
             return Ok(Weights { model, arrays, data: Some(config.data) });
         }
         let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
         let model = self.bare_model()?;
-        Ok(Weights { arrays: parameters(path, &model).exit(Exit::BadInput)?, model, data: None })
+        Ok(Weights { arrays: weights::read(path, &model.leaves()).exit(Exit::BadInput)?, model, data: None })
     }
-}
-
-/// The parameters of an `.npz` file; the rest of a checkpoint is left out.
-fn parameters(path: &Path, model: &Model) -> Result<Vec<Array>> {
-    let at = || format!("cannot use {}", path.display());
-    let mut named = read_npz(path).with_context(at)?;
-    named.retain(|(name, _)| is_parameter(name));
-    arrange(&model.leaves(), named).with_context(at)
 }
 
 /// Writes a line (or several) of results to stdout. A reader that has gone, as `head` does, is no error.

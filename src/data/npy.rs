@@ -2,7 +2,7 @@
 //!
 //! The header is read by hand, since it is not to be trusted: nothing is allocated on its word.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::input::Input;
 use super::{PIXELS, SIDE};
@@ -40,19 +40,22 @@ pub fn read_labels(mut input: Input) -> Result<Vec<u8>> {
     header.read_values(&mut input, 9)
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
     Unsigned,
     Signed,
     Float,
 }
 
-struct Header {
-    kind: Kind,
-    big_endian: bool,
+/// What a `.npy` header says of the values that follow it.
+pub struct Header {
+    pub kind: Kind,
+    pub big_endian: bool,
     /// Bytes of one element.
-    width: usize,
-    shape: Vec<usize>,
+    pub width: usize,
+    /// Whether the first dimension is the fastest one.
+    pub fortran: bool,
+    pub shape: Vec<usize>,
 }
 
 impl Header {
@@ -87,11 +90,29 @@ impl Header {
         input.read_all(&mut text, "the .npy header")?;
         let shown = text.trim_ascii();
         let shown = shown[..shown.len().min(200)].escape_ascii();
-        Header::parse(&text).with_context(|| format!("{}: the .npy header is {shown}", input.path.display()))
+        let at = || format!("{}: the .npy header is {shown}", input.path.display());
+        let header = Header::parse(&text).with_context(at)?;
+        if header.fortran {
+            return Err(anyhow!("expected C order (fortran_order False), got True")).with_context(at);
+        }
+        Ok(header)
+    }
+
+    /// The element type as NumPy writes it, but for the byte order: `f4`.
+    pub fn element_name(&self) -> String {
+        let letter = match self.kind {
+            Kind::Unsigned => 'u',
+            Kind::Signed => 'i',
+            Kind::Float => 'f',
+        };
+        format!("{letter}{}", self.width)
     }
 
     /// Reads the dictionary, a Python literal: `{'descr': '<f4', 'fortran_order': False, 'shape': (10, 784), }`.
-    fn parse(text: &[u8]) -> Result<Header> {
+    ///
+    /// # Errors
+    /// When it is no such text, or the element type is no number's.
+    pub fn parse(text: &[u8]) -> Result<Header> {
         let text =
             std::str::from_utf8(text).ok().context("expected a dictionary in ASCII, got other bytes")?;
         let descr = value_of(text, "descr")?;
@@ -101,8 +122,9 @@ impl Header {
             .with_context(|| format!("expected one element type, got {}", first_chars(descr)))?;
         let (kind, big_endian, width) = element(descr)?;
         let order = value_of(text, "fortran_order")?;
-        if !order.starts_with("False") {
-            bail!("expected C order (fortran_order False), got {}", first_chars(order));
+        let fortran = order.starts_with("True");
+        if !fortran && !order.starts_with("False") {
+            bail!("expected fortran_order False or True, got {}", first_chars(order));
         }
         let shape = value_of(text, "shape")?;
         let inner = shape
@@ -118,7 +140,7 @@ impl Header {
                 number.parse().with_context(|| format!("expected integers as shape, got ({inner})"))
             })
             .collect::<Result<_>>()?;
-        Ok(Header { kind, big_endian, width, shape })
+        Ok(Header { kind, big_endian, width, fortran, shape })
     }
 
     /// Reads all values, which must be integers from 0 to `max`, to the end of the file.

@@ -5,18 +5,14 @@
 //! flushed, so that one with a final name is whole; each array has a checksum, which reading verifies.
 
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use ndarray::{ArrayD, IxDyn};
-use ndarray_npy::NpzWriter;
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-use super::step::MOMENT_PREFIXES;
 use crate::array::Array;
 use crate::model::Model;
-use crate::shape::DType;
+use crate::weights::npz;
 
 const META: &str = "meta";
 
@@ -53,29 +49,10 @@ impl Checkpoint {
     }
 
     fn write(&self, path: &Path) -> Result<()> {
-        let mut writer = NpzWriter::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
         let meta = serde_json::to_vec(&self.meta)?;
-        writer.add_array(META, &ndarray::Array1::from(meta))?;
-        for (name, array) in &self.arrays {
-            let dims = IxDyn(array.dims());
-            match array.shape().dtype {
-                DType::F32 => {
-                    writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<f32>())?)?
-                }
-                DType::U32 => {
-                    writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<u32>())?)?
-                }
-                DType::S32 => {
-                    writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<i32>())?)?
-                }
-                DType::U8 => writer.add_array(name, &ArrayD::from_shape_vec(dims, array.to_vec::<u8>())?)?,
-                other => bail!("array {name} of {other} has no place in a checkpoint"),
-            };
-        }
-        let mut out = writer.finish()?;
-        out.flush()?;
-        out.get_ref().sync_all()?;
-        Ok(())
+        let meta = Array::new(&[meta.len()], &meta);
+        let named = self.arrays.iter().map(|(name, array)| (name.as_str(), array));
+        npz::write(path, std::iter::once((META, &meta)).chain(named))
     }
 
     /// Reads and verifies a checkpoint.
@@ -88,75 +65,11 @@ impl Checkpoint {
 }
 
 fn read(path: &Path) -> Result<Checkpoint> {
-    let mut arrays = read_npz(path)?;
+    let mut arrays = npz::read(path)?;
     let at = arrays.iter().position(|(name, _)| name == META);
     let (_, meta) = arrays.remove(at.ok_or_else(|| anyhow!("it has no entry {META:?}"))?);
     let meta = serde_json::from_slice(meta.bytes()).context("its entry \"meta\" is not understood")?;
     Ok(Checkpoint { meta, arrays })
-}
-
-/// Every array of an `.npz` file, its checksum verified.
-///
-/// # Errors
-/// When the file is no `.npz`, is cut or changed, or holds an array of a type that is not used here.
-pub fn read_npz(path: &Path) -> Result<Vec<(String, Array)>> {
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let mut zip = zip::ZipArchive::new(BufReader::new(file))?;
-    let mut arrays = Vec::new();
-    for i in 0..zip.len() {
-        let mut entry = zip.by_index(i)?;
-        let name = entry.name()?.trim_end_matches(".npy").to_string();
-        ensure!(
-            entry.compression() == zip::CompressionMethod::Stored,
-            "{name} is compressed: write it with np.savez"
-        );
-        ensure!(entry.size() <= length, "{name} claims {} bytes in a file of {length}", entry.size());
-        // Reading to the end verifies the entry's checksum.
-        let mut bytes = Vec::with_capacity(entry.size() as usize);
-        entry.read_to_end(&mut bytes).with_context(|| format!("{name} was changed"))?;
-        arrays.push((name.clone(), read_npy(&bytes).with_context(|| name)?));
-    }
-    Ok(arrays)
-}
-
-/// An array of one of the types that checkpoints have, from the bytes of a `.npy` file.
-fn read_npy(bytes: &[u8]) -> Result<Array> {
-    use ndarray_npy::ReadNpyExt;
-    // The header's text is within the first bytes; the sizes that it claims are held against what there is.
-    let header = String::from_utf8_lossy(&bytes[..bytes.len().min(256)]).into_owned();
-    let elements = claimed_elements(&header).ok_or_else(|| anyhow!("no .npy header"))?;
-    ensure!(elements <= bytes.len(), "a header of {elements} elements over {} bytes", bytes.len());
-    macro_rules! of {
-        ($t:ty) => {{
-            let array = ArrayD::<$t>::read_npy(bytes)?;
-            let dims = array.shape().to_vec();
-            let data: Vec<$t> = array.as_standard_layout().iter().copied().collect();
-            Array::new(&dims, &data)
-        }};
-    }
-    for (code, dtype) in [("f4", DType::F32), ("u4", DType::U32), ("i4", DType::S32), ("u1", DType::U8)] {
-        if header.contains(code) {
-            return Ok(match dtype {
-                DType::F32 => of!(f32),
-                DType::U32 => of!(u32),
-                DType::S32 => of!(i32),
-                _ => of!(u8),
-            });
-        }
-    }
-    bail!("an element type that is not f4, u4, i4 or u1")
-}
-
-/// Product of the sizes in a header's `'shape': (2, 3)`.
-fn claimed_elements(header: &str) -> Option<usize> {
-    let after = header.split_once("'shape': (")?.1;
-    let sizes = after.split_once(')')?.0;
-    sizes
-        .split(',')
-        .map(str::trim)
-        .filter(|s| !s.is_empty())
-        .try_fold(1usize, |n, s| n.checked_mul(s.parse().ok()?))
 }
 
 /// Gives a finished file its name, for good: also after a loss of power.
@@ -170,12 +83,6 @@ pub fn publish(aside: &Path, path: &Path) -> Result<()> {
     File::open(folder)
         .and_then(|f| f.sync_all())
         .with_context(|| format!("cannot flush {}", folder.display()))
-}
-
-/// Whether an array of a checkpoint is a parameter, and not a part of the training's state.
-pub fn is_parameter(name: &str) -> bool {
-    let state = MOMENT_PREFIXES.iter().chain(&["pool."]).any(|prefix| name.starts_with(prefix));
-    !state && ![META, "count", "key"].contains(&name)
 }
 
 /// The checkpoints of a run: `step-00001000.npz` ... and `best.npz`.

@@ -1,0 +1,236 @@
+//! Weights go through every kind of file unchanged; Equinox's own file is read; what is wrong with a file is said by name.
+
+#[path = "common/cli.rs"]
+mod cli;
+
+use std::path::{Path, PathBuf};
+
+use vnca::array::Array;
+use vnca::model::params::{Leaf, Role, init, layer};
+use vnca::random::Key;
+use vnca::weights::{npy, npz, read, write};
+
+/// A model of two layers: small enough that its files can be made by hand.
+fn leaves() -> Vec<Leaf> {
+    let mut leaves = layer("encoder.conv0", Role::ConvWeight, &[3, 2, 2, 2], &[0]).to_vec();
+    leaves.extend(layer("encoder.linear", Role::LinearWeight, &[5, 4], &[1]));
+    leaves
+}
+
+fn values() -> Vec<Array> {
+    init(&leaves(), Key::new(0))
+}
+
+#[test]
+fn every_kind_of_file_gives_back_what_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["w.npz", "w.eqx", "w.safetensors"] {
+        let path = folder.path().join(name);
+        write(&path, &leaves(), &values()).unwrap();
+        assert_eq!(read(&path, &leaves()).unwrap(), values(), "{name}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "a file was left aside");
+}
+
+/// `tiny.eqx` is what Equinox 0.13.8 wrote of a module with these two layers, made with its key 0, and two plain numbers.
+#[test]
+fn a_file_of_equinox_has_the_values_of_the_same_key_here() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/tiny.eqx");
+    assert_eq!(read(&path, &leaves()).unwrap(), values());
+    let folder = tempfile::tempdir().unwrap();
+    let ours = folder.path().join("ours.eqx");
+    write(&ours, &leaves(), &values()).unwrap();
+    let (ours, theirs) = (std::fs::read(ours).unwrap(), std::fs::read(path).unwrap());
+    assert!(theirs.starts_with(&ours), "Equinox writes other bytes for the same arrays");
+}
+
+/// A record with any header text.
+fn record(header: &str, values: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(values);
+    bytes
+}
+
+fn header(descr: &str, fortran: &str, shape: &str) -> String {
+    format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n")
+}
+
+/// The records of the four leaves, the one at `at` replaced.
+fn eqx(at: usize, replaced: Vec<u8>) -> Vec<u8> {
+    let mut records: Vec<Vec<u8>> = Vec::new();
+    for array in values() {
+        let mut bytes = Vec::new();
+        npy::write(&mut bytes, &array).unwrap();
+        records.push(bytes);
+    }
+    records[at] = replaced;
+    records.concat()
+}
+
+#[test]
+fn any_byte_order_memory_order_and_width_of_floats_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.eqx");
+    let weight = values()[2].clone();
+    let floats = weight.to_vec::<f32>();
+    let big: Vec<u8> = floats.iter().flat_map(|v| v.to_be_bytes()).collect();
+    let columns = weight.transpose(&[1, 0]);
+    let wide: Vec<u8> = floats.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect();
+    for (what, replaced) in [
+        ("big-endian", record(&header(">f4", "False", "(5, 4)"), &big)),
+        ("Fortran order", record(&header("<f4", "True", "(5, 4)"), columns.bytes())),
+        ("f8", record(&header("<f8", "False", "(5, 4)"), &wide)),
+    ] {
+        std::fs::write(&path, eqx(2, replaced)).unwrap();
+        assert_eq!(read(&path, &leaves()).unwrap(), values(), "{what}");
+    }
+    let st = folder.path().join("w.safetensors");
+    let half: Vec<u8> = [0x3C00u16, 0xBC00].iter().flat_map(|h| h.to_le_bytes()).collect();
+    std::fs::write(
+        &st,
+        safetensors("{\"a\":{\"dtype\":\"F16\",\"shape\":[2],\"data_offsets\":[0,4]}}", &half),
+    )
+    .unwrap();
+    let leaf = Leaf { name: "a".into(), shape: vec![2], ..leaves()[3].clone() };
+    assert_eq!(read(&st, &[leaf]).unwrap()[0].to_vec::<f32>(), [1.0, -1.0]);
+}
+
+fn safetensors(header: &str, values: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), values].concat()
+}
+
+fn whole(folder: &Path, name: &str) -> Vec<u8> {
+    let path = folder.join(name);
+    write(&path, &leaves(), &values()).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+/// The bytes of an .npz whose second entry has the name of the first.
+fn twice_named(folder: &Path) -> Vec<u8> {
+    let path = folder.join("twice.npz");
+    let named = ["aa", "ab"].into_iter().zip(&values()[..2]).map(|(n, a)| (n, a.clone())).collect::<Vec<_>>();
+    npz::write(&path, named.iter().map(|(n, a)| (*n, a))).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    for at in 0..bytes.len() - 6 {
+        if bytes[at..].starts_with(b"ab.npy") {
+            bytes[at + 1] = b'a';
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_malformed_file_gets_an_error_that_says_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (npz, st) = (whole(at, "whole.npz"), whole(at, "whole.safetensors"));
+    let bytes = |n: usize| vec![0u8; n];
+    let f4 = |shape: &str| record(&header("<f4", "False", shape), &bytes(80));
+    let entry = "\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\"";
+    let mut changed = npz.clone();
+    let value = changed.windows(4).position(|w| w == &values()[0].bytes()[..4]).unwrap();
+    changed[value] ^= 1;
+    let (absurd, deep) = ("(9999999999, 9999999999)", format!("{}(1)", "(".repeat(5000)));
+    let cases: Vec<(&str, &str, Vec<u8>, &str)> = vec![
+        ("empty eqx", "a.eqx", vec![], "missing encoder.conv0.weight [3, 2, 2, 2]"),
+        ("no eqx", "a.eqx", b"hello".to_vec(), "record 0 at byte 0"),
+        ("cut in the values", "a.eqx", eqx(3, f4("(5, 4)")[..90].to_vec()), "bytes are left"),
+        ("cut in the header", "a.eqx", eqx(3, f4("(5, 4)")[..20].to_vec()), "ends in its header"),
+        ("absurd shape", "a.eqx", eqx(2, f4(absurd)), "9999999999"),
+        ("more than there is", "a.eqx", eqx(3, f4("(500000000,)")), "500000000"),
+        ("negative shape", "a.eqx", eqx(2, f4("(-5, 4)")), "integers as shape"),
+        ("nested shape", "a.eqx", eqx(2, f4(&deep)), "integers as shape"),
+        ("no shape", "a.eqx", eqx(2, record("{'descr': '<f4'}", &[])), "fortran_order"),
+        ("complex", "a.eqx", eqx(2, record(&header("<c8", "False", "(5, 4)"), &bytes(160))), "<c8"),
+        ("text", "a.eqx", eqx(2, record(&header("<U1", "False", "(5, 4)"), &bytes(80))), "<U1"),
+        ("objects", "a.eqx", eqx(2, record(&header("|O", "False", "(5, 4)"), &bytes(80))), "|O"),
+        (
+            "integers",
+            "a.eqx",
+            eqx(2, record(&header("<i4", "False", "(5, 4)"), &bytes(80))),
+            "expected f32[5, 4]",
+        ),
+        ("long integers", "a.eqx", eqx(2, record(&header("<i8", "False", "(5, 4)"), &bytes(160))), "got i8"),
+        (
+            "transposed",
+            "a.eqx",
+            eqx(2, f4("(4, 5)")),
+            "encoder.linear.weight: expected f32[5, 4], got f32[4,5]",
+        ),
+        ("trailing bytes", "a.eqx", [eqx(2, f4("(5, 4)")), bytes(7)].concat(), "record 4 at byte"),
+        (
+            "one record too many",
+            "a.eqx",
+            [eqx(2, f4("(5, 4)")), f4("(5, 4)")].concat(),
+            "not of this model: record 4",
+        ),
+        ("one record too few", "a.eqx", eqx(3, vec![]), "missing encoder.linear.bias [5]"),
+        ("version 9", "a.eqx", eqx(0, b"\x93NUMPY\x09\x00\x01\x00 ".to_vec()), "version"),
+        ("cut npz", "a.npz", npz[..npz.len() / 2].to_vec(), "a.npz"),
+        ("changed npz", "a.npz", changed, "encoder.conv0.weight"),
+        ("empty npz", "a.npz", vec![], "a.npz"),
+        ("two of one name", "a.npz", twice_named(at), "same name"),
+        ("empty safetensors", "a.safetensors", vec![], "no safetensors file"),
+        ("cut safetensors", "a.safetensors", st[..st.len() - 1].to_vec(), "no safetensors file"),
+        ("trailing safetensors", "a.safetensors", [st, bytes(1)].concat(), "no safetensors file"),
+        ("absurd header", "a.safetensors", u64::MAX.to_le_bytes().to_vec(), "no safetensors file"),
+        (
+            "long header",
+            "a.safetensors",
+            [&(1u64 << 26).to_le_bytes()[..], b"{}"].concat(),
+            "no safetensors file",
+        ),
+        (
+            "two of one name",
+            "a.safetensors",
+            safetensors(&format!("{{\"a\":{{{entry}:[0,4]}},\"a\":{{{entry}:[0,4]}}}}"), &bytes(4)),
+            "a is there twice",
+        ),
+        (
+            "integers",
+            "a.safetensors",
+            safetensors("{\"a\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[0,4]}}", &bytes(4)),
+            "a: expected elements of F32",
+        ),
+        (
+            "absurd shape",
+            "a.safetensors",
+            safetensors(
+                "{\"a\":{\"dtype\":\"F32\",\"shape\":[9999999999,9999999999],\"data_offsets\":[0,4]}}",
+                &bytes(4),
+            ),
+            "no safetensors file",
+        ),
+        ("PyTorch", "a.pt", npz, "safetensors.torch.save_file"),
+        ("unknown", "a.doc", vec![], ".npz, .eqx, .safetensors"),
+    ];
+    for (what, name, bytes, word) in cases {
+        let path: PathBuf = at.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let error = match read(&path, &leaves()) {
+            Ok(_) => panic!("{what}: {name} was read"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(error.contains(word) && error.contains(name), "{what}: {word} is not in: {error}");
+    }
+}
+
+#[test]
+fn a_model_goes_through_all_kinds_of_file_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let model = ["--model", "nondoubling", "--latent", "4"];
+    let run = |more: &[&str]| cli::succeed(at, &[more, &model].concat());
+    run(&["convert", "--seed", "7", "--out", "a.eqx"]);
+    run(&["convert", "--weights", "a.eqx", "--out", "b.safetensors"]);
+    let line = run(&["convert", "--weights", "b.safetensors", "--out", "c.npz", "--json"]);
+    assert!(line.contains("\"leaves\":16"), "{line}");
+    let expected = run(&["inspect", "--seed", "7", "--json"]);
+    for name in ["a.eqx", "b.safetensors", "c.npz"] {
+        assert_eq!(run(&["inspect", "--weights", name, "--json"]), expected, "{name}");
+    }
+    let error = cli::fail(at, &[&["convert", "--out", "d.pickle"], &model[..]].concat(), 2);
+    assert!(error.contains("d.pickle") && error.contains(".eqx"), "{error}");
+}
