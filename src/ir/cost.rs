@@ -4,6 +4,7 @@ use super::graph::{Block, Function, Node};
 use super::op::Op;
 use super::ops::control::Repeat;
 use super::ops::conv::{Conv, Window};
+use super::ops::elementwise::Elementwise;
 use crate::shape::Shape;
 
 /// Counts that depend on the graph alone, and neither on a compiler nor on a device.
@@ -14,7 +15,8 @@ pub struct Cost {
     pub flops: u64,
     /// Elements that elementwise operations make and reductions read.
     pub elements: u64,
-    /// Bytes that loops stack, a row a trip: what their gradients keep, and what their bodies give.
+    /// Bytes that loops hold in stacks, a row a trip: what their gradients keep, and what their bodies give. A loop inside
+    /// another fills the same stacks in every trip, and counts once.
     pub stacked_bytes: u64,
 }
 
@@ -31,11 +33,6 @@ impl Cost {
             stacked_bytes: self.stacked_bytes + other.stacked_bytes,
         }
     }
-
-    fn times(self, n: usize) -> Cost {
-        let n = n as u64;
-        Cost { flops: self.flops * n, elements: self.elements * n, stacked_bytes: self.stacked_bytes * n }
-    }
 }
 
 /// Which outputs of each node lead to a wanted result.
@@ -50,6 +47,8 @@ fn used(block: &Block, wanted: &[bool]) -> Vec<Vec<bool>> {
         }
         let needed = match &node.op {
             Op::Repeat(repeat) => operands_needed(repeat, &used[at]),
+            // The first operand leads gradients on, and is not computed.
+            Op::Elementwise(Elementwise::Recall) => vec![false, true],
             Op::Source(_) | Op::Elementwise(_) | Op::Reduce(_) | Op::Dot(_) | Op::Conv(_) => {
                 vec![true; node.operands.len()]
             }
@@ -97,6 +96,7 @@ fn node_cost(block: &Block, node: &Node, used: &[bool]) -> Cost {
     let elements = |elements: usize| Cost { elements: elements as u64, ..Cost::default() };
     match &node.op {
         Op::Source(_) | Op::Layout(_) | Op::Index(_) | Op::Collective(_) => Cost::default(),
+        Op::Elementwise(Elementwise::Keep | Elementwise::Recall | Elementwise::Detach) => Cost::default(),
         Op::Elementwise(_) => elements(result.count()),
         Op::Reduce(_) => elements(operand(0).count()),
         Op::Dot(dot) => {
@@ -107,8 +107,13 @@ fn node_cost(block: &Block, node: &Node, used: &[bool]) -> Cost {
         Op::Repeat(repeat) => {
             let body = block_cost(&repeat.body, &body_results_wanted(repeat, used));
             let stacks = node.shapes.iter().zip(used).skip(repeat.carries).filter(|(_, used)| **used);
-            let stacked_bytes = stacks.map(|(shape, _)| shape.bytes() as u64).sum();
-            body.times(repeat.max_trips).plus(Cost { stacked_bytes, ..Cost::default() })
+            let own: u64 = stacks.map(|(shape, _)| shape.bytes() as u64).sum();
+            let trips = repeat.max_trips as u64;
+            Cost {
+                flops: trips * body.flops,
+                elements: trips * body.elements,
+                stacked_bytes: own + body.stacked_bytes,
+            }
         }
     }
 }

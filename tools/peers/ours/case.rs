@@ -2,16 +2,19 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use vnca::array::Array;
-use vnca::ir::Cost;
-use vnca::model::params::{arrange, init};
+use vnca::ir::{Cost, Function, Graph, gradient};
+use vnca::model::params::{Leaf, Params, arrange, init};
+use vnca::model::vnca::{Automaton, Grids};
 use vnca::model::{Kind, Model};
 use vnca::random::Key;
+use vnca::shape::Shape;
 use vnca::train::checkpoint::{Checkpoint, Meta};
 use vnca::train::order::chunk_order;
+use vnca::train::pool::PoolSpec;
 use vnca::train::step::StepSpec;
 
 /// Images of the training set.
-const IMAGES: usize = 1000;
+const IMAGES: usize = 2048;
 /// Training steps whose images and noise are written down: more begin again with the first one's.
 pub const STEPS: usize = 8;
 /// Key of the noise.
@@ -23,6 +26,8 @@ pub enum Task {
     Step,
     /// The importance-weighted bound of a batch.
     Iwelbo,
+    /// The gradient of an automaton's steps alone, over a grid of any size.
+    Cells,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -43,6 +48,12 @@ pub struct CaseArgs {
     /// Latent samples an image in evaluation
     #[arg(long, default_value_t = 8)]
     pub samples: usize,
+    /// Side of the grid of the task cells
+    #[arg(long, default_value_t = 32)]
+    pub grid: usize,
+    /// Entries of the pool that half of a nondoubling batch comes from [default: none, and all grow from latents]
+    #[arg(long)]
+    pub pool: Option<usize>,
 }
 
 pub struct Case {
@@ -50,6 +61,8 @@ pub struct Case {
     pub task: Task,
     pub batch: usize,
     pub samples: usize,
+    pub grid: usize,
+    pub pool: Option<PoolSpec>,
 }
 
 impl CaseArgs {
@@ -57,7 +70,7 @@ impl CaseArgs {
         let model = Model::new(self.model, self.latent)?;
         let usual = match (self.model, self.task) {
             // The middle of the range from which training draws it.
-            (Kind::NonDoubling, Task::Step) => 48,
+            (Kind::NonDoubling, Task::Step | Task::Cells) => 48,
             _ => model.nca_steps,
         };
         let model = Model { nca_steps: self.nca_steps.unwrap_or(usual), ..model };
@@ -65,7 +78,17 @@ impl CaseArgs {
         let batch = self.batch.unwrap_or(if self.model == Kind::Baseline { 32 } else { 4 });
         ensure!((1..=IMAGES).contains(&batch), "BATCH {batch}: it must be from 1 to {IMAGES}");
         ensure!(self.samples > 0, "--samples is 0: a bound takes at least one");
-        Ok(Case { model, task: self.task, batch, samples: self.samples })
+        ensure!((1..=4096).contains(&self.grid), "--grid {}: it must be from 1 to 4096", self.grid);
+        ensure!(self.task != Task::Cells || self.model != Kind::Baseline, "the baseline has no cells");
+        let pool = self.pool.map(|size| {
+            let (steps_min, steps_max) = (model.nca_steps, model.nca_steps + 1);
+            PoolSpec { size, steps_min, steps_max, ..PoolSpec::REPORT }
+        });
+        ensure!(
+            pool.is_none() || (self.model, self.task) == (Kind::NonDoubling, Task::Step),
+            "--pool: nothing here has one"
+        );
+        Ok(Case { model, task: self.task, batch, samples: self.samples, grid: self.grid, pool })
     }
 }
 
@@ -85,8 +108,9 @@ const NAMES: [&str; 3] = ["bench.pixels", "bench.order", "bench.eps"];
 
 impl Case {
     pub fn spec(&self) -> StepSpec {
-        // Without the pool, so that a step is the same for every contestant.
-        StepSpec { pool: None, damage: 0.0, ..StepSpec::new(self.model, self.batch, STEPS, IMAGES) }
+        // Without the pool, so that a step is the same for every contestant, unless one is asked for.
+        let damage = if self.pool.is_some() { 0.25 } else { 0.0 };
+        StepSpec { pool: self.pool, damage, ..StepSpec::new(self.model, self.batch, STEPS, IMAGES) }
     }
 
     /// The key of the first training step, or that an evaluation's images' keys are split from.
@@ -96,7 +120,7 @@ impl Case {
 
     /// Samples that a computation draws for an image.
     fn draws(&self) -> usize {
-        if self.task == Task::Step { 1 } else { self.samples }
+        if self.task == Task::Iwelbo { self.samples } else { 1 }
     }
 
     /// Initial values, with the last layer of an automaton's cell drawn anew: at zero its steps would do nothing.
@@ -127,7 +151,7 @@ impl Case {
         let mut eps = Vec::new();
         for _ in 0..STEPS {
             let keys = match self.task {
-                Task::Step => {
+                Task::Step | Task::Cells => {
                     let [next, sub] = key.split2();
                     key = next;
                     sub.split(self.batch)
@@ -141,13 +165,44 @@ impl Case {
 
     /// Multiplications and additions that the task takes at least: a gradient step without making anything twice.
     pub fn least_flops(&self) -> Result<u64> {
-        if self.task == Task::Iwelbo {
-            return Ok(Cost::of(&vnca::eval::function(&self.model, self.batch, self.samples)?).flops);
+        match self.task {
+            Task::Step => {}
+            Task::Iwelbo => {
+                let function = vnca::eval::function(&self.model, self.batch, self.samples)?;
+                return Ok(Cost::of(&function).flops);
+            }
+            // The cells' own gradient is wanted too, unless there is but one step: each product has two.
+            Task::Cells => return Ok(3 * Cost::of(&self.cells(false)?).flops),
         }
         let forward = Cost::of(&vnca::eval::function(&self.model, self.batch, 1)?).flops;
         // Each product has two gradients, but for the first convolution: the images need none.
         let first = 2 * self.batch as u64 * 32 * 32 * 25 * 32;
         Ok(3 * forward - first)
+    }
+
+    /// The automaton's parameters.
+    pub fn cell_leaves(&self) -> Vec<Leaf> {
+        self.model.leaves().into_iter().filter(|leaf| leaf.name.starts_with("cell.")).collect()
+    }
+
+    /// Steps of the automaton from grids `cells`, `loss` the mean square of the last ones, and its gradients.
+    pub fn cells(&self, gradients: bool) -> Result<Function> {
+        let leaves = self.cell_leaves();
+        let g = Graph::new("cells");
+        let values = Params::inputs(&g, &leaves, "");
+        let grid = [self.batch, self.grid, self.grid, self.model.latent];
+        let cells = g.input("cells", &Shape::f32(&grid));
+        let keys = g.input("keys", &Shape::u32(&[self.batch, 2]));
+        let automaton = Automaton::new(&self.model, &Params::new(&leaves, &values));
+        let last = automaton.steps(Grids { cells, keys }, self.model.nca_steps).cells;
+        let loss = last.square().mean(&[0, 1, 2, 3]);
+        let mut outputs = vec![("loss".to_string(), loss)];
+        if gradients {
+            let wrt = [values.as_slice(), &[cells]].concat();
+            let found = gradient(loss, &wrt).into_iter().enumerate();
+            outputs.extend(found.map(|(i, s)| (format!("gradient{i}"), s)));
+        }
+        g.finish(&outputs, &[])
     }
 
     /// Inputs from a file that [`Inputs::save`] wrote.

@@ -18,6 +18,7 @@ use vnca::lower::lower;
 use vnca::random::Key;
 use vnca::runtime::{Arg, Buffers, Device, Executable, Mesh};
 use vnca::shape::{DType, Shape};
+use vnca::train::exchange::{Plan, Sizes};
 
 #[derive(Parser)]
 #[command(about = "Time a gradient step or an evaluation")]
@@ -69,42 +70,16 @@ impl Contestant {
         let (function, most) = match case.task {
             Task::Step => (case.spec().function()?, STEPS as u64),
             Task::Iwelbo => (vnca::eval::function(&case.model, case.batch, case.samples)?, 1),
+            Task::Cells => (case.cells(true)?, 1),
         };
         let all = Cost::of(&function);
-        let cost = Cost {
-            flops: all.flops / most,
-            elements: all.elements / most,
-            // Of the rows that are stacked, those of the loss and the norm alone are a step's each.
-            stacked_bytes: all.stacked_bytes,
-        };
+        let cost = Cost { flops: all.flops / most, elements: all.elements / most, ..all };
         let program = lower(&function, mesh.target(), 1)?;
         let module_bytes = program.module.len();
         let began = Instant::now();
         let executable = mesh.compile(program)?;
         let compile_seconds = began.elapsed().as_secs_f64();
-        let weights: Result<Vec<Buffers>> = case
-            .model
-            .leaves()
-            .iter()
-            .zip(&inputs.weights)
-            .map(|(leaf, array)| mesh.replicate(&leaf.to_inner(array)))
-            .collect();
-        let (state, fixed) = match case.task {
-            Task::Step => {
-                (training_state(mesh, case, weights?)?, vec![inputs.pixels.clone(), inputs.order.clone()])
-            }
-            Task::Iwelbo => {
-                let keys: Vec<u32> = case.key().split(case.batch).iter().flat_map(|k| k.0).collect();
-                let rows: Vec<i32> = inputs.order.to_vec::<i32>();
-                let pixels = inputs.pixels.to_vec::<u8>();
-                let image = |i: &i32| pixels[*i as usize * 784..][..784].to_vec();
-                let images: Vec<u8> = rows[..case.batch].iter().flat_map(image).collect();
-                let arrays =
-                    [Array::new(&[case.batch, 28, 28], &images), Array::new(&[case.batch, 2], &keys)];
-                (weights?, arrays.to_vec())
-            }
-        };
-        let fixed = fixed.iter().map(|a| mesh.replicate(a)).collect::<Result<_>>()?;
+        let (state, fixed) = arguments(mesh, case, inputs)?;
         let task = case.task;
         Ok(Contestant { executable, state, fixed, task, at: 0, compile_seconds, module_bytes, cost })
     }
@@ -113,7 +88,8 @@ impl Contestant {
     fn run(&mut self, mesh: &Mesh, count: usize) -> Result<Vec<f32>> {
         match self.task {
             Task::Step => self.train(mesh, count),
-            Task::Iwelbo => (0..count).map(|_| self.evaluate()).collect(),
+            Task::Iwelbo => (0..count).map(|_| Ok(-self.first_result()?)).collect(),
+            Task::Cells => (0..count).map(|_| self.first_result()).collect(),
         }
     }
 
@@ -139,11 +115,51 @@ impl Contestant {
         Ok(losses)
     }
 
-    fn evaluate(&self) -> Result<f32> {
+    /// The mean of the first result: of a batch's bounds, or a loss.
+    fn first_result(&self) -> Result<f32> {
         let arguments = self.state.iter().chain(&self.fixed).map(Arg::from).collect();
-        let bounds = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
-        Ok(-bounds.iter().sum::<f32>() / bounds.len() as f32)
+        let values = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
+        Ok(values.iter().sum::<f32>() / values.len() as f32)
     }
+}
+
+/// A task's arguments on the device: what a step changes (an evaluation's parameters, which it does not), and the others.
+fn arguments(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<(Vec<Buffers>, Vec<Buffers>)> {
+    let put = |arrays: &[Array]| arrays.iter().map(|a| mesh.replicate(a)).collect::<Result<Vec<_>>>();
+    let leaves = case.model.leaves();
+    let mut inner: Vec<Array> = leaves.iter().zip(&inputs.weights).map(|(l, a)| l.to_inner(a)).collect();
+    let keys: Vec<u32> = case.key().split(case.batch).iter().flat_map(|k| k.0).collect();
+    let keys = Array::new(&[case.batch, 2], &keys);
+    Ok(match case.task {
+        Task::Step => {
+            let mut fixed = vec![inputs.pixels, inputs.order];
+            fixed.extend(pool_feed(case));
+            (training_state(mesh, case, put(&inner)?)?, put(&fixed)?)
+        }
+        Task::Iwelbo => {
+            let rows = inputs.order.to_vec::<i32>();
+            let pixels = inputs.pixels.to_vec::<u8>();
+            let image = |i: &i32| pixels[*i as usize * 784..][..784].to_vec();
+            let images: Vec<u8> = rows[..case.batch].iter().flat_map(image).collect();
+            (put(&inner)?, put(&[Array::new(&[case.batch, 28, 28], &images), keys])?)
+        }
+        Task::Cells => {
+            let cells = inner.split_off(leaves.len() - case.cell_leaves().len());
+            let grid = [case.batch, case.grid, case.grid, case.model.latent];
+            let values = Key::new(2).normal(grid.iter().product());
+            (put(&cells)?, put(&[Array::new(&grid, &values), keys])?)
+        }
+    })
+}
+
+/// What the host feeds to a step with a pool: the replica's index, and where entries are taken and put. A call that begins
+/// again with the first step's places moves as many as one that goes on.
+fn pool_feed(case: &Case) -> Vec<Array> {
+    let Some(pool) = case.pool else { return vec![] };
+    let sizes = Sizes { replicas: 1, share: pool.size, rows: pool.rows(1), batch: case.batch };
+    let plan = Plan::new(sizes, &sizes.in_order(), case.key(), STEPS);
+    let planned = plan.arrays(0, STEPS).map(|mut replicas| replicas.swap_remove(0));
+    [Array::scalar(0i32)].into_iter().chain(planned).collect()
 }
 
 /// The state that training begins with, over the given parameters.

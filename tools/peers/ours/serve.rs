@@ -13,12 +13,13 @@ use crate::case::Case;
 use crate::{Contestant, peak};
 
 pub fn serve(mesh: &Mesh, case: &Case, mut contestant: Contestant) -> Result<()> {
-    let compile_memory = most_memory()?;
+    let compile_memory = memory("VmHWM:")?;
     forget_most_memory();
     say(&json!({
         "ready": true,
         "compile_seconds": contestant.compile_seconds,
         "compile_memory": compile_memory,
+        "rest_memory": memory("VmRSS:")?,
         "module_bytes": contestant.module_bytes,
         "least_flops": case.least_flops()?,
         "flops": contestant.cost.flops,
@@ -35,7 +36,7 @@ pub fn serve(mesh: &Mesh, case: &Case, mut contestant: Contestant) -> Result<()>
                 let began = Instant::now();
                 let values = contestant.run(mesh, count)?;
                 let seconds = began.elapsed().as_secs_f64();
-                say(&json!({ "seconds": seconds, "values": values, "memory": most_memory()? }))?;
+                say(&json!({ "seconds": seconds, "values": values, "memory": memory("VmHWM:")? }))?;
             }
             ["peak"] => say(&json!({ "gflops": peak(mesh)? }))?,
             _ => bail!("no command {line:?}: there are run N and peak"),
@@ -50,10 +51,10 @@ fn say(value: &Value) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// The most bytes that this process had in memory, since it was asked to forget them.
-fn most_memory() -> Result<u64> {
+/// Bytes of this process in memory: now (`VmRSS:`), or the most since it was asked to forget them (`VmHWM:`).
+fn memory(field: &str) -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("VmHWM")?;
+    let line = status.lines().find_map(|l| l.strip_prefix(field)).context("a field of /proc/self/status")?;
     let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kilobytes * 1024)
 }

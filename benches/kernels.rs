@@ -1,0 +1,161 @@
+//! The kernels that a training step's time goes into: `cargo bench --bench kernels [-- FILTER]`.
+//!
+//! Throughput is in floating-point operations, so that `Gelem/s` reads as GFLOP/s. Criterion keeps the last figures under
+//! `target/criterion` and says what has changed; `-- --save-baseline NAME` and `-- --baseline NAME` compare with an older state.
+//! A convolution's products with the zeros of a dilated image do not count.
+
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use vnca::array::Array;
+use vnca::ir::ops::conv::Window;
+use vnca::ir::{Cost, Function, Graph, Sym, gradient, pullback};
+use vnca::lower::{Target, lower};
+use vnca::model::params::Params;
+use vnca::model::vnca::{Automaton, Grids};
+use vnca::model::{Kind, Model, encoder};
+use vnca::random::Key;
+use vnca::runtime::{Arg, Buffers, Device, Mesh};
+use vnca::shape::{DType, Shape};
+use vnca::train::optimiser::{Moments, Optimiser, global_norm};
+
+/// Times a computation over random inputs; floating-point operations are its throughput, or elements where it has none.
+fn time(
+    criterion: &mut Criterion,
+    group: &str,
+    id: BenchmarkId,
+    target: Target,
+    build: impl Fn() -> Function,
+) {
+    let mut group = criterion.benchmark_group(group);
+    let function = build();
+    let cost = Cost::of(&function);
+    group.throughput(Throughput::Elements(if cost.flops > 0 { cost.flops } else { cost.elements }));
+    // Compiled only if the filter lets it run.
+    group.bench_function(id, |bencher| {
+        let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
+        let program = lower(&function, target, 1).expect("lowers");
+        let executable = mesh.compile(program).expect("compiles");
+        let inputs: Vec<Buffers> =
+            function.inputs.iter().map(|i| mesh.replicate(&random(&i.shape)).expect("uploads")).collect();
+        bencher.iter(|| {
+            let results = executable.call(inputs.iter().map(Arg::from).collect()).expect("runs");
+            // The last result is a number, which is there when all is.
+            results.last().expect("a result").get(0).expect("downloads")
+        });
+    });
+    group.finish();
+}
+
+fn random(shape: &Shape) -> Array {
+    match shape.dtype {
+        DType::F32 => Array::new(&shape.dims, &Key::new(1).uniform(shape.count(), -0.1, 0.1)),
+        _ => Array::zeros(shape),
+    }
+}
+
+/// A computation whose last result is one number of the first one.
+fn finish<'g>(g: &'g Graph, results: &[Sym<'g>]) -> Function {
+    let first = results[0];
+    let corner = first.slice(&vec![0; first.rank()], &vec![1; first.rank()]);
+    let named = results.iter().chain([&corner]).enumerate().map(|(i, r)| (i.to_string(), *r));
+    g.finish(&named.collect::<Vec<_>>(), &[]).expect("the graph is well formed")
+}
+
+/// Every convolution of the baseline with its two gradients, in XLA's own form and in the CPU's.
+fn convolutions(criterion: &mut Criterion) {
+    const BATCH: usize = 32;
+    let encoder = [(32, 1, 32, 1), (32, 32, 64, 2), (16, 64, 128, 2), (8, 128, 256, 2), (4, 256, 512, 2)]
+        .map(|(side, input, output, stride)| {
+            (side, side / stride, input, output, Window::new(stride, (2, 2)))
+        });
+    let decoder = [(2, 512, 256), (4, 256, 128), (8, 128, 64), (16, 64, 32)]
+        .map(|(side, input, output)| (side, 2 * side, input, output, Window::transposed(5, 2, 2, 1)));
+    let last = (32, 28, 32, 1, Window::transposed(5, 1, 4, 0));
+    for (side, out_side, input, output, window) in encoder.into_iter().chain(decoder).chain([last]) {
+        let image = Shape::f32(&[BATCH, side, side, input]);
+        let kernel = Shape::f32(&[5, 5, input, output]);
+        let result = Shape::f32(&[BATCH, out_side, out_side, output]);
+        let layer = format!("{side}x{side}x{input} to {out_side}x{out_side}x{output}");
+        for (form, target) in [("native", Target::Native), ("cpu", Target::Cpu)] {
+            let id = BenchmarkId::new(form, &layer);
+            time(criterion, "forward", id.clone(), target, || {
+                let g = Graph::new("forward");
+                finish(&g, &[g.input("x", &image).conv(g.input("w", &kernel), window)])
+            });
+            time(criterion, "image gradient", id.clone(), target, || {
+                let g = Graph::new("image_gradient");
+                let x = g.full(&image, 0.0);
+                let (w, y) = (g.input("w", &kernel), g.input("y", &result));
+                finish(&g, &pullback(&[(x.conv(w, window), y)], &[x]))
+            });
+            time(criterion, "weight gradient", id, target, || {
+                let g = Graph::new("weight_gradient");
+                finish(&g, &[g.input("x", &image).conv_weight_grad(g.input("y", &result), window, [5, 5])])
+            });
+        }
+    }
+}
+
+/// Steps of an automaton over grids of one side, and their gradient.
+fn cells(criterion: &mut Criterion) {
+    const STEPS: usize = 4;
+    for (kind, side) in [(Kind::Doubling, 4), (Kind::Doubling, 32), (Kind::NonDoubling, 32)] {
+        let model = Model::new(kind, None).expect("a model of the report");
+        let build = |trained: bool| {
+            let leaves: Vec<_> = model.leaves().into_iter().filter(|l| l.name.starts_with("cell.")).collect();
+            let g = Graph::new("cells");
+            let values = Params::inputs(&g, &leaves, "");
+            let automaton = Automaton::new(&model, &Params::new(&leaves, &values));
+            let cells = g.input("cells", &Shape::f32(&[4, side, side, model.latent]));
+            let keys = g.input("keys", &Shape::u32(&[4, 2]));
+            let grown = automaton.steps(Grids { cells, keys }, STEPS).cells;
+            let wrt = [&[cells], values.as_slice()].concat();
+            match trained {
+                true => finish(&g, &gradient(grown.square().sum_all(), &wrt)),
+                false => finish(&g, &[grown]),
+            }
+        };
+        let grid = format!("{kind} {side}x{side}");
+        for (name, trained) in [("steps", false), ("gradient of steps", true)] {
+            let id = BenchmarkId::new(name, &grid);
+            time(criterion, "automaton", id, Target::Cpu, || build(trained));
+        }
+    }
+}
+
+/// What else a step of the baseline does: the encoder's gradient, and the optimiser's pass over all parameters.
+fn pieces(criterion: &mut Criterion) {
+    let model = Model::new(Kind::Baseline, None).expect("a model of the report");
+    time(criterion, "pieces", BenchmarkId::from_parameter("encoder's gradient"), Target::Cpu, || {
+        let leaves: Vec<_> = model.leaves().into_iter().filter(|l| l.name.starts_with("encoder.")).collect();
+        let g = Graph::new("encoder");
+        let values = Params::inputs(&g, &leaves, "");
+        let images = g.input("images", &Shape::f32(&[32, 32, 32, 1]));
+        let (mean, logvar) = encoder::encode(&Params::new(&leaves, &values), images);
+        finish(&g, &gradient(mean.square().sum_all() + logvar.square().sum_all(), &values))
+    });
+    time(criterion, "pieces", BenchmarkId::from_parameter("clipping and Adam"), Target::Cpu, || {
+        let leaves = model.leaves();
+        let g = Graph::new("adam");
+        let [values, gradients, first, second] =
+            ["value.", "gradient.", "m.", "v."].map(|prefix| Params::inputs(&g, &leaves, prefix));
+        let moments = Moments { first, second, count: g.input("count", &Shape::s32(&[])) };
+        let (updates, next) = Optimiser::REPORT.updates(&gradients, global_norm(&gradients), &moments);
+        let mut results: Vec<Sym<'_>> = values.iter().zip(&updates).map(|(v, u)| *v + *u).collect();
+        results.extend(next.first.into_iter().chain(next.second));
+        finish(&g, &results)
+    });
+}
+
+fn settings() -> Criterion {
+    vnca::quiet::hush();
+    // Kernels take milliseconds: the least number of samples is enough, in a second each.
+    Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+}
+
+criterion_group! { name = kernels; config = settings(); targets = convolutions, cells, pieces }
+criterion_main!(kernels);
