@@ -11,7 +11,7 @@ use super::{Outcome, bar};
 use crate::error::{Exit, WithExit};
 use crate::figure::grids::Grid;
 use crate::figure::plots::{Frame, Line, lines};
-use crate::gallery::recovery::{Course, Damage, Meter, Point, Recovery, csv, most_likely};
+use crate::gallery::recovery::{Course, Damage, Meter, Point, Recovery, check_steps, csv, most_likely};
 use crate::gallery::{self, Encoded, Latent, framed, probabilities};
 use crate::model::SIDE;
 use crate::random::Key;
@@ -64,6 +64,8 @@ pub fn run(args: &Args) -> Outcome {
     let damages = damages(args).exit(Exit::Usage)?;
     let weights = common.weights()?;
     gallery::check_growth(&weights.model).exit(Exit::Usage)?;
+    let steps = args.steps.unwrap_or(weights.model.nca_steps);
+    check_steps(steps).exit(Exit::Usage)?;
     let split = match args.of.as_str() {
         "images" => Some(args.images.load(&weights)?),
         _ => None,
@@ -81,7 +83,6 @@ pub fn run(args: &Args) -> Outcome {
         Some(split) => framed(split.image(i)),
         None => most_likely(course.original()),
     };
-    let steps = args.steps.unwrap_or(weights.model.nca_steps);
     let shown = latents.len().min(SHOWN);
     let mut sheets = vec![Sheet::default(); damages.len()];
     let mut meters: Vec<Meter> = damages.iter().map(|d| Meter::new(*d, steps)).collect();
@@ -123,9 +124,6 @@ fn damages(args: &Args) -> Result<Vec<Damage>> {
     let damages: Vec<Damage> =
         sizes.into_iter().map(|side| Damage { side, at, count: args.damages }).collect();
     damages.iter().try_for_each(Damage::check)?;
-    if let Some(steps) = args.steps {
-        ensure!((1..=10_000).contains(&steps), "--steps {steps}: it must be from 1 to 10000");
-    }
     Ok(damages)
 }
 
@@ -212,6 +210,7 @@ fn write_numbers(files: &mut Files, points: &[Point], damages: &[Damage], steps:
         };
         let all: Vec<Line> = damages.iter().map(line).collect();
         let frame = Frame::new(title, "steps since the first damage", unit);
+        let frame = if unit == "IoU" { frame.y_from(-0.02, 1.02) } else { frame };
         files.write(ending, &lines(&frame, &all)?)?;
     }
     Ok(())

@@ -61,6 +61,13 @@ impl Damage {
     }
 }
 
+/// # Errors
+/// When there are no steps after a damage, or too many.
+pub fn check_steps(steps: usize) -> Result<()> {
+    ensure!((1..=10_000).contains(&steps), "--steps {steps}: it must be from 1 to 10000");
+    Ok(())
+}
+
 /// The logits of a picture all along: `growth` stages, then for each damage the damaged picture and that after each step.
 pub struct Course<'a> {
     growth: &'a [f32],
@@ -114,7 +121,7 @@ impl<'s> Recovery<'s> {
     /// # Errors
     /// When the model has no automaton, or a number is out of range.
     pub fn new(session: &'s Session, pictures: usize, steps: usize) -> Result<Recovery<'s>> {
-        ensure!((1..=10_000).contains(&steps), "--steps {steps}: it must be from 1 to 10000");
+        check_steps(steps)?;
         let (batch, model) = (batch_of(pictures)?, session.model);
         let grow = compile_growth(session, batch)?;
         let segment = session.compile("recover", |g, params| {
