@@ -1,15 +1,73 @@
-//! From a computation to a program that runs on the devices of a mesh.
+//! From a computation to a program that runs on the devices of a mesh: made here, or exported before.
 
-use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
 
 use crate::ir::Function;
-use crate::lower::lower;
+use crate::program::{Program, Target};
 use crate::runtime::{Executable, Mesh};
 
-/// Lowers a computation in the forms that the mesh's compiler is fast at, and compiles it.
+/// Where exported programs lie, if they are to be used. Like the device, it is one choice for the whole process.
+static EXPORTED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes all programs of this process from a folder that `vnca export` wrote.
+pub fn use_exported(folder: &Path) {
+    // A second call in a process could only say the same.
+    let _ = EXPORTED.set(folder.to_path_buf());
+}
+
+/// Compiles a computation for a mesh: lowered in the forms that its compiler is fast at, or as it was exported.
 ///
 /// # Errors
-/// When the compiler refuses it.
+/// When the compiler refuses it, or the exported program is missing or computes something else.
 pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
-    mesh.compile(lower(function, mesh.target(), mesh.replicas())?)
+    mesh.compile(match EXPORTED.get() {
+        Some(folder) => exported(folder, function, mesh.replicas())?,
+        None => made(function, mesh.target(), mesh.replicas())?,
+    })
+}
+
+#[cfg(feature = "xla")]
+fn made(function: &Function, target: Target, replicas: usize) -> Result<Program> {
+    crate::lower::lower(function, target, replicas)
+}
+
+#[cfg(not(feature = "xla"))]
+fn made(function: &Function, _target: Target, _replicas: usize) -> Result<Program> {
+    anyhow::bail!(
+        "this program was built without the XLA library and makes no programs ({}): give it exported ones with --programs \
+         DIR",
+        function.name
+    )
+}
+
+/// The program of a computation, which must be the same as when it was exported.
+fn exported(folder: &Path, function: &Function, replicas: usize) -> Result<Program> {
+    let program = Program::load(folder, &function.name).with_context(|| {
+        format!("{} holds no program {}: export it with vnca export", folder.display(), function.name)
+    })?;
+    let signature = &program.signature;
+    let at = format!("the exported program {} in {}", function.name, folder.display());
+    ensure!(
+        signature.replicas == replicas,
+        "{at} is for {} replicas, not {replicas}: export it with --replicas {replicas}",
+        signature.replicas
+    );
+    for (input, wanted) in signature.inputs.iter().zip(&function.inputs) {
+        ensure!(
+            (&input.name, &input.shape) == (&wanted.name, &wanted.shape),
+            "{at} takes {} {}, these options need {} {}: export it with the same options",
+            input.name,
+            input.shape,
+            wanted.name,
+            wanted.shape
+        );
+    }
+    ensure!(
+        signature.graph == function.fingerprint(),
+        "{at} computes something else than these options and this version of vnca: export it again with the same options"
+    );
+    Ok(program)
 }

@@ -5,9 +5,12 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::build;
+#[cfg(feature = "xla")]
+use crate::commands::{compile, export};
 use crate::commands::{
-    convert, data, doctor, eval, grow, inspect, interpolate, label, latents, reconstruct, recover, sample,
-    train,
+    convert, data, doctor, eval, grow, inspect, interpolate, label, latents, reconstruct, recover,
+    run_exported, sample, train,
 };
 use crate::error::{Exit, exit_of};
 use crate::quiet;
@@ -21,6 +24,9 @@ pub struct Cli {
     /// Show the XLA library's own messages too
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// Take programs from a folder that `vnca export` wrote instead of making them
+    #[arg(long, global = true, value_name = "DIR", env = "VNCA_PROGRAMS")]
+    programs: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,6 +65,14 @@ enum Command {
     Inspect(inspect::Args),
     /// Fetch or verify data sets
     Data(data::Args),
+    /// Write a model's programs to files
+    #[cfg(feature = "xla")]
+    Export(export::Args),
+    /// Run an exported program by itself
+    RunExported(run_exported::Args),
+    /// Compile for TPUs without one: memory, work and time of each program
+    #[cfg(feature = "xla")]
+    Compile(compile::Args),
     /// Check the library, the devices and the memory
     Doctor(doctor::Args),
 }
@@ -83,6 +97,9 @@ pub fn verbs_table() -> String {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     quiet::init(cli.verbose);
+    if let Some(folder) = &cli.programs {
+        build::use_exported(folder);
+    }
     let result = match cli.command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(&args),
@@ -96,6 +113,11 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Data(args) => data::run(&args),
+        #[cfg(feature = "xla")]
+        Command::Export(args) => export::run(&args),
+        Command::RunExported(args) => run_exported::run(&args),
+        #[cfg(feature = "xla")]
+        Command::Compile(args) => compile::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

@@ -12,6 +12,7 @@ pub mod eval;
 pub mod figure;
 pub mod gallery;
 pub mod ir;
+#[cfg(feature = "xla")]
 pub mod lower;
 pub mod model;
 pub mod program;

@@ -56,7 +56,10 @@ pub struct OutputSpec {
 pub struct Signature {
     pub name: String,
     pub format: Format,
+    pub target: Target,
     pub replicas: usize,
+    /// Fingerprint of the graph that the module was made from: equal graphs compute the same.
+    pub graph: String,
     pub inputs: Vec<InputSpec>,
     pub outputs: Vec<OutputSpec>,
 }

@@ -38,9 +38,14 @@ pub fn set_cpu_flags(devices: usize) {
 
 /// Keeps a TPU's library from asking a machine that is no TPU VM for its metadata.
 pub fn without_tpu() {
-    for (name, value) in
-        [("TPU_SKIP_MDS_QUERY", "1"), ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3")]
-    {
+    for (name, value) in [
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v3-8"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_WORKER_ID", "0"),
+        // No device is taken, so that several such processes may run.
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ] {
         if std::env::var_os(name).is_none() {
             set(name, value);
         }

@@ -1,9 +1,13 @@
 //! The verbs, one a file: its arguments, and what it does.
 
+#[cfg(feature = "xla")]
+pub mod compile;
 pub mod convert;
 pub mod data;
 pub mod doctor;
 pub mod eval;
+#[cfg(feature = "xla")]
+pub mod export;
 pub mod grow;
 pub mod images;
 pub mod inspect;
@@ -11,8 +15,11 @@ pub mod interpolate;
 pub mod label;
 pub mod latents;
 pub mod picture;
+#[cfg(feature = "xla")]
+pub mod programs;
 pub mod reconstruct;
 pub mod recover;
+pub mod run_exported;
 pub mod sample;
 pub mod train;
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
+
 use super::graph::{Block, Function, Value};
 use super::op::Op;
 
@@ -15,6 +17,14 @@ impl fmt::Display for Function {
             writeln!(f, "  output {} = {}{}", output.name, name(*value), donor.unwrap_or_default())?;
         }
         writeln!(f, "}}")
+    }
+}
+
+impl Function {
+    /// Tells computations apart: hexadecimal digits of the SHA-256 of the text, which has every operation and constant.
+    pub fn fingerprint(&self) -> String {
+        let digest = Sha256::digest(self.to_string());
+        digest[..12].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

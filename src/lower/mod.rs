@@ -7,7 +7,7 @@ mod cpu;
 mod patch;
 
 use anyhow::{Context, Result};
-use xla::{ElementType, Literal, XlaBuilder, XlaComputation, XlaOp};
+use xla::{ElementType, HloModuleProto, Literal, XlaBuilder, XlaComputation, XlaOp};
 
 use crate::array::Array;
 use crate::ir::ops::collective::Collective;
@@ -60,6 +60,8 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
     let signature = Signature {
         name: function.name.clone(),
         format: Format::Hlo,
+        target,
+        graph: function.fingerprint(),
         replicas,
         inputs: function.inputs.iter().enumerate().map(input).collect(),
         outputs: function.outputs.iter().map(output).collect(),
@@ -68,6 +70,15 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
 }
 
 /// Whether there are operations that the builder lacks.
+/// A module as StableHLO text.
+///
+/// # Errors
+/// When the module is none, or has something that StableHLO has not.
+pub fn stablehlo(module: &[u8]) -> Result<String> {
+    let proto = HloModuleProto::parse_proto(module, true)?;
+    Ok(proto.to_stablehlo_string()?)
+}
+
 fn needs_patch(block: &Block) -> bool {
     block.nodes.iter().any(|node| match &node.op {
         Op::Collective(op) => match op {

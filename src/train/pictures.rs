@@ -24,7 +24,10 @@ const SAMPLES: usize = 4 * COLUMNS;
 const RECONSTRUCTED: usize = 2 * COLUMNS;
 
 /// Parameters, images and keys in; probabilities of samples and of reconstructions from the latents' means out.
-fn function(model: &Model) -> Result<Function> {
+///
+/// # Errors
+/// When the graph is wrong, which is a mistake in the program.
+pub fn function(model: &Model) -> Result<Function> {
     let leaves = model.leaves();
     let g = Graph::new(&format!("pictures_{}", model.kind));
     let values = Params::inputs(&g, &leaves, "");

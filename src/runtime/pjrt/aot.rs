@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::api::{self, Api};
+use super::estimate::Estimate;
 use super::{Plugin, Settings, ffi, module, wire};
 use crate::program::Program;
 
@@ -39,6 +40,16 @@ pub struct Compiled {
     pub costs: Vec<(String, f64)>,
     /// The optimized module, a serialized `HloModuleProto`.
     pub module: Vec<u8>,
+}
+
+impl Compiled {
+    /// Cycles, bytes and collectives; `inner_trips` is how often the body of an inner loop runs where only the run tells.
+    ///
+    /// # Errors
+    /// When the module is not as XLA writes it.
+    pub fn estimate(&self, inner_trips: f64) -> Result<Estimate> {
+        Estimate::of(&wire::hlo::Module::read(&self.module)?, inner_trips)
+    }
 }
 
 impl Compiler {

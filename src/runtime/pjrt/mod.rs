@@ -2,6 +2,7 @@
 
 mod aot;
 mod api;
+mod estimate;
 #[expect(non_camel_case_types)]
 mod ffi;
 mod find;
@@ -18,8 +19,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 pub use self::aot::{Compiled, Compiler, Usage};
 pub use self::api::Value;
 use self::api::{Api, Options};
+pub use self::estimate::{Collective, Estimate};
 pub use self::find::Plugin;
-pub use self::wire::hlo;
 use super::{Buffer, Client, Loaded, Memory};
 use crate::array::Array;
 use crate::program::{Format, Program, Target};
@@ -90,7 +91,8 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings) -> Result<Shared> {
     if is_tpu {
         find::tpu_device()?;
     }
-    let api = Api::load(path)?;
+    let busy = |e: anyhow::Error| if format!("{e:#}").contains("lockfile") { advice(path, e) } else { e };
+    let api = Api::load(path).map_err(busy)?;
     let (mut flags, options): (Settings, Settings) =
         settings.iter().cloned().partition(|(name, _)| name.starts_with(COMPILER_PREFIX));
     flags.extend(find::cuda_folder(path).map(|folder| ("xla_gpu_cuda_data_dir".into(), Value::Text(folder))));

@@ -146,8 +146,6 @@ pub mod hlo {
         pub called_ids: Vec<i64>,
         #[prost(bytes = "vec", tag = "43")]
         pub backend_config: Vec<u8>,
-        #[prost(string, tag = "56")]
-        pub custom_call_target: String,
     }
 
     /// `xla.ShapeProto`.
@@ -160,6 +158,15 @@ pub mod hlo {
         pub dimensions: Vec<i64>,
         #[prost(message, repeated, tag = "4")]
         pub tuple: Vec<Shape>,
+        #[prost(message, optional, tag = "5")]
+        pub layout: Option<Layout>,
+    }
+
+    /// `xla.LayoutProto`.
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Layout {
+        #[prost(int64, tag = "8")]
+        pub memory_space: i64,
     }
 
     /// `xla.LiteralProto`, of whole numbers.

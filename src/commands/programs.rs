@@ -1,0 +1,127 @@
+//! Which programs `vnca export` writes and `vnca compile` compiles: those of a model at given sizes.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::config::{TrainConfig, TrainOptions};
+use crate::eval;
+use crate::ir::{Cost, Function, Graph};
+use crate::model::params::Params;
+use crate::model::{Kind, Model};
+use crate::shape::Shape;
+use crate::train::pictures;
+
+/// The sizes that programs depend on; the report's unless given.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct Sizes {
+    /// Model; may be given several times [default: all that train]
+    #[arg(long, value_parser = ["baseline", "doubling", "nondoubling"])]
+    pub model: Vec<String>,
+    /// Devices that share each batch
+    #[arg(long, default_value_t = 8, value_name = "R")]
+    pub replicas: usize,
+    /// Images a gradient step, over all replicas [default: 32; 128 for nondoubling]
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Latent size [default: 256; 128 for nondoubling]
+    #[arg(long, value_name = "Z")]
+    pub latent: Option<usize>,
+    /// Gradient steps a device call makes at most
+    #[arg(long, default_value_t = 125, value_name = "N")]
+    pub chunk: usize,
+    /// Images of the training set
+    #[arg(long, default_value_t = 60_000, value_name = "N")]
+    pub images: usize,
+    /// Latent samples an image, in evaluation; may be given several times
+    #[arg(long, default_values_t = [128], value_name = "K")]
+    pub samples: Vec<usize>,
+    /// Images an evaluation call, over all replicas
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub eval_batch_size: usize,
+}
+
+/// A program's graph, and how many gradient steps it makes.
+pub struct Made {
+    pub function: Function,
+    steps: usize,
+}
+
+impl Made {
+    /// Floating-point operations of matrix products and convolutions: of a gradient step, or of a call that is no training.
+    pub fn flops(&self) -> f64 {
+        Cost::of(&self.function).flops as f64 / self.steps as f64
+    }
+}
+
+impl Sizes {
+    /// Training and evaluation of each model.
+    ///
+    /// # Errors
+    /// When the sizes do not fit each other; the error names the flag.
+    pub fn train_and_eval(&self) -> Result<Vec<Made>> {
+        let mut made = Vec::new();
+        for kind in self.kinds()? {
+            let config = self.config(kind)?;
+            let spec = config.step_spec(self.images)?;
+            made.push(Made { function: spec.function()?, steps: self.chunk });
+            for samples in &self.samples {
+                let batch = self.eval_batch_size;
+                ensure!(
+                    *samples > 0 && batch > 0 && batch.is_multiple_of(self.replicas),
+                    "--eval-batch-size {batch} is not divided evenly by --replicas {}, or --samples is 0",
+                    self.replicas
+                );
+                let function = eval::function(&config.model, batch / self.replicas, *samples)?;
+                made.push(Made { function, steps: 1 });
+            }
+        }
+        Ok(made)
+    }
+
+    /// Those, and what else a run of training and a look at its model take.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn all(&self) -> Result<Vec<Made>> {
+        let mut made = self.train_and_eval()?;
+        for kind in self.kinds()? {
+            let model = self.config(kind)?.model;
+            made.push(Made { function: pictures::function(&model)?, steps: 1 });
+            made.push(Made { function: decode(&model)?, steps: 1 });
+        }
+        Ok(made)
+    }
+
+    fn config(&self, kind: Kind) -> Result<TrainConfig> {
+        TrainConfig::resolve(&TrainOptions {
+            model: Some(kind.to_string()),
+            latent: self.latent,
+            batch_size: self.batch_size,
+            replicas: Some(self.replicas),
+            chunk: Some(self.chunk),
+            ..TrainOptions::default()
+        })
+    }
+
+    /// The models that were asked for; without a wish, those that train.
+    fn kinds(&self) -> Result<Vec<Kind>> {
+        match self.model.is_empty() {
+            true => Ok(Kind::ALL.into_iter().filter(|kind| self.config(*kind).is_ok()).collect()),
+            false => self.model.iter().map(|name| name.parse().context("--model")).collect(),
+        }
+    }
+}
+
+/// Images that are decoded at a time: a grid of the report's figures.
+const DECODED: usize = 32;
+
+/// Parameters, latents and keys in; probabilities of the pixels out.
+fn decode(model: &Model) -> Result<Function> {
+    let leaves = model.leaves();
+    let g = Graph::new(&format!("decode_{}", model.kind));
+    let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
+    let latents = g.input("latents", &Shape::f32(&[DECODED, model.latent]));
+    let keys = g.input("keys", &Shape::u32(&[DECODED, 2]));
+    let probabilities = model.decode(&params, latents, keys).sigmoid();
+    g.finish(&[("probabilities".into(), probabilities)], &[])
+}

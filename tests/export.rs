@@ -1,0 +1,53 @@
+//! Exported programs train as those made on the spot do, and are refused where they compute something else.
+
+#[path = "common/cli.rs"]
+mod cli;
+
+#[test]
+fn training_from_exported_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    let sizes =
+        ["--model", "baseline", "--latent", "8", "--replicas", "1", "--batch-size", "8", "--chunk", "4"];
+    let export = [
+        "export",
+        "--images",
+        "64",
+        "--target",
+        "cpu",
+        "--eval-batch-size",
+        "8",
+        "--out",
+        "programs",
+        "--text",
+    ];
+    let listed = cli::succeed(folder.path(), &[&export[..], &sizes[..]].concat());
+    assert!(listed.contains("train_baseline") && listed.contains("decode_baseline"), "{listed}");
+    let text = std::fs::read_to_string(folder.path().join("programs/train_baseline.stablehlo.mlir")).unwrap();
+    assert!(text.contains("stablehlo.while"));
+
+    let data = data.to_str().unwrap();
+    let train = |more: &[&str]| {
+        let fixed = ["train", "--data", data, "--steps", "3", "--eval-every", "0"];
+        [&fixed[..], &sizes[..], more].concat().into_iter().map(str::to_string).collect::<Vec<_>>()
+    };
+    let call = |arguments: Vec<String>| {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        cli::run(folder.path(), &arguments)
+    };
+    assert!(call(train(&["--out", "made"])).status.success());
+    assert!(call(train(&["--out", "exported", "--programs", "programs"])).status.success());
+    let losses = |run: &str| -> Vec<f64> {
+        cli::metrics(&folder.path().join(run)).iter().map(|l| l["loss"].as_f64().unwrap()).collect()
+    };
+    assert_eq!(losses("made"), losses("exported"));
+
+    for (more, part) in [(["--beta", "0.5"], "computes something else"), (["--eval-samples", "3"], "")] {
+        let output = call(train(&[&["--out", more[1], "--programs", "programs"], &more[..]].concat()));
+        let error = cli::text(&output.stderr);
+        assert_eq!(output.status.success(), part.is_empty(), "{more:?}: {error}");
+        assert!(error.contains(part), "{error}");
+    }
+    let missing = call(train(&["--out", "missing", "--programs", "nowhere"]));
+    assert!(cli::text(&missing.stderr).contains("export it with vnca export"));
+}
