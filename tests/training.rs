@@ -14,7 +14,8 @@ fn golden(entry: &str) -> Value {
     serde_json::from_str::<Value>(&text).expect("it is JSON")[entry].take()
 }
 
-fn assert_run_equals(run: &Path, golden: &Value, tolerance: f64) {
+/// Losses to a relative `tolerance`; parameters' sizes and first values to an absolute `slack`.
+fn assert_run_equals(run: &Path, golden: &Value, tolerance: f64, slack: f64) {
     let losses: Vec<f64> = cli::metrics(run).iter().map(|l| l["loss"].as_f64().expect("a loss")).collect();
     let expected: Vec<f64> =
         golden["loss"].as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
@@ -33,7 +34,7 @@ fn assert_run_equals(run: &Path, golden: &Value, tolerance: f64) {
         assert_eq!(leaf["shape"], expected["shape"], "{}", leaf["name"]);
         let (l2, expected_l2) = (leaf["l2"].as_f64().unwrap(), expected["l2"].as_f64().unwrap());
         assert!(
-            (l2 - expected_l2).abs() <= 0.1 * tolerance * expected_l2,
+            (l2 - expected_l2).abs() <= 1e-5 * expected_l2 + slack,
             "{}: l2 {l2}, expected {expected_l2}",
             leaf["name"]
         );
@@ -41,11 +42,7 @@ fn assert_run_equals(run: &Path, golden: &Value, tolerance: f64) {
             leaf["first"].as_array().unwrap().iter().zip(expected["first"].as_array().unwrap())
         {
             let (got, expected) = (got.as_f64().unwrap(), expected.as_f64().unwrap());
-            assert!(
-                (got - expected).abs() <= 6e-2 * tolerance,
-                "{}: {got}, expected {expected}",
-                leaf["name"]
-            );
+            assert!((got - expected).abs() <= slack, "{}: {got}, expected {expected}", leaf["name"]);
         }
     }
 }
@@ -100,8 +97,9 @@ fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
         let printed = cli::succeed(folder.path(), &[&arguments, model].concat());
         assert_eq!(printed.trim(), out);
         // What Adam makes of gradients near zero differs in any other order of sums, and NCA steps amplify it.
-        let tolerance = if entry.starts_with("nondoubling") { 1e-3 } else { 1e-4 };
-        assert_run_equals(&folder.path().join(out), &golden(entry), tolerance);
+        let pooled = entry.starts_with("nondoubling");
+        let (tolerance, slack) = if pooled { (1e-3, 5e-4) } else { (1e-4, 2e-6) };
+        assert_run_equals(&folder.path().join(out), &golden(entry), tolerance, slack);
     }
 }
 
