@@ -162,7 +162,7 @@ fn a_run_compiles_each_program_once_and_the_compiler_adds_no_loops() {
     let all = names.len();
     names.dedup();
     assert_eq!(names.len(), all, "a program was compiled twice: {names:?}");
-    assert!(names.contains(&"train_nondoubling") && names.contains(&"eval_nondoubling"), "{names:?}");
+    assert!(names.contains(&"train_nondoubling") && names.contains(&"eval_nondoubling_k2"), "{names:?}");
 
     let (_, text) = programs.iter().find(|(name, _)| name == "train_nondoubling").unwrap();
     let counts = operations(text);
