@@ -27,7 +27,7 @@ fn mistakes_name_what_is_wrong_and_have_their_exit_codes() {
     std::fs::write(folder.path().join("weights.npz"), b"PK\x03\x04 no zip").unwrap();
     std::fs::write(folder.path().join("empty.npy"), b"").unwrap();
     let cases: [(&[&str], i32, &str); 16] = [
-        (&["train", "--model", "nondoubling"], 2, "pool"),
+        (&["train", "--model", "nondoubling", "--pool-size", "30"], 2, "--pool-size"),
         (&["train", "--nca-steps", "3"], 2, "--nca-steps"),
         (&["train", "--config", "bad.toml"], 2, "stepz"),
         (&["train", "--config", "none.toml"], 2, "none.toml"),

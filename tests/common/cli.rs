@@ -9,18 +9,26 @@ use vnca::model::params::init;
 use vnca::model::{Kind, Model};
 use vnca::random::Key;
 
+const BINARY: &str = env!("CARGO_BIN_EXE_vnca");
+
 pub fn vnca(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vnca"));
+    prepare(Command::new(BINARY), folder, arguments)
+}
+
+/// Runs to the end, for ten minutes at most: a command that should have refused must not train for days.
+pub fn run(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new("timeout");
+    command.args(["600", BINARY]);
+    prepare(command, folder, arguments).output().expect("the binary starts")
+}
+
+fn prepare(mut command: Command, folder: &Path, arguments: &[&str]) -> Command {
     command.current_dir(folder).args(arguments);
     // What a developer has set must not change a test.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VNCA_") || name == "RUST_LOG") {
         command.env_remove(name);
     }
     command
-}
-
-pub fn run(folder: &Path, arguments: &[&str]) -> Output {
-    vnca(folder, arguments).output().expect("the binary starts")
 }
 
 /// Runs and expects success; gives stdout.
