@@ -50,6 +50,11 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
         computation.proto()
     }
     .to_bytes()?;
+    Ok(Program { signature: signature(function, target, replicas), module })
+}
+
+/// The signature of a graph's program.
+pub fn signature(function: &Function, target: Target, replicas: usize) -> Signature {
     let donated = |i: usize| function.outputs.iter().any(|o| o.donor == Some(i));
     let input = |(i, input): (usize, &crate::ir::Input)| InputSpec {
         name: input.name.clone(),
@@ -57,7 +62,7 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
         donated: donated(i),
     };
     let output = |o: &crate::ir::Output| OutputSpec { name: o.name.clone(), shape: o.shape.clone() };
-    let signature = Signature {
+    Signature {
         name: function.name.clone(),
         format: Format::Hlo,
         target,
@@ -65,11 +70,9 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
         replicas,
         inputs: function.inputs.iter().enumerate().map(input).collect(),
         outputs: function.outputs.iter().map(output).collect(),
-    };
-    Ok(Program { signature, module })
+    }
 }
 
-/// Whether there are operations that the builder lacks.
 /// A module as StableHLO text.
 ///
 /// # Errors
@@ -79,6 +82,7 @@ pub fn stablehlo(module: &[u8]) -> Result<String> {
     Ok(proto.to_stablehlo_string()?)
 }
 
+/// Whether there are operations that the builder lacks.
 fn needs_patch(block: &Block) -> bool {
     block.nodes.iter().any(|node| match &node.op {
         Op::Collective(op) => match op {

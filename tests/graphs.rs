@@ -1,0 +1,61 @@
+//! `graphs/` holds the graphs of the report's three train steps, with their gradients, and the signatures of their programs:
+//! a change of what training computes shows as a difference of text. With VNCA_BLESS=1 they are written.
+
+use std::fs;
+use std::path::Path;
+
+use vnca::config::{TrainConfig, TrainOptions};
+use vnca::ir::Function;
+use vnca::lower::{Target, signature};
+
+/// The report's: a v3-8's cores share each batch.
+const REPLICAS: usize = 8;
+/// Images of the training set, as `vnca export` has it.
+const IMAGES: usize = 60_000;
+
+fn train_step(preset: &str) -> Function {
+    let named =
+        TrainOptions { preset: Some(preset.into()), replicas: Some(REPLICAS), ..TrainOptions::default() };
+    let options = named.over(&named.from_preset().expect("the preset is known")).expect("options join");
+    let config = TrainConfig::resolve(&options).expect("the report's sizes fit each other");
+    config.step_spec(IMAGES).expect("the sizes fit").function().expect("the graph is well formed")
+}
+
+/// The first line that differs, of both.
+fn difference(kept: &str, made: &str) -> String {
+    let mut pairs = kept.lines().zip(made.lines()).enumerate();
+    match pairs.find(|(_, (a, b))| a != b) {
+        Some((at, (a, b))) => format!("line {}:\n- {a}\n+ {b}", at + 1),
+        None => format!("{} lines kept, {} lines made", kept.lines().count(), made.lines().count()),
+    }
+}
+
+#[test]
+fn the_reports_train_steps_are_those_in_graphs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("graphs");
+    let bless = std::env::var_os("VNCA_BLESS").is_some();
+    let mut changed = Vec::new();
+    for model in ["baseline", "doubling", "nondoubling"] {
+        let function = train_step(&format!("report-{model}"));
+        let signature = signature(&function, Target::Native, REPLICAS);
+        let json = serde_json::to_string_pretty(&signature).expect("it is data") + "\n";
+        for (file, made) in [("txt", function.to_string()), ("json", json)] {
+            let path = folder.join(format!("{}.{file}", function.name));
+            if bless {
+                fs::create_dir_all(&folder).expect("a folder can be made");
+                fs::write(&path, made).expect("the file can be written");
+                continue;
+            }
+            let kept = fs::read_to_string(&path).unwrap_or_default();
+            if kept != made {
+                changed.push(format!("{} {}", path.display(), difference(&kept, &made)));
+            }
+        }
+    }
+    assert!(
+        changed.is_empty(),
+        "training computes something else than graphs/ says; if that was meant, VNCA_BLESS=1 cargo test --test graphs writes \
+         them:\n{}",
+        changed.join("\n")
+    );
+}
