@@ -9,8 +9,8 @@ use crate::build;
 #[cfg(feature = "xla")]
 use crate::commands::{compile, export};
 use crate::commands::{
-    convert, data, doctor, eval, grow, inspect, interpolate, label, latents, reconstruct, recover,
-    run_exported, sample, train,
+    conformance, convert, data, doctor, eval, grow, inspect, interpolate, label, latents, reconstruct,
+    recover, run_exported, sample, train,
 };
 use crate::error::{Exit, exit_of};
 use crate::quiet;
@@ -73,6 +73,11 @@ enum Command {
     /// Compile for TPUs without one: memory, work and time of each program
     #[cfg(feature = "xla")]
     Compile(compile::Args),
+    /// Check that a device computes what it should and refuses what it should
+    ///
+    /// Every operation, loops and their gradients, draws, collectives over 1, 2, 4 and 8 devices as far as there are so many,
+    /// transfers, donation, wrong arguments. What must come out was worked out without any device.
+    Conformance(conformance::Args),
     /// Check the library, the devices and the memory
     Doctor(doctor::Args),
 }
@@ -118,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::RunExported(args) => run_exported::run(&args),
         #[cfg(feature = "xla")]
         Command::Compile(args) => compile::run(&args),
+        Command::Conformance(args) => conformance::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

@@ -6,6 +6,7 @@ pub mod build;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod conformance;
 pub mod data;
 pub mod error;
 pub mod eval;

@@ -9,7 +9,6 @@ mod plugin;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vnca::array::Array;
 use vnca::runtime::{Device, Mesh};
 
 /// A plugin that has `slots` functions, speaks version `major`.1, and whose client says `message`.
@@ -135,15 +134,4 @@ fn training_on_a_plugin_gives_what_the_cpu_gives() {
         }
     }
     assert_eq!((cpu.len(), other.len()), (4, 4));
-}
-
-#[test]
-fn more_replicas_than_a_plugin_has_are_refused() {
-    let Some(device) = plugin::device() else { return };
-    let device: Device = device.parse().unwrap();
-    let error = Mesh::open(&device, 1000).err().unwrap().to_string();
-    assert!(error.contains("1000 replicas need as many devices"), "{error}");
-    let mesh = Mesh::open(&device, 2).unwrap();
-    let buffers = mesh.shard(&[Array::scalar(1i32), Array::scalar(2i32)]).unwrap();
-    assert_eq!(buffers.all().unwrap().iter().map(|a| a.to_vec::<i32>()[0]).collect::<Vec<_>>(), [1, 2]);
 }

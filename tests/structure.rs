@@ -44,6 +44,7 @@ fn arrows_between_modules_point_one_way() {
         ("ir", &["ir", "array", "shape"]),
         ("program", &["shape"]),
         ("build", &["ir", "lower", "program", "runtime"]),
+        ("conformance", &["conformance", "array", "build", "ir", "random", "runtime", "shape"]),
         ("lower", &["ir", "program", "array", "shape"]),
         ("runtime", &["program", "array", "shape", "lower", "quiet"]),
         ("random", &["random", "ir", "array", "shape"]),

@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 
 use super::programs::Sizes;
 use super::{Outcome, print};
+use crate::conformance;
 use crate::error::{Exit, WithExit};
+use crate::ir::Function;
 use crate::lower::{lower, stablehlo};
 use crate::program::Target;
 
@@ -23,6 +25,9 @@ pub struct Args {
     /// Write the modules as StableHLO text too, for people and other tools
     #[arg(long)]
     text: bool,
+    /// Write the programs of `vnca conformance` instead of a model's
+    #[arg(long)]
+    conformance: bool,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -31,8 +36,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let target = if args.target == "cpu" { Target::Cpu } else { Target::Native };
     let mut written = Vec::new();
-    for made in args.sizes.all().exit(Exit::Usage)? {
-        let program = lower(&made.function, target, args.sizes.replicas)?;
+    for (function, replicas) in functions(args)? {
+        let program = lower(&function, target, replicas)?;
         program.save(&args.out)?;
         if args.text {
             write_text(args, &program.signature.name, &program.module)?;
@@ -49,6 +54,15 @@ pub fn run(args: &Args) -> Outcome {
         print(&serde_json::json!({"folder": args.out, "programs": written}).to_string())?;
     }
     Ok(None)
+}
+
+/// The graphs to export, with the number of replicas that each is for.
+fn functions(args: &Args) -> Result<Vec<(Function, usize)>> {
+    if args.conformance {
+        return conformance::functions();
+    }
+    let made = args.sizes.all().exit(Exit::Usage)?;
+    Ok(made.into_iter().map(|made| (made.function, args.sizes.replicas)).collect())
 }
 
 fn write_text(args: &Args, name: &str, module: &[u8]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "xla")]
 pub mod compile;
+pub mod conformance;
 pub mod convert;
 pub mod data;
 pub mod doctor;

@@ -132,6 +132,11 @@ impl Mesh {
         self.replicas
     }
 
+    /// Devices that there are, of which the replicas take the first.
+    pub fn devices(&self) -> usize {
+        self.client.device_count()
+    }
+
     /// The forms that programs for these devices are to be written in.
     pub fn target(&self) -> Target {
         self.client.target()

@@ -1,0 +1,60 @@
+//! `vnca conformance`.
+
+use serde_json::json;
+
+use super::{Outcome, print};
+use crate::conformance::{self, Check};
+use crate::error::{Exit, WithExit};
+use crate::runtime::{Device, Mesh};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
+    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
+    device: String,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let mesh = Mesh::open(&device, 1).exit(Exit::Device)?;
+    eprintln!("device  {}", mesh.describe());
+    let bar = indicatif::ProgressBar::new_spinner();
+    let checks = conformance::run(&device, |family| {
+        bar.set_message(family.to_string());
+        bar.tick();
+    });
+    bar.finish_and_clear();
+    let checks = checks.exit(Exit::Device)?;
+    let failed: Vec<&Check> = checks.iter().filter(|check| check.error.is_some()).collect();
+    if args.json {
+        let figures = json!({"device": mesh.describe(), "devices": mesh.devices(), "passed": checks.len() - failed.len(),
+            "failed": failed.len(), "checks": checks});
+        print(&figures.to_string())?;
+    } else {
+        print(&table(&checks))?;
+        print(&format!(
+            "{} of {} cases passed on {} device(s)",
+            checks.len() - failed.len(),
+            checks.len(),
+            mesh.devices()
+        ))?;
+    }
+    Ok((!failed.is_empty()).then_some(Exit::Failure))
+}
+
+/// A line for each family, and for each case that failed.
+fn table(checks: &[Check]) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for of_family in checks.chunk_by(|a, b| a.family == b.family) {
+        let passed = of_family.iter().filter(|check| check.error.is_none()).count();
+        let verdict = if passed == of_family.len() { "ok" } else { "BAD" };
+        lines.push(format!("{verdict:4} {:16} {passed} of {}", of_family[0].family, of_family.len()));
+        for check in of_family {
+            lines.extend(check.error.as_ref().map(|error| format!("     {}: {error}", check.name)));
+        }
+    }
+    lines.join("\n")
+}
