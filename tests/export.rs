@@ -3,6 +3,20 @@
 #[path = "common/cli.rs"]
 mod cli;
 
+/// The non-doubling model's training takes one more program, which fills its pool.
+#[test]
+fn all_programs_of_a_training_are_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = ["--model", "nondoubling", "--latent", "4", "--replicas", "2", "--batch-size", "8"];
+    let listed = cli::succeed(folder.path(), &[&["export", "--json", "--samples", "2"], &sizes[..]].concat());
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let names: Vec<&str> =
+        listed["programs"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    for name in ["train_nondoubling", "pool", "eval_nondoubling_k2", "decode_nondoubling"] {
+        assert!(names.contains(&name), "{name} is missing: {names:?}");
+    }
+}
+
 #[test]
 fn training_from_exported_programs() {
     let folder = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use crate::ir::{Cost, Function, Graph};
 use crate::model::params::Params;
 use crate::model::{Kind, Model};
 use crate::shape::Shape;
-use crate::train::pictures;
+use crate::train::{pictures, pool_run};
 
 /// The sizes that programs depend on; the report's unless given.
 #[derive(Clone, Debug, clap::Args)]
@@ -85,7 +85,13 @@ impl Sizes {
     pub fn all(&self) -> Result<Vec<Made>> {
         let mut made = self.train_and_eval()?;
         for kind in self.kinds()? {
-            let model = self.config(kind)?.model;
+            let config = self.config(kind)?;
+            let model = config.model;
+            if let Some(pool) = &config.pool {
+                let share = pool.size / self.replicas;
+                let function = pool_run::seeding(&model, share, pool.rows(self.replicas))?;
+                made.push(Made { function, steps: 1 });
+            }
             made.push(Made { function: pictures::function(&model)?, steps: 1 });
             made.push(Made { function: decode(&model)?, steps: 1 });
         }

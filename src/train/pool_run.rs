@@ -9,11 +9,11 @@ use super::step::StepSpec;
 use crate::array::Array;
 use crate::build::compile;
 use crate::data::Split;
-use crate::ir::Graph;
+use crate::ir::{Function, Graph};
 use crate::model::loss::Latents;
 use crate::model::params::Params;
 use crate::model::vnca::repeated_over_grid;
-use crate::model::{SIDE, padded};
+use crate::model::{Model, SIDE, padded};
 use crate::random::Key;
 use crate::runtime::{Buffers, Mesh};
 use crate::shape::{DType, Shape};
@@ -37,6 +37,22 @@ struct Planned {
     first: usize,
     plan: Plan,
     inputs: [Buffers; 3],
+}
+
+/// Makes a replica's entries of the pool that a run begins with: `share` of them, in so many `rows`.
+///
+/// # Errors
+/// None, unless the model is ill-formed.
+pub fn seeding(model: &Model, share: usize, rows: usize) -> Result<Function> {
+    let leaves = model.leaves();
+    let g = Graph::new("pool");
+    let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
+    let images = g.input("images", &Shape::new(DType::U8, &[share, 28, 28]));
+    let eps = g.input("eps", &Shape::f32(&[share, 1, model.latent]));
+    let z = Latents::of(&params, padded(&g, images), eps).z.reshape(&[share, model.latent]);
+    let grids = repeated_over_grid(z, SIDE).pad_rows(rows);
+    let outputs = PARTS.map(String::from).into_iter().zip([images.pad_rows(rows), grids]);
+    g.finish(&outputs.collect::<Vec<_>>(), &[])
 }
 
 impl PoolRun {
@@ -65,15 +81,7 @@ impl PoolRun {
     pub fn seed(&self, mesh: &Mesh, state: &mut State, train: &Split, key: Key) -> Result<()> {
         let Sizes { replicas, share, rows, .. } = self.sizes;
         let model = &self.spec.model;
-        let leaves = model.leaves();
-        let g = Graph::new("pool");
-        let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
-        let images = g.input("images", &Shape::new(DType::U8, &[share, 28, 28]));
-        let eps = g.input("eps", &Shape::f32(&[share, 1, model.latent]));
-        let z = Latents::of(&params, padded(&g, images), eps).z.reshape(&[share, model.latent]);
-        let grids = repeated_over_grid(z, SIDE).pad_rows(rows);
-        let outputs = PARTS.map(String::from).into_iter().zip([images.pad_rows(rows), grids]);
-        let executable = compile(mesh, &g.finish(&outputs.collect::<Vec<_>>(), &[])?)?;
+        let executable = compile(mesh, &seeding(model, share, rows)?)?;
 
         let normal = key.normal(self.spec.pool.map_or(0, |p| p.size) * model.latent);
         let parts = |values: &[f32]| {

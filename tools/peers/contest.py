@@ -76,6 +76,8 @@ def commands(root, args, program, python, case, inputs):
     ours = [case["model"], str(case["batch"]), "--task", case["task"], "--samples", str(case["samples"])]
     ours += ["--nca-steps", str(case["nca_steps"])] if case["nca_steps"] else []
     ours += ["--latent", str(args.latent)] if args.latent else []
+    ours += ["--device", args.device] if args.device != "cpu" else []
+    ours += ["--programs", args.programs / folder(case)] if args.programs else []
     for name in args.ours:
         options = {"bf16": ["--precision", "bf16"]}
         unknown = set(name.split("-")[1:]) - options.keys()
@@ -88,6 +90,11 @@ def commands(root, args, program, python, case, inputs):
     for name in args.peers:
         peer = [name, case["model"], case["task"], inputs, str(case["nca_steps"])]
         yield name, [python, root / "tools/peers/peer.py", *peer]
+
+
+def folder(case):
+    """Where the programs of a case lie among exported ones."""
+    return f"{case['model']}-{case['task']}-{case['batch']}"
 
 
 def start(named):

@@ -74,7 +74,8 @@ def main():
     if name == "jax":
         import peer_jax
 
-        peer = peer_jax.Peer(case)
+        on_host = peer_jax.jax.default_backend() == "cpu"
+        peer = (peer_jax.Peer if on_host else peer_jax.DevicePeer)(case)
     else:
         import peer_torch
 
@@ -82,6 +83,8 @@ def main():
     began = time.perf_counter()
     peer.compile()
     compile_seconds = time.perf_counter() - began
+    # A device's own memory, where the peer can tell.
+    memory = getattr(peer, "memory", most_memory)
     compile_memory = most_memory()
     forget_most_memory()
     say(out, ready=True, compile_seconds=compile_seconds, compile_memory=compile_memory, versions=peer.versions())
@@ -91,7 +94,7 @@ def main():
         began = time.perf_counter()
         values = peer.run(int(count))
         seconds = time.perf_counter() - began
-        say(out, seconds=seconds, values=values, memory=most_memory())
+        say(out, seconds=seconds, values=values, memory=memory())
 
 
 if __name__ == "__main__":

@@ -178,3 +178,10 @@ class Peer:
 
     def versions(self):
         return {"python": platform.python_version(), "jax": jax.__version__, "equinox": eqx.__version__}
+
+
+class DevicePeer(Peer):
+    """On a device that has a memory of its own."""
+
+    def memory(self):
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]

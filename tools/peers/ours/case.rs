@@ -113,6 +113,15 @@ impl Case {
         StepSpec { pool: self.pool, damage, ..StepSpec::new(self.model, self.batch, STEPS, IMAGES) }
     }
 
+    /// The task's computation.
+    pub fn function(&self) -> Result<Function> {
+        match self.task {
+            Task::Step => self.spec().function(),
+            Task::Iwelbo => vnca::eval::function(&self.model, self.batch, self.samples),
+            Task::Cells => self.cells(true),
+        }
+    }
+
     /// The key of the first training step, or that an evaluation's images' keys are split from.
     pub fn key(&self) -> Key {
         NOISE
