@@ -9,8 +9,7 @@ use crate::build;
 #[cfg(feature = "xla")]
 use crate::commands::{compile, export};
 use crate::commands::{
-    conformance, convert, data, doctor, eval, grow, inspect, interpolate, label, latents, reconstruct,
-    recover, run_exported, sample, train,
+    conformance, convert, data, doctor, eval, grow, inspect, interpolate, label, latents, probe, reconstruct, recover, run_exported, sample, train, tsne,
 };
 use crate::error::{Exit, exit_of};
 use crate::quiet;
@@ -49,6 +48,18 @@ enum Command {
     /// the cells' final states, (n, 32, 32, Z): the vector of each cell by row and column, channel 0 the pixel's logit.
     /// Labels (n,), uint8, where they are known. Arrays are written as they come, so that they may exceed the memory.
     Latents(latents::Args),
+    /// Draw a t-SNE map of latents, and measure how cleanly it separates the classes
+    ///
+    /// The accuracies are the share of points whose label is that of most of their nearest neighbours, among the latents'
+    /// means and in the map. A seed gives one map, bit for bit.
+    Tsne(tsne::Args),
+    /// Learn to tell an image's label from each single cell: a linear probe
+    ///
+    /// A softmax regression on every cell's final state, (32 x 32 cells of Z numbers) an image, trained on 80 % of the
+    /// images and tested on the others. Into --out go probe.npz (weight (10, Z) and bias (10,)), positions.npy and
+    /// positions.png (accuracy at each place of the grid) and prior.png: channel 0 of samples of the prior, the class
+    /// told from each cell, and its softmax value.
+    Probe(probe::Args),
     /// Show samples of the prior
     Sample(sample::Args),
     /// Show images above their reconstructions
@@ -110,6 +121,8 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Label(args) => label::run(&args),
         Command::Latents(args) => latents::run(&args),
+        Command::Tsne(args) => tsne::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Reconstruct(args) => reconstruct::run(&args),
         Command::Interpolate(args) => interpolate::run(&args),

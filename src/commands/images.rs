@@ -14,22 +14,19 @@ pub struct Images {
     /// Images: a file, a folder, or `glyphs` [default: those that the run was trained on, else glyphs]
     #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
     pub data: Option<String>,
-    /// Which part of the data
-    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
-    pub split: String,
     /// The images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
 }
 
 impl Images {
-    /// Reads them. `trained_on` is the data set of the run, if there is one.
+    /// Reads the `train` or the `test` part. `trained_on` is the data set of the run, if there is one.
     ///
     /// # Errors
     /// When a file is missing or wrong, or the number of labels is not that of the images.
-    pub fn load(&self, trained_on: Option<&str>) -> Result<Split> {
+    pub fn load(&self, part: &str, trained_on: Option<&str>) -> Result<Split> {
         let spec = self.data.as_deref().or(trained_on).unwrap_or(data::GLYPHS);
-        let part = if self.split == "train" { Part::Train } else { Part::Test };
+        let part = if part == "train" { Part::Train } else { Part::Test };
         let split = data::load_split(spec, part).exit(Exit::BadInput)?;
         match &self.labels {
             Some(path) => split.labelled(path).context("--labels").exit(Exit::BadInput),

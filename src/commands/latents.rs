@@ -24,6 +24,9 @@ pub struct Args {
     source: Source,
     #[command(flatten)]
     images: Images,
+    /// Which part of the data
+    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
+    split: String,
     /// A folder for .npy files, or an .npz file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
@@ -55,7 +58,7 @@ type Files = Vec<(&'static str, PathBuf)>;
 
 pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
-    let split = args.images.load(weights.data.as_deref())?;
+    let split = args.images.load(&args.split, weights.data.as_deref())?;
     let device: Device = args.device.parse().exit(Exit::Usage)?;
     let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
     let count = args.limit.unwrap_or(split.len()).min(split.len());

@@ -16,6 +16,7 @@ pub mod interpolate;
 pub mod label;
 pub mod latents;
 pub mod picture;
+pub mod probe;
 #[cfg(feature = "xla")]
 pub mod programs;
 pub mod reconstruct;
@@ -23,6 +24,7 @@ pub mod recover;
 pub mod run_exported;
 pub mod sample;
 pub mod train;
+pub mod tsne;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,0 +1,43 @@
+//! A map of latents: a seed gives one, its numbers come with it, and labels may come from a file.
+
+#[path = "common/cli.rs"]
+mod cli;
+
+use serde_json::Value;
+use vnca::model::Kind;
+
+#[test]
+fn a_seed_gives_one_map_with_its_accuracies() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = cli::weights(folder.path(), Kind::Baseline, 8);
+    let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
+    let options = ["--points", "150", "--perplexity", "10", "--iterations", "120", "--json"];
+    let make = |more: &[&str]| {
+        let out = cli::succeed(folder.path(), &[&["tsne"], &weights[..], &options, more].concat());
+        serde_json::from_str::<Value>(&out).unwrap()
+    };
+    let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    let one = make(&["--out", "one"]);
+    assert_eq!((one["points"].as_u64(), one["latent"].as_u64()), (Some(150), Some(8)));
+    // Even an encoder before its training keeps digits apart better than by chance, which is a tenth.
+    for name in ["accuracy_latent", "accuracy_map"] {
+        let accuracy = one[name].as_f64().unwrap();
+        assert!((0.3..=1.0).contains(&accuracy), "{name}: {accuracy}");
+    }
+    assert!(read("one/map.png").starts_with(b"\x89PNG"));
+    assert_eq!(read("one/map.npy").len(), 128 + 150 * 2 * 4);
+    // The labels that were written serve as a file of labels for the same images only.
+    make(&["--out", "two", "--seed", "0"]);
+    assert_eq!(read("one/map.npy"), read("two/map.npy"));
+    make(&["--out", "three", "--seed", "1"]);
+    assert_ne!(read("one/indices.npy"), read("three/indices.npy"));
+
+    let wrong = [&["tsne"], &weights[..], &["--out", "no", "--labels", "one/labels.npy"]].concat();
+    assert!(cli::fail(folder.path(), &wrong, 3).contains("--labels"));
+    let few = [&["tsne"], &weights[..], &["--out", "no", "--points", "50"]].concat();
+    assert!(cli::fail(folder.path(), &few, 2).contains("--perplexity"));
+    cli::write_npy(&folder.path().join("bare.npy"), vnca::random::Key::new(1), 4, "(4, 784)");
+    let bare = [&["tsne"], &weights[..], &["--out", "no", "--data", "bare.npy"]].concat();
+    assert!(cli::fail(folder.path(), &bare, 3).contains("vnca label"));
+    assert!(!folder.path().join("no").exists());
+}
