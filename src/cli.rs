@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::build;
+use crate::commands::{
+    Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents, planes, probe,
+    reconstruct, recover, run_exported, sample, train, tsne,
+};
 #[cfg(feature = "xla")]
 use crate::commands::{compile, export};
-use crate::commands::{
-    conformance, convert, data, doctor, eval, grow, inspect, interpolate, label, latents, probe, reconstruct, recover, run_exported, sample, train, tsne,
-};
 use crate::error::{Exit, exit_of};
 use crate::quiet;
 
@@ -70,6 +71,10 @@ enum Command {
     Grow(grow::Args),
     /// Damage grown pictures and show and measure their recovery
     Recover(recover::Args),
+    /// Show channels of grown cells as stacked planes
+    Planes(planes::Args),
+    /// Make the report's figures and table of results from runs, as files and as one page, report.html
+    Figures(figures::Args),
     /// Write weights to a file of another kind: .npz, .safetensors, Equinox's .eqx
     Convert(convert::Args),
     /// List the parameters of a model or a checkpoint
@@ -91,6 +96,45 @@ enum Command {
     Conformance(conformance::Args),
     /// Check the library, the devices and the memory
     Doctor(doctor::Args),
+}
+
+impl Command {
+    fn run(self) -> Outcome {
+        match self {
+            Command::Train(args) => train::run(*args),
+            Command::Eval(args) => eval::run(&args),
+            Command::Label(args) => label::run(&args),
+            Command::Latents(args) => latents::run(&args),
+            Command::Tsne(args) => tsne::run(&args),
+            Command::Probe(args) => probe::run(&args),
+            Command::Sample(args) => sample::run(&args),
+            Command::Reconstruct(args) => reconstruct::run(&args),
+            Command::Interpolate(args) => interpolate::run(&args),
+            Command::Grow(args) => grow::run(&args),
+            Command::Recover(args) => recover::run(&args),
+            Command::Planes(args) => planes::run(&args),
+            Command::Figures(args) => figures::run(&args),
+            Command::Convert(args) => convert::run(&args),
+            Command::Inspect(args) => inspect::run(&args),
+            Command::Data(args) => data::run(&args),
+            #[cfg(feature = "xla")]
+            Command::Export(args) => export::run(&args),
+            Command::RunExported(args) => run_exported::run(&args),
+            #[cfg(feature = "xla")]
+            Command::Compile(args) => compile::run(&args),
+            Command::Conformance(args) => conformance::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
+        }
+    }
+}
+
+/// Runs a command line inside the process: for a verb that is made of others.
+///
+/// # Errors
+/// When it is no command line, or as of its verb.
+pub fn run(words: &[String]) -> Outcome {
+    let name = std::iter::once("vnca");
+    Cli::try_parse_from(name.chain(words.iter().map(String::as_str)))?.command.run()
 }
 
 fn after_help() -> String {
@@ -116,30 +160,7 @@ pub fn main() -> ExitCode {
     if let Some(folder) = &cli.programs {
         build::use_exported(folder);
     }
-    let result = match cli.command {
-        Command::Train(args) => train::run(*args),
-        Command::Eval(args) => eval::run(&args),
-        Command::Label(args) => label::run(&args),
-        Command::Latents(args) => latents::run(&args),
-        Command::Tsne(args) => tsne::run(&args),
-        Command::Probe(args) => probe::run(&args),
-        Command::Sample(args) => sample::run(&args),
-        Command::Reconstruct(args) => reconstruct::run(&args),
-        Command::Interpolate(args) => interpolate::run(&args),
-        Command::Grow(args) => grow::run(&args),
-        Command::Recover(args) => recover::run(&args),
-        Command::Convert(args) => convert::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Data(args) => data::run(&args),
-        #[cfg(feature = "xla")]
-        Command::Export(args) => export::run(&args),
-        Command::RunExported(args) => run_exported::run(&args),
-        #[cfg(feature = "xla")]
-        Command::Compile(args) => compile::run(&args),
-        Command::Conformance(args) => conformance::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
-    };
-    match result {
+    match cli.command.run() {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(exit)) => ExitCode::from(exit as u8),
         Err(error) => {

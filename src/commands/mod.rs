@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod eval;
 #[cfg(feature = "xla")]
 pub mod export;
+pub mod figures;
 pub mod grow;
 pub mod images;
 pub mod inspect;
@@ -16,6 +17,7 @@ pub mod interpolate;
 pub mod label;
 pub mod latents;
 pub mod picture;
+pub mod planes;
 pub mod probe;
 #[cfg(feature = "xla")]
 pub mod programs;
@@ -26,6 +28,7 @@ pub mod sample;
 pub mod train;
 pub mod tsne;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -141,12 +144,32 @@ impl Source {
     }
 }
 
+thread_local! {
+    /// What would have gone to stdout, while [`caught`] runs.
+    static CAUGHT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs a verb and gives what it would have written to stdout.
+///
+/// # Errors
+/// As of the verb.
+pub fn caught(verb: impl FnOnce() -> Outcome) -> Result<String> {
+    let outer = CAUGHT.replace(Some(String::new()));
+    let outcome = verb();
+    let text = CAUGHT.replace(outer).unwrap_or_default();
+    outcome.map(|_| text)
+}
+
 /// Writes a line (or several) of results to stdout. A reader that has gone, as `head` does, is no error.
 ///
 /// # Errors
 /// When stdout cannot be written for another reason.
 pub fn print(text: &str) -> Result<()> {
     use std::io::{ErrorKind, Write};
+    let keep = |caught: &mut Option<String>| caught.as_mut().map(|all| *all += &format!("{text}\n"));
+    if CAUGHT.with_borrow_mut(keep).is_some() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),

@@ -2,5 +2,7 @@
 
 pub mod gifs;
 pub mod grids;
+pub mod page;
 pub mod picture;
+pub mod planes;
 pub mod plots;

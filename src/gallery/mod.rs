@@ -37,7 +37,7 @@ impl Latent {
     }
 
     /// The key that chooses the cells that take a step, where not all do: of what the latent's draw left unused.
-    fn steps_key(&self) -> Key {
+    pub fn steps_key(&self) -> Key {
         self.key.split_at(self.z.len() as u64)
     }
 

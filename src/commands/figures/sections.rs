@@ -1,0 +1,178 @@
+//! What the page shows, from top to bottom: each picture by the command that makes it.
+
+use serde_json::Value;
+
+/// What a figure needs that not every model or data set has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    Nothing,
+    Cells,
+}
+
+/// A command and what it makes.
+pub struct Figure {
+    /// Of its numbers in the JSON summary.
+    pub name: &'static str,
+    pub title: &'static str,
+    /// Words in braces stand for what `Model::words` says.
+    pub command: &'static str,
+    pub needs: Needs,
+    /// Files and what they show.
+    pub files: &'static [(&'static str, &'static str)],
+    /// Its numbers, for people.
+    pub told: fn(&Value) -> Option<String>,
+}
+
+pub struct Section {
+    pub anchor: &'static str,
+    pub title: &'static str,
+    pub about: &'static str,
+    pub figures: &'static [Figure],
+}
+
+pub const EVAL: &str = "eval --run {run} {data} --samples {samples} {limit} {device}";
+
+pub const SECTIONS: &[Section] = &[
+    Section {
+        anchor: "reconstructions",
+        title: "Figure 2: reconstructions and samples",
+        about: "Test images above what the decoder makes of their latents' means, and samples of the prior: as \
+                probabilities of pixels, and as pixels drawn with them.",
+        figures: &[
+            Figure {
+                name: "reconstruct",
+                title: "reconstructions",
+                command: "reconstruct --run {run} {data} {seed} --out {out} {device}",
+                needs: Needs::Nothing,
+                files: &[("reconstruct.png", "Test images, each row above its reconstructions.")],
+                told: reconstructed,
+            },
+            Figure {
+                name: "sample",
+                title: "samples",
+                command: "sample --run {run} {seed} --out {out} {device}",
+                needs: Needs::Nothing,
+                files: &[("sample.png", "Samples of the prior: probabilities.")],
+                told: |v| {
+                    Some(format!(
+                        "Drawn pixels leave {:.1} nats open, the mean entropy of a picture.",
+                        v["mean_entropy_nats"].as_f64()?
+                    ))
+                },
+            },
+            Figure {
+                name: "sample_drawn",
+                title: "samples, drawn",
+                command: "sample --run {run} --bernoulli {seed} --out {out}/sample-drawn.png {device}",
+                needs: Needs::Nothing,
+                files: &[("sample-drawn.png", "The same samples: pixels drawn.")],
+                told: |_| None,
+            },
+        ],
+    },
+    Section {
+        anchor: "growth",
+        title: "Figure 3: growth",
+        about: "How a sample of the prior grows. The doubling model has a row for each doubling, with the grid after it \
+                and after every step; the non-doubling model shows its start and every step, row after row.",
+        figures: &[Figure {
+            name: "grow",
+            title: "growth",
+            command: "grow --run {run} {seed} --out {out} {device}",
+            needs: Needs::Cells,
+            files: &[("grow.png", "All stages of one sample."), ("grow.gif", "The same as an animation.")],
+            told: |_| None,
+        }],
+    },
+    Section {
+        anchor: "interpolation",
+        title: "Figure 4a: interpolation",
+        about: "What lies on a straight line between two samples of the prior, in latent space.",
+        figures: &[Figure {
+            name: "interpolate",
+            title: "interpolation",
+            command: "interpolate --run {run} {seed} --out {out} {device}",
+            needs: Needs::Nothing,
+            files: &[("interpolate.png", "Each row goes from one sample to another.")],
+            told: |_| None,
+        }],
+    },
+    Section {
+        anchor: "damage",
+        title: "Figure 5: damage and recovery",
+        about: "Grown samples lose a square of cells, half the grid's height and width, and the automaton takes further \
+                steps. Only a model that has learned to keep its pictures, as the non-doubling one does with its pool, is \
+                expected to recover.",
+        figures: &[
+            Figure {
+                name: "recover",
+                title: "recovery",
+                command: "recover --run {run} {recovery} {seed} --out {out} {device}",
+                needs: Needs::Cells,
+                files: &[
+                    ("recover.png", "Original, damaged, recovered."),
+                    ("recover.gif", "Growth, damage and recovery as an animation."),
+                ],
+                told: recovered,
+            },
+            Figure {
+                name: "recover_by_size",
+                title: "recovery by size of damage",
+                command: "recover --run {run} {recovery} --samples 16 --sizes 8,16,24 --damages 2 {seed} --out \
+                          {out}/recover-by-size.png {device}",
+                needs: Needs::Cells,
+                files: &[
+                    (
+                        "recover-by-size-iou.png",
+                        "Overlap with the undamaged picture after damage, done twice; 16 samples, bands of one standard error.",
+                    ),
+                    (
+                        "recover-by-size-log-likelihood.png",
+                        "Log-likelihood of the undamaged picture's most likely image, likewise.",
+                    ),
+                ],
+                told: |_| None,
+            },
+        ],
+    },
+    Section {
+        anchor: "planes",
+        title: "Figure 7a: planes of a latent grid",
+        about: "The first seven channels of two grown samples, one plane a channel. Channel 0, the picture's logits, lies \
+                on top. Each plane's colours go from its lowest value (violet) to its highest (yellow).",
+        figures: &[Figure {
+            name: "planes",
+            title: "latent planes",
+            command: "planes --run {run} {seed} --out {out} {device}",
+            needs: Needs::Cells,
+            files: &[("planes.png", "Channels 0 (top) to 6 of two samples.")],
+            told: |_| None,
+        }],
+    },
+];
+
+fn reconstructed(v: &Value) -> Option<String> {
+    Some(format!(
+        "Mean over these images: log p(x|z) {:.2} nats, KL {:.2} nats, {:.1} of 784 pixels wrong where the likelier \
+         value is taken.",
+        v["log_likelihood"].as_f64()?,
+        v["kl"].as_f64()?,
+        v["wrong_pixels"].as_f64()?
+    ))
+}
+
+fn recovered(v: &Value) -> Option<String> {
+    let points = v["points"].as_array()?;
+    let (damaged, last) = (points.get(1)?, points.last()?);
+    let iou = |p: &Value| p["iou"]["mean"].as_f64();
+    let regained = match last["iou_regained"].as_f64() {
+        Some(share) => format!("{:.0} % of what was lost is regained", 100.0 * share),
+        None => "nothing was lost".into(),
+    };
+    Some(format!(
+        "Overlap (IoU) with the undamaged picture: {:.3} after the damage, {:.3} after {} steps; {regained}.",
+        iou(damaged)?,
+        iou(last)?,
+        last["step"]
+    ))
+}
