@@ -60,11 +60,14 @@ impl Course {
     }
 }
 
+/// A picture's file.
+type Png = Vec<u8>;
+
 /// The plot of the losses, if there is a step, and of the test bounds, if there are two of one run.
 ///
 /// # Errors
 /// When a plot cannot be drawn.
-pub fn plots(courses: &[Course]) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+pub fn plots(courses: &[Course]) -> Result<[Option<Png>; 2]> {
     let plot = |title: &str, unit: &str, all: Vec<Line>, fewest: usize| {
         let all: Vec<Line> = all.into_iter().filter(|l| l.points.len() >= fewest).collect();
         let frame = Frame::new(title, "gradient steps", unit);
@@ -72,7 +75,7 @@ pub fn plots(courses: &[Course]) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>)> {
     };
     let loss = plot("Training loss", "nats", courses.iter().map(Course::loss).collect(), 2)?;
     let bounds = plot("Test IWELBO", "nats", courses.iter().map(Course::bounds).collect(), 2)?;
-    Ok((loss, bounds))
+    Ok([loss, bounds])
 }
 
 #[cfg(test)]

@@ -136,7 +136,7 @@ fn make(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
 fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>) -> Result<()> {
     let read = |r: &Run| Course::read(r.model.kind.to_string(), &r.folder).exit(Exit::BadInput);
     let courses: Vec<Course> = runs.iter().map(read).collect::<Result<_>>()?;
-    let (loss, bounds) = curves::plots(&courses)?;
+    let [loss, bounds] = curves::plots(&courses)?;
     page.section("curves", "Training curves");
     let steps: Vec<String> = courses.iter().map(|c| format!("{} {}", c.name, c.steps())).collect();
     page.text(&format!(
