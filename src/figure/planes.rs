@@ -29,7 +29,8 @@ pub fn stacks(values: &[f32], side: usize, planes: usize) -> Result<Picture> {
         "no whole stacks of {planes} planes of {side} x {side}"
     );
     let (across, down) = (side * WIDE, side * HIGH);
-    let stack_width = across + (SLANT * down as f64) as usize + MARGIN;
+    // Even, as what is halved must be.
+    let stack_width = (across + (SLANT * down as f64) as usize + MARGIN).next_multiple_of(2);
     let width = MARGIN + values.len() / (size * planes) * stack_width;
     let height = 2 * MARGIN + down + (planes - 1) * STEP;
     let mut picture = Picture { width, height, colour: Colour::Rgb, pixels: vec![255; width * height * 3] };
