@@ -29,7 +29,17 @@ fn one_page_holds_all_figures_of_runs() {
     let made: Value = serde_json::from_str(&text).expect("one JSON object and nothing else");
     let html = std::fs::read_to_string(folder.join("a report/report.html")).unwrap();
 
-    for section in ["results", "curves", "reconstructions", "growth", "interpolation", "damage", "planes"] {
+    for section in [
+        "results",
+        "curves",
+        "reconstructions",
+        "growth",
+        "interpolation",
+        "tsne",
+        "damage",
+        "probe",
+        "planes",
+    ] {
         assert!(html.contains(&format!("<h2 id=\"{section}\">")), "{section}");
         assert!(html.contains(&format!("href=\"#{section}\"")), "{section}");
     }
@@ -53,6 +63,7 @@ fn one_page_holds_all_figures_of_runs() {
     for published in ["\u{2212}84.64", "\u{2212}84.15", "\u{2212}84.23", "10,282,497", "6,585,088"] {
         assert!(html.contains(published), "{published}");
     }
+    assert!(html.contains("No map of the latents: ") && html.contains("Name a file with --labels"));
     assert!(html.contains("No growth: the baseline&#39;s decoder has no cells."));
     assert!(html.contains("vnca grow --run doubling --out &#39;a report/doubling&#39;"));
     for file in made["files"].as_array().unwrap() {

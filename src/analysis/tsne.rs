@@ -29,7 +29,7 @@ impl Options {
     /// When there are too few points for the perplexity, or a number is out of range; the error names the flag.
     pub fn neighbours(&self, points: usize) -> Result<usize> {
         let Options { perplexity, iterations, theta } = *self;
-        ensure!(perplexity >= 1.0 && perplexity <= 1e6, "--perplexity {perplexity}: it must be 1 or more");
+        ensure!((1.0..=1e6).contains(&perplexity), "--perplexity {perplexity}: it must be 1 or more");
         ensure!(theta > 0.0 && theta <= 2.0, "--theta {theta}: it must be over 0 and at most 2");
         ensure!((1..=1_000_000).contains(&iterations), "--iterations {iterations}: from 1 to 1000000");
         let k = (3.0 * perplexity) as usize;

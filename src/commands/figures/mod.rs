@@ -36,7 +36,13 @@ pub struct Args {
     /// Latent samples an image of the IWELBO
     #[arg(long, default_value_t = 128, value_name = "K")]
     samples: usize,
-    /// Evaluate the first N test images only
+    /// The test images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// Images of the latents' maps
+    #[arg(long, default_value_t = 5000, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    points: u32,
+    /// Evaluate the first N test images only, and probe the cells of N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Seed of the pictures
@@ -178,7 +184,7 @@ fn figures(
     let kind = run.model.kind;
     page.heading(&format!("The {kind} model"));
     for figure in section.figures {
-        if let Some(why) = run.lacks(figure) {
+        if let Some(why) = run.lacks(figure, args) {
             page.left_out(&why);
             continue;
         }
@@ -200,12 +206,18 @@ fn figures(
 
 impl Run {
     /// Why a figure cannot be made.
-    fn lacks(&self, figure: &Figure) -> Option<String> {
+    fn lacks(&self, figure: &Figure, args: &Args) -> Option<String> {
+        let labels = args.labels.is_some() || self.images.labels.is_some();
         let Figure { title, needs, .. } = figure;
         match needs {
-            Needs::Cells if self.model.kind == Kind::Baseline => {
+            Needs::Cells | Needs::LabelledCells if self.model.kind == Kind::Baseline => {
                 Some(format!("No {title}: the baseline's decoder has no cells."))
             }
+            _ if labels => None,
+            Needs::Labels | Needs::LabelledCells => Some(format!(
+                "No {title}: {} has no labels. Name a file with --labels; `vnca label` finds those of binarized images.",
+                self.images.name
+            )),
             _ => None,
         }
     }
@@ -237,10 +249,15 @@ impl Run {
         // At the report's size pictures recover for longer than they grow.
         let longer = self.model.kind == Kind::NonDoubling
             && self.model.nca_steps == self.model.kind.default_nca_steps();
+        let points = self.images.len().min(args.points as usize);
         let word = |word: &str| match word {
             "{run}" => vec![self.folder.display().to_string()],
             "{data}" => flag("--data", args.data.clone()),
             "{limit}" => flag("--limit", args.limit.map(|n| n.to_string())),
+            "{labels}" => flag("--labels", args.labels.as_ref().map(|l| l.display().to_string())),
+            "{points}" => vec!["--points".into(), points.to_string()],
+            // The map looks at three times as many neighbours as the perplexity says.
+            "{perplexity}" => flag("--perplexity", (points < 120).then(|| (points / 4).to_string())),
             "{seed}" => flag("--seed", (args.seed != 3).then(|| args.seed.to_string())),
             "{device}" => flag("--device", (args.device != "cpu").then(|| args.device.clone())),
             "{recovery}" => flag("--nca-steps", longer.then(|| "40".to_string())),
@@ -261,6 +278,10 @@ fn whole_command(args: &Args) -> String {
     if let Some(data) = &args.data {
         flag("--data", data.clone());
     }
+    if let Some(labels) = &args.labels {
+        flag("--labels", labels.display().to_string());
+    }
+    flag("--points", args.points.to_string());
     flag("--samples", args.samples.to_string());
     if let Some(limit) = args.limit {
         flag("--limit", limit.to_string());

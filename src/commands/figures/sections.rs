@@ -7,6 +7,8 @@ use serde_json::Value;
 pub enum Needs {
     Nothing,
     Cells,
+    Labels,
+    LabelledCells,
 }
 
 /// A command and what it makes.
@@ -98,6 +100,19 @@ pub const SECTIONS: &[Section] = &[
         }],
     },
     Section {
+        anchor: "tsne",
+        title: "Figures 4b, 4c, 7b: maps of the latents",
+        about: "The latents' means of test images in two dimensions (t-SNE), in the colours of their labels.",
+        figures: &[Figure {
+            name: "tsne",
+            title: "map of the latents",
+            command: "tsne --run {run} {data} {labels} {points} {perplexity} --out {out}/tsne {device}",
+            needs: Needs::Labels,
+            files: &[("tsne/map.png", "A point an image.")],
+            told: mapped,
+        }],
+    },
+    Section {
         anchor: "damage",
         title: "Figure 5: damage and recovery",
         about: "Grown samples lose a square of cells, half the grid's height and width, and the automaton takes further \
@@ -136,6 +151,26 @@ pub const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        anchor: "probe",
+        title: "Figure 6: a linear probe of single cells",
+        about: "Softmax regression of an image's label from each single cell's final state, tested on images that it was \
+                not trained on. The report tells 80.37 % of cells, with cells of one image on both sides.",
+        figures: &[Figure {
+            name: "probe",
+            title: "probe of cells",
+            command: "probe --run {run} {data} {labels} {limit} --out {out}/probe {device}",
+            needs: Needs::LabelledCells,
+            files: &[
+                (
+                    "probe/prior.png",
+                    "Samples of the prior: channel 0, the class told from each cell, its softmax value; the classes' colours.",
+                ),
+                ("probe/positions.png", "The share of right cells by their place in the grid."),
+            ],
+            told: probed,
+        }],
+    },
+    Section {
         anchor: "planes",
         title: "Figure 7a: planes of a latent grid",
         about: "The first seven channels of two grown samples, one plane a channel. Channel 0, the picture's logits, lies \
@@ -158,6 +193,28 @@ fn reconstructed(v: &Value) -> Option<String> {
         v["log_likelihood"].as_f64()?,
         v["kl"].as_f64()?,
         v["wrong_pixels"].as_f64()?
+    ))
+}
+
+fn mapped(v: &Value) -> Option<String> {
+    Some(format!(
+        "The {} nearest neighbours of an image give its label for {:.1} % of {} images in latent space, and for {:.1} % in \
+         the map.",
+        v["neighbours"],
+        100.0 * v["accuracy_latent"].as_f64()?,
+        v["points"],
+        100.0 * v["accuracy_map"].as_f64()?
+    ))
+}
+
+fn probed(v: &Value) -> Option<String> {
+    Some(format!(
+        "{:.2} % of {} cells of {} images tell the label; 95 % interval over images {:.2} to {:.2} %.",
+        100.0 * v["accuracy"].as_f64()?,
+        v["cells_tested"],
+        v["images_tested"],
+        100.0 * v["interval_95"][0].as_f64()?,
+        100.0 * v["interval_95"][1].as_f64()?
     ))
 }
 
