@@ -11,7 +11,7 @@ fn a_seed_gives_one_map_with_its_accuracies() {
     let folder = tempfile::tempdir().unwrap();
     let weights = cli::weights(folder.path(), Kind::Baseline, 8);
     let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
-    let options = ["--points", "150", "--perplexity", "10", "--iterations", "120", "--json"];
+    let options = ["--points", "150", "--perplexity", "10", "--iterations", "400", "--json"];
     let make = |more: &[&str]| {
         let out = cli::succeed(folder.path(), &[&["tsne"], &weights[..], &options, more].concat());
         serde_json::from_str::<Value>(&out).unwrap()

@@ -5,14 +5,13 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
-use super::{Outcome, Source, Weights, bar, print};
+use super::{On, Outcome, Source, Weights, bar, print};
 use crate::data::{self, Part as DataPart, Split};
 use crate::error::{Exit, WithExit};
 use crate::eval::Evaluator;
 use crate::eval::part::{Part, Shard, Task, merge};
 use crate::eval::summary::Summary;
 use crate::random::Key;
-use crate::runtime::Device;
 use crate::session::Session;
 
 #[derive(Debug, clap::Args)]
@@ -74,9 +73,8 @@ struct Options {
     /// Write the scores of every image to a JSON file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -102,7 +100,7 @@ fn evaluated(args: &Options) -> Result<Option<Summary>> {
     let spec = args.data.clone().or(weights.data.clone()).unwrap_or_else(|| data::GLYPHS.into());
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
     let (split, train) = images(args, &spec, part)?;
-    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let device = args.device.get()?;
     let session = Session::open(&device, args.replicas, weights.model, &weights.arrays).exit(Exit::Device)?;
     let began = Instant::now();
     let evaluator =

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 
-use super::{Outcome, bar, print};
+use super::{On, Outcome, bar, print};
 use crate::analysis::npy;
 use crate::analysis::originals::{Matches, likeliest};
 use crate::data::{self, Part, labels};
 use crate::error::{Exit, WithExit};
-use crate::runtime::{Device, Mesh};
+use crate::runtime::Mesh;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,9 +30,8 @@ pub struct Args {
     /// Folder for labels.npy, indices.npy and margins.npy
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Device: cpu
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -49,7 +48,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     let known = known.exit(Exit::BadInput)?;
     let images = data::load_split(&args.data, part).context("--data").exit(Exit::BadInput)?;
-    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let device = args.device.get()?;
     let mesh = Mesh::open(&device, 1).exit(Exit::Device)?;
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let began = Instant::now();

@@ -7,14 +7,13 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::images::Images;
-use super::{Outcome, Source, bar, print};
+use super::{On, Outcome, Source, bar, print};
 use crate::analysis::latents::{Encoder, Grower};
 use crate::analysis::npy::{NpyWriter, pack, write};
 use crate::data::Split;
 use crate::error::{Exit, WithExit};
 use crate::model::SIDE;
 use crate::random::Key;
-use crate::runtime::Device;
 use crate::session::Session;
 use crate::shape::{DType, Shape};
 
@@ -45,9 +44,8 @@ pub struct Args {
     /// Seed of the samples: image i has the i-th key of its split, as in `vnca eval`
     #[arg(long, default_value_t = 2, value_name = "N")]
     seed: u64,
-    /// Device: cpu
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -59,7 +57,7 @@ type Files = Vec<(&'static str, PathBuf)>;
 pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_deref())?;
-    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let device = args.device.get()?;
     let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
     let count = args.limit.unwrap_or(split.len()).min(split.len());
     let began = Instant::now();

@@ -41,6 +41,7 @@ use crate::error::{Exit, WithExit};
 use crate::model::params::init;
 use crate::model::{Kind, Model};
 use crate::random::Key;
+use crate::runtime::Device;
 use crate::train::checkpoint::chosen;
 use crate::weights;
 
@@ -65,6 +66,23 @@ pub struct Source {
     pub latent: Option<usize>,
     #[command(flatten)]
     pub automaton: Automaton,
+}
+
+/// Where a verb computes.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct On {
+    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
+    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
+    pub device: String,
+}
+
+impl On {
+    /// # Errors
+    /// When it is no device's name.
+    pub fn get(&self) -> Result<Device> {
+        self.device.parse().exit(Exit::Usage)
+    }
 }
 
 /// How the automaton runs: what may differ from the model that was trained.

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::{Source, Weights, print};
+use super::{On, Source, Weights, print};
 use crate::data::{self, Part, Split};
 use crate::error::{Exit, WithExit};
 use crate::gallery::{self, Latent};
-use crate::runtime::Device;
 use crate::session::Session;
 
 /// More pictures than this are a mistake in the command line.
@@ -29,9 +28,8 @@ pub struct Common {
     /// Also write the pictures' values as .npy
     #[arg(long)]
     pub npy: bool,
-    /// Device: cpu
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print the numbers and the files' names as JSON on stdout instead of the files' names alone
     #[arg(long)]
     json: bool,
@@ -68,7 +66,7 @@ impl Common {
     /// # Errors
     /// When the device cannot be had.
     pub fn session(&self, weights: &Weights) -> Result<Session> {
-        let device: Device = self.device.parse().exit(Exit::Usage)?;
+        let device = self.device.get()?;
         Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::images::Images;
-use super::{Outcome, Source, bar, print};
+use super::{On, Outcome, Source, bar, print};
 use crate::analysis::latents::{CELLS, Encoder, Grower, prior};
 use crate::analysis::npy;
 use crate::analysis::probe::{BATCH, CLASSES, Cells, HeldOut, Probe, Score, Teller, batch_count, train};
@@ -17,7 +17,6 @@ use crate::figure::picture::{Colour, Picture};
 use crate::figure::plots::{Frame, TAB10, heat_map};
 use crate::model::SIDE;
 use crate::random::Key;
-use crate::runtime::Device;
 use crate::session::Session;
 
 #[derive(Debug, clap::Args)]
@@ -47,9 +46,8 @@ pub struct Args {
     /// Seed of latents, of what is held out and of the samples
     #[arg(long, default_value_t = 2, value_name = "N")]
     seed: u64,
-    /// Device: cpu
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -60,7 +58,7 @@ pub fn run(args: &Args) -> Outcome {
     let split =
         args.images.load(&args.part, weights.data.as_deref())?.spread(args.limit.unwrap_or(usize::MAX));
     let labels = args.images.labels(&split).exit(Exit::BadInput)?;
-    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let device = args.device.get()?;
     let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
     let (latent, epochs) = (session.model.latent, args.epochs as usize);
     let began = Instant::now();

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Outcome, print};
+use super::{On, Outcome, print};
 use crate::array::Array;
 use crate::error::{Exit, WithExit};
 use crate::program::{Program, Signature};
-use crate::runtime::{Arg, Buffers, Device, Mesh};
+use crate::runtime::{Arg, Buffers, Mesh};
 use crate::weights::npz;
 
 #[derive(Debug, clap::Args)]
@@ -27,9 +27,8 @@ pub struct Args {
     /// Calls, of which the fastest is told
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     calls: u32,
-    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -39,7 +38,7 @@ pub fn run(args: &Args) -> Outcome {
     let program = Program::load(&args.folder, &args.name).exit(Exit::BadInput)?;
     let signature = program.signature.clone();
     let values = inputs(&signature, args).exit(Exit::BadInput)?;
-    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let device = args.device.get()?;
     let mesh = Mesh::open(&device, signature.replicas).exit(Exit::Device)?;
     eprintln!("device  {}, {} replica(s)", mesh.describe(), mesh.replicas());
     let began = Instant::now();

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::images::Images;
-use super::{Outcome, Source, bar, print};
+use super::{On, Outcome, Source, bar, print};
 use crate::analysis::latents::Encoder;
 use crate::analysis::neighbours::{label_accuracy, nearest};
 use crate::analysis::npy;
@@ -16,7 +16,6 @@ use crate::data::Split;
 use crate::error::{Exit, WithExit};
 use crate::figure::plots::{Frame, scatter};
 use crate::random::Key;
-use crate::runtime::Device;
 use crate::session::Session;
 
 #[derive(Debug, clap::Args)]
@@ -49,9 +48,8 @@ pub struct Args {
     /// Seed of the choice of images and of the first map
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Device of the encoder: cpu
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -74,7 +72,7 @@ pub fn run(args: &Args) -> Outcome {
         Ok(())
     };
     enough().exit(Exit::Usage)?;
-    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let device = args.device.get()?;
     let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
     let began = Instant::now();
     let [choice, first] = Key::new(args.seed).split2();

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
-use super::{Outcome, caught, print};
+use super::{On, Outcome, caught, print};
 use crate::cli;
 use crate::config::TrainConfig;
 use crate::data::{self, Part, Split};
@@ -48,9 +48,8 @@ pub struct Args {
     /// Seed of the pictures
     #[arg(long, default_value_t = 3, value_name = "N")]
     seed: u64,
-    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print the numbers and the files' names as JSON on stdout instead of the page's name
     #[arg(long)]
     json: bool,
@@ -259,7 +258,7 @@ impl Run {
             // The map looks at three times as many neighbours as the perplexity says.
             "{perplexity}" => flag("--perplexity", (points < 120).then(|| (points / 4).to_string())),
             "{seed}" => flag("--seed", (args.seed != 3).then(|| args.seed.to_string())),
-            "{device}" => flag("--device", (args.device != "cpu").then(|| args.device.clone())),
+            "{device}" => flag("--device", (args.device.device != "cpu").then(|| args.device.device.clone())),
             "{recovery}" => flag("--nca-steps", longer.then(|| "40".to_string())),
             _ => vec![
                 word.replace("{out}", &self.out.display().to_string())
@@ -287,7 +286,7 @@ fn whole_command(args: &Args) -> String {
         flag("--limit", limit.to_string());
     }
     flag("--seed", args.seed.to_string());
-    flag("--device", args.device.clone());
+    flag("--device", args.device.device.clone());
     words.join(" ")
 }
 
