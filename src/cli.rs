@@ -7,8 +7,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::build;
 use crate::commands::{
-    Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents, planes, probe,
-    reconstruct, recover, run_exported, sample, train, tsne,
+    Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents,
+    planes, probe, reconstruct, recover, run_exported, sample, train, tsne,
 };
 #[cfg(feature = "xla")]
 use crate::commands::{compile, export};

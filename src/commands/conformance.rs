@@ -2,23 +2,22 @@
 
 use serde_json::json;
 
-use super::{Outcome, print};
+use super::{On, Outcome, print};
 use crate::conformance::{self, Check};
 use crate::error::{Exit, WithExit};
-use crate::runtime::{Device, Mesh};
+use crate::runtime::Mesh;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
-    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
-    device: String,
+    #[command(flatten)]
+    device: On,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let device = args.device.get()?;
     let mesh = Mesh::open(&device, 1).exit(Exit::Device)?;
     eprintln!("device  {}", mesh.describe());
     let bar = indicatif::ProgressBar::new_spinner();
