@@ -1,7 +1,6 @@
 //! Exact nearest neighbours, and how well they tell a point's label: how cleanly classes are separated.
 
-use std::num::NonZero;
-use std::thread;
+use super::fill;
 
 /// A point's neighbour.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +23,6 @@ pub fn nearest(
 ) -> Vec<Vec<Neighbour>> {
     let n = points.len() / dimensions;
     assert!(n > k && n * dimensions == points.len(), "{k} neighbours among {n} points");
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let of = |i: usize| {
         let own = &points[i * dimensions..][..dimensions];
         let distances = points.chunks_exact(dimensions).map(|other| squared_distance(own, other));
@@ -40,12 +38,7 @@ pub fn nearest(
         all.into_iter().map(|(d, index)| Neighbour { index, distance: d.sqrt() }).collect()
     };
     let mut rows: Vec<Vec<Neighbour>> = vec![Vec::new(); n];
-    thread::scope(|scope| {
-        for (part, rows) in rows.chunks_mut(n.div_ceil(threads)).enumerate() {
-            let (first, of) = (part * n.div_ceil(threads), &of);
-            scope.spawn(move || rows.iter_mut().enumerate().for_each(|(i, row)| *row = of(first + i)));
-        }
-    });
+    fill(&mut rows, of);
     rows
 }
 

@@ -39,9 +39,6 @@ pub struct Args {
     /// Iterations of the map's descent
     #[arg(long, default_value_t = 1000, value_name = "N")]
     iterations: usize,
-    /// Size over distance below which a cell of points counts as one; less is slower and more exact
-    #[arg(long, default_value_t = 0.5)]
-    theta: f32,
     /// Neighbours that vote on a point's label for the accuracy
     #[arg(long, default_value_t = 10, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1000))]
     neighbours: u32,
@@ -62,8 +59,8 @@ pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_deref())?;
     let labels = args.images.labels(&split).exit(Exit::BadInput)?;
-    let Args { perplexity, iterations, theta, .. } = *args;
-    let options = Options { perplexity, iterations, theta };
+    let Args { perplexity, iterations, .. } = *args;
+    let options = Options { perplexity, iterations };
     let voters = args.neighbours as usize;
     let points = args.points.min(split.len());
     let searched = options.neighbours(points).exit(Exit::Usage)?.max(voters);
