@@ -308,7 +308,9 @@ fn axes<'a>(
     let mut builder = ChartBuilder::on(canvas);
     builder.margin(MARGIN).x_label_area_size(110).y_label_area_size(170);
     if !frame.title.is_empty() {
-        builder.caption(&frame.title, (FONT, TITLE));
+        // A letter is about half as wide as it is high: long titles get smaller ones.
+        let fits = 1.9 * f64::from(2 * frame.width) / frame.title.chars().count() as f64;
+        builder.caption(&frame.title, (FONT, fits.min(f64::from(TITLE))));
     }
     let mut chart = builder.build_cartesian_2d(x, y)?;
     let format = |v: &f64| number(*v);
