@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::{Outcome, bar, print};
 use crate::config::{TrainConfig, TrainOptions};
@@ -105,17 +106,25 @@ pub fn run(args: Args) -> Outcome {
     })
 }
 
+/// Signals that come this soon after the first are the same wish: `timeout` and job schedulers send one to the process and one to
+/// its group.
+const ONE_WISH: Duration = Duration::from_secs(1);
+
 /// Hears Ctrl-C and SIGTERM: the first one asks the run to stop, a second one ends the process at once.
 fn listen() -> Result<Arc<AtomicUsize>> {
-    let signal = Arc::new(AtomicUsize::new(0));
-    let again = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    for number in [SIGINT, SIGTERM] {
-        // In this order: the first signal finds the flag down and raises it, the second finds it up.
-        signal_hook::flag::register_conditional_shutdown(number, 128 + number, again.clone())?;
-        signal_hook::flag::register(number, again.clone())?;
-        signal_hook::flag::register_usize(number, signal.clone(), number as usize)?;
-    }
-    Ok(signal)
+    let heard = Arc::new(AtomicUsize::new(0));
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let flag = heard.clone();
+    std::thread::spawn(move || {
+        let mut first = None;
+        for number in signals.forever() {
+            let since = first.get_or_insert_with(Instant::now).elapsed();
+            if flag.swap(number as usize, Ordering::Relaxed) != 0 && since > ONE_WISH {
+                signal_hook::low_level::exit(128 + number);
+            }
+        }
+    });
+    Ok(heard)
 }
 
 /// The configuration and the folder of the run that is started or resumed.
