@@ -12,18 +12,10 @@ use crate::ir::RepeatOptions;
 use crate::model::loss::{Loss, ManySamples};
 use crate::model::{Kind, Model};
 use crate::runtime::Device;
-use crate::shape::DType;
+use crate::shape::Precision;
 use crate::train::optimiser::{ClipOrder, Optimiser};
 use crate::train::pool::{PoolSpec, Shuffle};
 use crate::train::step::StepSpec;
-
-/// The types in which the gradient may save what it needs of the forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum SaveAs {
-    F32,
-    Bf16,
-}
 
 /// Runs that have a name: their options as TOML.
 const PRESETS: [(&str, &str); 6] = [
@@ -100,9 +92,13 @@ pub struct TrainOptions {
     /// and makes the rest again: less memory, more time [default: 0]
     #[arg(long, env = "VNCA_REMAT", value_name = "k")]
     pub remat: Option<usize>,
-    /// Element type in which it is saved: bf16 halves the memory [default: f32]
+    /// Element type in which it is saved: bf16 halves the memory [default: that of --precision]
     #[arg(long, env = "VNCA_SAVE_AS", value_enum)]
-    pub save_as: Option<SaveAs>,
+    pub save_as: Option<Precision>,
+    /// Element type in which matrix products and convolutions take their operands; parameters, sums, optimiser and loss
+    /// are f32 in any case. A CPU without bf16 computes in f32 [default: f32]
+    #[arg(long, env = "VNCA_PRECISION", value_enum)]
+    pub precision: Option<Precision>,
     /// Adam's learning rate [default: 0.0001]
     #[arg(long, env = "VNCA_LEARNING_RATE", value_name = "X", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
@@ -231,6 +227,7 @@ impl TrainConfig {
         model.nca_steps = options.nca_steps.unwrap_or(model.nca_steps);
         model.doublings = options.doublings.unwrap_or(model.doublings);
         model.update_prob = options.update_prob.unwrap_or(model.update_prob);
+        model.precision = options.precision.unwrap_or_default();
         model.check()?;
         let pool = Self::pool(kind, options)?;
         let config = TrainConfig {
@@ -250,7 +247,7 @@ impl TrainConfig {
             },
             memory: RepeatOptions {
                 remat: options.remat.unwrap_or(0),
-                save_as: (options.save_as == Some(SaveAs::Bf16)).then_some(DType::Bf16),
+                ..RepeatOptions::of(options.save_as.unwrap_or(model.precision))
             },
             // The report damages half of the grids that come from the pool.
             damage: options.damage.unwrap_or(if pool.is_some() { 0.25 } else { 0.0 }),
@@ -381,7 +378,10 @@ impl TrainConfig {
             )),
         };
         same("--model", config.model.kind == saved.model.kind)?;
-        same("--latent, --nca-steps, --doublings or --update-prob", config.model == saved.model)?;
+        same(
+            "--latent, --nca-steps, --doublings, --update-prob or --precision",
+            config.model == saved.model,
+        )?;
         same("--batch-size", config.batch_size == saved.batch_size)?;
         same("--chunk", config.chunk == saved.chunk)?;
         same("--beta, --train-samples or --many-samples", config.loss == saved.loss)?;
@@ -417,7 +417,8 @@ impl TrainConfig {
             pool_shuffle: self.pool.map(|p| p.shuffle),
             damage: Some(self.damage),
             remat: Some(self.memory.remat),
-            save_as: Some(if self.memory.save_as.is_some() { SaveAs::Bf16 } else { SaveAs::F32 }),
+            save_as: Some(if self.memory.save_as.is_some() { Precision::Bf16 } else { Precision::F32 }),
+            precision: Some(self.model.precision),
             train_samples: Some(self.loss.samples),
             many_samples: Some(self.loss.many),
             learning_rate: Some(self.optimiser.learning_rate),
@@ -441,6 +442,7 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::DType;
 
     #[test]
     fn what_is_said_wins_over_what_stands_below() {
@@ -466,6 +468,20 @@ mod tests {
         let other = TrainOptions { batch_size: Some(64), ..TrainOptions::default() };
         let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
         assert!(error.contains("--batch-size"), "{error}");
+        let other = TrainOptions { precision: Some(Precision::Bf16), ..TrainOptions::default() };
+        let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
+        assert!(error.contains("--precision"), "{error}");
+    }
+
+    #[test]
+    fn what_gradients_save_follows_the_precision() {
+        let saved = |text: &str| {
+            let options: TrainOptions = toml::from_str(text).unwrap();
+            TrainConfig::resolve(&options).unwrap().memory.save_as
+        };
+        assert_eq!(saved("precision = \"bf16\""), Some(DType::Bf16));
+        assert_eq!(saved("precision = \"bf16\"\nsave-as = \"f32\""), None);
+        assert_eq!(saved(""), None);
     }
 
     #[test]

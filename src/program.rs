@@ -28,12 +28,15 @@ impl Format {
 }
 
 /// Which forms a module is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
 pub enum Target {
-    /// Matrix products where XLA's CPU compiler is slow at convolutions.
+    /// For XLA's CPU compiler: matrix products where it is slow at convolutions, all in f32
     Cpu,
-    /// Every operation as XLA's own: for TPUs and GPUs.
+    /// The same with calls of the oneDNN that some builds of XLA's CPU library contain
+    OneDnn,
+    /// For TPUs and GPUs: every operation as XLA's own
     Native,
 }
 

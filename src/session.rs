@@ -41,7 +41,7 @@ impl Session {
         build: impl for<'g> FnOnce(&'g Graph, &Params<'g>) -> Vec<(String, Sym<'g>)>,
     ) -> Result<SessionProgram<'_>> {
         let leaves = self.model.leaves();
-        let g = Graph::new(&format!("{name}_{}", self.model.kind));
+        let g = self.model.graph(&format!("{name}_{}", self.model.kind));
         let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
         let outputs = build(&g, &params);
         let executable = build::compile(&self.mesh, &g.finish(&outputs, &[])?)?;

@@ -43,7 +43,7 @@ fn arrows_between_modules_point_one_way() {
         ("array", &["shape"]),
         ("ir", &["ir", "array", "shape"]),
         ("program", &["shape"]),
-        ("build", &["ir", "lower", "program", "runtime"]),
+        ("build", &["array", "ir", "lower", "program", "runtime", "shape"]),
         ("conformance", &["conformance", "array", "build", "ir", "random", "runtime", "shape"]),
         ("lower", &["ir", "program", "array", "shape"]),
         ("runtime", &["program", "array", "shape", "lower", "quiet"]),

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{Outcome, print};
 use crate::array::Array;
-use crate::build::compile;
+use crate::build::{bf16_products, compile};
 use crate::error::Exit;
 use crate::ir::Graph;
 use crate::runtime::{Device, Mesh};
@@ -32,7 +32,7 @@ struct Check {
 const WANTED_GIB: f64 = 2.0;
 
 pub fn run(args: &Args) -> Outcome {
-    let checks = [library(), device(), computing(), memory(), disk()];
+    let checks = [library(), device(), computing(), products(), memory(), disk()];
     let ok = checks.iter().all(|c| c.ok);
     if args.json {
         print(&serde_json::json!({"ok": ok, "checks": checks}).to_string())?;
@@ -86,6 +86,13 @@ fn computing() -> Check {
         Ok("a program over 2 replicas compiles and gives what it should".to_string())
     })();
     check("computing", found, "tools/setup, then cargo build --release")
+}
+
+/// No fault where there are none: they are wanted by `--precision bf16` alone, which then computes in f32.
+fn products() -> Check {
+    let tried = Mesh::open(&Device::Cpu, 1).and_then(|mesh| bf16_products(&mesh));
+    let found = tried.map_or_else(|why| format!("no products: {why:#}"), |()| "products by oneDNN".into());
+    check("bf16", Ok(found), "")
 }
 
 fn memory() -> Check {

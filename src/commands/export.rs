@@ -19,9 +19,9 @@ pub struct Args {
     /// Folder for the programs
     #[arg(long, default_value = "programs", value_name = "DIR")]
     out: PathBuf,
-    /// Forms to write them in: native for TPUs and GPUs, cpu for XLA's CPU compiler
-    #[arg(long, default_value = "native", value_parser = ["native", "cpu"])]
-    target: String,
+    /// Forms to write them in
+    #[arg(long, default_value = "native", value_enum)]
+    target: Target,
     /// Write the modules as StableHLO text too, for people and other tools
     #[arg(long)]
     text: bool,
@@ -34,10 +34,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let target = if args.target == "cpu" { Target::Cpu } else { Target::Native };
     let mut written = Vec::new();
     for (function, replicas) in functions(args)? {
-        let program = lower(&function, target, replicas)?;
+        let program = lower(&function, args.target, replicas)?;
         program.save(&args.out)?;
         if args.text {
             write_text(args, &program.signature.name, &program.module)?;

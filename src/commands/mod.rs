@@ -42,6 +42,7 @@ use crate::model::params::init;
 use crate::model::{Kind, Model};
 use crate::random::Key;
 use crate::runtime::Device;
+use crate::shape::Precision;
 use crate::train::checkpoint::chosen;
 use crate::weights;
 
@@ -64,6 +65,9 @@ pub struct Source {
     /// Latent size of the model [default: the report's]
     #[arg(long, value_name = "Z")]
     pub latent: Option<usize>,
+    /// Element type in which matrix products and convolutions take their operands [default: the run's, else f32]
+    #[arg(long, env = "VNCA_PRECISION", value_enum)]
+    pub precision: Option<Precision>,
     #[command(flatten)]
     pub automaton: Automaton,
 }
@@ -129,7 +133,13 @@ impl Source {
     pub fn bare_model(&self) -> Result<Model> {
         let Some(name) = &self.model else { bail!("one of --run, --weights and --model is needed") };
         let kind: Kind = name.parse().exit(Exit::Usage)?;
-        self.automaton.apply(Model::new(kind, self.latent).context("--latent").exit(Exit::Usage)?)
+        self.computed(Model::new(kind, self.latent).context("--latent").exit(Exit::Usage)?)
+    }
+
+    /// The model, computed as these options say.
+    fn computed(&self, model: Model) -> Result<Model> {
+        let precision = self.precision.unwrap_or(model.precision);
+        self.automaton.apply(Model { precision, ..model })
     }
 
     /// Reads the weights; where none are named, the initial values of a seed.
@@ -153,7 +163,7 @@ impl Source {
             let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
             let path = chosen(run).exit(Exit::BadInput)?;
             let arrays = weights::read(&path, &config.model.leaves()).exit(Exit::BadInput)?;
-            let model = self.automaton.apply(config.model)?;
+            let model = self.computed(config.model)?;
             return Ok(Weights { model, arrays, data: Some(config.data) });
         }
         let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };

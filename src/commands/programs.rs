@@ -4,10 +4,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::config::{TrainConfig, TrainOptions};
 use crate::eval;
-use crate::ir::{Cost, Function, Graph};
+use crate::ir::{Cost, Function};
 use crate::model::params::Params;
 use crate::model::{Kind, Model};
-use crate::shape::Shape;
+use crate::shape::{Precision, Shape};
 use crate::train::{pictures, pool_run};
 
 /// The sizes that programs depend on; the report's unless given.
@@ -26,6 +26,9 @@ pub struct Sizes {
     /// Latent size [default: 256; 128 for nondoubling]
     #[arg(long, value_name = "Z")]
     pub latent: Option<usize>,
+    /// Element type in which matrix products and convolutions take their operands
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: Precision,
     /// Gradient steps a device call makes at most
     #[arg(long, default_value_t = 125, value_name = "N")]
     pub chunk: usize,
@@ -105,6 +108,7 @@ impl Sizes {
             batch_size: self.batch_size,
             replicas: Some(self.replicas),
             chunk: Some(self.chunk),
+            precision: Some(self.precision),
             ..TrainOptions::default()
         })
     }
@@ -124,7 +128,7 @@ const DECODED: usize = 32;
 /// Parameters, latents and keys in; probabilities of the pixels out.
 fn decode(model: &Model) -> Result<Function> {
     let leaves = model.leaves();
-    let g = Graph::new(&format!("decode_{}", model.kind));
+    let g = model.graph(&format!("decode_{}", model.kind));
     let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
     let latents = g.input("latents", &Shape::f32(&[DECODED, model.latent]));
     let keys = g.input("keys", &Shape::u32(&[DECODED, 2]));

@@ -16,6 +16,7 @@ use crate::config::{TrainConfig, TrainOptions};
 use crate::data::{self, Part};
 use crate::error::{Exit, WithExit};
 use crate::runtime::Mesh;
+use crate::shape::Precision;
 use crate::train::checkpoint::{Store, publish};
 use crate::train::run::{End, Run, Watch};
 
@@ -75,7 +76,12 @@ pub fn run(args: Args) -> Outcome {
     write_config(&folder, &config)?;
     let mut watch = Screen { bar: ProgressBar::hidden(), signal };
     let model = config.model;
-    watch.say(&format!("model   {}, Z {}, {} parameters", model.kind, model.latent, model.parameter_count()));
+    let products = match model.precision {
+        Precision::F32 => String::new(),
+        precision => format!(", products in {precision}"),
+    };
+    let count = model.parameter_count();
+    watch.say(&format!("model   {}, Z {}, {count} parameters{products}", model.kind, model.latent));
     watch.say(&format!(
         "data    {}: {} training images, {} test images",
         config.data,

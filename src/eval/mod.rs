@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use crate::array::Array;
 use crate::build::compile;
 use crate::data::Split;
-use crate::ir::{Function, Graph};
+use crate::ir::Function;
 use crate::model::params::Params;
 use crate::model::{Model, objective, padded};
 use crate::random::Key;
@@ -74,7 +74,7 @@ impl Scores {
 /// When the graph is wrong, which is a mistake in the program.
 pub fn function(model: &Model, batch: usize, samples: usize) -> Result<Function> {
     let leaves = model.leaves();
-    let g = Graph::new(&format!("eval_{}_k{samples}", model.kind));
+    let g = model.graph(&format!("eval_{}_k{samples}", model.kind));
     let values = Params::inputs(&g, &leaves, "");
     let images = g.input("images", &Shape::new(DType::U8, &[batch, 28, 28]));
     let keys = g.input("keys", &Shape::u32(&[batch, 2]));

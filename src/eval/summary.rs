@@ -6,11 +6,13 @@ use serde::Serialize;
 use super::Bound;
 use super::part::Part;
 use crate::model::Kind;
+use crate::shape::Precision;
 
 /// Means over the images, in nats; standard errors are over the images, where nothing else is said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     pub model: Kind,
+    pub precision: Precision,
     pub data: String,
     /// log p(x) ≥ this; the mean over the seeds too.
     pub iwelbo: f64,
@@ -73,6 +75,7 @@ impl Summary {
         let automaton = task.model.kind != Kind::Baseline;
         Ok(Summary {
             model: task.model.kind,
+            precision: task.model.precision,
             data: task.data.clone(),
             iwelbo: iwelbo.mean,
             stderr: iwelbo.stderr,
@@ -135,6 +138,9 @@ impl Summary {
             }
             (Some(steps), None) => lines.push(format!("evaluated after T = {steps} steps")),
             _ => {}
+        }
+        if self.precision != Precision::F32 {
+            lines.push(format!("products of operands in {}", self.precision));
         }
         if let Some(Gap { gap, gap_stderr, train_iwelbo, train_stderr, train_images }) = &self.gap {
             lines.push(format!(

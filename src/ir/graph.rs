@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use super::op::Op;
 use super::ops::source::Source;
 use crate::array::Array;
-use crate::shape::{DType, Shape};
+use crate::shape::{DType, Precision, Shape};
 
 /// One output of one node of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +66,8 @@ pub struct Output {
 #[derive(Clone, Debug)]
 pub struct Function {
     pub name: String,
+    /// Of its matrix products and convolutions.
+    pub precision: Precision,
     pub block: Block,
     pub inputs: Vec<Input>,
     pub outputs: Vec<Output>,
@@ -90,6 +92,7 @@ pub(super) struct Inner {
 /// A graph under construction.
 pub struct Graph {
     name: String,
+    precision: Precision,
     pub(super) inner: RefCell<Inner>,
 }
 
@@ -104,7 +107,12 @@ pub struct Sym<'g> {
 
 impl Graph {
     pub fn new(name: &str) -> Graph {
-        let graph = Graph { name: name.to_string(), inner: RefCell::default() };
+        Graph::with_precision(name, Precision::F32)
+    }
+
+    /// A graph whose matrix products and convolutions take their operands in another type.
+    pub fn with_precision(name: &str, precision: Precision) -> Graph {
+        let graph = Graph { name: name.to_string(), precision, inner: RefCell::default() };
         graph.open_frame();
         graph
     }
@@ -175,7 +183,8 @@ impl Graph {
             }
             named.push(Output { name: name.clone(), shape, donor });
         }
-        Ok(Function { name: self.name.clone(), block, inputs: inner.inputs.clone(), outputs: named })
+        let (name, precision, inputs) = (self.name.clone(), self.precision, inner.inputs.clone());
+        Ok(Function { name, precision, block, inputs, outputs: named })
     }
 
     /// Adds a node whose shapes follow from its operands.

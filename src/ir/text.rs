@@ -6,10 +6,15 @@ use sha2::{Digest, Sha256};
 
 use super::graph::{Block, Function, Value};
 use super::op::Op;
+use crate::shape::Precision;
 
 impl fmt::Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "function {} {{", self.name)?;
+        let products = match self.precision {
+            Precision::F32 => String::new(),
+            precision => format!(" products={precision}"),
+        };
+        writeln!(f, "function {}{products} {{", self.name)?;
         let names: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
         write_block(f, &self.block, 1, &names)?;
         for (output, value) in self.outputs.iter().zip(&self.block.results) {

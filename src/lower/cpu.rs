@@ -8,13 +8,23 @@
 use anyhow::Result;
 use xla::XlaOp;
 
-use super::{Lowering, element_type, i64s, native_conv, native_weight_grad};
+use super::product::{FORWARD, weight_grad_window};
+use super::{Lowering, element_type, i64s};
 use crate::ir::ops::conv::Window;
+use crate::program::Target;
 use crate::shape::Shape;
 
 /// Places of the output's grid up to which rows and one matrix product beat the compiler's own convolution. (Measured:
 /// over 4 x 4 places it reaches a twentieth of the product's speed, over 8 x 8 as much.)
 const SMALL_GRID: usize = 16;
+
+/// The same where oneDNN makes the convolutions.
+const ONE_DNN_SMALL_GRID: usize = 4;
+
+/// Images and places from which oneDNN's convolution, whose channels the images are in a weight gradient, beats a product for
+/// each element of the kernel: 128 channels of 4 x 32 x 32 take as long, 256 of them a quarter less by products.
+const FEW_IMAGES: usize = 8;
+const LARGE_GRID: usize = 256;
 
 /// Channels of a result up to which its weight gradient is had from the other side, by the result's pixels.
 const FEW_CHANNELS: usize = 4;
@@ -77,6 +87,13 @@ fn pixels_under(window: &Window, padded: &XlaOp, tap: [usize; 2], output: [usize
 }
 
 impl Lowering<'_> {
+    fn small_grid(&self) -> usize {
+        match self.target {
+            Target::OneDnn => ONE_DNN_SMALL_GRID,
+            Target::Cpu | Target::Native => SMALL_GRID,
+        }
+    }
+
     pub(super) fn cpu_conv(
         &self,
         window: Window,
@@ -91,12 +108,14 @@ impl Lowering<'_> {
             return self.conv_by_phases(&window, image, kernel, image_shape, taps, result);
         }
         let [h, w] = grid(result);
-        if window.image_dilation != [1, 1] || h * w > SMALL_GRID {
-            return native_conv(&window, image, kernel);
+        if window.image_dilation != [1, 1] || h * w > self.small_grid() {
+            return self.convolution(&window, &FORWARD, image, kernel, result);
         }
         let rows = self.rows_under(&window, taps, image, image_shape, [h, w])?;
         let (depth, out) = (taps[0] * taps[1] * image_shape.dims[3], result.dims[3]);
-        let product = rows.dot(&kernel.reshape(&[depth as i64, out as i64])?)?;
+        let matrix = kernel.reshape(&[depth as i64, out as i64])?;
+        let shape = result.with_dims(&[result.count() / out, out]);
+        let product = self.product(&rows, &matrix, [1, 0], &shape)?;
         Ok(product.reshape(&i64s(&result.dims))?)
     }
 
@@ -141,7 +160,7 @@ impl Lowering<'_> {
         shape: &Shape,
         output: [usize; 2],
     ) -> Result<XlaOp> {
-        let padded = self.padded(window, image, shape)?;
+        let padded = self.padded(window, image)?;
         let (n, channels) = (shape.dims[0], shape.dims[3]);
         let mut under = Vec::new();
         for i in 0..taps[0] {
@@ -153,8 +172,10 @@ impl Lowering<'_> {
         Ok(under[0].concat_in_dim(&under[1..], 3)?.reshape(&i64s(&rows))?)
     }
 
-    fn padded(&self, window: &Window, image: &XlaOp, shape: &Shape) -> Result<XlaOp> {
-        let zero = self.builder.zero(element_type(shape.dtype))?;
+    fn padded(&self, window: &Window, image: &XlaOp) -> Result<XlaOp> {
+        // Pixels that are laid out several times are rounded once.
+        let image = self.rounded(image)?;
+        let zero = self.builder.zero(image.ty()?.element_type()?)?;
         let edges = [0, 1].map(|d| (window.padding[d].0, window.padding[d].1, 0));
         Ok(image.pad(&zero, &[(0, 0, 0), edges[0], edges[1], (0, 0, 0)])?)
     }
@@ -172,10 +193,16 @@ impl Lowering<'_> {
             return self.weight_grad_by_phases(&window, kernel, image, result, image_shape, result_shape);
         }
         if window.image_dilation != [1, 1] {
-            return native_weight_grad(&window, kernel, image, result, image_shape, result_shape);
+            return self.weight_grad(&window, kernel, image, result, image_shape, result_shape);
         }
         let [n, h, w, out] = [0, 1, 2, 3].map(|d| result_shape.dims[d]);
         let channels = image_shape.dims[3];
+        if self.target == Target::OneDnn && h * w > ONE_DNN_SMALL_GRID {
+            return match n < FEW_IMAGES && h * w >= LARGE_GRID {
+                true => self.weight_grad_by_shifts(&window, kernel, image, result, image_shape, result_shape),
+                false => self.weight_grad(&window, kernel, image, result, image_shape, result_shape),
+            };
+        }
         if out <= FEW_CHANNELS && window.stride == [1, 1] && window.kernel_dilation == [1, 1] {
             return self.weight_grad_by_result(&window, kernel, image, result, image_shape, result_shape);
         }
@@ -183,18 +210,42 @@ impl Lowering<'_> {
         let cotangent = result.reshape(&i64s(&[n * h * w, out]))?;
         if h * w <= SMALL_GRID || channels <= FEW_CHANNELS {
             let rows = self.rows_under(&window, kernel, image, image_shape, [h, w])?;
-            return Ok(rows.dot_general(&cotangent, &[0], &[0], &[], &[])?.reshape(&dims)?);
+            let shape = result_shape.with_dims(&[kernel[0] * kernel[1] * channels, out]);
+            return Ok(self.product(&rows, &cotangent, [0, 0], &shape)?.reshape(&dims)?);
         }
-        let padding = window.weight_padding(grid(image_shape), kernel, grid(result_shape));
-        let turned = Window {
-            stride: window.kernel_dilation,
-            padding,
-            image_dilation: [1, 1],
-            kernel_dilation: window.stride,
-        };
+        let (turned, shape) = weight_grad_window(&window, kernel, image_shape, result_shape);
         let images = image.transpose(&[3, 1, 2, 0])?;
         let kernels = result.transpose(&[1, 2, 0, 3])?;
-        Ok(native_conv(&turned, &images, &kernels)?.transpose(&[1, 2, 0, 3])?)
+        let shape = shape.with_dims(&[channels, kernel[0], kernel[1], out]);
+        Ok(self.convolution(&turned, &FORWARD, &images, &kernels, &shape)?.transpose(&[1, 2, 0, 3])?)
+    }
+
+    /// A product for each element of the kernel: of the pixels under it and the cotangent.
+    fn weight_grad_by_shifts(
+        &self,
+        window: &Window,
+        kernel: [usize; 2],
+        image: &XlaOp,
+        result: &XlaOp,
+        image_shape: &Shape,
+        result_shape: &Shape,
+    ) -> Result<XlaOp> {
+        let [n, h, w, out] = [0, 1, 2, 3].map(|d| result_shape.dims[d]);
+        let channels = image_shape.dims[3];
+        let padded = self.padded(window, image)?;
+        let cotangent = result.reshape(&i64s(&[n * h * w, out]))?;
+        let mut products = Vec::new();
+        for i in 0..kernel[0] {
+            for j in 0..kernel[1] {
+                let pixels = pixels_under(window, &padded, [i, j], [h, w])?;
+                let pixels = pixels.reshape(&i64s(&[n * h * w, channels]))?;
+                let shape = result_shape.with_dims(&[channels, out]);
+                let product = self.product(&pixels, &cotangent, [0, 0], &shape)?;
+                products.push(product.reshape(&i64s(&[1, channels, out]))?);
+            }
+        }
+        let dims = i64s(&[kernel[0], kernel[1], channels, out]);
+        Ok(products[0].concat_in_dim(&products[1..], 0)?.reshape(&dims)?)
     }
 
     /// The weight gradient with the parts of image and result exchanged, for a result of few channels: its pixels
@@ -216,7 +267,8 @@ impl Lowering<'_> {
         let rows = self.rows_under(&around, kernel, result, result_shape, grid(image_shape))?;
         let [n, h, w, channels] = [0, 1, 2, 3].map(|d| image_shape.dims[d]);
         let pixels = image.reshape(&i64s(&[n * h * w, channels]))?;
-        let product = pixels.dot_general(&rows, &[0], &[0], &[], &[])?;
+        let shape = result_shape.with_dims(&[channels, kernel[0] * kernel[1] * result_shape.dims[3]]);
+        let product = self.product(&pixels, &rows, [0, 0], &shape)?;
         let turned = product.reshape(&i64s(&[channels, kernel[0], kernel[1], result_shape.dims[3]]))?;
         Ok(turned.transpose(&[1, 2, 0, 3])?.rev(&[0, 1])?)
     }

@@ -4,25 +4,29 @@
 //! target's file; what the builder lacks is put in by [`patch`] on the finished module.
 
 mod cpu;
+mod packed;
 mod patch;
+mod product;
+
+use std::cell::Cell;
 
 use anyhow::{Context, Result};
 use xla::{ElementType, HloModuleProto, Literal, XlaBuilder, XlaComputation, XlaOp};
 
+use self::product::FORWARD;
 use crate::array::Array;
 use crate::ir::ops::collective::Collective;
 use crate::ir::ops::control::Repeat;
-use crate::ir::ops::conv::{Conv, Window};
+use crate::ir::ops::conv::Conv;
 use crate::ir::ops::elementwise::Elementwise as E;
 use crate::ir::ops::index::Index;
 use crate::ir::ops::layout::Layout;
-use crate::ir::ops::linalg::Dot;
 use crate::ir::ops::reduce::{Reduce, Reduction};
 use crate::ir::ops::source::Source;
-use crate::ir::{Block, Function, Node, Op};
+use crate::ir::{Block, Function, Node, Op, Value};
 pub use crate::program::Target;
 use crate::program::{Format, InputSpec, OutputSpec, Program, Signature};
-use crate::shape::{DType, Shape};
+use crate::shape::{DType, Precision, Shape};
 
 /// Turns a finished graph into a program for so many replicas.
 ///
@@ -30,26 +34,27 @@ use crate::shape::{DType, Shape};
 /// When XLA's builder refuses an operation; shapes were checked before, so this is a mistake in the lowering.
 pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Program> {
     let builder = XlaBuilder::new(&function.name);
+    let own_calls = Cell::new(false);
+    let lowering =
+        Lowering { builder: &builder, target, precision: function.precision, own_calls: &own_calls };
     let mut parameters = Vec::new();
     for (i, input) in function.inputs.iter().enumerate() {
-        let op =
-            builder.parameter(i as i64, element_type(input.shape.dtype), &dims(&input.shape), &input.name)?;
-        parameters.push(op);
+        let ty = element_type(input.shape.dtype);
+        let op = builder.parameter(i as i64, ty, &dims(&input.shape), &input.name)?;
+        parameters.push(lowering.bitcast(&op, lowering.element_type(input.shape.dtype))?);
     }
-    let lowering = Lowering { builder: &builder, target };
     let results = lowering.block(&function.block, parameters)?;
+    let results = results.iter().zip(&function.outputs);
+    let results = results.map(|(op, output)| lowering.bitcast(op, element_type(output.shape.dtype)));
+    let results = results.collect::<Result<Vec<_>>>()?;
     for (i, output) in function.outputs.iter().enumerate() {
         if let Some(donor) = output.donor {
             builder.setup_alias(i as i64, donor as i64);
         }
     }
     let computation = builder.build(&builder.tuple(&results)?)?;
-    let module = if needs_patch(&function.block) {
-        patch::patched(&computation.proto())?
-    } else {
-        computation.proto()
-    }
-    .to_bytes()?;
+    let module = if own_calls.get() { patch::patched(&computation.proto())? } else { computation.proto() }
+        .to_bytes()?;
     Ok(Program { signature: signature(function, target, replicas), module })
 }
 
@@ -82,19 +87,6 @@ pub fn stablehlo(module: &[u8]) -> Result<String> {
     Ok(proto.to_stablehlo_string()?)
 }
 
-/// Whether there are operations that the builder lacks.
-fn needs_patch(block: &Block) -> bool {
-    block.nodes.iter().any(|node| match &node.op {
-        Op::Collective(op) => match op {
-            Collective::AllGather { .. } | Collective::AllToAll { .. } => true,
-            Collective::AllReduce => false,
-        },
-        Op::Repeat(repeat) => needs_patch(&repeat.body),
-        Op::Source(_) | Op::Elementwise(_) | Op::Reduce(_) | Op::Dot(_) | Op::Conv(_) => false,
-        Op::Layout(_) | Op::Index(_) => false,
-    })
-}
-
 pub(crate) fn element_type(dtype: DType) -> ElementType {
     match dtype {
         DType::Pred => ElementType::Pred,
@@ -115,10 +107,6 @@ fn dims(shape: &Shape) -> Vec<i64> {
     i64s(&shape.dims)
 }
 
-fn xla_shape(shape: &Shape) -> xla::Shape {
-    xla::Shape::array_with_type(element_type(shape.dtype), dims(shape))
-}
-
 /// A reducing computation of two scalars.
 fn scalar_computation(
     dtype: DType,
@@ -134,6 +122,9 @@ fn scalar_computation(
 struct Lowering<'b> {
     builder: &'b XlaBuilder,
     target: Target,
+    precision: Precision,
+    /// Whether there are operations that the builder lacks, which [`patch`] has to put in.
+    own_calls: &'b Cell<bool>,
 }
 
 impl Lowering<'_> {
@@ -156,13 +147,18 @@ impl Lowering<'_> {
     }
 
     fn node(&self, block: &Block, node: &Node, x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
-        let shape = |i: usize| block.shape(node.operands[i]);
+        let shapes: Vec<&Shape> = node.operands.iter().map(|v| block.shape(*v)).collect();
+        if self.widens(&node.op, &shapes) {
+            return self.widened(node, &shapes, x);
+        }
+        let shape = |i: usize| shapes[i];
         let result = &node.shapes[0];
         let lowered = match &node.op {
             Op::Source(op) => self.source(op)?,
+            Op::Elementwise(E::Convert(to)) => self.converted(x[0], shape(0).dtype, *to)?,
             Op::Elementwise(op) => elementwise(op, x)?,
             Op::Reduce(op) => self.reduce(op, shape(0), x[0])?,
-            Op::Dot(op) => dot(op, x[0], x[1])?,
+            Op::Dot(op) => self.dot(op, x[0], x[1], result)?,
             Op::Conv(op) => self.conv(op, x, shape(0), shape(1), result)?,
             Op::Layout(op) => layout(op, x)?,
             Op::Index(op) => self.index(op, x, shape(0), node)?,
@@ -172,24 +168,74 @@ impl Lowering<'_> {
         Ok(vec![lowered])
     }
 
+    /// An operation over operands of bf16, which are integers here, computed in f32.
+    fn widened(&self, node: &Node, shapes: &[&Shape], x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
+        let wide = |shape: &Shape| match shape.dtype {
+            DType::Bf16 => shape.with_dtype(DType::F32),
+            _ => shape.clone(),
+        };
+        let operands = x.iter().zip(shapes).map(|(x, shape)| match shape.dtype {
+            DType::Bf16 => self.converted(x, DType::Bf16, DType::F32),
+            _ => Ok((*x).clone()),
+        });
+        let operands = operands.collect::<Result<Vec<_>>>()?;
+        let mut block = Block::default();
+        for shape in shapes {
+            block.nodes.push(Node {
+                op: Source::Parameter.into(),
+                operands: vec![],
+                shapes: vec![wide(shape)],
+            });
+        }
+        let inner = Node {
+            op: node.op.clone(),
+            operands: (0..shapes.len()).map(Value::first).collect(),
+            shapes: node.shapes.iter().map(wide).collect(),
+        };
+        let results = self.node(&block, &inner, &operands.iter().collect::<Vec<_>>())?;
+        let narrowed = results.iter().zip(&node.shapes).map(|(op, shape)| match shape.dtype {
+            DType::Bf16 => self.converted(op, DType::F32, DType::Bf16),
+            _ => Ok(op.clone()),
+        });
+        narrowed.collect()
+    }
+
+    /// A call that stands for an operation which the builder lacks. `fields` are the operation's own.
+    fn own_call(
+        &self,
+        name: &str,
+        operands: &[XlaOp],
+        ty: ElementType,
+        dims: &[i64],
+        fields: &str,
+    ) -> Result<XlaOp> {
+        self.own_calls.set(true);
+        Ok(self.builder.custom_call(name, operands, ty, dims, fields.as_bytes())?)
+    }
+
+    fn xla_shape(&self, shape: &Shape) -> xla::Shape {
+        xla::Shape::array_with_type(self.element_type(shape.dtype), dims(shape))
+    }
+
     fn source(&self, op: &Source) -> Result<XlaOp> {
         Ok(match op {
             Source::Parameter => anyhow::bail!("a parameter that its block does not list"),
             Source::Constant(array) => self.constant(array)?,
             Source::Iota { shape, axis } => {
-                self.builder.iota(element_type(shape.dtype), &dims(shape), *axis as i64)?
+                let iota = self.builder.iota(element_type(shape.dtype), &dims(shape), *axis as i64)?;
+                self.bitcast(&iota, self.element_type(shape.dtype))?
             }
         })
     }
 
     fn constant(&self, array: &Array) -> Result<XlaOp> {
-        let ty = element_type(array.shape().dtype);
+        let ty = self.element_type(array.shape().dtype);
         let literal = Literal::create_from_shape_and_untyped_data(ty, array.dims(), array.bytes())?;
         Ok(self.builder.constant_literal(&literal)?)
     }
 
     fn zeros(&self, shape: &Shape) -> Result<XlaOp> {
-        let zero = self.builder.zero(element_type(shape.dtype))?;
+        let zero = self.builder.zero(self.element_type(shape.dtype))?;
         Ok(zero.broadcast_in_dim(&dims(shape), &[])?)
     }
 
@@ -206,13 +252,13 @@ impl Lowering<'_> {
 
     fn conv(&self, op: &Conv, x: &[&XlaOp], image: &Shape, other: &Shape, result: &Shape) -> Result<XlaOp> {
         match (self.target, op) {
-            (Target::Cpu, Conv::Forward(window)) => self.cpu_conv(*window, x[0], x[1], image, other, result),
-            (Target::Cpu, Conv::WeightGrad { window, kernel }) => {
-                self.cpu_weight_grad(*window, *kernel, x[0], x[1], image, other)
-            }
-            (Target::Native, Conv::Forward(window)) => native_conv(window, x[0], x[1]),
+            (Target::Native, Conv::Forward(window)) => self.convolution(window, &FORWARD, x[0], x[1], result),
             (Target::Native, Conv::WeightGrad { window, kernel }) => {
-                native_weight_grad(window, *kernel, x[0], x[1], image, other)
+                self.weight_grad(window, *kernel, x[0], x[1], image, other)
+            }
+            (_, Conv::Forward(window)) => self.cpu_conv(*window, x[0], x[1], image, other, result),
+            (_, Conv::WeightGrad { window, kernel }) => {
+                self.cpu_weight_grad(*window, *kernel, x[0], x[1], image, other)
             }
         }
     }
@@ -247,18 +293,13 @@ impl Lowering<'_> {
             Collective::AllReduce => x.all_reduce(&scalar_computation(shape.dtype, |a, b| a.add_(b))?)?,
             Collective::AllGather { .. } => {
                 let row = x.reshape(&[&[1], dims(shape).as_slice()].concat())?;
-                let ty = element_type(result.dtype);
-                self.builder.custom_call(patch::ALL_GATHER, &[row], ty, &dims(result), b"")?
+                let ty = self.element_type(result.dtype);
+                self.own_call(patch::ALL_GATHER, &[row], ty, &dims(result), patch::ALONG_FIRST)?
             }
             Collective::AllToAll { .. } => {
-                let ty = element_type(result.dtype);
-                self.builder.custom_call(
-                    patch::ALL_TO_ALL,
-                    std::slice::from_ref(x),
-                    ty,
-                    &dims(result),
-                    b"",
-                )?
+                let ty = self.element_type(result.dtype);
+                let operands = std::slice::from_ref(x);
+                self.own_call(patch::ALL_TO_ALL, operands, ty, &dims(result), patch::ALONG_FIRST)?
             }
         })
     }
@@ -279,7 +320,7 @@ impl Lowering<'_> {
         shapes.extend((0..first + op.carries).map(operand_shape));
         shapes.extend(stacks.iter().cloned());
         shapes.extend((first + carries.len()..x.len()).map(operand_shape));
-        let state = xla::Shape::tuple(shapes.iter().map(xla_shape).collect());
+        let state = xla::Shape::tuple(shapes.iter().map(|s| self.xla_shape(s)).collect());
         let outputs = 1 + first..1 + first + node.shapes.len();
 
         let condition = {
@@ -300,7 +341,7 @@ impl Lowering<'_> {
             for i in (1 + first..1 + first + op.carries).chain(outputs.end..shapes.len()) {
                 arguments.push(field(i)?);
             }
-            let lowering = Lowering { builder: &builder, target: self.target };
+            let lowering = Lowering { builder: &builder, ..*self };
             let results = lowering.block(&op.body, arguments)?;
             let mut next = vec![index.add_(&builder.c0(1i32)?)?];
             next.extend((0..first).map(|i| field(1 + i)).collect::<xla::Result<Vec<_>>>()?);
@@ -340,8 +381,7 @@ fn elementwise(op: &E, x: &[&XlaOp]) -> xla::Result<XlaOp> {
         E::Tanh => x[0].tanh(),
         E::Not => x[0].not(),
         E::IsFinite => x[0].is_finite(),
-        E::Convert(dtype) => x[0].convert(element_type(*dtype).primitive_type()),
-        E::Detach | E::Keep => Ok(x[0].clone()),
+        E::Detach | E::Keep | E::Convert(_) => Ok(x[0].clone()),
         E::Recall => Ok(x[1].clone()),
         E::Add => x[0].add_(x[1]),
         E::Sub => x[0].sub_(x[1]),
@@ -361,12 +401,6 @@ fn elementwise(op: &E, x: &[&XlaOp]) -> xla::Result<XlaOp> {
         E::Ge => x[0].ge(x[1]),
         E::Select => x[0].select(x[1], x[2]),
     }
-}
-
-fn dot(op: &Dot, lhs: &XlaOp, rhs: &XlaOp) -> xla::Result<XlaOp> {
-    let [a, b] = [&op.lhs_contract, &op.rhs_contract].map(|v| i64s(v));
-    let [c, d] = [&op.lhs_batch, &op.rhs_batch].map(|v| i64s(v));
-    lhs.dot_general(rhs, &a, &b, &c, &d)
 }
 
 fn layout(op: &Layout, x: &[&XlaOp]) -> xla::Result<XlaOp> {
@@ -391,65 +425,4 @@ fn layout(op: &Layout, x: &[&XlaOp]) -> xla::Result<XlaOp> {
         Layout::Concat { axis } => x[0].concat_in_dim(&x[1..], *axis as i64),
         Layout::Reverse { axes } => x[0].rev(&i64s(axes)),
     }
-}
-
-/// XLA's convolution, NHWC x HWIO → NHWC.
-fn native_conv(window: &Window, image: &XlaOp, kernel: &XlaOp) -> Result<XlaOp> {
-    let Window { stride, padding, image_dilation, kernel_dilation } = window;
-    let grid = &[1, 2];
-    let [stride, image_dilation, kernel_dilation] =
-        [stride, image_dilation, kernel_dilation].map(|v| i64s(v));
-    Ok(image.conv_general_dilated(
-        kernel,
-        &stride,
-        padding,
-        &image_dilation,
-        &kernel_dilation,
-        0,
-        3,
-        grid,
-        0,
-        3,
-        grid,
-        2,
-        3,
-        &[0, 1],
-        1,
-        1,
-        false,
-    )?)
-}
-
-/// The weight gradient as XLA's convolution: channels take the place of the batch, and the cotangent that of the kernel.
-fn native_weight_grad(
-    window: &Window,
-    kernel: [usize; 2],
-    image: &XlaOp,
-    result: &XlaOp,
-    image_shape: &Shape,
-    result_shape: &Shape,
-) -> Result<XlaOp> {
-    let grid = |s: &Shape| [s.dims[1], s.dims[2]];
-    let padding = window.weight_padding(grid(image_shape), kernel, grid(result_shape));
-    let [stride, image_dilation, kernel_dilation] =
-        [&window.kernel_dilation, &window.image_dilation, &window.stride].map(|v| i64s(v));
-    Ok(image.conv_general_dilated(
-        result,
-        &stride,
-        &padding,
-        &image_dilation,
-        &kernel_dilation,
-        3,
-        0,
-        &[1, 2],
-        2,
-        3,
-        &[0, 1],
-        0,
-        3,
-        &[1, 2],
-        1,
-        1,
-        false,
-    )?)
 }

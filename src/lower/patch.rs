@@ -1,5 +1,5 @@
 //! Operations that the builder lacks: it writes a custom call of our own name, and this step turns that into the
-//! operation, in the module's text form.
+//! operation, in the module's text form. The call's configuration is the text of the operation's own fields.
 
 use anyhow::{Context, Result, bail};
 use xla::HloModuleProto;
@@ -8,6 +8,14 @@ use xla::HloModuleProto;
 pub const ALL_GATHER: &str = "vnca.all-gather";
 /// The custom call that stands for an all-to-all along the first dimension.
 pub const ALL_TO_ALL: &str = "vnca.all-to-all";
+
+/// The fields of those two.
+pub const ALONG_FIRST: &str = "dimensions: 0";
+/// The custom call that stands for the same bits as another type.
+pub const BITCAST: &str = "vnca.bitcast-convert";
+/// The custom calls that stand for a product of rounded operands with an f32 result.
+pub const DOT: &str = "vnca.dot";
+pub const CONVOLUTION: &str = "vnca.convolution";
 
 /// The module with every custom call of ours replaced by its operation.
 ///
@@ -49,28 +57,28 @@ fn rewrite(text: &str) -> Result<String> {
 }
 
 fn write_instruction(out: &mut String, fields: &[&str], depth: usize) -> Result<()> {
-    let named = |call: &str| {
-        let target = format!("custom_call_target: \"{call}\"");
-        fields.iter().any(|f| f.trim() == target).then(|| call.trim_start_matches("vnca.").to_string())
+    let target = |call: &&&str| fields.iter().any(|f| f.trim() == format!("custom_call_target: \"{call}\""));
+    let Some(call) = [ALL_GATHER, ALL_TO_ALL, BITCAST, DOT, CONVOLUTION].iter().find(target) else {
+        fields.iter().for_each(|field| *out += &format!("{field}\n"));
+        return Ok(());
     };
-    let opcode = named(ALL_GATHER).or_else(|| named(ALL_TO_ALL));
+    let indent = " ".repeat(depth);
     let mut opcode_seen = false;
     for field in fields {
         let text = field.trim();
-        let top = field.len() - field.trim_start().len() == depth;
-        match &opcode {
-            Some(opcode) if top && text.starts_with("opcode:") => {
-                opcode_seen = true;
-                out.push_str(&format!("{0}opcode: \"{opcode}\"\n{0}dimensions: 0\n", " ".repeat(depth)));
-            }
-            Some(_) if top && text.starts_with("custom_call") => {}
-            _ => {
-                out.push_str(field);
-                out.push('\n');
-            }
+        if field.len() - field.trim_start().len() != depth {
+            out.push_str(&format!("{field}\n"));
+        } else if text.starts_with("opcode:") {
+            opcode_seen = true;
+            out.push_str(&format!("{indent}opcode: \"{}\"\n", call.trim_start_matches("vnca.")));
+        } else if let Some(config) = text.strip_prefix("backend_config: ") {
+            // The text of fields: nothing in it is escaped.
+            out.push_str(&format!("{indent}{}\n", config.trim_matches('"')));
+        } else if !text.starts_with("custom_call") {
+            out.push_str(&format!("{field}\n"));
         }
     }
-    if opcode.is_some() && !opcode_seen {
+    if !opcode_seen {
         bail!("a custom call without an opcode in the module's text");
     }
     Ok(())

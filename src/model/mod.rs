@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Graph, Sym};
+use crate::shape::Precision;
 use params::{Leaf, Params};
 
 /// Height and width of the images that models see: 28 padded by 2 zeros on every side.
@@ -76,7 +77,7 @@ impl FromStr for Kind {
     }
 }
 
-/// A model's sizes. Two models of equal sizes have equal parameters' names and shapes.
+/// A model's sizes, and how it is computed. Two models of equal sizes have equal parameters' names and shapes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     pub kind: Kind,
@@ -88,6 +89,9 @@ pub struct Model {
     pub nca_steps: usize,
     /// Chance that a cell takes part in a step of the automaton, drawn for every cell and step: 1 in the report.
     pub update_prob: f64,
+    /// Of its matrix products and convolutions.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// Doublings from one cell to a grid of [`SIDE`].
@@ -102,7 +106,8 @@ impl Model {
         let latent = latent.unwrap_or(kind.default_latent());
         ensure!((1..=65_536).contains(&latent), "a latent size of {latent}: it must be from 1 to 65536");
         let nca_steps = kind.default_nca_steps();
-        Ok(Model { kind, latent, doublings: MOST_DOUBLINGS, nca_steps, update_prob: 1.0 })
+        let precision = Precision::F32;
+        Ok(Model { kind, latent, doublings: MOST_DOUBLINGS, nca_steps, update_prob: 1.0, precision })
     }
 
     /// # Errors
@@ -132,6 +137,11 @@ impl Model {
             self.update_prob
         );
         Ok(())
+    }
+
+    /// A graph in the model's precision.
+    pub fn graph(&self, name: &str) -> Graph {
+        Graph::with_precision(name, self.precision)
     }
 
     /// Side of the grid that the automaton starts from: as much smaller as doublings make up for.

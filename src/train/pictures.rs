@@ -9,7 +9,7 @@ use crate::array::Array;
 use crate::build::compile;
 use crate::data::Split;
 use crate::figure::grids;
-use crate::ir::{Function, Graph, Sym};
+use crate::ir::{Function, Sym};
 use crate::model::params::Params;
 use crate::model::{Model, SIDE, encoder, padded};
 use crate::random::{Key, graph as draw};
@@ -29,7 +29,7 @@ const RECONSTRUCTED: usize = 2 * COLUMNS;
 /// When the graph is wrong, which is a mistake in the program.
 pub fn function(model: &Model) -> Result<Function> {
     let leaves = model.leaves();
-    let g = Graph::new(&format!("pictures_{}", model.kind));
+    let g = model.graph(&format!("pictures_{}", model.kind));
     let values = Params::inputs(&g, &leaves, "");
     let images = g.input("images", &Shape::new(DType::U8, &[RECONSTRUCTED, 28, 28]));
     let keys = g.input("keys", &Shape::u32(&[SAMPLES, 2]));

@@ -67,7 +67,7 @@ impl StepSpec {
             model,
             optimiser: Optimiser::REPORT,
             loss: Loss::ELBO,
-            memory: RepeatOptions::default(),
+            memory: RepeatOptions::of(model.precision),
             damage: if nondoubling { 0.25 } else { 0.0 },
             pool: nondoubling.then_some(PoolSpec::REPORT),
             replicas: 1,
@@ -192,7 +192,7 @@ impl StepSpec {
     pub fn function(&self) -> Result<Function> {
         self.check()?;
         let leaves = self.model.leaves();
-        let g = Graph::new(&format!("train_{}", self.model.kind));
+        let g = self.model.graph(&format!("train_{}", self.model.kind));
         let entries = self.state();
         let state: Vec<Sym<'_>> = entries.iter().map(|e| g.input(&e.name, &e.shape)).collect();
         let images = g.input("images", &Shape::new(DType::U8, &[self.images, 28, 28]));

@@ -4,7 +4,7 @@ use crate::ir::grad::pullback_with;
 use crate::ir::graph::{Block, Graph, Node, Sym, Value};
 use crate::ir::op::{Op, Vjp};
 use crate::ir::ops::elementwise::Elementwise;
-use crate::shape::{DType, Shape};
+use crate::shape::{DType, Precision, Shape};
 
 /// `trips` times: (index, carries, captured values) → (carries, values to stack).
 ///
@@ -30,6 +30,14 @@ pub struct RepeatOptions {
     pub remat: usize,
     /// Element type in which floating-point values are saved; `None`: their own.
     pub save_as: Option<DType>,
+}
+
+impl RepeatOptions {
+    /// What a computation of this precision saves by default: what goes into products is rounded there anyway.
+    pub fn of(precision: Precision) -> RepeatOptions {
+        let save_as = (precision == Precision::Bf16).then_some(DType::Bf16);
+        RepeatOptions { remat: 0, save_as }
+    }
 }
 
 impl Repeat {

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use vnca::array::Array;
-use vnca::ir::{Cost, Function, Graph, gradient};
+use vnca::ir::{Cost, Function, gradient};
 use vnca::model::params::{Leaf, Params, arrange, init};
 use vnca::model::vnca::{Automaton, Grids};
 use vnca::model::{Kind, Model};
 use vnca::random::Key;
-use vnca::shape::Shape;
+use vnca::shape::{Precision, Shape};
 use vnca::train::checkpoint::{Checkpoint, Meta};
 use vnca::train::order::chunk_order;
 use vnca::train::pool::PoolSpec;
@@ -45,6 +45,9 @@ pub struct CaseArgs {
     /// NCA steps, of the doubling model after each doubling [default: 8; nondoubling 48 to train, 36 to evaluate]
     #[arg(long)]
     pub nca_steps: Option<usize>,
+    /// Element type in which matrix products and convolutions take their operands
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: Precision,
     /// Latent samples an image in evaluation
     #[arg(long, default_value_t = 8)]
     pub samples: usize,
@@ -73,7 +76,8 @@ impl CaseArgs {
             (Kind::NonDoubling, Task::Step | Task::Cells) => 48,
             _ => model.nca_steps,
         };
-        let model = Model { nca_steps: self.nca_steps.unwrap_or(usual), ..model };
+        let nca_steps = self.nca_steps.unwrap_or(usual);
+        let model = Model { nca_steps, precision: self.precision, ..model };
         model.check()?;
         let batch = self.batch.unwrap_or(if self.model == Kind::Baseline { 32 } else { 4 });
         ensure!((1..=IMAGES).contains(&batch), "BATCH {batch}: it must be from 1 to {IMAGES}");
@@ -197,7 +201,7 @@ impl Case {
     /// Steps of the automaton from grids `cells`, `loss` the mean square of the last ones, and its gradients.
     pub fn cells(&self, gradients: bool) -> Result<Function> {
         let leaves = self.cell_leaves();
-        let g = Graph::new("cells");
+        let g = self.model.graph("cells");
         let values = Params::inputs(&g, &leaves, "");
         let grid = [self.batch, self.grid, self.grid, self.model.latent];
         let cells = g.input("cells", &Shape::f32(&grid));
@@ -217,7 +221,12 @@ impl Case {
     /// Inputs from a file that [`Inputs::save`] wrote.
     pub fn load(&self, file: &std::path::Path) -> Result<Inputs> {
         let Checkpoint { meta, mut arrays } = Checkpoint::load(file)?;
-        ensure!(meta.model == self.model, "{} is for another model: {:?}", file.display(), meta.model);
+        ensure!(
+            Model { precision: self.model.precision, ..meta.model } == self.model,
+            "{} is for another model: {:?}",
+            file.display(),
+            meta.model
+        );
         let mut others = Vec::new();
         for name in NAMES {
             let Some(at) = arrays.iter().position(|(n, _)| n == name) else {

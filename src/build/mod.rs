@@ -1,5 +1,8 @@
 //! From a computation to a program that runs on the devices of a mesh: made here, or exported before.
 
+#[cfg(feature = "xla")]
+mod probe;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -8,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::ir::Function;
 use crate::program::{Program, Target};
 use crate::runtime::{Executable, Mesh};
+use crate::shape::Precision;
 
 /// Where exported programs lie, if they are to be used. Like the device, it is one choice for the whole process.
 static EXPORTED: OnceLock<PathBuf> = OnceLock::new();
@@ -25,8 +29,44 @@ pub fn use_exported(folder: &Path) {
 pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
     mesh.compile(match EXPORTED.get() {
         Some(folder) => exported(folder, function, mesh.replicas())?,
-        None => made(function, mesh.target(), mesh.replicas())?,
+        None => made(function, target(mesh, function.precision), mesh.replicas())?,
     })
+}
+
+/// The forms that a mesh's compiler is fast at. On a CPU products of bf16 operands are oneDNN's, if there is one that works,
+/// or else made in f32, of which stderr says a line.
+pub fn target(mesh: &Mesh, precision: Precision) -> Target {
+    match (mesh.target(), precision) {
+        (Target::Cpu, Precision::Bf16) => bf16_target(mesh),
+        (target, _) => target,
+    }
+}
+
+fn bf16_target(mesh: &Mesh) -> Target {
+    // A process uses one device.
+    static FOUND: OnceLock<Target> = OnceLock::new();
+    *FOUND.get_or_init(|| match bf16_products(mesh) {
+        Ok(()) => Target::OneDnn,
+        Err(why) => {
+            eprintln!("no bf16 products on this CPU, computing in f32: {why:#}");
+            Target::Cpu
+        }
+    })
+}
+
+/// Whether a CPU device makes products of bf16 operands; tried out by a small program.
+///
+/// # Errors
+/// Why it does not.
+#[cfg(feature = "xla")]
+pub fn bf16_products(mesh: &Mesh) -> Result<()> {
+    probe::one_dnn(mesh)
+}
+
+/// As above: without the XLA library there is no CPU device.
+#[cfg(not(feature = "xla"))]
+pub fn bf16_products(_mesh: &Mesh) -> Result<()> {
+    anyhow::bail!("this program was built without the XLA library")
 }
 
 #[cfg(feature = "xla")]

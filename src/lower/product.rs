@@ -1,0 +1,262 @@
+//! Matrix products and convolutions as single operations: XLA's own, or calls of the oneDNN inside XLA's CPU library.
+//!
+//! Operands and results are f32 arrays here. Where the computation's products take bf16, operands are rounded in front of
+//! the operation, whose result is f32 all the same.
+
+use anyhow::Result;
+use xla::{ElementType, XlaOp};
+
+use super::patch::{CONVOLUTION, DOT};
+use super::{Lowering, dims, element_type, i64s};
+use crate::ir::ops::conv::Window;
+use crate::ir::ops::linalg::Dot;
+use crate::program::Target;
+use crate::shape::{Precision, Shape};
+
+/// Which dimension of each array is what. Of image and result: batch, channels, rows, columns; of the kernel: channels in,
+/// channels out, rows, columns.
+pub(super) struct Roles {
+    image: [i64; 4],
+    kernel: [i64; 4],
+    result: [i64; 4],
+}
+
+/// NHWC x HWIO → NHWC.
+pub(super) const FORWARD: Roles = Roles { image: [0, 3, 1, 2], kernel: [2, 3, 0, 1], result: [0, 3, 1, 2] };
+
+/// The weight gradient: channels take the place of the batch, and the cotangent that of the kernel.
+const WEIGHT_GRAD: Roles = Roles { image: [3, 0, 1, 2], kernel: [0, 3, 1, 2], result: [2, 3, 0, 1] };
+
+/// The products that oneDNN is asked for.
+const MATMUL: &str = "__onednn$matmul";
+const CONV: &str = "__onednn$convolution";
+
+impl Lowering<'_> {
+    /// The operand as the products of this computation take it.
+    fn narrowed(&self, x: &XlaOp) -> Result<XlaOp> {
+        match self.precision {
+            Precision::F32 => Ok(x.clone()),
+            Precision::Bf16 if x.ty()? == ElementType::U16.primitive_type() => {
+                self.bitcast(x, ElementType::Bf16)
+            }
+            Precision::Bf16 => Ok(x.convert(ElementType::Bf16.primitive_type())?),
+        }
+    }
+
+    /// Whether a product is made of rounded operands by XLA itself, which the builder cannot say.
+    fn is_mixed(&self) -> bool {
+        self.target == Target::Native && self.precision == Precision::Bf16
+    }
+
+    pub(super) fn dot(&self, op: &Dot, lhs: &XlaOp, rhs: &XlaOp, result: &Shape) -> Result<XlaOp> {
+        let matrices = lhs.rank()? == 2 && rhs.rank()? == 2 && op.lhs_contract.len() == 1;
+        if matrices && op.lhs_batch.is_empty() {
+            return self.product(lhs, rhs, [op.lhs_contract[0], op.rhs_contract[0]], result);
+        }
+        self.general_product(op, lhs, rhs, result)
+    }
+
+    /// The product of two matrices, over a dimension of each.
+    pub(super) fn product(
+        &self,
+        lhs: &XlaOp,
+        rhs: &XlaOp,
+        contract: [usize; 2],
+        result: &Shape,
+    ) -> Result<XlaOp> {
+        if self.target != Target::OneDnn {
+            let [lhs_contract, rhs_contract] = contract.map(|d| vec![d]);
+            let dot = Dot { lhs_contract, rhs_contract, ..Dot::default() };
+            return self.general_product(&dot, lhs, rhs, result);
+        }
+        let mut turned = Vec::new();
+        if contract[0] == 0 {
+            turned.push("\"transpose_a\":true");
+        }
+        if contract[1] == 1 {
+            turned.push("\"transpose_b\":true");
+        }
+        let config = format!("{{\"onednn_matmul_config\":{{{}}}}}", turned.join(","));
+        let operands = [self.narrowed(lhs)?, self.narrowed(rhs)?];
+        let ty = element_type(result.dtype);
+        Ok(self.builder.custom_call(MATMUL, &operands, ty, &dims(result), config.as_bytes())?)
+    }
+
+    fn general_product(&self, op: &Dot, lhs: &XlaOp, rhs: &XlaOp, result: &Shape) -> Result<XlaOp> {
+        let Dot { lhs_contract, rhs_contract, lhs_batch, rhs_batch } = op;
+        if !self.is_mixed() {
+            let [a, b, c, d] = [lhs_contract, rhs_contract, lhs_batch, rhs_batch].map(|v| i64s(v));
+            return Ok(lhs.dot_general(rhs, &a, &b, &c, &d)?);
+        }
+        let mut fields = "dot_dimension_numbers {".to_string();
+        for (name, numbers) in [
+            ("lhs_contracting_dimensions", lhs_contract),
+            ("rhs_contracting_dimensions", rhs_contract),
+            ("lhs_batch_dimensions", lhs_batch),
+            ("rhs_batch_dimensions", rhs_batch),
+        ] {
+            numbers.iter().for_each(|n| fields += &format!(" {name}: {n}"));
+        }
+        let operands = [self.narrowed(lhs)?, self.narrowed(rhs)?];
+        let ty = element_type(result.dtype);
+        self.own_call(DOT, &operands, ty, &dims(result), &(fields + " }"))
+    }
+
+    /// The weight gradient as one convolution, of operands in their natural layout.
+    pub(super) fn weight_grad(
+        &self,
+        window: &Window,
+        kernel: [usize; 2],
+        image: &XlaOp,
+        result: &XlaOp,
+        image_shape: &Shape,
+        result_shape: &Shape,
+    ) -> Result<XlaOp> {
+        let (turned, shape) = weight_grad_window(window, kernel, image_shape, result_shape);
+        self.convolution(&turned, &WEIGHT_GRAD, image, result, &shape)
+    }
+
+    /// A convolution as one operation.
+    pub(super) fn convolution(
+        &self,
+        window: &Window,
+        roles: &Roles,
+        image: &XlaOp,
+        kernel: &XlaOp,
+        result: &Shape,
+    ) -> Result<XlaOp> {
+        let one_dnn = self.target == Target::OneDnn && window.image_dilation == [1, 1];
+        if !one_dnn && !self.is_mixed() {
+            return Ok(native(window, roles, image, kernel)?);
+        }
+        let operands =
+            |image: &XlaOp| Ok::<_, anyhow::Error>([self.narrowed(image)?, self.narrowed(kernel)?]);
+        let ty = element_type(result.dtype);
+        if !one_dnn {
+            let fields = convolution_fields(window, roles, kernel)?;
+            let operands = operands(image)?;
+            return self.own_call(CONVOLUTION, &operands, ty, &dims(result), &fields);
+        }
+        // oneDNN pads, and does not cut.
+        let mut edges = [(0, 0, 0); 4];
+        let mut window = *window;
+        for d in 0..2 {
+            let (low, high) = window.padding[d];
+            edges[roles.image[2 + d] as usize] = (low.min(0), high.min(0), 0);
+            window.padding[d] = (low.max(0), high.max(0));
+        }
+        let cut = match edges.iter().all(|e| *e == (0, 0, 0)) {
+            true => image.clone(),
+            false => {
+                let image = self.rounded(image)?;
+                image.pad(&self.builder.zero(image.ty()?.element_type()?)?, &edges)?
+            }
+        };
+        let config = one_dnn_config(&window, roles);
+        Ok(self.builder.custom_call(CONV, &operands(&cut)?, ty, &dims(result), config.as_bytes())?)
+    }
+}
+
+/// The window and the shape of the result with which the weight gradient is a convolution of the image with the cotangent.
+pub(super) fn weight_grad_window(
+    window: &Window,
+    kernel: [usize; 2],
+    image: &Shape,
+    result: &Shape,
+) -> (Window, Shape) {
+    let grid = |s: &Shape| [s.dims[1], s.dims[2]];
+    let turned = Window {
+        stride: window.kernel_dilation,
+        padding: window.weight_padding(grid(image), kernel, grid(result)),
+        image_dilation: window.image_dilation,
+        kernel_dilation: window.stride,
+    };
+    (turned, image.with_dims(&[kernel[0], kernel[1], image.dims[3], result.dims[3]]))
+}
+
+/// As XLA's own operation over operands as they are.
+fn native(window: &Window, roles: &Roles, image: &XlaOp, kernel: &XlaOp) -> xla::Result<XlaOp> {
+    let Window { stride, padding, image_dilation, kernel_dilation } = window;
+    let [stride, image_dilation, kernel_dilation] =
+        [stride, image_dilation, kernel_dilation].map(|v| i64s(v));
+    let Roles { image: i, kernel: k, result: r } = roles;
+    image.conv_general_dilated(
+        kernel,
+        &stride,
+        padding,
+        &image_dilation,
+        &kernel_dilation,
+        i[0],
+        i[1],
+        &i[2..],
+        r[0],
+        r[1],
+        &r[2..],
+        k[0],
+        k[1],
+        &k[2..],
+        1,
+        1,
+        false,
+    )
+}
+
+/// The fields of an HLO convolution, in the text form of protocol buffers.
+fn convolution_fields(window: &Window, roles: &Roles, kernel: &XlaOp) -> xla::Result<String> {
+    let sizes = kernel.dims()?;
+    let mut fields = "window {".to_string();
+    for d in 0..2 {
+        let (low, high) = window.padding[d];
+        fields += &format!(
+            " dimensions {{ size: {} stride: {} padding_low: {low} padding_high: {high} window_dilation: {} base_dilation: {} }}",
+            sizes[roles.kernel[2 + d] as usize],
+            window.stride[d],
+            window.kernel_dilation[d],
+            window.image_dilation[d],
+        );
+    }
+    fields += " } convolution_dimension_numbers {";
+    for (array, names, roles) in [
+        ("input", ["batch", "feature"], &roles.image),
+        ("kernel", ["input_feature", "output_feature"], &roles.kernel),
+        ("output", ["batch", "feature"], &roles.result),
+    ] {
+        for (name, dim) in names.iter().zip(roles) {
+            fields += &format!(" {array}_{name}_dimension: {dim}");
+        }
+        roles[2..].iter().for_each(|dim| fields += &format!(" {array}_spatial_dimensions: {dim}"));
+    }
+    Ok(fields + " } feature_group_count: 1 batch_group_count: 1")
+}
+
+/// The backend configuration of a call of oneDNN's convolution: `OneDnnConvolutionConfig` in XLA's onednn_config.proto.
+fn one_dnn_config(window: &Window, roles: &Roles) -> String {
+    let Roles { image, kernel, result } = roles;
+    let pair = |[a, b]: [i64; 2]| format!("[\"{a}\",\"{b}\"]");
+    let data = |r: &[i64; 4]| {
+        let places = pair([r[2], r[3]]);
+        format!(
+            "{{\"data\":{{\"batch_dim\":\"{}\",\"feature_dim\":\"{}\",\"spatial_dims\":{places}}}}}",
+            r[0], r[1]
+        )
+    };
+    let filter = format!(
+        "{{\"filter\":{{\"input_feature_dim\":\"{}\",\"output_feature_dim\":\"{}\",\"spatial_dims\":{}}}}}",
+        kernel[0],
+        kernel[1],
+        pair([kernel[2], kernel[3]])
+    );
+    let moves = format!(
+        "{{\"pad_left\":{},\"pad_right\":{},\"strides\":{},\"window_dilations\":{}}}",
+        pair(window.padding.map(|p| p.0)),
+        pair(window.padding.map(|p| p.1)),
+        pair(window.stride.map(|s| s as i64)),
+        pair(window.kernel_dilation.map(|s| s as i64)),
+    );
+    format!(
+        "{{\"onednn_conv_config\":{{\"dims\":\"4\",\"input\":{},\"kernel\":{filter},\"output\":{},\"window\":{moves},\
+         \"feature_groups\":\"1\"}}}}",
+        data(image),
+        data(result)
+    )
+}
