@@ -14,22 +14,7 @@ fn evaluate(folder: &std::path::Path, more: &[&str]) -> Value {
 fn neither_batch_nor_replicas_change_the_result() {
     let folder = tempfile::tempdir().unwrap();
     let data = cli::data_folder(folder.path());
-    let train = [
-        "train",
-        "--latent",
-        "8",
-        "--data",
-        data.to_str().unwrap(),
-        "--out",
-        "run",
-        "--batch-size",
-        "8",
-        "--steps",
-        "5",
-        "--eval-every",
-        "0",
-    ];
-    cli::succeed(folder.path(), &train);
+    cli::succeed(folder.path(), &cli::training(&data, "--steps 5 --eval-every 0"));
     // 21 images: none of these batches divides them.
     let one = evaluate(folder.path(), &["--batch-size", "21"]);
     assert_eq!((one["images"].as_u64(), one["samples"].as_u64()), (Some(21), Some(6)));

@@ -10,7 +10,7 @@ use vnca::array::Array;
 use vnca::ir::ops::conv::Window;
 use vnca::ir::ops::layout::Padding;
 use vnca::ir::ops::linalg::Dot;
-use vnca::ir::{Block, Function, Graph, Op, RepeatOptions, Sym, gradient};
+use vnca::ir::{Block, Function, Graph, Loop, Op, RepeatOptions, Sym, gradient};
 use vnca::shape::{DType, Shape};
 
 /// A row of the table: inputs' sizes, the range they are drawn from, and a function of them.
@@ -253,7 +253,8 @@ fn recurrence(form: Option<(RepeatOptions, bool)>) -> Function {
     let y = match form {
         Some((options, dynamic)) => {
             let (trips, most) = if dynamic { (Some(trips), 9) } else { (None, 7) };
-            let results = g.repeat_with(options, trips, most, &[x], |_, c| {
+            let how = Loop { options, trips, max_trips: most, init: &[x] };
+            let results = g.repeat_with(how, |_, c| {
                 let (next, tell) = cell(c[0], w);
                 (vec![next], vec![tell])
             });

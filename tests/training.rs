@@ -107,25 +107,8 @@ fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
 fn a_loss_that_is_not_finite_stops_the_run_before_the_update() {
     let folder = tempfile::tempdir().unwrap();
     let data = cli::data_folder(folder.path());
-    let arguments = [
-        "train",
-        "--latent",
-        "8",
-        "--data",
-        data.to_str().unwrap(),
-        "--out",
-        "run",
-        "--batch-size",
-        "8",
-        "--steps",
-        "40",
-        "--learning-rate",
-        "3",
-        "--eval-every",
-        "0",
-        "--checkpoint-every",
-        "1000",
-    ];
+    let arguments =
+        cli::training(&data, "--steps 40 --learning-rate 3 --eval-every 0 --checkpoint-every 1000");
     let error = cli::fail(folder.path(), &arguments, 5);
     let lines = cli::metrics(&folder.path().join("run"));
     let failed = lines.len() + 1;
@@ -147,23 +130,7 @@ fn a_loss_that_is_not_finite_stops_the_run_before_the_update() {
 fn pictures_and_events_are_written_when_an_evaluation_is_due() {
     let folder = tempfile::tempdir().unwrap();
     let data = cli::data_folder(folder.path());
-    let arguments = [
-        "train",
-        "--latent",
-        "8",
-        "--data",
-        data.to_str().unwrap(),
-        "--out",
-        "run",
-        "--batch-size",
-        "8",
-        "--steps",
-        "4",
-        "--eval-every",
-        "2",
-        "--eval-samples",
-        "2",
-    ];
+    let arguments = cli::training(&data, "--steps 4 --eval-every 2 --eval-samples 2");
     cli::succeed(folder.path(), &arguments);
     let run = folder.path().join("run");
     let due: Vec<bool> = cli::metrics(&run).iter().map(|l| l["test_iwelbo"].is_number()).collect();

@@ -2,13 +2,14 @@
 
 use super::{APPROXIMATE, Case, case, f32s};
 use crate::array::Array;
-use crate::ir::{Graph, RepeatOptions, Sym, gradient};
+use crate::ir::{Graph, Loop, RepeatOptions, Sym, gradient};
 use crate::random::{Key, graph as draw};
 use crate::shape::DType;
 
 /// x · w^trips as a loop.
 fn powers<'g>(g: &'g Graph, x: &[Sym<'g>], options: RepeatOptions, trips: Option<Sym<'g>>) -> Sym<'g> {
-    g.repeat_with(options, trips, 5, &[x[0]], |_, c| (vec![(c[0] * x[1]).keep()], vec![]))[0]
+    let how = Loop { options, trips, max_trips: 5, init: &[x[0]] };
+    g.repeat_with(how, |_, c| (vec![(c[0] * x[1]).keep()], vec![]))[0]
 }
 
 pub(super) fn cases() -> Vec<Case> {

@@ -14,4 +14,4 @@ pub use cost::Cost;
 pub use grad::{gradient, pullback};
 pub use graph::{Block, Function, Graph, Input, Node, Output, Sym, Value};
 pub use op::{Op, Vjp};
-pub use ops::control::RepeatOptions;
+pub use ops::control::{Loop, RepeatOptions};

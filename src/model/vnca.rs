@@ -7,9 +7,9 @@
 use super::loss::Course;
 use super::params::{Leaf, Params, Role, layer};
 use super::{Kind, Model, SIDE};
-use crate::ir::Sym;
 use crate::ir::ops::conv::Window;
 use crate::ir::ops::layout::Padding;
+use crate::ir::{Loop, Sym};
 use crate::random::graph::{bernoulli, randint, split, split_each};
 use crate::shape::{DType, Shape};
 
@@ -141,7 +141,8 @@ impl<'g> Automaton<'g> {
 
     fn repeated(&self, grids: Grids<'g>, count: Option<Sym<'g>>, most: usize) -> Grids<'g> {
         let carry = [grids.cells, grids.keys];
-        let last = grids.cells.graph().repeat_with(self.course.memory, count, most, &carry, |_, carry| {
+        let how = Loop { options: self.course.memory, trips: count, max_trips: most, init: &carry };
+        let last = grids.cells.graph().repeat_with(how, |_, carry| {
             let next = self.step(Grids { cells: carry[0], keys: carry[1] });
             (vec![next.cells, next.keys], vec![])
         });

@@ -1,6 +1,8 @@
 //! Running the built binary as a user does.
 #![allow(dead_code)]
 
+use std::ffi::OsStr;
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -11,18 +13,18 @@ use vnca::random::Key;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vnca");
 
-pub fn vnca(folder: &Path, arguments: &[&str]) -> Command {
+pub fn vnca(folder: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
     prepare(Command::new(BINARY), folder, arguments)
 }
 
 /// Runs to the end, for ten minutes at most: a command that should have refused must not train for days.
-pub fn run(folder: &Path, arguments: &[&str]) -> Output {
+pub fn run(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug]) -> Output {
     let mut command = Command::new("timeout");
     command.args(["600", BINARY]);
     prepare(command, folder, arguments).output().expect("the binary starts")
 }
 
-fn prepare(mut command: Command, folder: &Path, arguments: &[&str]) -> Command {
+fn prepare(mut command: Command, folder: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
     command.current_dir(folder).args(arguments);
     // What a developer has set must not change a test.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VNCA_") || name == "RUST_LOG") {
@@ -31,8 +33,15 @@ fn prepare(mut command: Command, folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// A small baseline's training into `run`, and options that are given in one text.
+pub fn training(data: &Path, more: &str) -> Vec<String> {
+    let words = ["train", "--out", "run", "--latent", "8", "--batch-size", "8", "--data"].map(String::from);
+    let data = data.to_str().expect("the path is text").to_string();
+    words.into_iter().chain([data]).chain(more.split_whitespace().map(String::from)).collect()
+}
+
 /// Runs and expects success; gives stdout.
-pub fn succeed(folder: &Path, arguments: &[&str]) -> String {
+pub fn succeed(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug]) -> String {
     let output = run(folder, arguments);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "vnca {arguments:?}: {:?}\n{err}", output.status);
@@ -40,7 +49,7 @@ pub fn succeed(folder: &Path, arguments: &[&str]) -> String {
 }
 
 /// Runs and expects an exit code; gives stderr.
-pub fn fail(folder: &Path, arguments: &[&str], code: i32) -> String {
+pub fn fail(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug], code: i32) -> String {
     let output = run(folder, arguments);
     let err = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "vnca {arguments:?}: {err}");

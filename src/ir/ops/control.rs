@@ -156,6 +156,16 @@ impl Repeat {
     }
 }
 
+/// How a loop runs, and what it begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Loop<'g, 'i> {
+    pub options: RepeatOptions,
+    /// Number of trips, an s32 scalar known at run time; `None`: as many as there may be.
+    pub trips: Option<Sym<'g>>,
+    pub max_trips: usize,
+    pub init: &'i [Sym<'g>],
+}
+
 /// What a loop's body gives: the next carries, and values to stack.
 pub type Step<'g> = (Vec<Sym<'g>>, Vec<Sym<'g>>);
 
@@ -169,7 +179,10 @@ impl Graph {
         init: &[Sym<'g>],
         body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
     ) -> Vec<Sym<'g>> {
-        self.repeat_with(RepeatOptions::default(), None, trips, init, body)
+        self.repeat_with(
+            Loop { options: RepeatOptions::default(), trips: None, max_trips: trips, init },
+            body,
+        )
     }
 
     /// Runs `body` `trips` times, an s32 scalar known at run time and at most `max_trips`.
@@ -181,46 +194,43 @@ impl Graph {
         init: &[Sym<'g>],
         body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
     ) -> Vec<Sym<'g>> {
-        self.repeat_with(RepeatOptions::default(), Some(trips), max_trips, init, body)
+        self.repeat_with(
+            Loop { options: RepeatOptions::default(), trips: Some(trips), max_trips, init },
+            body,
+        )
     }
 
-    /// The loop with all its options: `max_trips` trips, or `trips` of them, an s32 scalar known at run time.
+    /// The loop with all its options.
     #[track_caller]
     pub fn repeat_with<'g>(
         &'g self,
-        options: RepeatOptions,
-        trips: Option<Sym<'g>>,
-        max_trips: usize,
-        init: &[Sym<'g>],
+        how: Loop<'g, '_>,
         body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
     ) -> Vec<Sym<'g>> {
-        match options.remat {
-            0 | 1 => self.repeat_once(options, trips, max_trips, init, body),
-            length => self.repeat_in_segments(options, length, trips, max_trips, init, body),
-        }
+        if how.options.remat < 2 { self.repeat_once(how, body) } else { self.repeat_in_segments(how, body) }
     }
 
-    /// A loop over segments of `length` trips each, so that what is saved of the whole loop are the carries with which
+    /// A loop over segments of `remat` trips each, so that what is saved of the whole loop are the carries with which
     /// a segment begins, and what is saved of its trips belongs to one segment at a time.
     #[track_caller]
     fn repeat_in_segments<'g>(
         &'g self,
-        options: RepeatOptions,
-        length: usize,
-        trips: Option<Sym<'g>>,
-        max_trips: usize,
-        init: &[Sym<'g>],
+        how: Loop<'g, '_>,
         body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
     ) -> Vec<Sym<'g>> {
+        let Loop { options, trips, max_trips, init } = how;
+        let length = options.remat;
         let segments = max_trips.div_ceil(length);
         let last = trips.unwrap_or_else(|| self.scalar(DType::S32, max_trips as f64));
         let count = trips.map(|trips| (trips + (length as f64 - 1.0)) / trips.like(length as f64));
         let outer = RepeatOptions { remat: 1, ..options };
         let inner = RepeatOptions { remat: 0, ..options };
-        let results = self.repeat_once(outer, count, segments, init, |segment, carries| {
+        let outer = Loop { options: outer, trips: count, max_trips: segments, init };
+        let results = self.repeat_once(outer, |segment, carries| {
             let begin = segment * length as f64;
             let left = (last - begin).min(begin.like(length as f64));
-            let mut results = self.repeat_once(inner, Some(left), length, carries, |i, c| body(begin + i, c));
+            let inner = Loop { options: inner, trips: Some(left), max_trips: length, init: carries };
+            let mut results = self.repeat_once(inner, |i, c| body(begin + i, c));
             let stacked = results.split_off(carries.len());
             (results, stacked)
         });
@@ -238,12 +248,10 @@ impl Graph {
     #[track_caller]
     fn repeat_once<'g>(
         &'g self,
-        options: RepeatOptions,
-        trips: Option<Sym<'g>>,
-        max_trips: usize,
-        init: &[Sym<'g>],
+        how: Loop<'g, '_>,
         body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
     ) -> Vec<Sym<'g>> {
+        let Loop { options, trips, max_trips, init } = how;
         self.open_frame();
         let index = self.add_parameter(&Shape::s32(&[]));
         let carries: Vec<Sym<'g>> = init.iter().map(|s| self.add_parameter(&s.shape())).collect();
