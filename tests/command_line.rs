@@ -98,4 +98,29 @@ fn the_doctor_finds_this_machine_healthy_and_nothing_of_xlas_log_shows() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["ok"], true);
     assert_eq!(cli::text(&output.stderr), "");
+    // What a TPU or GPU lacks is told with what to do about it, and is no failure where none was asked for.
+    let checks = report["checks"].as_array().unwrap();
+    for name in ["tpu library", "tpu files", "tpu lock", "cuda plugin", "cuda files", "cuda driver", "device"]
+    {
+        let check = checks.iter().find(|check| check["name"] == name).expect(name);
+        assert_eq!(check["needed"], name == "device", "{check}");
+        assert_eq!(check["ok"] == true, check["mend"].is_null(), "{check}");
+    }
+}
+
+#[test]
+fn the_doctor_says_what_a_device_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    for (device, file) in [("tpu", "/dev/accel0"), ("cuda", "/dev/nvidia0")] {
+        if std::path::Path::new(file).exists() {
+            continue;
+        }
+        let output = cli::run(folder.path(), &["doctor", "--device", device]);
+        let table = cli::text(&output.stdout);
+        assert_eq!(output.status.code(), Some(4), "{table}");
+        assert!(
+            table.contains(&format!("BAD  {device} files")) && table.contains("mend it with: "),
+            "{table}"
+        );
+    }
 }

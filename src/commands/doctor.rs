@@ -1,18 +1,24 @@
 //! `vnca doctor`.
 
-use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use super::{Outcome, print};
 use crate::array::Array;
 use crate::build::{bf16_products, compile};
-use crate::error::Exit;
+use crate::error::{Exit, WithExit};
 use crate::ir::Graph;
-use crate::runtime::{Device, Mesh};
+use crate::runtime::pjrt::{self, Lock};
+use crate::runtime::{Device, Mesh, Plugin};
 use crate::shape::Shape;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// The device that has to work: cpu, tpu, cuda or the path of a PJRT plugin; what others lack is told, and is no failure
+    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
+    device: String,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
@@ -22,100 +28,203 @@ pub struct Args {
 struct Check {
     name: &'static str,
     ok: bool,
+    /// Whether the device that was asked for needs it.
+    needed: bool,
     found: String,
-    /// The command that mends it.
+    /// What mends it.
     #[serde(skip_serializing_if = "Option::is_none")]
     mend: Option<&'static str>,
+}
+
+impl Check {
+    fn new(name: &'static str, needed: bool, result: Result<String>, mend: &'static str) -> Check {
+        match result {
+            Ok(found) => Check { name, ok: true, needed, found, mend: None },
+            Err(error) => Check { name, ok: false, needed, found: format!("{error:#}"), mend: Some(mend) },
+        }
+    }
 }
 
 /// Memory that the report's baseline takes in training, with room for the rest of the machine.
 const WANTED_GIB: f64 = 2.0;
 
 pub fn run(args: &Args) -> Outcome {
-    let checks = [library(), device(), computing(), products(), memory(), disk()];
-    let ok = checks.iter().all(|c| c.ok);
+    let device: Device = args.device.parse().exit(Exit::Usage)?;
+    let mut checks = tpu_checks(&device);
+    checks.extend(cuda_checks(&device));
+    // In this order: a device that opens holds its lock.
+    checks.extend(own_checks(&device));
+    let ok = checks.iter().all(|c| c.ok || !c.needed);
     if args.json {
-        print(&serde_json::json!({"ok": ok, "checks": checks}).to_string())?;
+        print(&serde_json::json!({"ok": ok, "device": args.device, "checks": checks}).to_string())?;
     } else {
         for check in &checks {
-            print(&format!("{:4} {:9} {}", if check.ok { "ok" } else { "BAD" }, check.name, check.found))?;
+            let verdict = match (check.ok, check.needed) {
+                (true, _) => "ok",
+                (false, true) => "BAD",
+                (false, false) => "--",
+            };
+            print(&format!("{verdict:4} {:11} {}", check.name, check.found))?;
             if let Some(mend) = check.mend {
-                print(&format!("     {:9} mend it with: {mend}", ""))?;
+                print(&format!("     {:11} mend it with: {mend}", ""))?;
             }
         }
     }
     Ok(if ok { None } else { Some(Exit::Device) })
 }
 
-fn check(name: &'static str, result: Result<String>, mend: &'static str) -> Check {
-    match result {
-        Ok(found) => Check { name, ok: true, found, mend: None },
-        Err(error) => Check { name, ok: false, found: format!("{error:#}"), mend: Some(mend) },
-    }
+/// What every run takes, and the device that was asked for.
+fn own_checks(device: &Device) -> Vec<Check> {
+    const SETUP: &str = "tools/setup, then cargo build --release";
+    let on_cpu = *device == Device::Cpu;
+    let mend = match device {
+        Device::Cpu => SETUP,
+        Device::Plugin { .. } => "what the message says, and the checks above; docs/devices.md has more",
+    };
+    vec![
+        Check::new("library", on_cpu, library(), SETUP),
+        Check::new("device", true, Mesh::open(device, 1).map(|mesh| mesh.describe()), mend),
+        Check::new(
+            "computing",
+            cfg!(feature = "xla"),
+            computing(device),
+            "vnca conformance tells more (without the XLA library, with --programs)",
+        ),
+        Check::new("bf16", false, Ok(products(device)), ""),
+        Check::new("memory", true, memory(), "close other programs, or take a smaller --batch-size"),
+        Check::new("disk", true, disk(), "run in a folder of yours, or name one with --out"),
+    ]
 }
 
 /// The shared objects of XLA that this process has mapped.
-fn library() -> Check {
-    let found = (|| {
-        let maps = std::fs::read_to_string("/proc/self/maps")?;
-        let path = maps
-            .lines()
-            .filter_map(|l| l.split_whitespace().nth(5))
-            .find(|p| ["libtensorflow_cc", "libxla_extension"].iter().any(|name| p.contains(name)));
-        path.map(str::to_string).ok_or_else(|| anyhow::anyhow!("no XLA library is loaded in this process"))
-    })();
-    check("library", found, "tools/setup, then cargo build --release")
+fn library() -> Result<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let path = maps
+        .lines()
+        .filter_map(|l| l.split_whitespace().nth(5))
+        .find(|p| ["libtensorflow_cc", "libxla_extension"].iter().any(|name| p.contains(name)));
+    path.map(str::to_string).context("no XLA library is loaded in this process")
 }
 
-fn device() -> Check {
-    let found = Mesh::open(&Device::Cpu, 1).map(|mesh| mesh.describe());
-    check("device", found, "tools/setup, then cargo build --release")
-}
-
-/// Two replicas compute and add up: the compiler and the collectives work.
-fn computing() -> Check {
-    let found = (|| {
-        let g = Graph::new("doctor");
-        let x = g.input("x", &Shape::f32(&[2]));
-        let function = g.finish(&[("y".into(), (x * 2.0).all_reduce())], &[])?;
-        let mesh = Mesh::open(&Device::Cpu, 2)?;
-        let executable = compile(&mesh, &function)?;
-        let x = mesh.shard(&[Array::new(&[2], &[1f32, 2.0]), Array::new(&[2], &[10f32, 20.0])])?;
-        let y = executable.call(vec![(&x).into()])?[0].get(1)?.to_vec::<f32>();
-        anyhow::ensure!(y == [22.0, 44.0], "2 replicas gave {y:?}, not [22, 44]");
-        Ok("a program over 2 replicas compiles and gives what it should".to_string())
-    })();
-    check("computing", found, "tools/setup, then cargo build --release")
+/// Two replicas compute and add up, or one where there is one device: the compiler and the collectives work.
+fn computing(device: &Device) -> Result<String> {
+    let g = Graph::new("doctor");
+    let x = g.input("x", &Shape::f32(&[2]));
+    let function = g.finish(&[("y".into(), (x * 2.0).all_reduce())], &[])?;
+    let replicas = Mesh::open(device, 1)?.devices().min(2);
+    let mesh = Mesh::open(device, replicas)?;
+    let executable = compile(&mesh, &function)?;
+    let parts = [Array::new(&[2], &[1f32, 2.0]), Array::new(&[2], &[10f32, 20.0])];
+    let x = mesh.shard(&parts[..replicas])?;
+    let y = executable.call(vec![(&x).into()])?[0].get(replicas - 1)?.to_vec::<f32>();
+    let expected = if replicas == 2 { [22.0, 44.0] } else { [2.0, 4.0] };
+    ensure!(y == expected, "{replicas} replicas gave {y:?}, not {expected:?}");
+    Ok(format!("a program over {replicas} replica(s) compiles and gives what it should"))
 }
 
 /// No fault where there are none: they are wanted by `--precision bf16` alone, which then computes in f32.
-fn products() -> Check {
-    let tried = Mesh::open(&Device::Cpu, 1).and_then(|mesh| bf16_products(&mesh));
-    let found = tried.map_or_else(|why| format!("no products: {why:#}"), |()| "products by oneDNN".into());
-    check("bf16", Ok(found), "")
+fn products(device: &Device) -> String {
+    let tried = Mesh::open(device, 1).and_then(|mesh| bf16_products(&mesh));
+    tried.map_or_else(|why| format!("no products: {why:#}"), |()| "products of bf16 operands".into())
 }
 
-fn memory() -> Check {
-    let found = (|| {
-        let text = std::fs::read_to_string("/proc/meminfo")?;
-        let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-        let kib: f64 = line
-            .and_then(|l| l.split_whitespace().next()?.parse().ok())
-            .ok_or_else(|| anyhow::anyhow!("/proc/meminfo has no MemAvailable"))?;
-        let gib = kib / (1024.0 * 1024.0);
-        anyhow::ensure!(gib >= WANTED_GIB, "{gib:.1} GiB free, training the baseline takes {WANTED_GIB}");
-        Ok(format!("{gib:.1} GiB free"))
-    })();
-    check("memory", found, "close other programs, or take a smaller --batch-size")
+fn memory() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib: f64 = line
+        .and_then(|l| l.split_whitespace().next()?.parse().ok())
+        .context("/proc/meminfo has no MemAvailable")?;
+    let gib = kib / (1024.0 * 1024.0);
+    ensure!(gib >= WANTED_GIB, "{gib:.1} GiB free, training the baseline takes {WANTED_GIB}");
+    Ok(format!("{gib:.1} GiB free"))
 }
 
 /// A file can be written and flushed here, as a run does.
-fn disk() -> Check {
-    let found = (|| {
-        let file = std::path::Path::new(".vnca-doctor");
-        std::fs::write(file, b"ok")?;
-        std::fs::remove_file(file)?;
-        Ok(format!("{} can be written to", std::env::current_dir()?.display()))
-    })();
-    check("disk", found, "run in a folder of yours, or name one with --out")
+fn disk() -> Result<String> {
+    let file = Path::new(".vnca-doctor");
+    std::fs::write(file, b"ok")?;
+    std::fs::remove_file(file)?;
+    Ok(format!("{} can be written to", std::env::current_dir()?.display()))
+}
+
+fn is(device: &Device, plugin: &Plugin) -> bool {
+    matches!(device, Device::Plugin { plugin: own, .. } if own == plugin)
+}
+
+/// A plugin's file with the version of its package and of the C API, without opening it.
+fn plugin(plugin: &Plugin, packages: &[&str]) -> Result<String> {
+    let file = plugin.find()?;
+    let package = packages.iter().find_map(|name| pjrt::package(&file, name));
+    Ok(format!("{}{}", package.map(|p| p + ", ").unwrap_or_default(), pjrt::inspect(plugin)?))
+}
+
+fn listed(files: &[PathBuf], missing: &str) -> Result<String> {
+    ensure!(!files.is_empty(), "{missing}");
+    let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    Ok(format!("{} device file(s): {}", files.len(), names.join(" ")))
+}
+
+fn tpu_checks(device: &Device) -> Vec<Check> {
+    let needed = is(device, &Plugin::Tpu);
+    let no_files = "this machine shows no TPU: there is neither /dev/accel0 nor /dev/vfio/0";
+    vec![
+        Check::new(
+            "tpu library",
+            needed,
+            plugin(&Plugin::Tpu, &["libtpu"]),
+            "pip install -U libtpu, or tools/setup --tpu",
+        ),
+        Check::new(
+            "tpu files",
+            needed,
+            listed(&pjrt::tpu_files(), no_files),
+            "run on a TPU VM; in a container, pass the devices on: docker run --privileged",
+        ),
+        Check::new(
+            "tpu lock",
+            needed,
+            tpu_lock(Path::new(pjrt::TPU_LOCK)),
+            "end the process that holds it; where none does: sudo rm /tmp/libtpu_lockfile",
+        ),
+    ]
+}
+
+fn tpu_lock(path: &Path) -> Result<String> {
+    match pjrt::Lock::of(path) {
+        Lock::Absent => Ok(format!("free: there is no {}", path.display())),
+        // Whoever opened the TPU last leaves the file, which another user cannot open then.
+        Lock::Left => match std::fs::OpenOptions::new().write(true).open(path) {
+            Ok(_) => Ok(format!("free: no process holds {}", path.display())),
+            Err(error) => bail!("{} was left by another user's process ({error})", path.display()),
+        },
+        Lock::Held(pid) => {
+            let name = pjrt::process_name(pid).unwrap_or("of another container or user".into());
+            bail!("{} is held by process {pid} ({name})", path.display())
+        }
+    }
+}
+
+fn cuda_checks(device: &Device) -> Vec<Check> {
+    let needed = is(device, &Plugin::Cuda);
+    let driver = pjrt::nvidia_driver().map(|version| format!("version {version}"));
+    vec![
+        Check::new(
+            "cuda plugin",
+            needed,
+            plugin(&Plugin::Cuda, &["jax_cuda13_pjrt", "jax_cuda12_pjrt"]),
+            "pip install \"jax[cuda13]\"",
+        ),
+        Check::new(
+            "cuda files",
+            needed,
+            listed(&pjrt::gpu_files(), "this machine shows no NVIDIA GPU: there is no /dev/nvidia0"),
+            "run on a machine with one; in a container: docker run --gpus all",
+        ),
+        Check::new(
+            "cuda driver",
+            needed,
+            driver.context("there is no /proc/driver/nvidia/version"),
+            "install NVIDIA's driver, as new as the plugin's CUDA needs: nvidia-smi shows which it offers",
+        ),
+    ]
 }

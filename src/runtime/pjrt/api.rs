@@ -25,8 +25,18 @@ impl Api {
     /// Loads a plugin and initializes it.
     ///
     /// # Errors
-    /// When the file is no plugin, or of another major version of the API.
+    /// As of [`Api::open`], or when the plugin cannot be initialized.
     pub fn load(path: &Path) -> Result<Api> {
+        let api = Api::open(path)?;
+        api.call(ffi::Plugin_Initialize::default())?;
+        Ok(api)
+    }
+
+    /// Loads a plugin to ask for its version.
+    ///
+    /// # Errors
+    /// When the file is no plugin, or of another major version of the API.
+    pub fn open(path: &Path) -> Result<Api> {
         let at = || format!("cannot load the PJRT plugin {}", path.display());
         // SAFETY: loading runs the library's initializers. That is what naming a plugin asks for.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.with_context(at)?;
@@ -50,7 +60,6 @@ impl Api {
             ffi::VERSION.1,
             ffi::VERSION.0
         );
-        api.call(ffi::Plugin_Initialize::default())?;
         Ok(api)
     }
 
@@ -146,13 +155,6 @@ impl Api {
         let waited = self.call(ffi::Event_Await { event, ..Default::default() });
         self.free(ffi::Event_Destroy { event, ..Default::default() });
         waited.map(|_| ())
-    }
-
-    /// What the plugin says about itself, such as the version of XLA.
-    pub fn attributes(&self) -> Result<Vec<(String, Value)>> {
-        let found = self.call(ffi::Plugin_Attributes::default())?;
-        // SAFETY: the attributes live as long as the process.
-        Ok(unsafe { named_values(found.attributes, found.num_attributes) })
     }
 }
 

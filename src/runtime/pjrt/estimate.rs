@@ -165,3 +165,133 @@ fn bytes(shape: &Shape) -> f64 {
     };
     size * shape.dimensions.iter().product::<i64>() as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::hlo::{Layout, Literal};
+    use super::*;
+
+    /// An f32 array in a memory space: 0 the main memory, others on the chip.
+    fn f32s(dimensions: &[i64], memory_space: i64) -> Option<Shape> {
+        let layout = Some(Layout { memory_space });
+        Some(Shape { element_type: 11, dimensions: dimensions.to_vec(), layout, tuple: vec![] })
+    }
+
+    fn instruction(
+        id: i64,
+        opcode: &str,
+        shape: Option<Shape>,
+        operands: &[i64],
+        called: &[i64],
+    ) -> Instruction {
+        Instruction {
+            id,
+            opcode: opcode.into(),
+            shape,
+            operand_ids: operands.to_vec(),
+            called_ids: called.to_vec(),
+            ..Instruction::default()
+        }
+    }
+
+    fn costing(cycles: u32, instruction: Instruction) -> Instruction {
+        let backend_config = format!(r#"{{"window_config":{{"estimated_cycles":"{cycles}"}}}}"#).into_bytes();
+        Instruction { backend_config, ..instruction }
+    }
+
+    fn computation(id: i64, instructions: Vec<Instruction>) -> Computation {
+        let root_id = instructions.last().map_or(0, |i| i.id);
+        Computation { id, root_id, instructions, ..Computation::default() }
+    }
+
+    /// A condition that compares with a constant, or with a number that comes at run time.
+    fn condition(id: i64, trips: Option<i32>) -> Computation {
+        let number = match trips {
+            Some(trips) => Instruction {
+                literal: Some(Literal { s32: vec![trips] }),
+                ..instruction(2, "constant", None, &[], &[])
+            },
+            None => instruction(2, "get-tuple-element", None, &[1], &[]),
+        };
+        let counter = instruction(1, "parameter", None, &[], &[]);
+        computation(id, vec![counter, number, instruction(3, "compare", None, &[1, 2], &[])])
+    }
+
+    fn estimate(computations: Vec<Computation>) -> Estimate {
+        Estimate::of(&Module { computations, entry_id: 0 }, 63.0).unwrap()
+    }
+
+    #[test]
+    fn bodies_count_as_often_as_they_run() {
+        let fusion = |cycles| costing(cycles, instruction(9, "fusion", None, &[], &[]));
+        let looped = |id, body, condition| instruction(id, "while", None, &[], &[body, condition]);
+        let found = estimate(vec![
+            // The loop over gradient steps, of a number that comes at run time: once.
+            computation(0, vec![looped(1, 1, 10), fusion(1)]),
+            condition(10, None),
+            // In it one of 8 trips, and one of a drawn number.
+            computation(1, vec![looped(1, 2, 11), looped(2, 3, 12), fusion(10)]),
+            condition(11, Some(8)),
+            condition(12, None),
+            computation(2, vec![fusion(100)]),
+            computation(3, vec![fusion(1000)]),
+        ]);
+        assert_eq!(found.cycles, 1.0 + 10.0 + 8.0 * 100.0 + 63.0 * 1000.0);
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_main_memory() {
+        let found = estimate(vec![
+            computation(
+                0,
+                vec![
+                    instruction(1, "parameter", f32s(&[100, 10], 0), &[], &[]),
+                    instruction(2, "parameter", f32s(&[10], 1), &[], &[]),
+                    // Reads a row of 40 bytes in the fusion, and 40 bytes on the chip; writes 40.
+                    instruction(3, "fusion", f32s(&[10], 0), &[1, 2], &[1]),
+                    // Reads the whole 4,000 bytes, and writes nothing to the main memory.
+                    instruction(4, "copy", f32s(&[100, 10], 1), &[1], &[]),
+                    // Writes a row in place: read and written.
+                    instruction(5, "dynamic-update-slice", f32s(&[100, 10], 0), &[1, 3], &[]),
+                ],
+            ),
+            computation(
+                1,
+                vec![
+                    instruction(1, "parameter", f32s(&[100, 10], 0), &[], &[]),
+                    Instruction {
+                        parameter_number: 1,
+                        ..instruction(2, "parameter", f32s(&[10], 1), &[], &[])
+                    },
+                    instruction(3, "dynamic-slice", f32s(&[10], 0), &[1], &[]),
+                    instruction(4, "add", f32s(&[10], 0), &[3, 2], &[]),
+                ],
+            ),
+        ]);
+        assert_eq!(found.bytes, (40.0 + 40.0) + 4000.0 + 2.0 * 40.0);
+    }
+
+    #[test]
+    fn collectives_are_counted_by_kind_with_what_each_replica_brings() {
+        let found = estimate(vec![computation(
+            0,
+            vec![
+                instruction(1, "parameter", f32s(&[10], 0), &[], &[]),
+                instruction(2, "parameter", f32s(&[5], 0), &[], &[]),
+                instruction(3, "all-reduce-start", f32s(&[15], 0), &[1, 2], &[]),
+                instruction(4, "all-reduce-done", f32s(&[15], 0), &[3], &[]),
+                instruction(5, "all-to-all", f32s(&[10], 0), &[1], &[]),
+            ],
+        )]);
+        let expected = [("all-reduce", 60.0), ("all-to-all", 40.0)];
+        let expected = expected.map(|(name, bytes)| (name.to_string(), Collective { count: 1.0, bytes }));
+        assert_eq!(found.collectives, BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn a_module_that_misses_a_computation_is_an_error() {
+        let module = Module { computations: vec![], entry_id: 7 };
+        let error = Estimate::of(&module, 1.0).unwrap_err().to_string();
+        assert_eq!(error, "the module has no computation 7");
+    }
+}

@@ -112,10 +112,6 @@ structs! {
         message_size: usize,
     }
     Plugin_Initialize {}
-    Plugin_Attributes {
-        attributes: *const NamedValue,
-        num_attributes: usize,
-    }
     Event_Destroy {
         event: *mut Event,
     }
@@ -295,7 +291,7 @@ structs! {
 }
 
 functions! {
-    Error_Destroy Error_Message Plugin_Initialize Plugin_Attributes Event_Destroy Event_Await
+    Error_Destroy Error_Message Plugin_Initialize Event_Destroy Event_Await
     Client_Create Client_PlatformName Client_PlatformVersion Client_AddressableDevices Client_Compile
     Client_BufferFromHostBuffer DeviceDescription_Id DeviceDescription_Kind Device_GetDescription Device_MemoryStats
     Executable_Destroy Executable_NumOutputs Executable_SizeOfGeneratedCodeInBytes Executable_GetCostAnalysis

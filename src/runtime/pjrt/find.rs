@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::host;
+
 /// Which plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plugin {
@@ -107,9 +109,7 @@ fn loaders_path(name: &str) -> Option<PathBuf> {
 /// # Errors
 /// When this machine has no TPU.
 pub fn tpu_device() -> Result<String> {
-    let places = ["/dev/accel0", "/dev/vfio/0", "/dev/vfio/1"];
-    let found = places.into_iter().find(|p| Path::new(p).exists());
-    found.map(str::to_string).ok_or_else(|| {
+    host::tpu_files().first().map(|file| file.display().to_string()).ok_or_else(|| {
         anyhow!(
             "this machine has no TPU: neither /dev/accel0 nor /dev/vfio/0 is there; run on a TPU VM (in a container, \
              pass the devices on), or see what would run there with: vnca compile"

@@ -6,6 +6,7 @@ mod estimate;
 #[expect(non_camel_case_types)]
 mod ffi;
 mod find;
+mod host;
 mod wire;
 
 use std::any::Any;
@@ -14,13 +15,14 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 pub use self::aot::{Compiled, Compiler, Usage};
 pub use self::api::Value;
 use self::api::{Api, Options};
 pub use self::estimate::{Collective, Estimate};
 pub use self::find::Plugin;
+pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
 use super::{Buffer, Client, Loaded, Memory};
 use crate::array::Array;
 use crate::program::{Format, Program, Target};
@@ -349,12 +351,9 @@ impl Drop for PluginExecutable {
 /// What a plugin says about itself, without opening its devices.
 ///
 /// # Errors
-/// When it is missing or no plugin.
+/// When it is missing, no plugin, or of another major version of the API.
 pub fn inspect(plugin: &Plugin) -> Result<String> {
-    let api = Api::load(&plugin.find()?)?;
+    let api = Api::open(&plugin.find()?)?;
     let (major, minor) = api.version();
-    let xla = api.attributes().context("asking the plugin for its version")?;
-    let xla = xla.iter().find(|(name, _)| name == "xla_version").map(|(_, value)| format!("{value:?}"));
-    let xla = xla.map(|x| format!(", xla {x}")).unwrap_or_default();
-    Ok(format!("{} (PJRT {major}.{minor}{xla})", api.path().display()))
+    Ok(format!("{} (PJRT {major}.{minor})", api.path().display()))
 }

@@ -1,0 +1,135 @@
+//! What a machine shows of its accelerators without opening them: device files, the TPU library's lock, packages' versions.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The file that a process locks as long as it uses the TPU.
+pub const TPU_LOCK: &str = "/tmp/libtpu_lockfile";
+
+/// Device files in a folder whose names are `prefix` and a number.
+fn numbered(folder: &str, prefix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_one = |path: &PathBuf| {
+        let number = path.file_name().and_then(|name| name.to_str()?.strip_prefix(prefix));
+        number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let mut found: Vec<PathBuf> = entries.filter(is_one).collect();
+    found.sort();
+    found
+}
+
+/// The chips of a TPU VM: `/dev/accel0` ..., or on newer ones `/dev/vfio/0` ...
+pub fn tpu_files() -> Vec<PathBuf> {
+    [numbered("/dev", "accel"), numbered("/dev/vfio", "")].concat()
+}
+
+/// `/dev/nvidia0` ...
+pub fn gpu_files() -> Vec<PathBuf> {
+    numbered("/dev", "nvidia")
+}
+
+/// The NVIDIA driver's version, where it is loaded.
+pub fn nvidia_driver() -> Option<String> {
+    let text = fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    // `NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ...`
+    let is_version =
+        |word: &&str| word.contains('.') && word.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    text.lines().next()?.split_whitespace().find(is_version).map(str::to_string)
+}
+
+/// Whether a lock file is there, and who holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    Absent,
+    /// The process that used it has ended.
+    Left,
+    /// By this process; 0 where the system does not tell which.
+    Held(u32),
+}
+
+impl Lock {
+    /// Reads `/proc/locks`: a line a lock, with its process and the file's device and number.
+    pub fn of(path: &Path) -> Lock {
+        let Ok(metadata) = fs::metadata(path) else { return Lock::Absent };
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        let holder = locks.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            // `1: FLOCK ADVISORY WRITE 28320 fe:00:5408897 0 EOF`; one that waits has `->` after its number.
+            let [_, _, _, _, pid, file, ..] = words[..] else { return None };
+            let number: u64 = file.rsplit(':').next()?.parse().ok()?;
+            (number == metadata.ino()).then(|| pid.parse().unwrap_or(0))
+        });
+        holder.map_or(Lock::Left, Lock::Held)
+    }
+}
+
+/// What a process is called.
+pub fn process_name(pid: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim().to_string())
+}
+
+/// The version of the Python package that a file belongs to: `libtpu 0.0.52`, from the folder `libtpu-0.0.52.dist-info` beside
+/// the file's or above it.
+pub fn package(file: &Path, name: &str) -> Option<String> {
+    let version = |folder: &Path| {
+        fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+            let found = entry.file_name().into_string().ok()?;
+            let version = found.strip_suffix(".dist-info")?.strip_prefix(name)?.strip_prefix('-')?;
+            Some(format!("{name} {version}"))
+        })
+    };
+    // tools/setup keeps the version in the folder's own name.
+    let own = file.canonicalize().ok().and_then(|real| {
+        let folder = real.parent()?.file_name()?.to_str()?.to_string();
+        Some(format!("{name} {}", folder.strip_prefix(name)?.strip_prefix('-')?))
+    });
+    own.or_else(|| file.ancestors().skip(1).take(4).find_map(version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_lock_is_told_with_its_holder() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("lock");
+        assert_eq!(Lock::of(&file), Lock::Absent);
+        fs::write(&file, "").unwrap();
+        assert_eq!(Lock::of(&file), Lock::Left);
+        // It locks, and says so by what it writes into the file.
+        let script = "exec 9>>\"$0\"; flock 9; echo >&9; read -r _";
+        let mut child = Command::new("bash")
+            .args(["-c", script])
+            .arg(&file)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("bash is there: the set-up needs it");
+        while fs::metadata(&file).unwrap().len() == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let held = Lock::of(&file);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let Lock::Held(pid) = held else { panic!("{held:?}") };
+        assert!(pid > 0 && process_name(std::process::id()).is_some());
+        assert_eq!(Lock::of(&file), Lock::Left);
+    }
+
+    #[test]
+    fn versions_of_packages_come_from_the_folders_beside_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("libtpu/libtpu.so");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "").unwrap();
+        assert_eq!(package(&file, "libtpu"), None);
+        fs::create_dir(folder.path().join("libtpu-0.0.52.dist-info")).unwrap();
+        assert_eq!(package(&file, "libtpu").unwrap(), "libtpu 0.0.52");
+        let kept = folder.path().join("libtpu-1.2/libtpu.so");
+        fs::create_dir_all(kept.parent().unwrap()).unwrap();
+        fs::write(&kept, "").unwrap();
+        assert_eq!(package(&kept, "libtpu").unwrap(), "libtpu 1.2");
+    }
+}
