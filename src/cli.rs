@@ -95,6 +95,8 @@ enum Command {
     /// transfers, donation, wrong arguments. What must come out was worked out without any device.
     Conformance(conformance::Args),
     /// Check the library, the devices and the memory
+    ///
+    /// The device that is named has to work; what others lack is told, and is no failure.
     Doctor(doctor::Args),
 }
 
