@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vnca::array::Array;
+use vnca::build::bf16_products;
 use vnca::ir::ops::conv::Window;
 use vnca::ir::{Cost, Function, Graph, Sym, gradient, pullback};
 use vnca::lower::{Target, lower};
@@ -16,7 +17,7 @@ use vnca::model::vnca::{Automaton, Grids};
 use vnca::model::{Kind, Model, encoder};
 use vnca::random::Key;
 use vnca::runtime::{Arg, Buffers, Device, Mesh};
-use vnca::shape::{DType, Shape};
+use vnca::shape::{DType, Precision, Shape};
 use vnca::train::optimiser::{Moments, Optimiser, global_norm};
 
 /// Times a computation over random inputs; floating-point operations are its throughput, or elements where it has none.
@@ -62,7 +63,17 @@ fn finish<'g>(g: &'g Graph, results: &[Sym<'g>]) -> Function {
     g.finish(&named.collect::<Vec<_>>(), &[]).expect("the graph is well formed")
 }
 
-/// Every convolution of the baseline with its two gradients, in XLA's own form and in the CPU's.
+/// XLA's own form, the CPU's, and where the CPU has bf16 that of oneDNN.
+fn forms() -> Vec<(&'static str, Target, Precision)> {
+    let mut forms = vec![("native", Target::Native, Precision::F32), ("cpu", Target::Cpu, Precision::F32)];
+    let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
+    if bf16_products(&mesh).is_ok() {
+        forms.push(("bf16", Target::OneDnn, Precision::Bf16));
+    }
+    forms
+}
+
+/// Every convolution of the baseline with its two gradients, in all forms.
 fn convolutions(criterion: &mut Criterion) {
     const BATCH: usize = 32;
     let encoder = [(32, 1, 32, 1), (32, 32, 64, 2), (16, 64, 128, 2), (8, 128, 256, 2), (4, 256, 512, 2)]
@@ -77,20 +88,20 @@ fn convolutions(criterion: &mut Criterion) {
         let kernel = Shape::f32(&[5, 5, input, output]);
         let result = Shape::f32(&[BATCH, out_side, out_side, output]);
         let layer = format!("{side}x{side}x{input} to {out_side}x{out_side}x{output}");
-        for (form, target) in [("native", Target::Native), ("cpu", Target::Cpu)] {
+        for (form, target, precision) in forms() {
             let id = BenchmarkId::new(form, &layer);
             time(criterion, "forward", id.clone(), target, || {
-                let g = Graph::new("forward");
+                let g = Graph::with_precision("forward", precision);
                 finish(&g, &[g.input("x", &image).conv(g.input("w", &kernel), window)])
             });
             time(criterion, "image gradient", id.clone(), target, || {
-                let g = Graph::new("image_gradient");
+                let g = Graph::with_precision("image_gradient", precision);
                 let x = g.full(&image, 0.0);
                 let (w, y) = (g.input("w", &kernel), g.input("y", &result));
                 finish(&g, &pullback(&[(x.conv(w, window), y)], &[x]))
             });
             time(criterion, "weight gradient", id, target, || {
-                let g = Graph::new("weight_gradient");
+                let g = Graph::with_precision("weight_gradient", precision);
                 finish(&g, &[g.input("x", &image).conv_weight_grad(g.input("y", &result), window, [5, 5])])
             });
         }
@@ -100,11 +111,15 @@ fn convolutions(criterion: &mut Criterion) {
 /// Steps of an automaton over grids of one side, and their gradient.
 fn cells(criterion: &mut Criterion) {
     const STEPS: usize = 4;
-    for (kind, side) in [(Kind::Doubling, 4), (Kind::Doubling, 32), (Kind::NonDoubling, 32)] {
-        let model = Model::new(kind, None).expect("a model of the report");
+    let sizes = [(Kind::Doubling, 4), (Kind::Doubling, 32), (Kind::NonDoubling, 32)];
+    let forms = forms();
+    let forms = forms.iter().filter(|(_, target, _)| *target != Target::Native);
+    let cases = sizes.into_iter().flat_map(|size| forms.clone().map(move |form| (size, *form)));
+    for ((kind, side), (form, target, precision)) in cases {
+        let model = Model { precision, ..Model::new(kind, None).expect("a model of the report") };
         let build = |trained: bool| {
             let leaves: Vec<_> = model.leaves().into_iter().filter(|l| l.name.starts_with("cell.")).collect();
-            let g = Graph::new("cells");
+            let g = model.graph("cells");
             let values = Params::inputs(&g, &leaves, "");
             let automaton = Automaton::new(&model, &Params::new(&leaves, &values));
             let cells = g.input("cells", &Shape::f32(&[4, side, side, model.latent]));
@@ -116,10 +131,10 @@ fn cells(criterion: &mut Criterion) {
                 false => finish(&g, &[grown]),
             }
         };
-        let grid = format!("{kind} {side}x{side}");
+        let grid = format!("{kind} {side}x{side} {form}");
         for (name, trained) in [("steps", false), ("gradient of steps", true)] {
             let id = BenchmarkId::new(name, &grid);
-            time(criterion, "automaton", id, Target::Cpu, || build(trained));
+            time(criterion, "automaton", id, target, || build(trained));
         }
     }
 }

@@ -20,6 +20,8 @@ const SIZE: usize = 8;
 /// # Errors
 /// Why they do not.
 pub fn one_dnn(mesh: &Mesh) -> Result<()> {
+    // Another library may take the call for one of somebody else's: a plugin was seen that never came back.
+    ensure!(mesh.is_linked(), "the device is a plugin's");
     // Without them oneDNN refuses bf16 with an exception, which would end the process.
     ensure!(has_instructions(), "the processor has no instructions for bf16 (avx512_bf16)");
     let run = |precision, target| -> Result<Vec<Vec<f32>>> {

@@ -46,6 +46,10 @@ impl Client for CpuClient {
         Target::Cpu
     }
 
+    fn is_linked(&self) -> bool {
+        true
+    }
+
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {
         let format = program.signature.format;
         ensure!(format == Format::Hlo, "the cpu device takes programs in HLO, not {format:?}");

@@ -93,6 +93,10 @@ pub(crate) trait Client: Send + Sync {
     fn device_count(&self) -> usize;
     /// The forms that this compiler is fast at.
     fn target(&self) -> Target;
+    /// Whether it is the library that this program is linked with, and no plugin.
+    fn is_linked(&self) -> bool {
+        false
+    }
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>>;
     fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>>;
     /// The memory of a device, where the runtime tells it.
@@ -140,6 +144,11 @@ impl Mesh {
     /// The forms that programs for these devices are to be written in.
     pub fn target(&self) -> Target {
         self.client.target()
+    }
+
+    /// Whether the devices are those of the XLA library that this program is linked with, and no plugin's.
+    pub fn is_linked(&self) -> bool {
+        self.client.is_linked()
     }
 
     /// The memory of a replica's device, where the runtime tells it.
