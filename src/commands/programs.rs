@@ -29,6 +29,15 @@ pub struct Sizes {
     /// Element type in which matrix products and convolutions take their operands
     #[arg(long, value_enum, default_value_t)]
     pub precision: Precision,
+    /// What the gradient saves of the automaton's steps, as `vnca train` has it
+    #[arg(long, value_name = "k")]
+    pub remat: Option<usize>,
+    /// Element type in which it is saved [default: that of the products]
+    #[arg(long, value_enum)]
+    pub save_as: Option<Precision>,
+    /// Training alone, without evaluation
+    #[arg(long)]
+    pub train_only: bool,
     /// Gradient steps a device call makes at most
     #[arg(long, default_value_t = 125, value_name = "N")]
     pub chunk: usize,
@@ -57,7 +66,7 @@ impl Made {
 }
 
 impl Sizes {
-    /// Training and evaluation of each model.
+    /// Training and, unless it is left out, evaluation of each model.
     ///
     /// # Errors
     /// When the sizes do not fit each other; the error names the flag.
@@ -67,7 +76,7 @@ impl Sizes {
             let config = self.config(kind)?;
             let spec = config.step_spec(self.images)?;
             made.push(Made { function: spec.function()?, steps: self.chunk });
-            for samples in &self.samples {
+            for samples in self.samples.iter().filter(|_| !self.train_only) {
                 let batch = self.eval_batch_size;
                 ensure!(
                     *samples > 0 && batch > 0 && batch.is_multiple_of(self.replicas),
@@ -95,8 +104,10 @@ impl Sizes {
                 let function = pool_run::seeding(&model, share, pool.rows(self.replicas))?;
                 made.push(Made { function, steps: 1 });
             }
-            made.push(Made { function: pictures::function(&model)?, steps: 1 });
-            made.push(Made { function: decode(&model)?, steps: 1 });
+            if !self.train_only {
+                made.push(Made { function: pictures::function(&model)?, steps: 1 });
+                made.push(Made { function: decode(&model)?, steps: 1 });
+            }
         }
         Ok(made)
     }
@@ -109,6 +120,8 @@ impl Sizes {
             replicas: Some(self.replicas),
             chunk: Some(self.chunk),
             precision: Some(self.precision),
+            remat: self.remat,
+            save_as: self.save_as,
             ..TrainOptions::default()
         })
     }
