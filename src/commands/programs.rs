@@ -77,17 +77,20 @@ impl Sizes {
             let spec = config.step_spec(self.images)?;
             made.push(Made { function: spec.function()?, steps: self.chunk });
             for samples in self.samples.iter().filter(|_| !self.train_only) {
-                let batch = self.eval_batch_size;
-                ensure!(
-                    *samples > 0 && batch > 0 && batch.is_multiple_of(self.replicas),
-                    "--eval-batch-size {batch} is not divided evenly by --replicas {}, or --samples is 0",
-                    self.replicas
-                );
-                let function = eval::function(&config.model, batch / self.replicas, *samples)?;
-                made.push(Made { function, steps: 1 });
+                made.push(self.eval(&config.model, *samples)?);
             }
         }
         Ok(made)
+    }
+
+    fn eval(&self, model: &Model, samples: usize) -> Result<Made> {
+        let batch = self.eval_batch_size;
+        ensure!(
+            samples > 0 && batch > 0 && batch.is_multiple_of(self.replicas),
+            "--eval-batch-size {batch} is not divided evenly by --replicas {}, or --samples is 0",
+            self.replicas
+        );
+        Ok(Made { function: eval::function(model, batch / self.replicas, samples)?, steps: 1 })
     }
 
     /// Those, and what else a run of training and a look at its model take.
@@ -105,6 +108,10 @@ impl Sizes {
                 made.push(Made { function, steps: 1 });
             }
             if !self.train_only {
+                if !self.samples.contains(&config.eval_samples) {
+                    // Training measures its IWELBO with fewer samples than an evaluation.
+                    made.push(self.eval(&model, config.eval_samples)?);
+                }
                 made.push(Made { function: pictures::function(&model)?, steps: 1 });
                 made.push(Made { function: decode(&model)?, steps: 1 });
             }
