@@ -19,10 +19,10 @@ fn a_seed_gives_one_map_with_its_accuracies() {
     let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
     let one = make(&["--out", "one"]);
     assert_eq!((one["points"].as_u64(), one["latent"].as_u64()), (Some(150), Some(8)));
-    // Even an encoder before its training keeps digits apart better than by chance, which is a tenth.
+    // Even an encoder before its training keeps digits apart better than by chance: a tenth, with a standard error of 0.025.
     for name in ["accuracy_latent", "accuracy_map"] {
         let accuracy = one[name].as_f64().unwrap();
-        assert!((0.3..=1.0).contains(&accuracy), "{name}: {accuracy}");
+        assert!((0.175..=1.0).contains(&accuracy), "{name}: {accuracy}");
     }
     assert!(read("one/map.png").starts_with(b"\x89PNG"));
     assert_eq!(read("one/map.npy").len(), 128 + 150 * 2 * 4);
