@@ -8,7 +8,7 @@
 use anyhow::Result;
 use xla::XlaOp;
 
-use super::product::{FORWARD, weight_grad_window};
+use super::product::{FORWARD, WeightGrad};
 use super::{Lowering, element_type, i64s};
 use crate::ir::ops::conv::Window;
 use crate::program::Target;
@@ -180,31 +180,24 @@ impl Lowering<'_> {
         Ok(image.pad(&zero, &[(0, 0, 0), edges[0], edges[1], (0, 0, 0)])?)
     }
 
-    pub(super) fn cpu_weight_grad(
-        &self,
-        window: Window,
-        kernel: [usize; 2],
-        image: &XlaOp,
-        result: &XlaOp,
-        image_shape: &Shape,
-        result_shape: &Shape,
-    ) -> Result<XlaOp> {
+    pub(super) fn cpu_weight_grad(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
+        let WeightGrad { window, kernel, image, result, image_shape, result_shape } = *of;
         if has_phases(&window, kernel, grid(result_shape)) {
-            return self.weight_grad_by_phases(&window, kernel, image, result, image_shape, result_shape);
+            return self.weight_grad_by_phases(of);
         }
         if window.image_dilation != [1, 1] {
-            return self.weight_grad(&window, kernel, image, result, image_shape, result_shape);
+            return self.weight_grad(of);
         }
         let [n, h, w, out] = [0, 1, 2, 3].map(|d| result_shape.dims[d]);
         let channels = image_shape.dims[3];
         if self.target == Target::OneDnn && h * w > ONE_DNN_SMALL_GRID {
             return match n < FEW_IMAGES && h * w >= LARGE_GRID {
-                true => self.weight_grad_by_shifts(&window, kernel, image, result, image_shape, result_shape),
-                false => self.weight_grad(&window, kernel, image, result, image_shape, result_shape),
+                true => self.weight_grad_by_shifts(of),
+                false => self.weight_grad(of),
             };
         }
         if out <= FEW_CHANNELS && window.stride == [1, 1] && window.kernel_dilation == [1, 1] {
-            return self.weight_grad_by_result(&window, kernel, image, result, image_shape, result_shape);
+            return self.weight_grad_by_result(of);
         }
         let dims = i64s(&[kernel[0], kernel[1], channels, out]);
         let cotangent = result.reshape(&i64s(&[n * h * w, out]))?;
@@ -213,7 +206,7 @@ impl Lowering<'_> {
             let shape = result_shape.with_dims(&[kernel[0] * kernel[1] * channels, out]);
             return Ok(self.product(&rows, &cotangent, [0, 0], &shape)?.reshape(&dims)?);
         }
-        let (turned, shape) = weight_grad_window(&window, kernel, image_shape, result_shape);
+        let (turned, shape) = of.as_convolution();
         let images = image.transpose(&[3, 1, 2, 0])?;
         let kernels = result.transpose(&[1, 2, 0, 3])?;
         let shape = shape.with_dims(&[channels, kernel[0], kernel[1], out]);
@@ -221,23 +214,16 @@ impl Lowering<'_> {
     }
 
     /// A product for each element of the kernel: of the pixels under it and the cotangent.
-    fn weight_grad_by_shifts(
-        &self,
-        window: &Window,
-        kernel: [usize; 2],
-        image: &XlaOp,
-        result: &XlaOp,
-        image_shape: &Shape,
-        result_shape: &Shape,
-    ) -> Result<XlaOp> {
+    fn weight_grad_by_shifts(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
+        let WeightGrad { window, kernel, image, result, image_shape, result_shape } = *of;
         let [n, h, w, out] = [0, 1, 2, 3].map(|d| result_shape.dims[d]);
         let channels = image_shape.dims[3];
-        let padded = self.padded(window, image)?;
+        let padded = self.padded(&window, image)?;
         let cotangent = result.reshape(&i64s(&[n * h * w, out]))?;
         let mut products = Vec::new();
         for i in 0..kernel[0] {
             for j in 0..kernel[1] {
-                let pixels = pixels_under(window, &padded, [i, j], [h, w])?;
+                let pixels = pixels_under(&window, &padded, [i, j], [h, w])?;
                 let pixels = pixels.reshape(&i64s(&[n * h * w, channels]))?;
                 let shape = result_shape.with_dims(&[channels, out]);
                 let product = self.product(&pixels, &cotangent, [0, 0], &shape)?;
@@ -250,20 +236,13 @@ impl Lowering<'_> {
 
     /// The weight gradient with the parts of image and result exchanged, for a result of few channels: its pixels
     /// around every pixel of the image, the kernel turned round.
-    fn weight_grad_by_result(
-        &self,
-        window: &Window,
-        kernel: [usize; 2],
-        image: &XlaOp,
-        result: &XlaOp,
-        image_shape: &Shape,
-        result_shape: &Shape,
-    ) -> Result<XlaOp> {
+    fn weight_grad_by_result(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
+        let WeightGrad { window, kernel, image, result, image_shape, result_shape } = *of;
         let padding = [0, 1].map(|d| {
             let low = kernel[d] as i64 - 1 - window.padding[d].0;
             (low, grid(image_shape)[d] as i64 + kernel[d] as i64 - 1 - grid(result_shape)[d] as i64 - low)
         });
-        let around = Window { padding, ..*window };
+        let around = Window { padding, ..window };
         let rows = self.rows_under(&around, kernel, result, result_shape, grid(image_shape))?;
         let [n, h, w, channels] = [0, 1, 2, 3].map(|d| image_shape.dims[d]);
         let pixels = image.reshape(&i64s(&[n * h * w, channels]))?;
@@ -274,18 +253,11 @@ impl Lowering<'_> {
     }
 
     /// Each phase gives the gradient of its part of the kernel; the parts are put between each other.
-    fn weight_grad_by_phases(
-        &self,
-        window: &Window,
-        kernel: [usize; 2],
-        image: &XlaOp,
-        result: &XlaOp,
-        image_shape: &Shape,
-        result_shape: &Shape,
-    ) -> Result<XlaOp> {
+    fn weight_grad_by_phases(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
+        let WeightGrad { window, kernel, result, image_shape, result_shape, .. } = *of;
         let [n, channels, out] = [image_shape.dims[0], image_shape.dims[3], result_shape.dims[3]];
         let by_dim =
-            [0, 1].map(|d| phases(window, d, grid(image_shape)[d], kernel[d], grid(result_shape)[d]));
+            [0, 1].map(|d| phases(&window, d, grid(image_shape)[d], kernel[d], grid(result_shape)[d]));
         let zero = self.builder.zero(element_type(result_shape.dtype))?;
         let mut whole: Option<XlaOp> = None;
         for i in &by_dim[0] {
@@ -295,10 +267,16 @@ impl Lowering<'_> {
                     part = every(&part, d + 1, p.phase, window.image_dilation[d], p.outputs)?;
                 }
                 let padding = [i.padding, j.padding];
-                let ordinary = Window { image_dilation: [1, 1], padding, ..*window };
+                let ordinary = Window { image_dilation: [1, 1], padding, ..window };
                 let shape = result_shape.with_dims(&[n, i.outputs, j.outputs, out]);
-                let grad =
-                    self.cpu_weight_grad(ordinary, [i.taps, j.taps], image, &part, image_shape, &shape)?;
+                let of = WeightGrad {
+                    window: ordinary,
+                    kernel: [i.taps, j.taps],
+                    result: &part,
+                    result_shape: &shape,
+                    ..*of
+                };
+                let grad = self.cpu_weight_grad(&of)?;
                 let spread = |d: usize, p: &Phase| {
                     let step = window.image_dilation[d];
                     let covered = p.first + (p.taps - 1) * step + 1;

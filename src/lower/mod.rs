@@ -13,7 +13,7 @@ use std::cell::Cell;
 use anyhow::{Context, Result};
 use xla::{ElementType, HloModuleProto, Literal, XlaBuilder, XlaComputation, XlaOp};
 
-use self::product::FORWARD;
+use self::product::{FORWARD, WeightGrad};
 use crate::array::Array;
 use crate::ir::ops::collective::Collective;
 use crate::ir::ops::control::Repeat;
@@ -253,12 +253,18 @@ impl Lowering<'_> {
     fn conv(&self, op: &Conv, x: &[&XlaOp], image: &Shape, other: &Shape, result: &Shape) -> Result<XlaOp> {
         match (self.target, op) {
             (Target::Native, Conv::Forward(window)) => self.convolution(window, &FORWARD, x[0], x[1], result),
-            (Target::Native, Conv::WeightGrad { window, kernel }) => {
-                self.weight_grad(window, *kernel, x[0], x[1], image, other)
-            }
             (_, Conv::Forward(window)) => self.cpu_conv(*window, x[0], x[1], image, other, result),
-            (_, Conv::WeightGrad { window, kernel }) => {
-                self.cpu_weight_grad(*window, *kernel, x[0], x[1], image, other)
+            (target, Conv::WeightGrad { window, kernel }) => {
+                let (window, kernel) = (*window, *kernel);
+                let of = WeightGrad {
+                    window,
+                    kernel,
+                    image: x[0],
+                    result: x[1],
+                    image_shape: image,
+                    result_shape: other,
+                };
+                if target == Target::Native { self.weight_grad(&of) } else { self.cpu_weight_grad(&of) }
             }
         }
     }

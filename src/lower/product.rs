@@ -103,17 +103,9 @@ impl Lowering<'_> {
     }
 
     /// The weight gradient as one convolution, of operands in their natural layout.
-    pub(super) fn weight_grad(
-        &self,
-        window: &Window,
-        kernel: [usize; 2],
-        image: &XlaOp,
-        result: &XlaOp,
-        image_shape: &Shape,
-        result_shape: &Shape,
-    ) -> Result<XlaOp> {
-        let (turned, shape) = weight_grad_window(window, kernel, image_shape, result_shape);
-        self.convolution(&turned, &WEIGHT_GRAD, image, result, &shape)
+    pub(super) fn weight_grad(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
+        let (turned, shape) = of.as_convolution();
+        self.convolution(&turned, &WEIGHT_GRAD, of.image, of.result, &shape)
     }
 
     /// A convolution as one operation.
@@ -157,21 +149,31 @@ impl Lowering<'_> {
     }
 }
 
-/// The window and the shape of the result with which the weight gradient is a convolution of the image with the cotangent.
-pub(super) fn weight_grad_window(
-    window: &Window,
-    kernel: [usize; 2],
-    image: &Shape,
-    result: &Shape,
-) -> (Window, Shape) {
-    let grid = |s: &Shape| [s.dims[1], s.dims[2]];
-    let turned = Window {
-        stride: window.kernel_dilation,
-        padding: window.weight_padding(grid(image), kernel, grid(result)),
-        image_dilation: window.image_dilation,
-        kernel_dilation: window.stride,
-    };
-    (turned, image.with_dims(&[kernel[0], kernel[1], image.dims[3], result.dims[3]]))
+/// A convolution's weight gradient: the window and the kernel's size of the convolution, its image, and the cotangent of its
+/// result.
+#[derive(Clone, Copy)]
+pub(super) struct WeightGrad<'a> {
+    pub window: Window,
+    pub kernel: [usize; 2],
+    pub image: &'a XlaOp,
+    pub result: &'a XlaOp,
+    pub image_shape: &'a Shape,
+    pub result_shape: &'a Shape,
+}
+
+impl WeightGrad<'_> {
+    /// The window and the shape of the result with which it is a convolution of the image with the cotangent.
+    pub(super) fn as_convolution(&self) -> (Window, Shape) {
+        let WeightGrad { window, kernel, image_shape: image, result_shape: result, .. } = self;
+        let grid = |s: &Shape| [s.dims[1], s.dims[2]];
+        let turned = Window {
+            stride: window.kernel_dilation,
+            padding: window.weight_padding(grid(image), *kernel, grid(result)),
+            image_dilation: window.image_dilation,
+            kernel_dilation: window.stride,
+        };
+        (turned, image.with_dims(&[kernel[0], kernel[1], image.dims[3], result.dims[3]]))
+    }
 }
 
 /// As XLA's own operation over operands as they are.
