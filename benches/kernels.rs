@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vnca::array::Array;
-use vnca::build::bf16_products;
+use vnca::build::one_dnn_products;
 use vnca::ir::ops::conv::Window;
 use vnca::ir::{Cost, Function, Graph, Sym, gradient, pullback};
 use vnca::lower::{Target, lower};
@@ -63,12 +63,14 @@ fn finish<'g>(g: &'g Graph, results: &[Sym<'g>]) -> Function {
     g.finish(&named.collect::<Vec<_>>(), &[]).expect("the graph is well formed")
 }
 
-/// XLA's own form, the CPU's, and where the CPU has bf16 that of oneDNN.
+/// XLA's own form, the CPU's, and those of oneDNN that the CPU has.
 fn forms() -> Vec<(&'static str, Target, Precision)> {
     let mut forms = vec![("native", Target::Native, Precision::F32), ("cpu", Target::Cpu, Precision::F32)];
     let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
-    if bf16_products(&mesh).is_ok() {
-        forms.push(("bf16", Target::OneDnn, Precision::Bf16));
+    for (name, precision) in [("oneDNN", Precision::F32), ("bf16", Precision::Bf16)] {
+        if one_dnn_products(&mesh, precision).is_ok() {
+            forms.push((name, Target::OneDnn, precision));
+        }
     }
     forms
 }

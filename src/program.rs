@@ -34,7 +34,7 @@ impl Format {
 pub enum Target {
     /// For XLA's CPU compiler: matrix products where it is slow at convolutions, all in f32
     Cpu,
-    /// The same with calls of the oneDNN that some builds of XLA's CPU library contain
+    /// For the same, with calls of the oneDNN that most builds of XLA's CPU library contain
     OneDnn,
     /// For TPUs and GPUs: every operation as XLA's own
     Native,

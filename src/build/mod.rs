@@ -33,39 +33,43 @@ pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
     })
 }
 
-/// The forms that a mesh's compiler is fast at. On a CPU products of bf16 operands are oneDNN's, if there is one that works,
-/// or else made in f32, of which stderr says a line.
+/// The forms that a mesh's compiler is fast at. On a CPU the products are oneDNN's, if there is one that works, or else
+/// XLA's own in f32; stderr says a line where that is not the precision asked for.
 pub fn target(mesh: &Mesh, precision: Precision) -> Target {
-    match (mesh.target(), precision) {
-        (Target::Cpu, Precision::Bf16) => bf16_target(mesh),
-        (target, _) => target,
+    match mesh.target() {
+        Target::Cpu => cpu_target(mesh, precision),
+        target => target,
     }
 }
 
-fn bf16_target(mesh: &Mesh) -> Target {
+fn cpu_target(mesh: &Mesh, precision: Precision) -> Target {
     // A process uses one device.
-    static FOUND: OnceLock<Target> = OnceLock::new();
-    *FOUND.get_or_init(|| match bf16_products(mesh) {
-        Ok(()) => Target::OneDnn,
-        Err(why) => {
+    static FOUND: [OnceLock<Target>; 2] = [const { OnceLock::new() }; 2];
+    *FOUND[precision as usize].get_or_init(|| match (one_dnn_products(mesh, precision), precision) {
+        (Ok(()), _) => Target::OneDnn,
+        (Err(why), Precision::F32) => {
+            log::info!("XLA's own products on this CPU: {why:#}");
+            Target::Cpu
+        }
+        (Err(why), Precision::Bf16) => {
             eprintln!("no bf16 products on this CPU, computing in f32: {why:#}");
             Target::Cpu
         }
     })
 }
 
-/// Whether a CPU device makes products of bf16 operands; tried out by a small program.
+/// Whether oneDNN makes products of such operands on a CPU device; tried out by a small program.
 ///
 /// # Errors
 /// Why it does not.
 #[cfg(feature = "xla")]
-pub fn bf16_products(mesh: &Mesh) -> Result<()> {
-    probe::one_dnn(mesh)
+pub fn one_dnn_products(mesh: &Mesh, precision: Precision) -> Result<()> {
+    probe::one_dnn(mesh, precision)
 }
 
 /// As above: without the XLA library there is no CPU device.
 #[cfg(not(feature = "xla"))]
-pub fn bf16_products(_mesh: &Mesh) -> Result<()> {
+pub fn one_dnn_products(_mesh: &Mesh, _precision: Precision) -> Result<()> {
     anyhow::bail!("this program was built without the XLA library")
 }
 

@@ -1,5 +1,5 @@
-//! Whether XLA's CPU library has a oneDNN that multiplies bf16 numbers: a small program is compiled and run, and compared
-//! with the same in f32.
+//! Whether XLA's CPU library has a oneDNN that multiplies numbers of some precision: a small program is compiled and run, and
+//! compared with the same by XLA's own operations in f32.
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,23 +15,26 @@ use crate::shape::{Precision, Shape};
 /// Rows, columns and channels of what is computed.
 const SIZE: usize = 8;
 
-/// Checks that calls of oneDNN work.
+/// Checks that calls of oneDNN work on operands of a precision.
 ///
 /// # Errors
 /// Why they do not.
-pub fn one_dnn(mesh: &Mesh) -> Result<()> {
+pub fn one_dnn(mesh: &Mesh, precision: Precision) -> Result<()> {
     // Another library may take the call for one of somebody else's: a plugin was seen that never came back.
     ensure!(mesh.is_linked(), "the device is a plugin's");
     // Without them oneDNN refuses bf16 with an exception, which would end the process.
-    ensure!(has_instructions(), "the processor has no instructions for bf16 (avx512_bf16)");
+    ensure!(
+        precision == Precision::F32 || has_instructions(),
+        "the processor has no instructions for bf16 (avx512_bf16)"
+    );
     let run = |precision, target| -> Result<Vec<Vec<f32>>> {
-        let executable = mesh.compile(lower(&products(precision)?, target, mesh.replicas())?)?;
+        let executable = mesh.compile(lower(&products(precision, target)?, target, mesh.replicas())?)?;
         let inputs = [mesh.replicate(&numbers(3))?, mesh.replicate(&numbers(5))?];
         let results = executable.call(inputs.iter().map(Into::into).collect())?;
         results.iter().map(|r| Ok(r.get(0)?.to_vec())).collect()
     };
     let expected = run(Precision::F32, Target::Cpu)?;
-    let got = run(Precision::Bf16, Target::OneDnn).context("this CPU library has no such oneDNN")?;
+    let got = run(precision, Target::OneDnn).context("this CPU library has no such oneDNN")?;
     // The numbers are small integers and so are all sums: they are exact in both types.
     ensure!(expected == got, "oneDNN's products differ from those in f32");
     Ok(())
@@ -53,8 +56,8 @@ fn numbers(factor: usize) -> Array {
 }
 
 /// A convolution, its weight gradient, and products with each operand as it is and turned.
-fn products(precision: Precision) -> Result<Function> {
-    let g = Graph::with_precision("products", precision);
+fn products(precision: Precision, target: Target) -> Result<Function> {
+    let g = Graph::with_precision(&format!("products_{target:?}").to_lowercase(), precision);
     let [x, y] = ["x", "y"].map(|name| g.input(name, &Shape::f32(&[SIZE, SIZE, SIZE])));
     let [image, cotangent] = [x, y].map(|s| s.reshape(&[1, SIZE, SIZE, SIZE]));
     let [rows, others] = [x, y].map(|s| s.reshape(&[SIZE * SIZE, SIZE]));

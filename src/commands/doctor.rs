@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use super::{On, Outcome, print};
 use crate::array::Array;
-use crate::build::{bf16_products, compile};
+use crate::build::{compile, one_dnn_products};
 use crate::error::Exit;
 use crate::ir::Graph;
 use crate::runtime::pjrt::{self, Lock};
 use crate::runtime::{Device, Mesh, Plugin};
-use crate::shape::Shape;
+use crate::shape::{Precision, Shape};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -126,7 +126,7 @@ fn products(device: &Device) -> String {
     if *device != Device::Cpu {
         return "products of bf16 operands are left to the device's compiler".into();
     }
-    let tried = Mesh::open(device, 1).and_then(|mesh| bf16_products(&mesh));
+    let tried = Mesh::open(device, 1).and_then(|mesh| one_dnn_products(&mesh, Precision::Bf16));
     tried.map_or_else(|why| format!("no products: {why:#}"), |()| "products by oneDNN".into())
 }
 
