@@ -92,14 +92,14 @@ pub fn run(args: &Args) -> Outcome {
     let progress = bar(functions.len() * topologies.len(), "programs");
     let (mut rows, mut failed) = (Vec::new(), false);
     for made in &functions {
-        let program = lower(&made.function, Target::Native, args.sizes.replicas)?;
+        let program = lower(&made.function, Target::Native, made.replicas)?;
         for topology in &topologies {
             progress.set_message(format!("{} for {topology}", made.function.name));
             let began = std::time::Instant::now();
             let result = compiler.compile(topology, &program, &flags).and_then(|compiled| {
                 let seconds = began.elapsed().as_secs_f64();
                 let estimate = compiled.estimate(INNER_TRIPS)?;
-                Ok(row(made, topology, args.sizes.replicas, compiled.usage, estimate, seconds))
+                Ok(row(made, topology, compiled.usage, estimate, seconds))
             });
             match result.with_context(|| format!("{} for {topology}", made.function.name)) {
                 Ok(row) => rows.push(row),
@@ -126,21 +126,14 @@ fn topologies(asked: &[String]) -> Vec<String> {
     }
 }
 
-fn row(
-    made: &Made,
-    topology: &str,
-    replicas: usize,
-    usage: Usage,
-    estimate: Estimate,
-    compile_seconds: f64,
-) -> Row {
+fn row(made: &Made, topology: &str, usage: Usage, estimate: Estimate, compile_seconds: f64) -> Row {
     let known = generation(topology);
     let flops = made.flops();
     let estimated_ms = known.filter(|_| estimate.cycles > 0.0).map(|g| estimate.cycles / g.mhz / 1e3);
     Row {
         name: made.function.name.clone(),
         topology: topology.to_string(),
-        replicas,
+        replicas: made.replicas,
         memory: Memory {
             usage,
             total: usage.total(),

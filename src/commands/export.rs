@@ -61,7 +61,7 @@ fn functions(args: &Args) -> Result<Vec<(Function, usize)>> {
         return conformance::functions();
     }
     let made = args.sizes.all().exit(Exit::Usage)?;
-    Ok(made.into_iter().map(|made| (made.function, args.sizes.replicas)).collect())
+    Ok(made.into_iter().map(|made| (made.function, made.replicas)).collect())
 }
 
 fn write_text(args: &Args, name: &str, module: &[u8]) -> Result<()> {
