@@ -20,7 +20,7 @@ use crate::figure::page::Page;
 use crate::model::{Kind, Model};
 use crate::train::checkpoint::chosen;
 use curves::Course;
-use sections::{EVAL, Figure, Needs, SECTIONS, Section};
+use sections::{EVAL, Figure, Needs, PROBE, SECTIONS, Section};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -122,6 +122,9 @@ fn make(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for run in runs.iter_mut() {
         run.make("eval", EVAL, args)?;
+        if run.lacks(&PROBE, args).is_none() {
+            run.make(PROBE.name, PROBE.command, args)?;
+        }
     }
     results::write(&mut page, args, runs)?;
     training(&mut page, args, runs, &mut files)?;
@@ -221,8 +224,11 @@ impl Run {
         }
     }
 
-    /// Runs a command and keeps its numbers.
+    /// Runs a command, the first time, and keeps its numbers.
     fn make(&mut self, name: &str, command: &str, args: &Args) -> Result<Value> {
+        if let Some(numbers) = self.numbers.get(name) {
+            return Ok(numbers.clone());
+        }
         let shown = self.command(command, args);
         eprintln!("{}: {shown}", self.model.kind);
         let mut words = self.words(command, args);
