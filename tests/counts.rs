@@ -62,6 +62,22 @@ fn a_training_step_computes_what_its_layers_take() {
     }
 }
 
+#[test]
+fn an_evaluation_encodes_once_and_composes_the_baselines_first_layers() {
+    let (n, z, samples) = (2, 256, 256);
+    let model = Model::new(Kind::Baseline, None).unwrap();
+    let layers = |first: &[(usize, usize, usize)], n| -> usize {
+        first.iter().map(|(side, i, o)| conv(n, side * side, 25, *i, *o)).sum()
+    };
+    let encoder = layers(&[(32, 1, 32), (16, 32, 64), (8, 64, 128), (4, 128, 256), (2, 256, 512)], n)
+        + conv(n, 1, 1, 2048, 2 * z);
+    let composing = layers(&[(2, 512, 256)], z + 1);
+    let decoder =
+        conv(n, 1, 1, z, 16 * 256) + layers(&[(4, 256, 128), (8, 128, 64), (16, 64, 32), (28, 32, 1)], n);
+    let function = vnca::eval::function(&model, n, samples).expect("the graph is well formed");
+    assert_eq!(Cost::of(&function).flops, (encoder + composing + samples * decoder) as u64);
+}
+
 /// Cells of the doubling model's grids, one of each size.
 fn grown() -> usize {
     [2, 4, 8, 16, 32].iter().map(|side| side * side).sum()

@@ -49,14 +49,16 @@ impl Lowering<'_> {
     }
 
     pub(super) fn dot(&self, op: &Dot, lhs: &XlaOp, rhs: &XlaOp, result: &Shape) -> Result<XlaOp> {
-        let matrices = lhs.rank()? == 2 && rhs.rank()? == 2 && op.lhs_contract.len() == 1;
-        if matrices && op.lhs_batch.is_empty() {
-            return self.product(lhs, rhs, [op.lhs_contract[0], op.rhs_contract[0]], result);
+        let batch: Vec<usize> = (0..op.lhs_batch.len()).collect();
+        let matrices = [lhs, rhs].iter().all(|x| x.rank().is_ok_and(|rank| rank == batch.len() + 2));
+        if matrices && [&op.lhs_batch, &op.rhs_batch].iter().all(|b| **b == batch) {
+            let contract = [op.lhs_contract[0], op.rhs_contract[0]].map(|d| d - batch.len());
+            return self.product(lhs, rhs, contract, result);
         }
         self.general_product(op, lhs, rhs, result)
     }
 
-    /// The product of two matrices, over a dimension of each.
+    /// The product of two matrices, over a dimension of each, or of as many as the dimensions before their last two say.
     pub(super) fn product(
         &self,
         lhs: &XlaOp,
@@ -65,8 +67,9 @@ impl Lowering<'_> {
         result: &Shape,
     ) -> Result<XlaOp> {
         if self.target != Target::OneDnn {
-            let [lhs_contract, rhs_contract] = contract.map(|d| vec![d]);
-            let dot = Dot { lhs_contract, rhs_contract, ..Dot::default() };
+            let batch: Vec<usize> = (0..result.dims.len() - 2).collect();
+            let [lhs_contract, rhs_contract] = contract.map(|d| vec![batch.len() + d]);
+            let dot = Dot { lhs_contract, rhs_contract, lhs_batch: batch.clone(), rhs_batch: batch };
             return self.general_product(&dot, lhs, rhs, result);
         }
         let mut turned = Vec::new();

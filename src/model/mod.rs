@@ -168,6 +168,14 @@ impl Model {
         self.leaves().iter().map(|leaf| leaf.shape.iter().product::<usize>()).sum()
     }
 
+    /// The parameters with which so many latents, over all calls of [`Model::decode`], are decoded fastest.
+    pub fn prepared<'g>(&self, params: &Params<'g>, latents: usize) -> Params<'g> {
+        match self.kind {
+            Kind::Baseline => baseline::prepared(params, latents),
+            Kind::Doubling | Kind::NonDoubling => params.clone(),
+        }
+    }
+
     /// Bernoulli logits (n, 32, 32, 1) of latents (n, Z), with the steps of evaluation. The keys (n, 2) choose which
     /// cells take a step, where not all do.
     pub fn decode<'g>(&self, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {

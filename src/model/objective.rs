@@ -75,13 +75,14 @@ pub fn scores<'g>(
     };
     let by_sample = |x: Sym<'g>, last: usize| x.transpose(&[1, 0, 2]).reshape(&[rows, last]);
     let (tiled_images, tiled_mean, tiled_logvar) = (tile(images), tile(mean), tile(logvar));
+    let params = model.prepared(params, samples * n);
     // Both draws of [`noise`], a group of samples at a time.
     let stepping = draw::split_at(keys, samples * latent);
     let stacked = g.repeat(samples / group, &[], |i, _| {
         let first = i.convert(DType::U32) * group as f64;
         let eps = by_sample(draw::normal_from(keys, first * latent as f64, &[group, latent]), latent);
         let z = sample(tiled_mean, tiled_logvar, eps);
-        let logits = model.decode(params, z, by_sample(draw::split_from(stepping, first, group), 2));
+        let logits = model.decode(&params, z, by_sample(draw::split_from(stepping, first, group), 2));
         let log_likelihood = bernoulli_log_likelihood(tiled_images, logits);
         // log p(z) − log q(z | x): the normalising constants cancel.
         let log_ratio = (tiled_logvar + eps.square() - z.square()).sum(&[1]) * 0.5;

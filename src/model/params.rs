@@ -137,6 +137,18 @@ impl<'g> Params<'g> {
         (find("weight"), find("bias"))
     }
 
+    /// Whether there is a layer of that name.
+    pub fn has_layer(&self, name: &str) -> bool {
+        self.named.iter().any(|(n, _)| n.strip_suffix(".weight") == Some(name))
+    }
+
+    /// These, and a layer that is made of them.
+    pub fn with_layer(&self, name: &str, weight: Sym<'g>, bias: Sym<'g>) -> Params<'g> {
+        let mut named = self.named.clone();
+        named.extend([(format!("{name}.weight"), weight), (format!("{name}.bias"), bias)]);
+        Params { named }
+    }
+
     /// x W + b over the last dimension: a linear layer, or a 1x1 convolution of an NHWC grid.
     #[track_caller]
     pub fn linear(&self, name: &str, x: Sym<'g>) -> Sym<'g> {
