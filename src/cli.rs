@@ -13,7 +13,7 @@ use crate::commands::{
 #[cfg(feature = "xla")]
 use crate::commands::{compile, export};
 use crate::error::{Exit, exit_of};
-use crate::quiet;
+use crate::{pages, quiet};
 
 /// Train, evaluate and study Variational Neural Cellular Automata on XLA devices.
 #[derive(Debug, Parser)]
@@ -101,6 +101,12 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it may compute for longer than starting the process twice takes.
+    fn is_long(&self) -> bool {
+        use Command::{Eval, Figures, Latents, Probe, Train};
+        matches!(self, Train(_) | Eval(_) | Figures(_) | Latents(_) | Probe(_))
+    }
+
     fn run(self) -> Outcome {
         match self {
             Command::Train(args) => train::run(*args),
@@ -158,6 +164,9 @@ pub fn verbs_table() -> String {
 /// Runs the process's command line.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.command.is_long() {
+        pages::ask_for_huge_ones();
+    }
     quiet::init(cli.verbose);
     if let Some(folder) = &cli.programs {
         build::use_exported(folder);

@@ -16,6 +16,7 @@ pub mod ir;
 #[cfg(feature = "xla")]
 pub mod lower;
 pub mod model;
+pub mod pages;
 pub mod program;
 pub mod quiet;
 pub mod random;

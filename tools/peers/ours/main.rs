@@ -45,6 +45,7 @@ struct Args {
 }
 
 fn main() -> Result<()> {
+    vnca::pages::ask_for_huge_ones();
     vnca::quiet::hush();
     let args = Args::parse();
     let case = args.case.case()?;
