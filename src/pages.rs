@@ -5,6 +5,7 @@
 //! starts, and at no other time.
 
 /// What glibc reads at the start of a process, and the setting for huge pages.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 const TUNABLES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
 
 /// Starts this process anew, with the same arguments, so that its allocator asks for huge pages: unless it has settings
@@ -25,6 +26,4 @@ pub fn ask_for_huge_ones() {
 
 /// Only glibc's allocator has the setting.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub fn ask_for_huge_ones() {
-    let _ = TUNABLES;
-}
+pub fn ask_for_huge_ones() {}

@@ -136,3 +136,8 @@ impl fmt::Display for Shape {
         f.write_str("]")
     }
 }
+
+/// The largest divisor of `n` that is at most `most`.
+pub fn divisor(n: usize, most: usize) -> usize {
+    (1..=most.clamp(1, n)).rev().find(|d| n.is_multiple_of(*d)).unwrap_or(1)
+}

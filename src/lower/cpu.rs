@@ -12,7 +12,7 @@ use super::product::{FORWARD, WeightGrad};
 use super::{Lowering, element_type, i64s};
 use crate::ir::ops::conv::Window;
 use crate::program::Target;
-use crate::shape::{Precision, Shape};
+use crate::shape::{Precision, Shape, divisor};
 
 /// Places of the output's grid up to which rows and one matrix product beat the compiler's own convolution. (Measured:
 /// over 4 x 4 places it reaches a twentieth of the product's speed, over 8 x 8 as much.)
@@ -66,11 +66,6 @@ fn has_phases(window: &Window, kernel: [usize; 2], output: [usize; 2]) -> bool {
         && (0..2).all(|d| {
             kernel[d] >= window.image_dilation[d] && output[d].is_multiple_of(window.image_dilation[d])
         })
-}
-
-/// The largest divisor of `n` that is at most `most`.
-fn divisor(n: usize, most: usize) -> usize {
-    (1..=most.min(n)).rev().find(|d| n.is_multiple_of(*d)).unwrap_or(1)
 }
 
 fn grid(shape: &Shape) -> [usize; 2] {

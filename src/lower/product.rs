@@ -51,7 +51,10 @@ impl Lowering<'_> {
     pub(super) fn dot(&self, op: &Dot, lhs: &XlaOp, rhs: &XlaOp, result: &Shape) -> Result<XlaOp> {
         let batch: Vec<usize> = (0..op.lhs_batch.len()).collect();
         let matrices = [lhs, rhs].iter().all(|x| x.rank().is_ok_and(|rank| rank == batch.len() + 2));
-        if matrices && [&op.lhs_batch, &op.rhs_batch].iter().all(|b| **b == batch) {
+        if matrices
+            && op.lhs_contract.len() == 1
+            && [&op.lhs_batch, &op.rhs_batch].iter().all(|b| **b == batch)
+        {
             let contract = [op.lhs_contract[0], op.rhs_contract[0]].map(|d| d - batch.len());
             return self.product(lhs, rhs, contract, result);
         }

@@ -8,7 +8,7 @@ use super::encoder::encode;
 use super::params::Params;
 use crate::ir::Sym;
 use crate::random::graph as draw;
-use crate::shape::DType;
+use crate::shape::{DType, divisor};
 
 /// log p(x | logits), summed over the pixels of each image: (n). `images` is 0 or 1, broadcast to `logits`.
 /// A logit of −∞ makes a 0 certain: 0 nats, with a gradient of 0.
@@ -31,11 +31,6 @@ pub fn sample<'g>(mean: Sym<'g>, logvar: Sym<'g>, eps: Sym<'g>) -> Sym<'g> {
 /// image a key (n, 2) that the draw of `eps` left unused.
 pub fn noise<'g>(keys: Sym<'g>, samples: usize, latent: usize) -> (Sym<'g>, Sym<'g>) {
     (draw::normal(keys, &[samples, latent]), draw::split_at(keys, samples * latent))
-}
-
-/// The largest divisor of `n` that is at most `most`.
-fn divisor(n: usize, most: usize) -> usize {
-    (1..=most.clamp(1, n)).rev().find(|d| n.is_multiple_of(*d)).unwrap_or(1)
 }
 
 /// What an evaluation gives, for each image. All but `mean` are in nats, (n).

@@ -22,12 +22,17 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def without_folder(part):
+    """A word of a command as it may be kept: where a file lies on this machine tells nobody else anything."""
+    return pathlib.Path(part).name if pathlib.Path(part).is_absolute() else str(part)
+
+
 class Contestant:
     def __init__(self, name, command):
         self.name = name
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
-        self.record = {"command": [str(part) for part in command], "turns": []}
+        self.record = {"command": [without_folder(part) for part in command], "turns": []}
         self.record |= self.answer()
 
     def answer(self):
