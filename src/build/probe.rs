@@ -55,7 +55,7 @@ fn numbers(factor: usize) -> Array {
     Array::new(&[SIZE, SIZE, SIZE], &values)
 }
 
-/// A convolution, its weight gradient, and products with each operand as it is and turned.
+/// A convolution, its weight gradient, and products with each operand as it is and turned, and of many matrices.
 fn products(precision: Precision, target: Target) -> Result<Function> {
     let g = Graph::with_precision(&format!("products_{target:?}").to_lowercase(), precision);
     let [x, y] = ["x", "y"].map(|name| g.input(name, &Shape::f32(&[SIZE, SIZE, SIZE])));
@@ -72,6 +72,7 @@ fn products(precision: Precision, target: Target) -> Result<Function> {
         rows.dot_general(square, over(1, 0)),
         rows.dot_general(square, over(1, 1)),
         rows.dot_general(others, over(0, 0)),
+        x.dot_general(y, Dot { lhs_batch: vec![0], rhs_batch: vec![0], ..over(1, 1) }),
     ];
     let named = results.into_iter().enumerate().map(|(i, s)| (i.to_string(), s));
     g.finish(&named.collect::<Vec<_>>(), &[])
