@@ -238,7 +238,8 @@ fn step(z: usize) -> Result<Function> {
     let gradients = gradient(loss, &state[..2]);
     let moments = Moments { first: state[2..4].to_vec(), second: state[4..6].to_vec(), count };
     let optimiser = Optimiser { learning_rate: LEARNING_RATE, ..Optimiser::REPORT };
-    let (updates, moments) = optimiser.updates(&gradients, global_norm(&gradients), &moments);
+    let moments = optimiser.moments(&gradients, global_norm(&gradients), &moments);
+    let updates = optimiser.updates(&moments);
     let mut next: Vec<Sym<'_>> = state[..2].iter().zip(&updates).map(|(s, u)| *s + *u * rate).collect();
     next.extend(moments.first);
     next.extend(moments.second);

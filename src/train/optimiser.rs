@@ -57,46 +57,49 @@ fn clip_factor<'g>(norm: Sym<'g>, limit: f64) -> Sym<'g> {
     norm.lt(norm.like(limit)).select(norm.like(1.0), norm.like(limit) / norm)
 }
 
-impl Optimiser {
-    /// What to add to each parameter, and the moments after it. `norm` is the gradients' global norm.
-    pub fn updates<'g>(
-        &self,
-        gradients: &[Sym<'g>],
-        norm: Sym<'g>,
-        moments: &Moments<'g>,
-    ) -> (Vec<Sym<'g>>, Moments<'g>) {
-        let clipped: Vec<Sym<'g>> = match self.clip_order {
-            ClipOrder::Before => {
-                let factor = clip_factor(norm, self.clip_norm);
-                gradients.iter().map(|g| *g * factor).collect()
-            }
-            ClipOrder::After => gradients.to_vec(),
+impl<'g> Moments<'g> {
+    /// These where it is true, else the others.
+    pub fn or(&self, these: Sym<'g>, others: &Moments<'g>) -> Moments<'g> {
+        let chosen = |new: &[Sym<'g>], old: &[Sym<'g>]| -> Vec<Sym<'g>> {
+            new.iter().zip(old).map(|(new, old)| these.select(*new, *old)).collect()
         };
-        let (updates, moments) = self.adam(&clipped, moments);
-        match self.clip_order {
-            ClipOrder::Before => (updates, moments),
-            ClipOrder::After => {
-                let factor = clip_factor(global_norm(&updates), self.clip_norm);
-                (updates.iter().map(|u| *u * factor).collect(), moments)
-            }
+        Moments {
+            first: chosen(&self.first, &others.first),
+            second: chosen(&self.second, &others.second),
+            count: these.select(self.count, others.count),
         }
     }
+}
 
-    fn adam<'g>(&self, gradients: &[Sym<'g>], moments: &Moments<'g>) -> (Vec<Sym<'g>>, Moments<'g>) {
+impl Optimiser {
+    /// The moments after gradients whose global norm is `norm`.
+    pub fn moments<'g>(&self, gradients: &[Sym<'g>], norm: Sym<'g>, before: &Moments<'g>) -> Moments<'g> {
+        let factor = (self.clip_order == ClipOrder::Before).then(|| clip_factor(norm, self.clip_norm));
+        let clipped: Vec<Sym<'g>> = gradients.iter().map(|g| factor.map_or(*g, |f| *g * f)).collect();
         let decayed = |m: &[Sym<'g>], decay: f64, power: fn(Sym<'g>) -> Sym<'g>| -> Vec<Sym<'g>> {
-            m.iter().zip(gradients).map(|(m, g)| *m * decay + power(*g) * (1.0 - decay)).collect()
+            m.iter().zip(&clipped).map(|(m, g)| *m * decay + power(*g) * (1.0 - decay)).collect()
         };
-        let first = decayed(&moments.first, self.b1, |g| g);
-        let second = decayed(&moments.second, self.b2, Sym::square);
-        let count = moments.count + 1.0;
+        let first = decayed(&before.first, self.b1, |g| g);
+        let second = decayed(&before.second, self.b2, Sym::square);
+        Moments { first, second, count: before.count + 1.0 }
+    }
+
+    /// What to add to each parameter, after the moments of this step.
+    pub fn updates<'g>(&self, moments: &Moments<'g>) -> Vec<Sym<'g>> {
         // 1 − decay^count, without the cancellation.
-        let correction = |decay: f64| -(count.convert(DType::F32) * decay.ln()).expm1();
+        let correction = |decay: f64| -(moments.count.convert(DType::F32) * decay.ln()).expm1();
         let (first_correction, second_correction) = (correction(self.b1), correction(self.b2));
-        let update = |m: Sym<'g>, v: Sym<'g>| {
-            let direction = (m / first_correction) / ((v / second_correction).sqrt() + self.eps);
+        let update = |(m, v): (&Sym<'g>, &Sym<'g>)| {
+            let direction = (*m / first_correction) / ((*v / second_correction).sqrt() + self.eps);
             direction * -self.learning_rate
         };
-        let updates = first.iter().zip(&second).map(|(m, v)| update(*m, *v)).collect();
-        (updates, Moments { first, second, count })
+        let updates: Vec<Sym<'g>> = moments.first.iter().zip(&moments.second).map(update).collect();
+        match self.clip_order {
+            ClipOrder::Before => updates,
+            ClipOrder::After => {
+                let factor = clip_factor(global_norm(&updates), self.clip_norm);
+                updates.iter().map(|u| *u * factor).collect()
+            }
+        }
     }
 }

@@ -250,16 +250,18 @@ impl StepSpec {
         let loss = self.average(loss);
         let norm = global_norm(&gradients);
         let healthy = healthy.and(loss.is_finite()).and(norm.is_finite());
-        let moments = Moments { first: first.to_vec(), second: second.to_vec(), count };
-        let (updates, moments) = self.optimiser.updates(&gradients, norm, &moments);
-        let mut next: Vec<Sym<'g>> = values.iter().zip(&updates).map(|(v, u)| *v + *u).collect();
-        next.extend(moments.first);
-        next.extend(moments.second);
-        next.extend([moments.count, next_key]);
-        next.extend(after.as_ref().map(|(_, _, shuffle)| *shuffle));
-        let mut kept: Vec<Sym<'g>> =
-            next.iter().zip(state).map(|(new, old)| healthy.select(*new, *old)).collect();
+        let before = Moments { first: first.to_vec(), second: second.to_vec(), count };
+        // Chosen before the updates are made of them: what both a result and another computation take is computed once,
+        // where the old moments lie. Else the compiler computes them twice, and copies the old ones.
+        let moments = self.optimiser.moments(&gradients, norm, &before).or(healthy, &before);
+        let updates = self.optimiser.updates(&moments);
+        let keep = |new: Sym<'g>, old: &Sym<'g>| healthy.select(new, *old);
+        let mut kept: Vec<Sym<'g>> = values.iter().zip(&updates).map(|(v, u)| keep(*v + *u, v)).collect();
+        kept.extend(moments.first);
+        kept.extend(moments.second);
+        kept.extend([moments.count, keep(next_key, &key)]);
         if let Some((pool, new, shuffle)) = after {
+            kept.push(keep(shuffle, &state[3 * n + 2]));
             let Entries { images, grids } = pool.after(new, shuffle, healthy);
             kept.extend([images, grids]);
         }
