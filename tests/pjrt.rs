@@ -135,3 +135,38 @@ fn training_on_a_plugin_gives_what_the_cpu_gives() {
     }
     assert_eq!((cpu.len(), other.len()), (4, 4));
 }
+
+#[test]
+fn a_second_run_on_a_plugin_takes_what_the_first_compiled_and_computes_the_same() {
+    let Some(device) = plugin::device() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    let cache = folder.path().join("cache");
+    let train = |out: &str| {
+        let more = format!("--steps 4 --replicas 2 --eval-every 0 --device {device}");
+        let mut arguments = cli::training(&data, &more);
+        arguments[2] = out.into();
+        let mut run = cli::vnca(folder.path(), &arguments);
+        let run = run.env("VNCA_COMPILATION_CACHE", &cache).env("RUST_LOG", "vnca=info").output().unwrap();
+        let said = cli::text(&run.stderr);
+        assert!(run.status.success(), "{said}");
+        (std::fs::read(folder.path().join(out).join("metrics.jsonl")).unwrap(), said)
+    };
+    let files = || {
+        let mut files: Vec<_> = std::fs::read_dir(&cache).unwrap().map(|f| f.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let ((first, said), kept) = (train("first"), files());
+    assert!(!kept.is_empty() && !said.contains("comes compiled"), "{kept:?} {said}");
+    let (second, said) = train("second");
+    assert_eq!(said.matches("comes compiled").count(), kept.len(), "{said}");
+    assert!(first == second && files() == kept);
+    for file in &kept {
+        let bytes = std::fs::read(file).unwrap();
+        std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let (third, said) = train("third");
+    assert_eq!(said.matches("is damaged").count(), kept.len(), "{said}");
+    assert!(first == third && files() == kept);
+}

@@ -30,6 +30,8 @@ fn prepare(mut command: Command, folder: &Path, arguments: &[impl AsRef<OsStr>])
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VNCA_") || name == "RUST_LOG") {
         command.env_remove(name);
     }
+    // What an earlier test compiled must not either.
+    command.env("VNCA_COMPILATION_CACHE", "off");
     command
 }
 

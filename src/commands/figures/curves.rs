@@ -40,8 +40,8 @@ impl Course {
         self.losses.len()
     }
 
-    /// Means of stretches of steps. The first losses and single leaps would leave no room for the rest: the line is broken
-    /// where it lies more than twice as high as it ends.
+    /// Means of stretches of steps. The first losses and single leaps would leave no room for the rest: the line begins after
+    /// the last point of its first tenth that lies more than twice as high as it ends, and is broken at such points later.
     fn loss(&self) -> Line {
         let stretch = self.losses.len().div_ceil(POINTS).max(1);
         let mean = |(i, part): (usize, &[f64])| {
@@ -49,9 +49,10 @@ impl Course {
             ((i * stretch) as f64 + (n + 1.0) / 2.0, part.iter().sum::<f64>() / n)
         };
         let points: Vec<(f64, f64)> = self.losses.chunks(stretch).enumerate().map(mean).collect();
-        let last = points.last().map_or(0.0, |p| p.1);
-        let seen = |p: (f64, f64)| if p.1 > 2.0 * last.max(1.0) { (p.0, f64::NAN) } else { p };
-        let points = points.into_iter().map(seen).collect();
+        let limit = 2.0 * points.last().map_or(0.0, |p| p.1).max(1.0);
+        let begin = points[..points.len() / 10].iter().rposition(|p| p.1 > limit).map_or(0, |i| i + 1);
+        let seen = |(i, p): (usize, (f64, f64))| if i < begin || p.1 > limit { (p.0, f64::NAN) } else { p };
+        let points = points.into_iter().enumerate().map(seen).collect();
         Line { name: self.name.clone(), points, band: vec![] }
     }
 
@@ -84,10 +85,12 @@ mod tests {
 
     #[test]
     fn losses_are_means_of_stretches_without_what_is_far_above_the_end() {
-        let losses: Vec<f64> =
-            (0..400).map(|i| if i < 4 { 500.0 } else { 100.0 + f64::from(i % 2) }).collect();
+        let losses: Vec<f64> = (0..400)
+            .map(|i| if [0, 1, 4, 5, 99].contains(&i) { 500.0 } else { 100.0 + f64::from(i % 2) })
+            .collect();
         let line = Course { name: "x".into(), losses, bounds: vec![] }.loss();
         assert_eq!((line.points.len(), line.points[199]), (200, (399.5, 100.5)));
-        assert!(line.points[1].1.is_nan() && line.points[2] == (5.5, 100.5));
+        assert!(line.points[..3].iter().all(|p| p.1.is_nan()) && line.points[3] == (7.5, 100.5));
+        assert!(line.points[49].1.is_nan() && !line.points[50].1.is_nan());
     }
 }

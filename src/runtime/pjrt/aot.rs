@@ -1,12 +1,11 @@
 //! Compiling for devices that are not there.
 
-use std::ptr;
-
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::api::{self, Api};
 use super::estimate::Estimate;
+use super::plain::Plain;
 use super::{Plugin, Settings, ffi, module, wire};
 use crate::program::Program;
 
@@ -126,62 +125,5 @@ impl Topology<'_> {
 impl Drop for Topology<'_> {
     fn drop(&mut self) {
         self.api.free(ffi::TopologyDescription_Destroy { topology: self.topology, ..Default::default() });
-    }
-}
-
-/// An executable that is not loaded on any device.
-struct Plain<'a> {
-    api: &'a Api,
-    executable: *mut ffi::Executable,
-}
-
-impl Plain<'_> {
-    fn usage(&self) -> Result<Usage> {
-        let executable = self.executable;
-        let stats =
-            self.api.call(ffi::Executable_GetCompiledMemoryStats { executable, ..Default::default() })?;
-        let code =
-            self.api.call(ffi::Executable_SizeOfGeneratedCodeInBytes { executable, ..Default::default() })?;
-        Ok(Usage {
-            arguments: stats.argument_size_in_bytes,
-            outputs: stats.output_size_in_bytes,
-            donated: stats.alias_size_in_bytes,
-            temporaries: stats.temp_size_in_bytes,
-            code: code.size_in_bytes.max(stats.generated_code_size_in_bytes),
-        })
-    }
-
-    fn costs(&self) -> Result<Vec<(String, f64)>> {
-        let executable = self.executable;
-        let found = self.api.call(ffi::Executable_GetCostAnalysis { executable, ..Default::default() })?;
-        // SAFETY: the values live as long as the executable.
-        let found = unsafe { api::named_values(found.properties, found.num_properties) };
-        Ok(found.into_iter().filter_map(|(name, value)| Some((name, value.number()?))).collect())
-    }
-
-    /// Asked twice: for the size, and for the bytes.
-    fn module(&self) -> Result<Vec<u8>> {
-        let mut program = ffi::Program::default();
-        let mut ask = |code: *mut u8| {
-            program.code = code.cast();
-            self.api.call(ffi::Executable_OptimizedProgram {
-                executable: self.executable,
-                program: &raw mut program,
-                ..Default::default()
-            })?;
-            // SAFETY: the format's text lives as long as the executable.
-            let format = unsafe { api::text(program.format, program.format_size) };
-            Ok::<_, anyhow::Error>((program.code_size, format))
-        };
-        let (size, _) = ask(ptr::null_mut())?;
-        let mut bytes = vec![0; size];
-        let (_, format) = ask(bytes.as_mut_ptr())?;
-        wire::hlo::module_bytes(&format, bytes)
-    }
-}
-
-impl Drop for Plain<'_> {
-    fn drop(&mut self) {
-        self.api.free(ffi::Executable_Destroy { executable: self.executable, ..Default::default() });
     }
 }

@@ -18,7 +18,7 @@ macro_rules! opaque {
     )*};
 }
 
-opaque!(Error Event Client Device DeviceDescription Buffer Executable LoadedExecutable TopologyDescription);
+opaque!(Error Event Client Device DeviceDescription Buffer Executable LoadedExecutable TopologyDescription SerializedExecutable);
 
 /// A structure with its size at the head.
 pub trait Struct: Default {
@@ -238,6 +238,21 @@ structs! {
         peak_memory_in_bytes: i64,
         total_size_in_bytes: i64,
     }
+    Executable_Serialize {
+        executable: *const Executable,
+        serialized_bytes: *const c_char,
+        serialized_bytes_size: usize,
+        serialized_executable: *mut SerializedExecutable,
+        serialized_executable_deleter: Option<unsafe extern "C" fn(*mut SerializedExecutable)>,
+    }
+    Executable_DeserializeAndLoad {
+        client: *mut Client,
+        serialized_executable: *const c_char,
+        serialized_executable_size: usize,
+        loaded_executable: *mut LoadedExecutable,
+        overridden_serialized_compile_options: *const c_char,
+        overridden_serialized_compile_options_size: usize,
+    }
     LoadedExecutable_Destroy {
         executable: *mut LoadedExecutable,
     }
@@ -295,7 +310,8 @@ functions! {
     Client_Create Client_PlatformName Client_PlatformVersion Client_AddressableDevices Client_Compile
     Client_BufferFromHostBuffer DeviceDescription_Id DeviceDescription_Kind Device_GetDescription Device_MemoryStats
     Executable_Destroy Executable_NumOutputs Executable_SizeOfGeneratedCodeInBytes Executable_GetCostAnalysis
-    Executable_OptimizedProgram Executable_GetCompiledMemoryStats LoadedExecutable_Destroy
+    Executable_OptimizedProgram Executable_Serialize Executable_DeserializeAndLoad
+    Executable_GetCompiledMemoryStats LoadedExecutable_Destroy
     LoadedExecutable_GetExecutable LoadedExecutable_Execute Buffer_Destroy Buffer_ToHostBuffer
     TopologyDescription_Create TopologyDescription_Destroy TopologyDescription_GetDeviceDescriptions Compile
 }

@@ -67,7 +67,7 @@ fn find_tpu() -> Result<PathBuf> {
 }
 
 /// The folder where tools/setup keeps what it fetches.
-fn cache() -> Option<PathBuf> {
+pub fn cache() -> Option<PathBuf> {
     let home = || env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
     let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     env::var_os("VNCA_CACHE").map(PathBuf::from).or_else(|| Some(base?.join("vnca")))

@@ -29,6 +29,13 @@ pub fn gpu_files() -> Vec<PathBuf> {
     numbered("/dev", "nvidia")
 }
 
+/// What the first core is and can do, without what changes from moment to moment.
+pub fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let said = |key: &str| text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
+    ["model name", "stepping", "flags"].map(said).join("\n")
+}
+
 /// The NVIDIA driver's version, where it is loaded.
 pub fn nvidia_driver() -> Option<String> {
     let text = fs::read_to_string("/proc/driver/nvidia/version").ok()?;

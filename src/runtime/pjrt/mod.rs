@@ -2,11 +2,13 @@
 
 mod aot;
 mod api;
+mod cache;
 mod estimate;
 #[expect(non_camel_case_types)]
 mod ffi;
 mod find;
 mod host;
+mod plain;
 mod wire;
 
 use std::any::Any;
@@ -23,6 +25,7 @@ use self::api::{Api, Options};
 pub use self::estimate::{Collective, Estimate};
 pub use self::find::Plugin;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
+use self::plain::Plain;
 use super::{Buffer, Client, Loaded, Memory};
 use crate::array::Array;
 use crate::program::{Format, Program, Target};
@@ -179,25 +182,80 @@ fn module(program: &Program) -> ffi::Program {
     }
 }
 
-impl Client for PluginClient {
-    fn describe(&self) -> String {
-        let Shared { api, client, devices, platform, .. } = &*self.0;
+impl PluginClient {
+    /// The platform's version, which may have several lines.
+    fn version(&self) -> String {
+        let Shared { api, client, .. } = &*self.0;
         let version = api.call(ffi::Client_PlatformVersion { client: *client, ..Default::default() });
         // SAFETY: the text lives as long as the client.
-        let version = version.map(|v| unsafe { api::text(v.platform_version, v.platform_version_size) });
-        let first = version.unwrap_or_default().lines().next().unwrap_or_default().trim().to_string();
-        let kind = devices.first().and_then(|(device, _)| {
-            let device_description = description(api, *device).ok()?;
-            let kind =
-                api.call(ffi::DeviceDescription_Kind { device_description, ..Default::default() }).ok()?;
-            // SAFETY: as above.
-            Some(unsafe { api::text(kind.device_kind, kind.device_kind_size) })
-        });
+        let text = version.map(|v| unsafe { api::text(v.platform_version, v.platform_version_size) });
+        text.unwrap_or_default()
+    }
+
+    /// What the first device is.
+    fn kind(&self) -> Option<String> {
+        let Shared { api, devices, .. } = &*self.0;
+        let device_description = description(api, devices.first()?.0).ok()?;
+        let kind = api.call(ffi::DeviceDescription_Kind { device_description, ..Default::default() }).ok()?;
+        // SAFETY: the text lives as long as the client.
+        Some(unsafe { api::text(kind.device_kind, kind.device_kind_size) })
+    }
+
+    /// All that a compiled program depends on beside its module and options.
+    fn compiler(&self) -> Vec<u8> {
+        let Shared { api, devices, platform, .. } = &*self.0;
+        let file = std::fs::metadata(api.path()).and_then(|m| Ok((m.len(), m.modified()?))).ok();
+        let flags = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"].map(std::env::var_os);
+        // The CPU's compiler writes for the machine that it runs on.
+        let machine = (platform == "cpu").then(host::processor);
+        let all = (platform, self.version(), self.kind(), devices.len(), api.version(), file, flags, machine);
+        format!("{all:?}").into_bytes()
+    }
+
+    fn own(&self, executable: *mut ffi::LoadedExecutable) -> Result<(PluginExecutable, Plain<'_>)> {
+        let api = &self.0.api;
+        let mut loaded = PluginExecutable { shared: self.0.clone(), executable, outputs: 0 };
+        let get = ffi::LoadedExecutable_GetExecutable { loaded_executable: executable, ..Default::default() };
+        let plain = Plain { api, executable: api.call(get)?.executable };
+        // The number of results comes from the executable, and is not ours to assume: results are written there.
+        loaded.outputs = plain.outputs()?;
+        Ok((loaded, plain))
+    }
+
+    fn compile_anew(&self, program: &Program, options: &[u8]) -> Result<(PluginExecutable, Plain<'_>)> {
+        let module = module(program);
+        let compiled = self.0.api.call(ffi::Client_Compile {
+            client: self.0.client,
+            program: &raw const module,
+            compile_options: options.as_ptr().cast(),
+            compile_options_size: options.len(),
+            ..Default::default()
+        })?;
+        self.own(compiled.executable)
+    }
+
+    /// Loads what [`Plain::serialize`] gave.
+    fn load(&self, bytes: &[u8]) -> Result<PluginExecutable> {
+        let loaded = self.0.api.call(ffi::Executable_DeserializeAndLoad {
+            client: self.0.client,
+            serialized_executable: bytes.as_ptr().cast(),
+            serialized_executable_size: bytes.len(),
+            ..Default::default()
+        })?;
+        Ok(self.own(loaded.loaded_executable)?.0)
+    }
+}
+
+impl Client for PluginClient {
+    fn describe(&self) -> String {
+        let Shared { api, devices, platform, .. } = &*self.0;
+        let version = self.version();
+        let first = version.lines().next().unwrap_or_default().trim();
         let (major, minor) = api.version();
         format!(
             "{platform}: {} x {} ({first}; PJRT {major}.{minor}, {})",
             devices.len(),
-            kind.unwrap_or_default(),
+            self.kind().unwrap_or_default(),
             api.path().display()
         )
     }
@@ -211,29 +269,28 @@ impl Client for PluginClient {
     }
 
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {
-        let Shared { api, client, devices, flags, .. } = &*self.0;
+        let Shared { devices, flags, .. } = &*self.0;
         let replicas = program.signature.replicas;
         let ids: Vec<i64> = devices.iter().take(replicas).map(|(_, id)| *id).collect();
         let options = wire::compile_options(replicas, Some(&ids), flags);
-        let module = module(program);
-        let compiled = api.call(ffi::Client_Compile {
-            client: *client,
-            program: &raw const module,
-            compile_options: options.as_ptr().cast(),
-            compile_options_size: options.len(),
-            ..Default::default()
-        })?;
-        // The number of results comes from the executable, and is not ours to assume: results are written there.
-        let mut loaded =
-            PluginExecutable { shared: self.0.clone(), executable: compiled.executable, outputs: 0 };
-        let plain = api.call(ffi::LoadedExecutable_GetExecutable {
-            loaded_executable: loaded.executable,
-            ..Default::default()
-        })?;
-        let count =
-            api.call(ffi::Executable_NumOutputs { executable: plain.executable, ..Default::default() });
-        api.free(ffi::Executable_Destroy { executable: plain.executable, ..Default::default() });
-        loaded.outputs = count?.num_outputs;
+        let format = format_name(program.signature.format);
+        let kept = cache::Entry::of(&[&self.compiler(), format.as_bytes(), &program.module, &options]);
+        let name = &program.signature.name;
+        if let Some((entry, bytes)) = kept.as_ref().and_then(|entry| Some((entry, entry.read()?))) {
+            match self.load(&bytes) {
+                Ok(loaded) => {
+                    log::info!("{name} comes compiled from {}", entry.path().display());
+                    return Ok(Box::new(loaded));
+                }
+                Err(error) => log::info!("{name} is compiled anew: {error:#}"),
+            }
+        }
+        let (loaded, plain) = self.compile_anew(program, &options)?;
+        if let Some(entry) = &kept
+            && let Err(error) = plain.serialize().and_then(|bytes| entry.write(&bytes))
+        {
+            log::info!("{name} is compiled again the next time: {error:#}");
+        }
         Ok(Box::new(loaded))
     }
 
