@@ -3,7 +3,9 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::build;
 use crate::commands::{
@@ -107,6 +109,15 @@ impl Command {
         matches!(self, Train(_) | Eval(_) | Figures(_) | Latents(_) | Probe(_))
     }
 
+    /// Whether it runs programs that could come from elsewhere.
+    fn takes_programs(&self) -> bool {
+        use Command::{Convert, Data, Doctor, Inspect, RunExported};
+        let own = matches!(self, Convert(_) | Data(_) | Doctor(_) | Inspect(_) | RunExported(_));
+        #[cfg(feature = "xla")]
+        let own = own || matches!(self, Command::Export(_) | Command::Compile(_));
+        !own
+    }
+
     fn run(self) -> Outcome {
         match self {
             Command::Train(args) => train::run(*args),
@@ -161,9 +172,22 @@ pub fn verbs_table() -> String {
     rows.join("\n")
 }
 
+/// The command line, if none of its options would do nothing. (The environment's may be meant for other verbs.)
+fn checked(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    let cli = Cli::from_arg_matches(matches)?;
+    let is_given = matches.value_source("programs") == Some(ValueSource::CommandLine);
+    if is_given && !cli.command.takes_programs() {
+        let verb = matches.subcommand_name().unwrap_or_default();
+        let message = format!("{verb} runs no program that --programs could replace; leave it out");
+        return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
+    }
+    Ok(cli)
+}
+
 /// Runs the process's command line.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = checked(&matches).unwrap_or_else(|error| error.exit());
     if cli.command.is_long() {
         pages::ask_for_huge_ones();
     }

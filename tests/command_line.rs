@@ -124,3 +124,17 @@ fn the_doctor_says_what_a_device_lacks() {
         );
     }
 }
+
+#[test]
+fn programs_are_refused_where_nothing_would_take_them() {
+    let folder = tempfile::tempdir().unwrap();
+    for verb in
+        ["inspect --model baseline", "export", "data verify x", "convert --model baseline --out x.npz"]
+    {
+        let arguments: Vec<&str> = verb.split(' ').chain(["--programs", "folder"]).collect();
+        let error = cli::fail(folder.path(), &arguments, 2);
+        assert!(error.contains("--programs"), "{error}");
+        let mut run = cli::vnca(folder.path(), &["inspect", "--model", "baseline"]);
+        assert!(run.env("VNCA_PROGRAMS", "folder").output().unwrap().status.success());
+    }
+}
