@@ -3,18 +3,25 @@
 #[path = "common/cli.rs"]
 mod cli;
 
-/// The non-doubling model's training takes one more program, which fills its pool.
+/// The non-doubling model's training takes one more program, which fills its pool. Its collectives have a text form too.
 #[test]
 fn all_programs_of_a_training_are_exported() {
     let folder = tempfile::tempdir().unwrap();
     let sizes = ["--model", "nondoubling", "--latent", "4", "--replicas", "2", "--batch-size", "8"];
-    let listed = cli::succeed(folder.path(), &[&["export", "--json", "--samples", "2"], &sizes[..]].concat());
+    let listed = cli::succeed(
+        folder.path(),
+        &[&["export", "--json", "--samples", "2", "--text"], &sizes[..]].concat(),
+    );
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     let names: Vec<&str> =
         listed["programs"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
     for name in ["train_nondoubling", "pool", "eval_nondoubling_k2", "decode_nondoubling"] {
         assert!(names.contains(&name), "{name} is missing: {names:?}");
+        assert!(folder.path().join(format!("programs/{name}.stablehlo.mlir")).is_file(), "{name} as text");
     }
+    let text = folder.path().join("programs/train_nondoubling.stablehlo.mlir");
+    let text = std::fs::read_to_string(text).unwrap();
+    assert!(text.contains("stablehlo.all_to_all") && text.contains("stablehlo.all_reduce"));
 }
 
 #[test]
@@ -52,6 +59,11 @@ fn training_from_exported_programs() {
         // Programs made here may have their products from oneDNN, which adds up in another order.
         assert!((made - exported).abs() < 1e-5 * made.abs(), "{made} and {exported}");
     }
+
+    // A picture verb's program is there too, if it shows as many as a grid of the report's figures has.
+    let sample = ["sample", "--run", "exported", "--programs", "programs", "--out", "sample.png"];
+    cli::succeed(folder.path(), &sample);
+    assert!(folder.path().join("sample.png").is_file());
 
     for (more, part) in [
         (["--beta", "0.5"], "computes something else"),

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use ndarray::ArrayD;
 use serde_json::Value;
+use vnca::analysis::npy;
 use vnca::array::Array;
 use vnca::data::{Part, load_split};
 use vnca::gallery::framed;
@@ -181,6 +182,14 @@ fn images_stand_above_their_reconstructions() {
     assert_near("the first end", &lines[..SIZE], &pictures[..SIZE]);
     assert_near("the other end", &lines[2 * SIZE..3 * SIZE], &pictures[SIZE..2 * SIZE]);
     assert_eq!(numbers["rows"][1]["from"]["label"].as_u64(), Some(4));
+
+    // Labels of a file take the place of the data's own.
+    let mut labels = vec![0u8; test.len()];
+    labels[1234] = 9;
+    npy::write(&folder.join("labels.npy"), &[labels.len()], &labels).unwrap();
+    let verb = ["interpolate", "--from", "label:9", "--to", "7", "--rows", "1", "--labels", "labels.npy"];
+    let numbers = show(folder, "b", &verb);
+    assert_eq!(numbers["rows"][0]["from"]["index"].as_u64(), Some(1234));
 }
 
 #[test]

@@ -62,14 +62,12 @@ fn shards_merge_to_the_whole_bit_for_bit() {
 
 /// The ready examples for schedulers, run dry, give the same figures.
 fn schedulers(at: &Path, whole: &Value) {
-    let binary = Path::new(env!("CARGO_BIN_EXE_vnca")).parent().unwrap();
-    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
     for tool in ["eval-slurm", "eval-kubernetes"] {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(tool);
         let arguments: Vec<&str> = EVAL.split(' ').skip(1).filter(|a| *a != "--json").collect();
         let output = std::process::Command::new(script)
             .current_dir(at)
-            .env("PATH", &path)
+            .env("VNCA", env!("CARGO_BIN_EXE_vnca"))
             .args(["--dry-run", "2", tool])
             .args(arguments)
             .output()

@@ -1,5 +1,6 @@
 //! `vnca interpolate`: pictures on straight lines between latents (the report's figure 4a).
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -52,6 +53,9 @@ pub struct Args {
     /// End at images, as --from says
     #[arg(long, value_name = "IMAGE,...", value_delimiter = ',', requires = "from")]
     to: Vec<Which>,
+    /// The images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
+    #[arg(long, value_name = "FILE", requires = "from")]
+    labels: Option<PathBuf>,
     /// Draw pixels, 0 or 1, instead of showing their probabilities
     #[arg(long)]
     bernoulli: bool,
@@ -124,6 +128,10 @@ fn prior_rows(seed: u64, rows: usize, size: usize) -> Vec<Row> {
 /// The images, and the indices of each row's two ends.
 fn ends(args: &Args, weights: &Weights, rows: usize) -> Result<(Split, Vec<[usize; 2]>)> {
     let split = args.images.load(weights)?;
+    let split = match &args.labels {
+        Some(path) => split.labelled(path).context("--labels").exit(Exit::BadInput)?,
+        None => split,
+    };
     // Labels come in an order of their own at either end, so that a row between equal labels has two images.
     let [from, to] = Key::new(args.common.seed).split2();
     let from = resolve("--from", &args.from, &split, from, rows).exit(Exit::Usage)?;
@@ -141,7 +149,10 @@ fn resolve(flag: &str, list: &[Which], split: &Split, key: Key, rows: usize) -> 
         }
         Which::Label(label) => {
             let labels = split.labels.as_ref().with_context(|| {
-                format!("{flag} label:{label}: {} has no labels; name indices", split.name)
+                format!(
+                    "{flag} label:{label}: {} has no labels; name a file with --labels, or indices",
+                    split.name
+                )
             })?;
             let of_label: Vec<usize> =
                 order.iter().map(|i| *i as usize).filter(|i| labels[*i] == label).collect();

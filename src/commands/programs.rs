@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::config::{TrainConfig, TrainOptions, preset_names};
-use crate::eval;
 use crate::ir::{Cost, Function};
 use crate::model::params::Params;
 use crate::model::{Kind, Model};
-use crate::shape::{Precision, Shape};
+use crate::shape::Precision;
 use crate::train::{pictures, pool_run};
+use crate::{eval, gallery};
 
 /// What programs depend on; as in the report unless given.
 #[derive(Clone, Debug, clap::Args)]
@@ -170,16 +170,10 @@ impl Sizes {
     }
 }
 
-/// Images that are decoded at a time: a grid of the report's figures.
-const DECODED: usize = 32;
-
-/// Parameters, latents and keys in; probabilities of the pixels out.
+/// The decoder as `vnca sample` has it: parameters, latents and keys in, logits out.
 fn decode(model: &Model) -> Result<Function> {
     let leaves = model.leaves();
     let g = model.graph(&format!("decode_{}", model.kind));
     let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
-    let latents = g.input("latents", &Shape::f32(&[DECODED, model.latent]));
-    let keys = g.input("keys", &Shape::u32(&[DECODED, 2]));
-    let probabilities = model.decode(&params, latents, keys).sigmoid();
-    g.finish(&[("probabilities".into(), probabilities)], &[])
+    g.finish(&gallery::decoder(model, gallery::AT_ONCE, &g, &params), &[])
 }

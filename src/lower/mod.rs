@@ -302,10 +302,13 @@ impl Lowering<'_> {
                 let ty = self.element_type(result.dtype);
                 self.own_call(patch::ALL_GATHER, &[row], ty, &dims(result), patch::ALONG_FIRST)?
             }
-            Collective::AllToAll { .. } => {
+            Collective::AllToAll { replicas } => {
                 let ty = self.element_type(result.dtype);
                 let operands = std::slice::from_ref(x);
-                self.own_call(patch::ALL_TO_ALL, operands, ty, &dims(result), patch::ALONG_FIRST)?
+                // No group would mean all replicas to the compilers, but StableHLO's writer wants them listed.
+                let ids: String = (0..*replicas).map(|r| format!(" replica_ids: {r}")).collect();
+                let fields = format!("{} replica_groups {{{ids} }}", patch::ALONG_FIRST);
+                self.own_call(patch::ALL_TO_ALL, operands, ty, &dims(result), &fields)?
             }
         })
     }
