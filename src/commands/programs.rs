@@ -175,5 +175,5 @@ fn decode(model: &Model) -> Result<Function> {
     let leaves = model.leaves();
     let g = model.graph(&format!("decode_{}", model.kind));
     let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
-    g.finish(&gallery::decoder(model, gallery::AT_ONCE, &g, &params), &[])
+    g.finish(&model.decoder(gallery::AT_ONCE, &g, &params), &[])
 }

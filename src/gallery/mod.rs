@@ -8,8 +8,6 @@ use anyhow::{Result, ensure};
 
 use crate::array::Array;
 use crate::data::Split;
-use crate::ir::{Graph, Sym};
-use crate::model::params::Params;
 use crate::model::{Kind, Model, SIDE, encoder, padded, vnca};
 use crate::random::Key;
 use crate::session::{Session, SessionProgram};
@@ -66,20 +64,13 @@ fn batch_of(count: usize) -> Result<usize> {
     Ok(count.div_ceil(count.div_ceil(AT_ONCE)))
 }
 
-/// What decodes: latents (n, Z) and the keys of their steps (n, 2) in, logits (n, 1, 32, 32) out.
-pub fn decoder<'g>(model: &Model, n: usize, g: &'g Graph, params: &Params<'g>) -> Vec<(String, Sym<'g>)> {
-    let z = g.input("latents", &Shape::f32(&[n, model.latent]));
-    let keys = g.input("keys", &Shape::u32(&[n, 2]));
-    vec![("logits".into(), model.decode(params, z, keys))]
-}
-
 /// Logits of latents' pictures, 32 x 32 each, one after the other.
 ///
 /// # Errors
 /// When there are no latents, or the device fails.
 pub fn decode(session: &Session, latents: &[Latent]) -> Result<Vec<f32>> {
     let (model, batch) = (session.model, batch_of(latents.len())?);
-    let program = session.compile("decode", |g, params| decoder(&model, batch, g, params))?;
+    let program = session.compile("decode", |g, params| model.decoder(batch, g, params))?;
     let mut logits = Vec::with_capacity(latents.len() * PIXELS);
     for part in latents.chunks(batch) {
         let results = program.call(&arguments(part, batch))?;

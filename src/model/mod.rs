@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Graph, Sym};
-use crate::shape::Precision;
+use crate::shape::{Precision, Shape};
 use params::{Leaf, Params};
 
 /// Height and width of the images that models see: 28 padded by 2 zeros on every side.
@@ -185,6 +185,13 @@ impl Model {
                 vnca::logits(vnca::Automaton::new(self, params).grow(z, keys))
             }
         }
+    }
+
+    /// The same as inputs and outputs of a program: `latents` (n, Z) and `keys` (n, 2) in, `logits` out.
+    pub fn decoder<'g>(&self, n: usize, g: &'g Graph, params: &Params<'g>) -> Vec<(String, Sym<'g>)> {
+        let latents = g.input("latents", &Shape::f32(&[n, self.latent]));
+        let keys = g.input("keys", &Shape::u32(&[n, 2]));
+        vec![("logits".into(), self.decode(params, latents, keys))]
     }
 }
 
