@@ -30,8 +30,7 @@ impl Session {
         Ok(Session { mesh, model, parameters })
     }
 
-    /// Compiles a program whose first inputs are the parameters; `build` declares the others and gives the outputs by
-    /// name.
+    /// Compiles a [`Model::function`].
     ///
     /// # Errors
     /// When the graph is wrong or does not compile.
@@ -40,11 +39,7 @@ impl Session {
         name: &str,
         build: impl for<'g> FnOnce(&'g Graph, &Params<'g>) -> Vec<(String, Sym<'g>)>,
     ) -> Result<SessionProgram<'_>> {
-        let leaves = self.model.leaves();
-        let g = self.model.graph(&format!("{name}_{}", self.model.kind));
-        let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
-        let outputs = build(&g, &params);
-        let executable = build::compile(&self.mesh, &g.finish(&outputs, &[])?)?;
+        let executable = build::compile(&self.mesh, &self.model.function(name, build)?)?;
         Ok(SessionProgram { session: self, executable })
     }
 }

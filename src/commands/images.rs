@@ -1,11 +1,22 @@
 //! Images with labels, as the studies of latents take them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
 use crate::data::{self, Part, Split};
 use crate::error::{Exit, WithExit};
+
+/// The images with the labels of a file that --labels names, if it does.
+///
+/// # Errors
+/// When the file is missing or wrong, or the number of labels is not that of the images.
+pub fn labelled(split: Split, labels: Option<&Path>) -> Result<Split> {
+    match labels {
+        Some(path) => split.labelled(path).context("--labels").exit(Exit::BadInput),
+        None => Ok(split),
+    }
+}
 
 /// Which images, and where their labels are.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,10 +39,7 @@ impl Images {
         let spec = self.data.as_deref().or(trained_on).unwrap_or(data::GLYPHS);
         let part = if part == "train" { Part::Train } else { Part::Test };
         let split = data::load_split(spec, part).exit(Exit::BadInput)?;
-        match &self.labels {
-            Some(path) => split.labelled(path).context("--labels").exit(Exit::BadInput),
-            None => Ok(split),
-        }
+        labelled(split, self.labels.as_deref())
     }
 
     /// The labels of images that need them.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
+use super::images::labelled;
 use super::picture::{Common, Images, check_count, check_indices, mean, values};
 use super::{Outcome, Weights};
 use crate::data::Split;
@@ -127,11 +128,7 @@ fn prior_rows(seed: u64, rows: usize, size: usize) -> Vec<Row> {
 
 /// The images, and the indices of each row's two ends.
 fn ends(args: &Args, weights: &Weights, rows: usize) -> Result<(Split, Vec<[usize; 2]>)> {
-    let split = args.images.load(weights)?;
-    let split = match &args.labels {
-        Some(path) => split.labelled(path).context("--labels").exit(Exit::BadInput)?,
-        None => split,
-    };
+    let split = labelled(args.images.load(weights)?, args.labels.as_deref())?;
     // Labels come in an order of their own at either end, so that a row between equal labels has two images.
     let [from, to] = Key::new(args.common.seed).split2();
     let from = resolve("--from", &args.from, &split, from, rows).exit(Exit::Usage)?;

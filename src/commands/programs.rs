@@ -6,7 +6,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::config::{TrainConfig, TrainOptions, preset_names};
 use crate::ir::{Cost, Function};
-use crate::model::params::Params;
 use crate::model::{Kind, Model};
 use crate::shape::Precision;
 use crate::train::{pictures, pool_run};
@@ -172,8 +171,5 @@ impl Sizes {
 
 /// The decoder as `vnca sample` has it: parameters, latents and keys in, logits out.
 fn decode(model: &Model) -> Result<Function> {
-    let leaves = model.leaves();
-    let g = model.graph(&format!("decode_{}", model.kind));
-    let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
-    g.finish(&model.decoder(gallery::AT_ONCE, &g, &params), &[])
+    model.function("decode", |g, params| model.decoder(gallery::AT_ONCE, g, params))
 }

@@ -9,7 +9,7 @@ pub const ALL_GATHER: &str = "vnca.all-gather";
 /// The custom call that stands for an all-to-all along the first dimension.
 pub const ALL_TO_ALL: &str = "vnca.all-to-all";
 
-/// The fields of those two.
+/// The field that those two have in common.
 pub const ALONG_FIRST: &str = "dimensions: 0";
 /// The custom call that stands for the same bits as another type.
 pub const BITCAST: &str = "vnca.bitcast-convert";

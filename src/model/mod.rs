@@ -13,7 +13,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Graph, Sym};
+use crate::ir::{Function, Graph, Sym};
 use crate::shape::{Precision, Shape};
 use params::{Leaf, Params};
 
@@ -174,6 +174,21 @@ impl Model {
             Kind::Baseline => baseline::prepared(params, latents),
             Kind::Doubling | Kind::NonDoubling => params.clone(),
         }
+    }
+
+    /// A computation over the parameters, which are its first inputs; `build` declares the others and gives the outputs by name.
+    ///
+    /// # Errors
+    /// When the graph is wrong.
+    pub fn function(
+        &self,
+        name: &str,
+        build: impl for<'g> FnOnce(&'g Graph, &Params<'g>) -> Vec<(String, Sym<'g>)>,
+    ) -> Result<Function> {
+        let leaves = self.leaves();
+        let g = self.graph(&format!("{name}_{}", self.kind));
+        let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
+        g.finish(&build(&g, &params), &[])
     }
 
     /// Bernoulli logits (n, 32, 32, 1) of latents (n, Z), with the steps of evaluation. The keys (n, 2) choose which

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 /// Names the folder; empty or `off` keeps nothing.
-pub const VARIABLE: &str = "VNCA_COMPILATION_CACHE";
+const VARIABLE: &str = "VNCA_COMPILATION_CACHE";
 
 /// Bytes that the folder holds at most. What was used longest ago goes first.
 const LIMIT: u64 = 2 << 30;
