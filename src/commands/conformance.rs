@@ -5,7 +5,6 @@ use serde_json::json;
 use super::{On, Outcome, print};
 use crate::conformance::{self, Check};
 use crate::error::{Exit, WithExit};
-use crate::runtime::Mesh;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -18,7 +17,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let device = args.device.get()?;
-    let mesh = Mesh::open(&device, 1).exit(Exit::Device)?;
+    let mesh = conformance::open(&device).exit(Exit::Device)?;
     eprintln!("device  {}", mesh.describe());
     let bar = indicatif::ProgressBar::new_spinner();
     let checks = conformance::run(&device, |family| {

@@ -76,6 +76,7 @@ pub fn run(args: &Args) -> Outcome {
 fn own_checks(device: &Device) -> Vec<Check> {
     const SETUP: &str = "tools/setup, then cargo build --release";
     let on_cpu = *device == Device::Cpu;
+    Mesh::reserve(2);
     let mend = match device {
         Device::Cpu => SETUP,
         Device::Plugin { .. } => "what the message says, and the checks above; docs/devices.md has more",

@@ -191,12 +191,21 @@ impl Check {
     }
 }
 
+/// The first part of a device, which on the CPU is made one of as many as the cases take.
+///
+/// # Errors
+/// When the device cannot be had.
+pub fn open(device: &Device) -> Result<Mesh> {
+    Mesh::reserve(REPLICAS.into_iter().fold(1, usize::max));
+    Mesh::open(device, 1)
+}
+
 /// Checks a device: every case, as far as it has devices for it. `progress` hears of each family before it begins.
 ///
 /// # Errors
 /// When the device cannot be had.
 pub fn run(device: &Device, mut progress: impl FnMut(&str)) -> Result<Vec<Check>> {
-    let devices = Mesh::open(device, 1)?.devices();
+    let devices = open(device)?.devices();
     let mut checks = Vec::new();
     for group in groups().into_iter().filter(|group| group.replicas <= devices) {
         progress(&group.name);

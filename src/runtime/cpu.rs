@@ -1,6 +1,7 @@
 //! The CPU, through the `xla` crate: any number of virtual devices that share the cores.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -16,8 +17,14 @@ struct CpuClient(PjRtClient);
 struct CpuBuffer(PjRtBuffer);
 struct CpuExecutable(PjRtLoadedExecutable);
 
-/// Virtual devices that a process makes at least, so that tests with different numbers of replicas share one client.
-const LEAST_DEVICES: usize = 8;
+/// Virtual devices that are made at least. No more than are wanted: XLA starts a thread for each, however few the cores,
+/// and threads that wait for a core cost a training step up to a third of its time.
+static LEAST_DEVICES: AtomicUsize = AtomicUsize::new(1);
+
+/// Virtual devices that the client is to have at least, if it is not there yet.
+pub(super) fn reserve(devices: usize) {
+    LEAST_DEVICES.fetch_max(devices, Ordering::Relaxed);
+}
 
 /// The process's client. XLA reads the number of virtual devices once, when the first client is made.
 pub(super) fn client(replicas: usize) -> Result<Arc<dyn Client>> {
@@ -26,7 +33,7 @@ pub(super) fn client(replicas: usize) -> Result<Arc<dyn Client>> {
     if let Some(client) = slot.as_ref() {
         return Ok(client.clone());
     }
-    crate::quiet::set_cpu_flags(replicas.max(LEAST_DEVICES));
+    crate::quiet::set_cpu_flags(replicas.max(LEAST_DEVICES.load(Ordering::Relaxed)));
     let client = Arc::new(CpuClient(PjRtClient::cpu().context("opening XLA's CPU device")?));
     *slot = Some(client.clone());
     Ok(client)

@@ -7,6 +7,8 @@ mod cpu {
     pub(super) fn client(_replicas: usize) -> anyhow::Result<std::sync::Arc<dyn super::Client>> {
         anyhow::bail!("this binary was built without the XLA library and has no cpu device")
     }
+
+    pub(super) fn reserve(_devices: usize) {}
 }
 
 pub mod pjrt;
@@ -116,6 +118,12 @@ pub struct Mesh {
 }
 
 impl Mesh {
+    /// Makes the CPU one of at least `replicas` virtual devices, for a process that will open meshes of several sizes. Without
+    /// effect once one is open.
+    pub fn reserve(replicas: usize) {
+        cpu::reserve(replicas);
+    }
+
     /// Takes `replicas` devices. On the CPU any number of virtual ones share the cores; their number is fixed by the
     /// first call in a process that makes one, to `replicas` or what [`Mesh::reserve`] said before.
     ///

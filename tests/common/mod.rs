@@ -8,6 +8,9 @@ use vnca::ir::{Function, Graph, Sym};
 use vnca::lower::{Target, lower};
 use vnca::runtime::{Arg, Device, Mesh};
 
+/// Replicas that a test takes at most, all tests of a file in one process.
+const MOST_REPLICAS: usize = 8;
+
 /// Numbers in a range that look random and are the same everywhere.
 pub fn fill(dims: &[usize], seed: u64, (low, high): (f32, f32)) -> Array {
     let count: usize = dims.iter().product();
@@ -32,6 +35,7 @@ pub fn evaluate(function: &Function, inputs: &[Array]) -> Vec<Array> {
 
 /// Runs a computation on as many CPU devices as there are rows of inputs; gives each one's results.
 pub fn run(function: &Function, target: Target, inputs: &[Vec<Array>]) -> Vec<Vec<Array>> {
+    Mesh::reserve(MOST_REPLICAS);
     let mesh = Mesh::open(&Device::Cpu, inputs.len()).expect("the CPU is there");
     let program = lower(function, target, inputs.len()).expect("lowers");
     let executable = mesh.compile(program).expect("compiles");
