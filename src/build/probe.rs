@@ -55,7 +55,8 @@ fn numbers(factor: usize) -> Array {
     Array::new(&[SIZE, SIZE, SIZE], &values)
 }
 
-/// A convolution, its weight gradient, and products with each operand as it is and turned, and of many matrices.
+/// A convolution, its weight gradient, and products with each operand as it is and turned, and of many matrices; a convolution
+/// and a product that go through a bias and an ELU, positive so that the results are whole too; and a sum over many rows.
 fn products(precision: Precision, target: Target) -> Result<Function> {
     let g = Graph::with_precision(&format!("products_{target:?}").to_lowercase(), precision);
     let [x, y] = ["x", "y"].map(|name| g.input(name, &Shape::f32(&[SIZE, SIZE, SIZE])));
@@ -74,6 +75,10 @@ fn products(precision: Precision, target: Target) -> Result<Function> {
         rows.dot_general(others, over(0, 0)),
         x.dot_general(y, Dot { lhs_batch: vec![0], rhs_batch: vec![0], ..over(1, 1) }),
     ];
-    let named = results.into_iter().enumerate().map(|(i, s)| (i.to_string(), s));
+    let bias = others.slice(&[0, 0], &[1, SIZE]).reshape(&[SIZE]) + 100.0;
+    let through = [results[0], results[2]].map(|y| (y + bias).elu());
+    let many = rows.dot_general(others, over(1, 1)).reshape(&[8 * SIZE * SIZE, SIZE]).sum(&[0]);
+    let results = results.into_iter().chain(through).chain([many]);
+    let named = results.enumerate().map(|(i, s)| (i.to_string(), s));
     g.finish(&named.collect::<Vec<_>>(), &[])
 }

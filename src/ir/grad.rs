@@ -44,6 +44,7 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
         accumulate(&mut arrived, value, graph.sym(graph.resolve(*cotangent)));
     }
     let leads = leads_to(graph, &targets, last);
+    let saved = graph.saved();
     for at in (0..last).rev() {
         if !leads[at] {
             continue;
@@ -59,7 +60,9 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
             continue;
         }
         let operands: Vec<Sym<'g>> = node.operands.iter().map(|v| graph.sym(*v)).collect();
-        let outputs: Vec<Sym<'g>> = (0..node.shapes.len()).map(|i| graph.sym(value(i))).collect();
+        // A rule that goes by its operation's result takes what was saved of it, where it was.
+        let result = |i| graph.sym(saved.get(&value(i)).copied().unwrap_or(value(i)));
+        let outputs: Vec<Sym<'g>> = (0..node.shapes.len()).map(result).collect();
         let wanted: Vec<bool> = node.operands.iter().map(|v| leads[v.node] || targets.contains(v)).collect();
         let vjp = Vjp {
             operands: &operands,

@@ -8,6 +8,7 @@ use std::panic::Location;
 use anyhow::{Result, bail, ensure};
 
 use super::op::Op;
+use super::ops::elementwise::Elementwise;
 use super::ops::source::Source;
 use crate::array::Array;
 use crate::shape::{DType, Precision, Shape};
@@ -272,6 +273,23 @@ impl Graph {
             };
         }
         value
+    }
+
+    /// Of the innermost block's values that were recalled, what was saved.
+    pub(super) fn saved(&self) -> HashMap<Value, Value> {
+        let inner = self.inner.borrow();
+        let nodes = &inner.frames.last().expect("a graph has a top frame").block.nodes;
+        let recalls = nodes.iter().filter(|n| matches!(n.op, Op::Elementwise(Elementwise::Recall)));
+        let mut saved = HashMap::new();
+        for recall in recalls {
+            let (mut value, kept) = (recall.operands[0], recall.operands[1]);
+            saved.insert(value, kept);
+            while let Node { op: Op::Elementwise(Elementwise::Keep), operands, .. } = &nodes[value.node] {
+                value = operands[0];
+                saved.insert(value, kept);
+            }
+        }
+        saved
     }
 
     /// Copies a closed block's nodes into the innermost frame with `arguments` for its parameters; gives its results.

@@ -8,7 +8,8 @@
 use anyhow::Result;
 use xla::XlaOp;
 
-use super::product::{FORWARD, WeightGrad};
+use super::around::Then;
+use super::product::{FORWARD, Forward, WeightGrad};
 use super::{Lowering, element_type, i64s};
 use crate::ir::ops::conv::Window;
 use crate::program::Target;
@@ -97,43 +98,30 @@ impl Lowering<'_> {
         }
     }
 
-    pub(super) fn cpu_conv(
-        &self,
-        window: Window,
-        image: &XlaOp,
-        kernel: &XlaOp,
-        image_shape: &Shape,
-        kernel_shape: &Shape,
-        result: &Shape,
-    ) -> Result<XlaOp> {
+    pub(super) fn cpu_conv(&self, of: &Forward<'_>) -> Result<XlaOp> {
+        let Forward { window, image, kernel, image_shape, kernel_shape, result, then } = *of;
         let taps = [kernel_shape.dims[0], kernel_shape.dims[1]];
         if has_phases(&window, taps, grid(result)) {
-            return self.conv_by_phases(&window, image, kernel, image_shape, taps, result);
+            return self.conv_by_phases(of);
         }
         let [h, w] = grid(result);
         if window.image_dilation != [1, 1] || h * w > self.small_grid() {
-            return self.convolution(&window, &FORWARD, image, kernel, result);
+            return self.convolution(&window, &FORWARD, image, kernel, result, then);
         }
         let rows = self.rows_under(&window, taps, image, image_shape, [h, w])?;
         let (depth, out) = (taps[0] * taps[1] * image_shape.dims[3], result.dims[3]);
         let matrix = kernel.reshape(&[depth as i64, out as i64])?;
         let shape = result.with_dims(&[result.count() / out, out]);
-        let product = self.product(&rows, &matrix, [1, 0], &shape)?;
+        let product = self.product(&rows, &matrix, [1, 0], &shape, then)?;
         Ok(product.reshape(&i64s(&result.dims))?)
     }
 
     /// The output of each phase, put between the others'.
-    fn conv_by_phases(
-        &self,
-        window: &Window,
-        image: &XlaOp,
-        kernel: &XlaOp,
-        image_shape: &Shape,
-        taps: [usize; 2],
-        result: &Shape,
-    ) -> Result<XlaOp> {
+    fn conv_by_phases(&self, of: &Forward<'_>) -> Result<XlaOp> {
+        let Forward { window, kernel, image_shape, kernel_shape, result, .. } = *of;
         let [n, channels, out] = [image_shape.dims[0], image_shape.dims[3], result.dims[3]];
-        let by_dim = [0, 1].map(|d| phases(window, d, grid(image_shape)[d], taps[d], grid(result)[d]));
+        let by_dim =
+            [0, 1].map(|d| phases(&window, d, grid(image_shape)[d], kernel_shape.dims[d], grid(result)[d]));
         let mut lines = Vec::new();
         for i in &by_dim[0] {
             let mut line = Vec::new();
@@ -143,10 +131,13 @@ impl Lowering<'_> {
                     part = every(&part, d, p.first, window.image_dilation[d], p.taps)?;
                 }
                 let padding = [i.padding, j.padding];
-                let ordinary = Window { image_dilation: [1, 1], padding, ..*window };
-                let part_shape = image_shape.with_dims(&[i.taps, j.taps, channels, out]);
-                let shape = result.with_dims(&[n, i.outputs, j.outputs, out]);
-                let y = self.cpu_conv(ordinary, image, &part, image_shape, &part_shape, &shape)?;
+                let y = self.cpu_conv(&Forward {
+                    window: Window { image_dilation: [1, 1], padding, ..window },
+                    kernel: &part,
+                    kernel_shape: &image_shape.with_dims(&[i.taps, j.taps, channels, out]),
+                    result: &result.with_dims(&[n, i.outputs, j.outputs, out]),
+                    ..*of
+                })?;
                 line.push(y.reshape(&i64s(&[n, i.outputs, 1, j.outputs, 1, out]))?);
             }
             lines.push(line[0].concat_in_dim(&line[1..], 4)?);
@@ -208,13 +199,15 @@ impl Lowering<'_> {
         if h * w <= SMALL_GRID || channels <= FEW_CHANNELS {
             let rows = self.rows_under(&window, kernel, image, image_shape, [h, w])?;
             let shape = result_shape.with_dims(&[kernel[0] * kernel[1] * channels, out]);
-            return Ok(self.product(&rows, &cotangent, [0, 0], &shape)?.reshape(&dims)?);
+            return Ok(self.product(&rows, &cotangent, [0, 0], &shape, Then::Nothing)?.reshape(&dims)?);
         }
         let (turned, shape) = of.as_convolution();
         let images = image.transpose(&[3, 1, 2, 0])?;
         let kernels = result.transpose(&[1, 2, 0, 3])?;
         let shape = shape.with_dims(&[channels, kernel[0], kernel[1], out]);
-        Ok(self.convolution(&turned, &FORWARD, &images, &kernels, &shape)?.transpose(&[1, 2, 0, 3])?)
+        Ok(self
+            .convolution(&turned, &FORWARD, &images, &kernels, &shape, Then::Nothing)?
+            .transpose(&[1, 2, 0, 3])?)
     }
 
     /// One product for all elements of the kernel: the image, moved sideways for each of its columns, times the cotangent,
@@ -246,7 +239,8 @@ impl Lowering<'_> {
             cotangent.pad(&zero, &[(0, 0, 0), (i * down, below, 0), (0, 0, 0), (0, 0, 0)])
         })?;
         let shape = result_shape.with_dims(&[parts, kernel[1] * channels, kernel[0] * out]);
-        let product = self.product(&pixels, &cotangents, [0, 0], &shape)?.reduce_sum(&[0], false)?;
+        let product =
+            self.product(&pixels, &cotangents, [0, 0], &shape, Then::Nothing)?.reduce_sum(&[0], false)?;
         let dims = i64s(&[kernel[1], channels, kernel[0], out]);
         Ok(product.reshape(&dims)?.transpose(&[2, 0, 1, 3])?)
     }
@@ -264,7 +258,7 @@ impl Lowering<'_> {
         let [n, h, w, channels] = [0, 1, 2, 3].map(|d| image_shape.dims[d]);
         let pixels = image.reshape(&i64s(&[n * h * w, channels]))?;
         let shape = result_shape.with_dims(&[channels, kernel[0] * kernel[1] * result_shape.dims[3]]);
-        let product = self.product(&pixels, &rows, [0, 0], &shape)?;
+        let product = self.product(&pixels, &rows, [0, 0], &shape, Then::Nothing)?;
         let turned = product.reshape(&i64s(&[channels, kernel[0], kernel[1], result_shape.dims[3]]))?;
         Ok(turned.transpose(&[1, 2, 0, 3])?.rev(&[0, 1])?)
     }

@@ -3,6 +3,7 @@
 //! One exhaustive match over the operations. Where a target does better with another form, that form stands in the
 //! target's file; what the builder lacks is put in by [`patch`] on the finished module.
 
+mod around;
 mod cpu;
 mod packed;
 mod patch;
@@ -13,7 +14,8 @@ use std::cell::Cell;
 use anyhow::{Context, Result};
 use xla::{ElementType, HloModuleProto, Literal, XlaBuilder, XlaComputation, XlaOp};
 
-use self::product::{FORWARD, WeightGrad};
+use self::around::Then;
+use self::product::{FORWARD, Forward, WeightGrad};
 use crate::array::Array;
 use crate::ir::ops::collective::Collective;
 use crate::ir::ops::control::Repeat;
@@ -137,8 +139,11 @@ impl Lowering<'_> {
                 None => {
                     let operands: Vec<&XlaOp> =
                         node.operands.iter().map(|v| &values[v.node][v.output]).collect();
-                    self.node(block, node, &operands)
-                        .with_context(|| format!("lowering {}", node.op.name()))?
+                    let lowered = match self.activated(block, node, &values) {
+                        Ok(None) => self.node(block, node, &operands),
+                        fused => fused.map(|y| y.into_iter().collect()),
+                    };
+                    lowered.with_context(|| format!("lowering {}", node.op.name()))?
                 }
             };
             values.push(lowered);
@@ -158,7 +163,7 @@ impl Lowering<'_> {
             Op::Elementwise(E::Convert(to)) => self.converted(x[0], shape(0).dtype, *to)?,
             Op::Elementwise(op) => elementwise(op, x)?,
             Op::Reduce(op) => self.reduce(op, shape(0), x[0])?,
-            Op::Dot(op) => self.dot(op, x[0], x[1], result)?,
+            Op::Dot(op) => self.dot(op, x[0], x[1], result, Then::Nothing)?,
             Op::Conv(op) => self.conv(op, x, shape(0), shape(1), result)?,
             Op::Layout(op) => layout(op, x)?,
             Op::Index(op) => self.index(op, x, shape(0), node)?,
@@ -241,6 +246,9 @@ impl Lowering<'_> {
 
     fn reduce(&self, op: &Reduce, shape: &Shape, x: &XlaOp) -> Result<XlaOp> {
         let ty = element_type(shape.dtype);
+        if self.sums_as_product(op, shape) {
+            return self.summed_over_rows(x, shape);
+        }
         let (init, combine) = match op.reduction {
             Reduction::Sum => (self.builder.zero(ty)?, scalar_computation(shape.dtype, |a, b| a.add_(b))?),
             Reduction::Max => {
@@ -252,8 +260,18 @@ impl Lowering<'_> {
 
     fn conv(&self, op: &Conv, x: &[&XlaOp], image: &Shape, other: &Shape, result: &Shape) -> Result<XlaOp> {
         match (self.target, op) {
-            (Target::Native, Conv::Forward(window)) => self.convolution(window, &FORWARD, x[0], x[1], result),
-            (_, Conv::Forward(window)) => self.cpu_conv(*window, x[0], x[1], image, other, result),
+            (Target::Native, Conv::Forward(window)) => {
+                self.convolution(window, &FORWARD, x[0], x[1], result, Then::Nothing)
+            }
+            (_, Conv::Forward(window)) => self.cpu_conv(&Forward {
+                window: *window,
+                image: x[0],
+                kernel: x[1],
+                image_shape: image,
+                kernel_shape: other,
+                result,
+                then: Then::Nothing,
+            }),
             (target, Conv::WeightGrad { window, kernel }) => {
                 let (window, kernel) = (*window, *kernel);
                 let of = WeightGrad {
@@ -388,6 +406,12 @@ fn elementwise(op: &E, x: &[&XlaOp]) -> xla::Result<XlaOp> {
         E::Log1p => x[0].log1p(),
         E::Sqrt => x[0].sqrt(),
         E::Tanh => x[0].tanh(),
+        E::Elu => {
+            let zero = x[0].zeros_like()?;
+            let positive = x[0].gt(&zero)?;
+            // The argument of expm1 is kept from growing beyond what it can give.
+            positive.select(x[0], &positive.select(&zero, x[0])?.expm1()?)
+        }
         E::Not => x[0].not(),
         E::IsFinite => x[0].is_finite(),
         E::Detach | E::Keep | E::Convert(_) => Ok(x[0].clone()),

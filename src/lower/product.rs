@@ -6,6 +6,7 @@
 use anyhow::Result;
 use xla::{ElementType, XlaOp};
 
+use super::around::{BIAS_ELU, Then};
 use super::patch::{CONVOLUTION, DOT};
 use super::{Lowering, dims, element_type, i64s};
 use crate::ir::ops::conv::Window;
@@ -48,7 +49,14 @@ impl Lowering<'_> {
         self.target == Target::Native && self.precision == Precision::Bf16
     }
 
-    pub(super) fn dot(&self, op: &Dot, lhs: &XlaOp, rhs: &XlaOp, result: &Shape) -> Result<XlaOp> {
+    pub(super) fn dot(
+        &self,
+        op: &Dot,
+        lhs: &XlaOp,
+        rhs: &XlaOp,
+        result: &Shape,
+        then: Then<'_>,
+    ) -> Result<XlaOp> {
         let batch: Vec<usize> = (0..op.lhs_batch.len()).collect();
         let matrices = [lhs, rhs].iter().all(|x| x.rank().is_ok_and(|rank| rank == batch.len() + 2));
         if matrices
@@ -56,9 +64,9 @@ impl Lowering<'_> {
             && [&op.lhs_batch, &op.rhs_batch].iter().all(|b| **b == batch)
         {
             let contract = [op.lhs_contract[0], op.rhs_contract[0]].map(|d| d - batch.len());
-            return self.product(lhs, rhs, contract, result);
+            return self.product(lhs, rhs, contract, result, then);
         }
-        self.general_product(op, lhs, rhs, result)
+        self.finished(self.general_product(op, lhs, rhs, result)?, then)
     }
 
     /// The product of two matrices, over a dimension of each, or of as many as the dimensions before their last two say.
@@ -68,23 +76,29 @@ impl Lowering<'_> {
         rhs: &XlaOp,
         contract: [usize; 2],
         result: &Shape,
+        then: Then<'_>,
     ) -> Result<XlaOp> {
         if self.target != Target::OneDnn {
             let batch: Vec<usize> = (0..result.dims.len() - 2).collect();
             let [lhs_contract, rhs_contract] = contract.map(|d| vec![batch.len() + d]);
             let dot = Dot { lhs_contract, rhs_contract, lhs_batch: batch.clone(), rhs_batch: batch };
-            return self.general_product(&dot, lhs, rhs, result);
+            return self.finished(self.general_product(&dot, lhs, rhs, result)?, then);
         }
-        let mut turned = Vec::new();
+        let mut fields = Vec::new();
         if contract[0] == 0 {
-            turned.push("\"transpose_a\":true");
+            fields.push("\"transpose_a\":true");
         }
         if contract[1] == 1 {
-            turned.push("\"transpose_b\":true");
+            fields.push("\"transpose_b\":true");
         }
-        let config = format!("{{\"onednn_matmul_config\":{{{}}}}}", turned.join(","));
-        let operands = [self.narrowed(lhs)?, self.narrowed(rhs)?];
-        let ty = element_type(result.dtype);
+        let mut operands = vec![self.narrowed(lhs)?, self.narrowed(rhs)?];
+        if let Then::BiasElu(bias) = then {
+            // As a row of the result, where a convolution takes it as it is.
+            operands.push(bias.reshape(&[&[1], i64s(&result.dims[1..]).as_slice()].concat())?);
+            fields.push(BIAS_ELU);
+        }
+        let config = format!("{{\"onednn_matmul_config\":{{{}}}}}", fields.join(","));
+        let ty = self.result_type(result, then);
         Ok(self.builder.custom_call(MATMUL, &operands, ty, &dims(result), config.as_bytes())?)
     }
 
@@ -111,7 +125,7 @@ impl Lowering<'_> {
     /// The weight gradient as one convolution, of operands in their natural layout.
     pub(super) fn weight_grad(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
         let (turned, shape) = of.as_convolution();
-        self.convolution(&turned, &WEIGHT_GRAD, of.image, of.result, &shape)
+        self.convolution(&turned, &WEIGHT_GRAD, of.image, of.result, &shape, Then::Nothing)
     }
 
     /// A convolution as one operation.
@@ -122,18 +136,18 @@ impl Lowering<'_> {
         image: &XlaOp,
         kernel: &XlaOp,
         result: &Shape,
+        then: Then<'_>,
     ) -> Result<XlaOp> {
         let one_dnn = self.target == Target::OneDnn && window.image_dilation == [1, 1];
         if !one_dnn && !self.is_mixed() {
-            return Ok(native(window, roles, image, kernel)?);
+            return self.finished(native(window, roles, image, kernel)?, then);
         }
         let operands =
-            |image: &XlaOp| Ok::<_, anyhow::Error>([self.narrowed(image)?, self.narrowed(kernel)?]);
-        let ty = element_type(result.dtype);
+            |image: &XlaOp| Ok::<_, anyhow::Error>(vec![self.narrowed(image)?, self.narrowed(kernel)?]);
         if !one_dnn {
             let fields = convolution_fields(window, roles, kernel)?;
-            let operands = operands(image)?;
-            return self.own_call(CONVOLUTION, &operands, ty, &dims(result), &fields);
+            let (operands, ty) = (operands(image)?, element_type(result.dtype));
+            return self.finished(self.own_call(CONVOLUTION, &operands, ty, &dims(result), &fields)?, then);
         }
         // oneDNN pads, and does not cut.
         let mut edges = [(0, 0, 0); 4];
@@ -150,9 +164,26 @@ impl Lowering<'_> {
                 image.pad(&self.builder.zero(image.ty()?.element_type()?)?, &edges)?
             }
         };
-        let config = one_dnn_config(&window, roles);
-        Ok(self.builder.custom_call(CONV, &operands(&cut)?, ty, &dims(result), config.as_bytes())?)
+        let mut operands = operands(&cut)?;
+        if let Then::BiasElu(bias) = then {
+            operands.push(bias.clone());
+        }
+        let config = one_dnn_config(&window, roles, then);
+        let ty = self.result_type(result, then);
+        Ok(self.builder.custom_call(CONV, &operands, ty, &dims(result), config.as_bytes())?)
     }
+}
+
+/// A convolution, and what is done to its result.
+#[derive(Clone, Copy)]
+pub(super) struct Forward<'a> {
+    pub window: Window,
+    pub image: &'a XlaOp,
+    pub kernel: &'a XlaOp,
+    pub image_shape: &'a Shape,
+    pub kernel_shape: &'a Shape,
+    pub result: &'a Shape,
+    pub then: Then<'a>,
 }
 
 /// A convolution's weight gradient: the window and the kernel's size of the convolution, its image, and the cotangent of its
@@ -238,7 +269,7 @@ fn convolution_fields(window: &Window, roles: &Roles, kernel: &XlaOp) -> xla::Re
 }
 
 /// The backend configuration of a call of oneDNN's convolution: `OneDnnConvolutionConfig` in XLA's onednn_config.proto.
-fn one_dnn_config(window: &Window, roles: &Roles) -> String {
+fn one_dnn_config(window: &Window, roles: &Roles, then: Then<'_>) -> String {
     let Roles { image, kernel, result } = roles;
     let pair = |[a, b]: [i64; 2]| format!("[\"{a}\",\"{b}\"]");
     let data = |r: &[i64; 4]| {
@@ -263,8 +294,9 @@ fn one_dnn_config(window: &Window, roles: &Roles) -> String {
     );
     format!(
         "{{\"onednn_conv_config\":{{\"dims\":\"4\",\"input\":{},\"kernel\":{filter},\"output\":{},\"window\":{moves},\
-         \"feature_groups\":\"1\"}}}}",
+         \"feature_groups\":\"1\"{}}}}}",
         data(image),
-        data(result)
+        data(result),
+        if matches!(then, Then::BiasElu(_)) { format!(",{BIAS_ELU}") } else { String::new() }
     )
 }

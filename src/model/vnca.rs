@@ -94,14 +94,15 @@ impl<'g> Automaton<'g> {
     /// u(z), the change of every cell, of the size of the grids.
     fn update(&self, cells: Sym<'g>) -> Sym<'g> {
         let (weight, bias) = self.params.layer("cell.conv0");
-        let mut h = (cells.conv(weight, Window::new(1, (1, 1))) + bias).keep();
+        let mut h = cells.conv(weight, Window::new(1, (1, 1))) + bias;
         if self.model.kind == Kind::Doubling {
+            h = h.keep();
             for block in 0..BLOCKS {
-                let inner = self.params.linear(&format!("cell.block{block}.conv0"), h).keep().elu();
+                let inner = self.params.linear(&format!("cell.block{block}.conv0"), h).elu().keep();
                 h = (h + self.params.linear(&format!("cell.block{block}.conv1"), inner)).keep();
             }
         } else {
-            h = h.elu();
+            h = h.elu().keep();
         }
         self.params.linear("cell.conv1", h)
     }

@@ -22,6 +22,8 @@ pub enum Elementwise {
     Log1p,
     Sqrt,
     Tanh,
+    /// x where x > 0, exp(x) − 1 elsewhere.
+    Elu,
     Not,
     IsFinite,
     Convert(DType),
@@ -75,7 +77,7 @@ impl Elementwise {
         };
         match self {
             E::Neg | E::Abs | E::Sign | E::Detach | E::Keep => Ok(x.clone()),
-            E::Exp | E::Expm1 | E::Log | E::Log1p | E::Sqrt | E::Tanh => float(x),
+            E::Exp | E::Expm1 | E::Log | E::Log1p | E::Sqrt | E::Tanh | E::Elu => float(x),
             E::IsFinite => Ok(float(x)?.with_dtype(DType::Pred)),
             E::Not if x.dtype == DType::Pred => Ok(x.clone()),
             E::Not => Err("needs truth values".into()),
@@ -108,6 +110,8 @@ impl Elementwise {
             E::Log1p => at.each([&|| ct / (x + 1.0)]),
             E::Sqrt => at.each([&|| ct * 0.5 / y]),
             E::Tanh => at.each([&|| ct * (-(y * y) + 1.0)]),
+            // By the result, so that what it was made of need not be kept.
+            E::Elu => at.each([&|| ct * (y.min(y.like(0.0)) + 1.0)]),
             E::Convert(_) => match x.dtype().is_float() {
                 true => at.each([&|| ct.convert(x.dtype())]),
                 false => none(),
@@ -184,6 +188,8 @@ impl<'g> Sym<'g> {
         log1p => E::Log1p;
         sqrt => E::Sqrt;
         tanh => E::Tanh;
+        /// x where x > 0, exp(x) − 1 elsewhere.
+        elu => E::Elu;
         logical_not => E::Not;
         is_finite => E::IsFinite;
         /// The value as a constant: no gradient flows through it.
@@ -257,13 +263,6 @@ impl<'g> Sym<'g> {
     /// A scalar of the same element type.
     pub fn like(self, value: f64) -> Sym<'g> {
         self.graph.scalar(self.dtype(), value)
-    }
-
-    /// x where x > 0, exp(x) − 1 elsewhere. The argument of expm1 is kept from growing, so that its gradient is finite.
-    #[track_caller]
-    pub fn elu(self) -> Sym<'g> {
-        let positive = self.gt(self.like(0.0));
-        positive.select(self, positive.select(self.like(0.0), self).expm1())
     }
 
     /// log(1 + exp(x)), for −∞ too, where it and its gradient are 0.
