@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::array::Array;
 use crate::config::TrainConfig;
@@ -218,5 +218,43 @@ pub fn bar(length: usize, unit: &str) -> ProgressBar {
         ));
     }
     bar.enable_steady_tick(Duration::from_millis(250));
+    if bar.is_hidden() {
+        in_lines(&bar, unit, Duration::from_secs(60), |line| eprintln!("{line}"));
+    }
     bar
+}
+
+/// Where there is no terminal, as in a job's log, says every so often how far a bar is, as long as it is there.
+fn in_lines(bar: &ProgressBar, unit: &str, every: Duration, say: impl Fn(String) + Send + 'static) {
+    let (bar, unit) = (bar.downgrade(), unit.to_string());
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(every);
+            let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else { return };
+            let (done, all) = (bar.position(), bar.length().unwrap_or(0));
+            let (rate, left) = (bar.per_sec(), HumanDuration(bar.eta()));
+            let line = format!("{done}/{all} {unit}  {rate:.2}/s  ETA {left}  {}", bar.message());
+            say(line.trim_end().to_string());
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_terminal_a_bar_is_lines_until_it_is_finished() {
+        let bar = ProgressBar::hidden();
+        bar.set_length(10);
+        bar.set_position(5);
+        bar.set_message("loss 2.00");
+        let (sender, lines) = std::sync::mpsc::channel();
+        in_lines(&bar, "steps", Duration::from_millis(1), move |line| drop(sender.send(line)));
+        let line = lines.recv().expect("a line");
+        assert!(line.starts_with("5/10 steps  ") && line.ends_with("  loss 2.00"), "{line}");
+        bar.finish_and_clear();
+        // The thread ends, and with it the channel.
+        assert!(lines.iter().count() < 1000);
+    }
 }
