@@ -21,7 +21,8 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: 1em 0 1.6em; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption { margin-top: .4em; }
-pre { background: #f3f4f6; border-radius: 4px; padding: .5em .8em; margin: .5em 0; font-size: .85em; white-space: pre-wrap;
+pre span { white-space: nowrap; }
+pre { overflow-x: auto; background: #f3f4f6; border-radius: 4px; padding: .5em .8em; margin: .5em 0; font-size: .85em; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .left-out { color: #5f6368; font-style: italic; }
 .scroll { overflow-x: auto; }
@@ -78,7 +79,10 @@ impl Page {
 
     /// A command line.
     pub fn command(&mut self, command: &str) {
-        self.put(&format!("<pre><code>{}</code></pre>", escaped(command)));
+        // Lines break between words, and not after the hyphens of a flag.
+        let words: Vec<String> =
+            command.split(' ').map(|word| format!("<span>{}</span>", escaped(word))).collect();
+        self.put(&format!("<pre><code>{}</code></pre>", words.join(" ")));
     }
 
     /// A head and rows of cells. A cell's lines stand below each other.
