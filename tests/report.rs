@@ -65,7 +65,8 @@ fn one_page_holds_all_figures_of_runs() {
     }
     assert!(html.contains("No map of the latents: ") && html.contains("Name a file with --labels"));
     assert!(html.contains("No growth: the baseline&#39;s decoder has no cells."));
-    assert!(html.contains("vnca grow --run doubling --out &#39;a report/doubling&#39;"));
+    let commands = html.replace("<span>", "").replace("</span>", "");
+    assert!(commands.contains("<code>vnca grow --run doubling --out &#39;a report/doubling&#39;</code>"));
     for file in made["files"].as_array().unwrap() {
         assert!(folder.join(file.as_str().unwrap()).is_file(), "{file}");
     }
