@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::array::Array;
 use crate::config::TrainConfig;
@@ -208,14 +208,13 @@ pub fn print(text: &str) -> Result<()> {
 /// A bar with rate and ETA on stderr, where that is a terminal.
 pub fn bar(length: usize, unit: &str) -> ProgressBar {
     let bar = ProgressBar::new(length as u64);
-    let template = format!("{{bar:32}} {{pos}}/{{len}} {unit}  {{per_sec}}  ETA {{eta}}  {{msg}}");
-    if let Ok(style) = ProgressStyle::with_template(&template) {
-        bar.set_style(style.with_key(
-            "per_sec",
-            |state: &indicatif::ProgressState, w: &mut dyn std::fmt::Write| {
-                let _ = write!(w, "{:.2}/s", state.per_sec());
-            },
-        ));
+    if let Ok(style) = ProgressStyle::with_template("{bar:32} {far}  {msg}") {
+        let unit = unit.to_string();
+        let far = move |state: &ProgressState, w: &mut dyn std::fmt::Write| {
+            let all = state.len().unwrap_or(0);
+            let _ = w.write_str(&how_far(state.pos(), all, &unit, state.per_sec(), state.eta()));
+        };
+        bar.set_style(style.with_key("far", far));
     }
     bar.enable_steady_tick(Duration::from_millis(250));
     if bar.is_hidden() {
@@ -231,12 +230,16 @@ fn in_lines(bar: &ProgressBar, unit: &str, every: Duration, say: impl Fn(String)
         loop {
             std::thread::sleep(every);
             let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else { return };
-            let (done, all) = (bar.position(), bar.length().unwrap_or(0));
-            let (rate, left) = (bar.per_sec(), HumanDuration(bar.eta()));
-            let line = format!("{done}/{all} {unit}  {rate:.2}/s  ETA {left}  {}", bar.message());
-            say(line.trim_end().to_string());
+            let all = bar.length().unwrap_or(0);
+            let far = how_far(bar.position(), all, &unit, bar.per_sec(), bar.eta());
+            say(format!("{far}  {}", bar.message()).trim_end().to_string());
         }
     });
+}
+
+/// What a bar and a line of a log say.
+fn how_far(done: u64, all: u64, unit: &str, per_second: f64, left: Duration) -> String {
+    format!("{done}/{all} {unit}  {per_second:.2}/s  ETA {}", HumanDuration(left))
 }
 
 #[cfg(test)]

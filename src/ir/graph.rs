@@ -46,6 +46,14 @@ impl Block {
     pub fn shape(&self, value: Value) -> &Shape {
         &self.nodes[value.node].shapes[value.output]
     }
+
+    /// The value that a mark ([`Elementwise::Keep`]) stands on: itself where it has none.
+    pub fn unmarked(&self, mut value: Value) -> Value {
+        while let Node { op: Op::Elementwise(Elementwise::Keep), operands, .. } = &self.nodes[value.node] {
+            value = operands[0];
+        }
+        value
+    }
 }
 
 /// A named input of a finished computation.
@@ -278,18 +286,9 @@ impl Graph {
     /// Of the innermost block's values that were recalled, what was saved.
     pub(super) fn saved(&self) -> HashMap<Value, Value> {
         let inner = self.inner.borrow();
-        let nodes = &inner.frames.last().expect("a graph has a top frame").block.nodes;
-        let recalls = nodes.iter().filter(|n| matches!(n.op, Op::Elementwise(Elementwise::Recall)));
-        let mut saved = HashMap::new();
-        for recall in recalls {
-            let (mut value, kept) = (recall.operands[0], recall.operands[1]);
-            saved.insert(value, kept);
-            while let Node { op: Op::Elementwise(Elementwise::Keep), operands, .. } = &nodes[value.node] {
-                value = operands[0];
-                saved.insert(value, kept);
-            }
-        }
-        saved
+        let block = &inner.frames.last().expect("a graph has a top frame").block;
+        let recalls = block.nodes.iter().filter(|n| matches!(n.op, Op::Elementwise(Elementwise::Recall)));
+        recalls.map(|recall| (block.unmarked(recall.operands[0]), recall.operands[1])).collect()
     }
 
     /// Copies a closed block's nodes into the innermost frame with `arguments` for its parameters; gives its results.

@@ -82,7 +82,7 @@ impl Lowering<'_> {
             let batch: Vec<usize> = (0..result.dims.len() - 2).collect();
             let [lhs_contract, rhs_contract] = contract.map(|d| vec![batch.len() + d]);
             let dot = Dot { lhs_contract, rhs_contract, lhs_batch: batch.clone(), rhs_batch: batch };
-            return self.finished(self.general_product(&dot, lhs, rhs, result)?, then);
+            return self.general_product(&dot, lhs, rhs, result);
         }
         let mut fields = Vec::new();
         if contract[0] == 0 {
@@ -147,7 +147,7 @@ impl Lowering<'_> {
         if !one_dnn {
             let fields = convolution_fields(window, roles, kernel)?;
             let (operands, ty) = (operands(image)?, element_type(result.dtype));
-            return self.finished(self.own_call(CONVOLUTION, &operands, ty, &dims(result), &fields)?, then);
+            return self.own_call(CONVOLUTION, &operands, ty, &dims(result), &fields);
         }
         // oneDNN pads, and does not cut.
         let mut edges = [(0, 0, 0); 4];
