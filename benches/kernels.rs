@@ -159,7 +159,7 @@ fn pieces(criterion: &mut Criterion) {
             ["value.", "gradient.", "m.", "v."].map(|prefix| Params::inputs(&g, &leaves, prefix));
         let moments = Moments { first, second, count: g.input("count", &Shape::s32(&[])) };
         let next = Optimiser::REPORT.moments(&gradients, global_norm(&gradients), &moments);
-        let updates = Optimiser::REPORT.updates(&next);
+        let updates = Optimiser::REPORT.updates(&next, &[]);
         let mut results: Vec<Sym<'_>> = values.iter().zip(&updates).map(|(v, u)| *v + *u).collect();
         results.extend(next.first.into_iter().chain(next.second));
         finish(&g, &results)

@@ -13,7 +13,7 @@ use crate::model::loss::{Loss, ManySamples};
 use crate::model::{Kind, Model};
 use crate::runtime::Device;
 use crate::shape::Precision;
-use crate::train::optimiser::{ClipOrder, Optimiser};
+use crate::train::optimiser::{CellRule, ClipOrder, ClipScope, Fall, Optimiser};
 use crate::train::pool::{PoolSpec, Shuffle};
 use crate::train::step::StepSpec;
 
@@ -78,6 +78,10 @@ pub struct TrainOptions {
     /// Chance that a cell takes part in a step of the automaton [default: 1]
     #[arg(long, env = "VNCA_UPDATE_PROB", value_name = "P", allow_negative_numbers = true)]
     pub update_prob: Option<f64>,
+    /// Side of the square in the middle of the grid that starts as the latent, the rest as zeros (nondoubling) [default:
+    /// 32, the whole grid]
+    #[arg(long, env = "VNCA_START_SIDE", value_name = "N")]
+    pub start_side: Option<usize>,
     /// Entries of the pool, over all replicas (nondoubling) [default: 1024]
     #[arg(long, env = "VNCA_POOL_SIZE", value_name = "N")]
     pub pool_size: Option<usize>,
@@ -99,15 +103,27 @@ pub struct TrainOptions {
     /// are f32 in any case. A CPU without bf16 computes in f32 [default: f32]
     #[arg(long, env = "VNCA_PRECISION", value_enum)]
     pub precision: Option<Precision>,
-    /// Adam's learning rate [default: 0.0001]
+    /// How the weights of the automaton's cell are updated; all else is Adam's [default: adam]
+    #[arg(long, env = "VNCA_CELL_OPTIMISER", value_enum)]
+    pub cell_optimiser: Option<CellRule>,
+    /// Learning rate [default: 0.0001]
     #[arg(long, env = "VNCA_LEARNING_RATE", value_name = "X", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
-    /// Limit of the global norm that is clipped [default: 10]
+    /// Steps in which the learning rate rises evenly to its full height [default: 0]
+    #[arg(long, env = "VNCA_WARMUP", value_name = "N")]
+    pub warmup: Option<usize>,
+    /// Share of the learning rate that is left at the last of `--steps`, after an even fall [default: 1, no fall]
+    #[arg(long, env = "VNCA_END_FACTOR", value_name = "X", allow_negative_numbers = true)]
+    pub end_factor: Option<f64>,
+    /// Limit of the norm that is clipped [default: 10]
     #[arg(long, env = "VNCA_CLIP_NORM", value_name = "X", allow_negative_numbers = true)]
     pub clip_norm: Option<f64>,
     /// Clip the gradient before Adam, or the update after it as the report's code does [default: before]
     #[arg(long, env = "VNCA_CLIP_ORDER", value_enum)]
     pub clip_order: Option<ClipOrder>,
+    /// Whose norm is clipped: that of all parameters together, or each one's own [default: all]
+    #[arg(long, env = "VNCA_CLIP_SCOPE", value_enum)]
+    pub clip_scope: Option<ClipScope>,
     /// Latent samples an image in training; more than one train on the importance-weighted bound [default: 1]
     #[arg(long, env = "VNCA_TRAIN_SAMPLES", value_name = "M")]
     pub train_samples: Option<usize>,
@@ -227,14 +243,16 @@ impl TrainConfig {
         model.nca_steps = options.nca_steps.unwrap_or(model.nca_steps);
         model.doublings = options.doublings.unwrap_or(model.doublings);
         model.update_prob = options.update_prob.unwrap_or(model.update_prob);
+        model.start_side = options.start_side.unwrap_or(model.start_side);
         model.precision = options.precision.unwrap_or_default();
         model.check()?;
         let pool = Self::pool(kind, options)?;
+        // The report's run.
+        let steps = options.steps.unwrap_or(100_000);
         let config = TrainConfig {
             model,
             data: options.data.clone().unwrap_or_else(|| "glyphs".into()),
-            // The report's run.
-            steps: options.steps.unwrap_or(100_000),
+            steps,
             // The report's batches.
             batch_size: options.batch_size.unwrap_or(if kind == Kind::NonDoubling { 128 } else { 32 }),
             replicas: options.replicas.unwrap_or(1),
@@ -256,6 +274,10 @@ impl TrainConfig {
                 learning_rate: options.learning_rate.unwrap_or(Optimiser::REPORT.learning_rate),
                 clip_norm: options.clip_norm.unwrap_or(Optimiser::REPORT.clip_norm),
                 clip_order: options.clip_order.unwrap_or(Optimiser::REPORT.clip_order),
+                clip_scope: options.clip_scope.unwrap_or(Optimiser::REPORT.clip_scope),
+                cell: options.cell_optimiser.unwrap_or(Optimiser::REPORT.cell),
+                warmup: options.warmup.unwrap_or(Optimiser::REPORT.warmup),
+                fall: options.end_factor.filter(|f| *f != 1.0).map(|end_factor| Fall { end_factor, steps }),
                 ..Optimiser::REPORT
             },
             // The seeds of the report's code.
@@ -304,6 +326,12 @@ impl TrainConfig {
         };
         positive("--learning-rate", self.optimiser.learning_rate)?;
         positive("--clip-norm", self.optimiser.clip_norm)?;
+        let end_factor = self.optimiser.end_factor();
+        ensure!((0.0..=1.0).contains(&end_factor), "--end-factor is {end_factor}: it must be from 0 to 1");
+        ensure!(
+            self.optimiser.clip_scope == ClipScope::All || self.optimiser.clip_order == ClipOrder::Before,
+            "--clip-scope each clips gradients: it does not go with --clip-order after"
+        );
         ensure!(
             self.loss.beta.is_finite() && self.loss.beta >= 0.0,
             "--beta is {}: it must not be negative",
@@ -379,7 +407,7 @@ impl TrainConfig {
         };
         same("--model", config.model.kind == saved.model.kind)?;
         same(
-            "--latent, --nca-steps, --doublings, --update-prob or --precision",
+            "--latent, --nca-steps, --doublings, --update-prob, --start-side or --precision",
             config.model == saved.model,
         )?;
         same("--batch-size", config.batch_size == saved.batch_size)?;
@@ -391,7 +419,12 @@ impl TrainConfig {
             "--pool-size, --pool-shuffle, --nca-steps-min or --nca-steps-max",
             alike(config.pool) == alike(saved.pool),
         )?;
-        same("--learning-rate, --clip-norm or --clip-order", config.optimiser == saved.optimiser)?;
+        // The learning rate falls to the end of `--steps`, which may be another now.
+        let fall = saved.optimiser.fall.map(|fall| Fall { steps: config.steps, ..fall });
+        same(
+            "--learning-rate, --warmup, --end-factor, --cell-optimiser, --clip-norm, --clip-order or --clip-scope",
+            config.optimiser == Optimiser { fall, ..saved.optimiser },
+        )?;
         same("--seed-model", config.seed_model == saved.seed_model)?;
         same("--seed-data", config.seed_data == saved.seed_data)?;
         Ok(config)
@@ -413,6 +446,7 @@ impl TrainConfig {
             nca_steps_max: self.pool.map(|p| p.steps_max),
             doublings: Some(self.model.doublings),
             update_prob: Some(self.model.update_prob),
+            start_side: Some(self.model.start_side),
             pool_size: self.pool.map(|p| p.size),
             pool_shuffle: self.pool.map(|p| p.shuffle),
             damage: Some(self.damage),
@@ -424,6 +458,10 @@ impl TrainConfig {
             learning_rate: Some(self.optimiser.learning_rate),
             clip_norm: Some(self.optimiser.clip_norm),
             clip_order: Some(self.optimiser.clip_order),
+            clip_scope: Some(self.optimiser.clip_scope),
+            cell_optimiser: Some(self.optimiser.cell),
+            warmup: Some(self.optimiser.warmup),
+            end_factor: Some(self.optimiser.end_factor()),
             beta: Some(self.loss.beta),
             seed_model: Some(self.seed_model),
             seed_data: Some(self.seed_data),
@@ -471,6 +509,14 @@ mod tests {
         let other = TrainOptions { precision: Some(Precision::Bf16), ..TrainOptions::default() };
         let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
         assert!(error.contains("--precision"), "{error}");
+        // A learning rate that falls, falls to the new end.
+        let falling = TrainOptions { end_factor: Some(0.1), ..TrainOptions::default() };
+        let saved = TrainConfig::resolve(&falling).unwrap();
+        let fall = Some(Fall { end_factor: 0.1, steps: 7 });
+        assert_eq!(TrainConfig::resumed(&saved, &longer).unwrap().optimiser.fall, fall);
+        let other = TrainOptions { end_factor: Some(0.2), ..TrainOptions::default() };
+        let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
+        assert!(error.contains("--end-factor"), "{error}");
     }
 
     #[test]

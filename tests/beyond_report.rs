@@ -1,5 +1,5 @@
-//! What training can do that the report's does not: cells that step by chance, damage while a grid doubles, and the
-//! importance-weighted bound.
+//! What training can do that the report's does not: cells that step by chance, damage while a grid doubles, the
+//! importance-weighted bound, automata that start from a few cells, and other ways to update and to clip.
 
 mod common;
 
@@ -8,10 +8,11 @@ use vnca::array::Array;
 use vnca::ir::{Graph, RepeatOptions, Sym, gradient};
 use vnca::model::loss::{Course, Loss, ManySamples};
 use vnca::model::params::Params;
-use vnca::model::vnca::{Automaton, Damage, Grids};
+use vnca::model::vnca::{Automaton, Damage, Grids, start};
 use vnca::model::{Kind, Model, objective, padded};
 use vnca::random::{Key, graph as draw};
 use vnca::shape::{DType, Shape};
+use vnca::train::optimiser::{ClipScope, Fall, Moments, Optimiser, global_norm};
 
 fn small(kind: Kind) -> Model {
     Model { nca_steps: 2, ..Model::new(kind, Some(6)).unwrap() }
@@ -128,4 +129,100 @@ fn with_many_samples_the_importance_weighted_bound_is_trained_on() {
     assert!((report - without_kl - kl).abs() < 1e-3, "{report} is {without_kl} and the KL {kl}");
     assert!(slope.is_finite() && slope > 0.0);
     assert_eq!(Shape::new(DType::F32, &[]), *results[0].shape());
+}
+
+#[test]
+fn a_grid_starts_as_the_latent_in_the_middle_and_zeros_around() {
+    let z = fill(&[2, 6], 9, (0.5, 1.0));
+    for side in [1, 2, 5, 32] {
+        let model = Model { start_side: side, ..small(Kind::NonDoubling) };
+        let cells = outputs(&model, |g, _, _| vec![start(&model, g.constant(z.clone()))]).remove(0);
+        assert_eq!(cells.dims(), [2, 32, 32, 6]);
+        let (cells, z, first) = (cells.to_vec::<f32>(), z.to_vec::<f32>(), (32 - side) / 2);
+        for (at, cell) in cells.chunks_exact(6).enumerate() {
+            let (image, row, column) = (at / 1024, at / 32 % 32, at % 32);
+            let inside = [row, column].iter().all(|i| (first..first + side).contains(i));
+            let expected = if inside { &z[image * 6..][..6] } else { &[0.0; 6] };
+            assert_eq!(cell, expected, "side {side}, row {row}, column {column}");
+        }
+    }
+}
+
+/// What an optimiser adds to parameters whose moments after `count` updates are these.
+fn updates(optimiser: &Optimiser, count: i32, moments: [&Array; 2], muon: bool) -> Vec<f32> {
+    let g = Graph::new("updates");
+    let [first, second] = moments.map(|m| vec![g.constant(m.clone())]);
+    let moments = Moments { first, second, count: g.scalar(DType::S32, f64::from(count)) };
+    let update = optimiser.updates(&moments, &[muon])[0];
+    evaluate(&finish(&g, &[("update".into(), update)]), &[])[0].to_vec()
+}
+
+/// The product of the transpose of a square matrix and another.
+fn transposed_times(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
+    (0..n * n).map(|at| (0..n).map(|k| a[k * n + at / n] * b[k * n + at % n]).sum()).collect()
+}
+
+#[test]
+fn muon_takes_the_orthogonal_matrix_that_is_nearest_to_the_momentum() {
+    const N: usize = 6;
+    let momentum = fill(&[N, N], 11, (-1.0, 1.0));
+    let optimiser = Optimiser { learning_rate: 0.01, ..Optimiser::REPORT };
+    let update = updates(&optimiser, 1, [&momentum, &momentum], true);
+    // The factor of the polar decomposition, by the cubic iteration, which converges.
+    let values: Vec<f64> = momentum.to_vec::<f32>().into_iter().map(f64::from).collect();
+    let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let mut polar: Vec<f64> = values.iter().map(|v| v / norm).collect();
+    for _ in 0..200 {
+        let gram = transposed_times(&polar, &polar, N);
+        let cubed = |at: usize| (0..N).map(|k| polar[at / N * N + k] * gram[k * N + at % N]).sum::<f64>();
+        polar = (0..N * N).map(|at| 1.5 * polar[at] - 0.5 * cubed(at)).collect();
+    }
+    let scale = -0.01 * 0.2 * (N as f64).sqrt();
+    let taken: Vec<f64> = update.iter().map(|u| f64::from(*u) / scale).collect();
+    // What is between the two is symmetric, and stretches nothing by much.
+    let between = transposed_times(&polar, &taken, N);
+    for at in 0..N * N {
+        let mirrored = between[at % N * N + at / N];
+        assert!((between[at] - mirrored).abs() < 1e-3, "{} and {mirrored}", between[at]);
+    }
+    for seed in 0..20 {
+        let v: Vec<f64> = fill(&[N], seed, (-1.0, 1.0)).to_vec::<f32>().into_iter().map(f64::from).collect();
+        let stretched: f64 = (0..N * N).map(|at| v[at / N] * between[at] * v[at % N]).sum();
+        let ratio = stretched / v.iter().map(|v| v * v).sum::<f64>();
+        assert!((0.6..1.3).contains(&ratio), "{ratio}");
+    }
+    // The scale of the momentum does not matter, and nothing comes of nothing.
+    let larger = Array::new(&[N, N], &momentum.to_vec::<f32>().iter().map(|v| v * 1e3).collect::<Vec<f32>>());
+    let of_larger = updates(&optimiser, 1, [&larger, &momentum], true);
+    assert!(update.iter().zip(&of_larger).all(|(a, b)| (a - b).abs() < 1e-6));
+    let zeros = Array::new(&[N, N], &[0f32; N * N]);
+    assert_eq!(updates(&optimiser, 1, [&zeros, &zeros], true), [0.0; N * N]);
+}
+
+#[test]
+fn the_learning_rate_rises_and_falls_as_said() {
+    let fall = Some(Fall { end_factor: 0.5, steps: 10 });
+    let optimiser = Optimiser { learning_rate: 0.01, warmup: 4, fall, ..Optimiser::REPORT };
+    for (count, expected) in [(1, 0.25 * 0.95), (2, 0.5 * 0.9), (4, 0.8), (7, 0.65), (10, 0.5), (20, 0.5)] {
+        // The moments of so many gradients that were all 1, for which Adam moves by the learning rate.
+        let moment = |decay: f64| Array::new(&[1], &[(1.0 - decay.powi(count)) as f32]);
+        let update = updates(&optimiser, count, [&moment(optimiser.b1), &moment(optimiser.b2)], false)[0];
+        assert!((f64::from(update) / -0.01 - expected).abs() < 1e-4, "step {count}: {update}");
+    }
+}
+
+#[test]
+fn each_gradient_is_clipped_by_its_own_norm() {
+    let optimiser = Optimiser { clip_norm: 1.0, clip_scope: ClipScope::Each, ..Optimiser::REPORT };
+    let g = Graph::new("clip");
+    let gradients = [[3f32, 4.0], [0.3, 0.4], [0.0, 0.0]].map(|v| g.constant(Array::new(&[2], &v)));
+    let zeros = || vec![g.full(&Shape::f32(&[2]), 0.0); 3];
+    let before = Moments { first: zeros(), second: zeros(), count: g.scalar(DType::S32, 0.0) };
+    let after = optimiser.moments(&gradients, global_norm(&gradients), &before);
+    let clipped: Vec<_> = after.first.iter().enumerate().map(|(i, m)| (i.to_string(), *m / 0.1)).collect();
+    let values = evaluate(&finish(&g, &clipped), &[]);
+    for (value, expected) in values.iter().zip([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]) {
+        let value = value.to_vec::<f32>();
+        assert!(value.iter().zip(expected).all(|(v, e)| (v - e).abs() < 1e-5), "{value:?} {expected:?}");
+    }
 }

@@ -10,7 +10,7 @@ use vnca::array::Array;
 use vnca::gallery::probability;
 use vnca::ir::{Graph, Sym};
 use vnca::model::params::Params;
-use vnca::model::vnca::{Automaton, Grids, damage, damage_at, logits, repeated_over_grid, stages};
+use vnca::model::vnca::{Automaton, Grids, damage, damage_at, logits, stages, start};
 use vnca::model::{Kind, SIDE};
 use vnca::random::{Key, graph as draw};
 use vnca::shape::{DType, Shape};
@@ -39,7 +39,7 @@ fn output<'g>(name: &str, model: &vnca::model::Model, params: &Params<'g>, g: &'
         }
         "nca_stages_T12_damage5" => {
             let automaton = Automaton::new(model, params);
-            let seed = Grids { cells: repeated_over_grid(prior(700), SIDE), keys: unused };
+            let seed = Grids { cells: start(model, prior(700)), keys: unused };
             let (grown, before) = automaton.watched(seed, 6);
             let [_, sub] = draw::split_each(key(700));
             let damaged = damage(grown.cells, sub.reshape(&[1, 2]), 16);

@@ -239,7 +239,7 @@ fn step(z: usize) -> Result<Function> {
     let moments = Moments { first: state[2..4].to_vec(), second: state[4..6].to_vec(), count };
     let optimiser = Optimiser { learning_rate: LEARNING_RATE, ..Optimiser::REPORT };
     let moments = optimiser.moments(&gradients, global_norm(&gradients), &moments);
-    let updates = optimiser.updates(&moments);
+    let updates = optimiser.updates(&moments, &[]);
     let mut next: Vec<Sym<'_>> = state[..2].iter().zip(&updates).map(|(s, u)| *s + *u * rate).collect();
     next.extend(moments.first);
     next.extend(moments.second);

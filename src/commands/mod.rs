@@ -102,6 +102,10 @@ pub struct Automaton {
     /// Chance that a cell takes part in a step [default: the run's, else 1]
     #[arg(long, value_name = "P")]
     pub update_prob: Option<f64>,
+    /// Side of the square in the middle that starts as the latent, the rest as zeros (nondoubling) [default: the run's,
+    /// else 32, the whole grid]
+    #[arg(long, value_name = "N")]
+    pub start_side: Option<usize>,
 }
 
 impl Automaton {
@@ -110,6 +114,7 @@ impl Automaton {
             nca_steps: self.nca_steps.unwrap_or(model.nca_steps),
             doublings: self.doublings.unwrap_or(model.doublings),
             update_prob: self.update_prob.unwrap_or(model.update_prob),
+            start_side: self.start_side.unwrap_or(model.start_side),
             ..model
         };
         model.check().exit(Exit::Usage)?;

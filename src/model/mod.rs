@@ -89,9 +89,18 @@ pub struct Model {
     pub nca_steps: usize,
     /// Chance that a cell takes part in a step of the automaton, drawn for every cell and step: 1 in the report.
     pub update_prob: f64,
+    /// Side of the square in the middle of the non-doubling model's grid that starts as the latent, zeros around it: the
+    /// whole grid in the report.
+    #[serde(default = "whole_grid")]
+    pub start_side: usize,
     /// Of its matrix products and convolutions.
     #[serde(default)]
     pub precision: Precision,
+}
+
+/// The report's [`Model::start_side`].
+fn whole_grid() -> usize {
+    SIDE
 }
 
 /// Doublings from one cell to a grid of [`SIDE`].
@@ -107,7 +116,8 @@ impl Model {
         ensure!((1..=65_536).contains(&latent), "a latent size of {latent}: it must be from 1 to 65536");
         let nca_steps = kind.default_nca_steps();
         let precision = Precision::F32;
-        Ok(Model { kind, latent, doublings: MOST_DOUBLINGS, nca_steps, update_prob: 1.0, precision })
+        let (doublings, start_side) = (MOST_DOUBLINGS, whole_grid());
+        Ok(Model { kind, latent, doublings, nca_steps, update_prob: 1.0, start_side, precision })
     }
 
     /// # Errors
@@ -121,6 +131,9 @@ impl Model {
         if self.kind != Kind::Doubling {
             only("--doublings", self.doublings != report.doublings, "doubling")?;
         }
+        if self.kind != Kind::NonDoubling {
+            only("--start-side", self.start_side != report.start_side, "nondoubling")?;
+        }
         if self.kind == Kind::Baseline {
             only("--nca-steps", self.nca_steps != report.nca_steps, "doubling or nondoubling")?;
             only("--update-prob", self.update_prob != report.update_prob, "doubling or nondoubling")?;
@@ -131,6 +144,11 @@ impl Model {
             self.doublings
         );
         ensure!(self.nca_steps <= 10_000, "--nca-steps {} is too many: at most 10000", self.nca_steps);
+        ensure!(
+            (1..=SIDE).contains(&self.start_side),
+            "--start-side {}: it must be from 1 to {SIDE}, the whole grid",
+            self.start_side
+        );
         ensure!(
             self.update_prob > 0.0 && self.update_prob <= 1.0,
             "--update-prob {}: it must be over 0 and at most 1",
@@ -144,7 +162,7 @@ impl Model {
         Graph::with_precision(name, self.precision)
     }
 
-    /// Side of the grid that the automaton starts from: as much smaller as doublings make up for.
+    /// Side of the grid that the automaton starts on: as much smaller as doublings make up for.
     pub fn seed_side(&self) -> usize {
         match self.kind {
             Kind::Doubling => SIDE >> self.doublings,

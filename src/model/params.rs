@@ -36,6 +36,15 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// Whether it is of an automaton's update rule.
+    pub fn is_of_cell(&self) -> bool {
+        self.name.starts_with("cell.")
+    }
+
+    pub fn is_weight(&self) -> bool {
+        matches!(self.role, Role::ConvWeight | Role::PointWeight | Role::LinearWeight)
+    }
+
     /// Sizes inside programs.
     pub fn inner_shape(&self) -> Vec<usize> {
         let s = &self.shape;

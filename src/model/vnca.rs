@@ -154,7 +154,7 @@ impl<'g> Automaton<'g> {
     /// then steps; or, for the doubling model, as often as the model says, a doubling and then steps.
     pub fn grow(&self, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
         let model = &self.model;
-        let seed = Grids { cells: repeated_over_grid(z, model.seed_side()), keys };
+        let seed = Grids { cells: start(model, z), keys };
         let grown = match model.kind {
             Kind::Doubling => (0..model.doublings).fold(seed, |grids, i| {
                 let doubled = grids.cells.double_grid();
@@ -170,10 +170,18 @@ impl<'g> Automaton<'g> {
     }
 }
 
-/// The latent (n, Z) at every place of a square grid.
-pub fn repeated_over_grid(z: Sym<'_>, side: usize) -> Sym<'_> {
-    let d = z.dims();
-    z.broadcast_in_dim(&[d[0], side, side, d[1]], &[0, 3])
+/// The grids that an automaton starts from: the latent (n, Z) at every place; or in the square in the middle that the model
+/// says, with zeros around it.
+///
+/// Where all cells start alike, the grid's edges alone tell them where they are. Around a seed the seed tells, as in Mordvintsev,
+/// Randazzo, Niklasson, Levin: "Growing Neural Cellular Automata" (2020).
+pub fn start<'g>(model: &Model, z: Sym<'g>) -> Sym<'g> {
+    let (d, grid) = (z.dims(), model.seed_side());
+    let square = grid.min(model.start_side);
+    let low = (grid - square) / 2;
+    let margin = Padding::edges(low as i64, (grid - square - low) as i64);
+    let seed = z.broadcast_in_dim(&[d[0], square, square, d[1]], &[0, 3]);
+    seed.pad(z.like(0.0), &[Padding::default(), margin, margin, Padding::default()])
 }
 
 /// Channel 0: Bernoulli logits (n, h, w, 1).
@@ -186,7 +194,7 @@ pub fn logits(cells: Sym<'_>) -> Sym<'_> {
 /// in its middle, and what lies around it is 0 with certainty.
 pub fn stages<'g>(model: &Model, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> (Grids<'g>, Sym<'g>) {
     let automaton = Automaton::new(model, params);
-    let mut grids = Grids { cells: repeated_over_grid(z, model.seed_side()), keys };
+    let mut grids = Grids { cells: start(model, z), keys };
     let phases = if model.kind == Kind::Doubling { model.doublings } else { 1 };
     let mut shown = Vec::new();
     for _ in 0..phases {

@@ -12,8 +12,8 @@ use crate::data::Split;
 use crate::ir::{Function, Graph};
 use crate::model::loss::Latents;
 use crate::model::params::Params;
-use crate::model::vnca::repeated_over_grid;
-use crate::model::{Model, SIDE, padded};
+use crate::model::vnca::start;
+use crate::model::{Model, padded};
 use crate::random::Key;
 use crate::runtime::{Buffers, Mesh};
 use crate::shape::{DType, Shape};
@@ -50,7 +50,7 @@ pub fn seeding(model: &Model, share: usize, rows: usize) -> Result<Function> {
     let images = g.input("images", &Shape::new(DType::U8, &[share, 28, 28]));
     let eps = g.input("eps", &Shape::f32(&[share, 1, model.latent]));
     let z = Latents::of(&params, padded(&g, images), eps).z.reshape(&[share, model.latent]);
-    let grids = repeated_over_grid(z, SIDE).pad_rows(rows);
+    let grids = start(model, z).pad_rows(rows);
     let outputs = PARTS.map(String::from).into_iter().zip([images.pad_rows(rows), grids]);
     g.finish(&outputs.collect::<Vec<_>>(), &[])
 }

@@ -7,14 +7,14 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::optimiser::{Moments, Optimiser, global_norm};
+use super::optimiser::{CellRule, Moments, Optimiser, global_norm};
 use super::pool::{Entries, Places, Pool, PoolSpec, Shuffle};
 use crate::ir::{Function, Graph, RepeatOptions, Sym, gradient};
 use crate::model::loss::{Course, Latents, Loss};
 use crate::model::objective::bernoulli_log_likelihood;
 use crate::model::params::{Leaf, Params};
-use crate::model::vnca::{Automaton, Damage, Grids, logits, repeated_over_grid};
-use crate::model::{Kind, Model, SIDE, padded};
+use crate::model::vnca::{Automaton, Damage, Grids, logits, start};
+use crate::model::{Kind, Model, padded};
 use crate::random::graph as draw;
 use crate::shape::{DType, Shape};
 
@@ -89,6 +89,10 @@ impl StepSpec {
         );
         ensure!(chunk > 0, "--chunk is 0: a device call makes at least one step");
         ensure!(images >= batch, "--batch-size {batch} is more than the {images} images of the training set");
+        ensure!(
+            self.optimiser.cell == CellRule::Adam || self.model.kind != Kind::Baseline,
+            "--cell-optimiser is of the doubling or nondoubling model, not of the baseline"
+        );
         ensure!(self.loss.samples > 0, "--train-samples is 0: an image has at least one latent");
         let most = match self.model.kind {
             Kind::Baseline => 0.0,
@@ -254,7 +258,7 @@ impl StepSpec {
         // Chosen before the updates are made of them: what both a result and another computation take is computed once,
         // where the old moments lie. Else the compiler computes them twice, and copies the old ones.
         let moments = self.optimiser.moments(&gradients, norm, &before).or(healthy, &before);
-        let updates = self.optimiser.updates(&moments);
+        let updates = self.optimiser.updates(&moments, &self.by_muon(leaves));
         let keep = |new: Sym<'g>, old: &Sym<'g>| healthy.select(new, *old);
         let mut kept: Vec<Sym<'g>> = values.iter().zip(&updates).map(|(v, u)| keep(*v + *u, v)).collect();
         kept.extend(moments.first);
@@ -288,7 +292,7 @@ impl StepSpec {
         let images = Sym::concat(&[images.slice_axis(0, 0, half), head.images], 0);
         let padded = padded(images.graph(), images);
         let latents = Latents::of(params, padded, draw::normal(noise, &[n, z]).reshape(&[n, 1, z]));
-        let grown = repeated_over_grid(latents.z.reshape(&[n, z]).slice_axis(0, 0, half), SIDE);
+        let grown = start(&self.model, latents.z.reshape(&[n, z]).slice_axis(0, 0, half));
         let pooled = match self.damaged() {
             0 => head.grids,
             grids => Damage { grids, key: hurt }.of(head.grids),
@@ -301,6 +305,12 @@ impl StepSpec {
         let grids = automaton.steps_upto(Grids { cells, keys }, count, spec.steps_max - 1).cells;
         let log_likelihood = bernoulli_log_likelihood(padded, logits(grids));
         (self.loss.of(&latents, log_likelihood.reshape(&[n, 1])), Entries { images, grids })
+    }
+
+    /// Which parameters Muon updates: the matrices of the automaton's cell, if it is to.
+    fn by_muon(&self, leaves: &[Leaf]) -> Vec<bool> {
+        let muon = self.optimiser.cell == CellRule::Muon;
+        leaves.iter().map(|leaf| muon && leaf.is_of_cell() && leaf.is_weight()).collect()
     }
 
     /// The mean over the replicas.
