@@ -178,9 +178,12 @@ impl<'g> Automaton<'g> {
 pub fn start<'g>(model: &Model, z: Sym<'g>) -> Sym<'g> {
     let (d, grid) = (z.dims(), model.seed_side());
     let square = grid.min(model.start_side);
+    let seed = z.broadcast_in_dim(&[d[0], square, square, d[1]], &[0, 3]);
+    if square == grid {
+        return seed;
+    }
     let low = (grid - square) / 2;
     let margin = Padding::edges(low as i64, (grid - square - low) as i64);
-    let seed = z.broadcast_in_dim(&[d[0], square, square, d[1]], &[0, 3]);
     seed.pad(z.like(0.0), &[Padding::default(), margin, margin, Padding::default()])
 }
 
