@@ -179,12 +179,7 @@ pub fn start<'g>(model: &Model, z: Sym<'g>) -> Sym<'g> {
     let (d, grid) = (z.dims(), model.seed_side());
     let square = grid.min(model.start_side);
     let seed = z.broadcast_in_dim(&[d[0], square, square, d[1]], &[0, 3]);
-    if square == grid {
-        return seed;
-    }
-    let low = (grid - square) / 2;
-    let margin = Padding::edges(low as i64, (grid - square - low) as i64);
-    seed.pad(z.like(0.0), &[Padding::default(), margin, margin, Padding::default()])
+    in_the_middle(seed, 1, grid, 0.0)
 }
 
 /// Channel 0: Bernoulli logits (n, h, w, 1).
@@ -199,27 +194,33 @@ pub fn stages<'g>(model: &Model, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>)
     let automaton = Automaton::new(model, params);
     let mut grids = Grids { cells: start(model, z), keys };
     let phases = if model.kind == Kind::Doubling { model.doublings } else { 1 };
+    let framed = |logits| in_the_middle(logits, 2, SIDE, f64::NEG_INFINITY);
     let mut shown = Vec::new();
     for _ in 0..phases {
         if model.kind == Kind::Doubling {
             grids.cells = grids.cells.double_grid();
         }
         let first = logits(grids.cells);
-        shown.push(in_the_middle(first.reshape(&[&[1], first.dims().as_slice()].concat())));
+        shown.push(framed(first.reshape(&[&[1], first.dims().as_slice()].concat())));
         if model.nca_steps > 0 {
             let (next, course) = automaton.watched(grids, model.nca_steps);
             grids = next;
-            shown.push(in_the_middle(course));
+            shown.push(framed(course));
         }
     }
     (grids, Sym::concat(&shown, 0))
 }
 
-/// Logits (stages, n, h, w, 1) in a margin of −∞ that makes them as large as an image.
-fn in_the_middle(logits: Sym<'_>) -> Sym<'_> {
-    let margin = ((SIDE - logits.dims()[2]) / 2) as i64;
-    let (none, margin) = (Padding::default(), Padding::edges(margin, margin));
-    logits.pad(logits.like(f64::NEG_INFINITY), &[none, none, margin, margin, none])
+/// Squares whose height and width are the dimensions from `axis`, in a margin that makes them as large as `side`.
+fn in_the_middle(squares: Sym<'_>, axis: usize, side: usize, fill: f64) -> Sym<'_> {
+    let around = side - squares.dims()[axis];
+    if around == 0 {
+        return squares;
+    }
+    let low = around / 2;
+    let mut padding = vec![Padding::default(); squares.rank()];
+    padding[axis..axis + 2].fill(Padding::edges(low as i64, (around - low) as i64));
+    squares.pad(squares.like(fill), &padding)
 }
 
 /// Corners that a square of `side` cells can have along an axis of `length`.
