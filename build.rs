@@ -1,7 +1,7 @@
-//! Lets the programs find the XLA library where they were linked with it.
+//! Lets the programs find the XLA library where they were linked with it, and oneDNN beside it.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -17,15 +17,23 @@ fn main() {
             println!("cargo:rerun-if-changed={}", file.display());
         }
     }
-    // The real place goes into the programs.
+    // The real places go into the programs.
     match library.canonicalize() {
-        Ok(real) => println!(
-            "cargo:rustc-link-arg=-Wl,-rpath,{}",
-            real.parent().expect("a file lies in a folder").display()
-        ),
+        Ok(real) => search_beside(&real),
         Err(error) => println!(
             "cargo::error=the XLA library is missing: run tools/setup ({}: {error})",
             library.display()
         ),
     }
+    // Loaded on demand, and not needed everywhere.
+    let one_dnn = PathBuf::from(".xla/onednn/libdnnl.so.3");
+    println!("cargo:rerun-if-changed={}", one_dnn.display());
+    if let Ok(real) = one_dnn.canonicalize() {
+        search_beside(&real);
+    }
+}
+
+fn search_beside(library: &Path) {
+    let folder = library.parent().expect("a file lies in a folder");
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", folder.display());
 }

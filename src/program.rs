@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::shape::Shape;
 
+/// The custom call of a convolution's weight gradient, which programs for [`Target::OneDnn`] contain and the runtime
+/// provides. Its operands are the image (n, h, w, in) and the cotangent (n, h', w', out), in f32 or bf16, its result is the
+/// gradient (kh, kw, in, out) in f32, and its attribute `window` holds stride, kernel dilation, padding before and padding
+/// after, of rows and columns each.
+pub const WEIGHT_GRADIENT: &str = "vnca.weight-gradient";
+
 /// What the module's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,7 +40,7 @@ impl Format {
 pub enum Target {
     /// For XLA's CPU compiler: matrix products where it is slow at convolutions, all in f32
     Cpu,
-    /// For the same, with calls of the oneDNN that most builds of XLA's CPU library contain
+    /// For the same, with calls of the oneDNN that most builds of XLA's CPU library contain, and of another one
     OneDnn,
     /// For TPUs and GPUs: every operation as XLA's own
     Native,

@@ -46,7 +46,7 @@ fn arrows_between_modules_point_one_way() {
         ("build", &["array", "ir", "lower", "program", "runtime", "shape"]),
         ("conformance", &["conformance", "array", "build", "ir", "random", "runtime", "shape"]),
         ("lower", &["ir", "program", "array", "shape"]),
-        ("runtime", &["program", "array", "shape", "lower", "quiet"]),
+        ("runtime", &["runtime", "program", "array", "shape", "lower", "quiet"]),
         ("random", &["random", "ir", "array", "shape"]),
         ("model", &["model", "ir", "random", "array", "shape"]),
         ("data", &["data", "random"]),

@@ -151,6 +151,9 @@ fn rows() -> Vec<Case> {
 const STRIDED: Window =
     Window { stride: [2, 1], padding: [(1, 2), (0, 1)], image_dilation: [1, 2], kernel_dilation: [1, 1] };
 
+const CUTTING: Window =
+    Window { stride: [1, 1], padding: [(-2, 1), (0, -3)], image_dilation: [1, 1], kernel_dilation: [1, 1] };
+
 pub(super) fn product_cases() -> Vec<Case> {
     let mut cases = dots();
     for (name, window, image, kernel) in [
@@ -159,6 +162,7 @@ pub(super) fn product_cases() -> Vec<Case> {
         ("conv 1x1", Window::new(1, (0, 0)), [2, 4, 4, 8], [1, 1, 8, 5]),
         ("conv transposed", Window::transposed(5, 2, 2, 1), [2, 3, 3, 4], [5, 5, 4, 2]),
         ("conv of all kinds", STRIDED, [2, 5, 4, 2], [3, 2, 2, 3]),
+        ("conv that cuts", CUTTING, [2, 8, 9, 3], [3, 3, 3, 4]),
         (
             "conv over dilated kernel",
             Window { kernel_dilation: [2, 3], ..Window::new(1, (0, 1)) },

@@ -13,7 +13,7 @@ use super::product::{FORWARD, Forward, WeightGrad};
 use super::{Lowering, element_type, i64s};
 use crate::ir::ops::conv::Window;
 use crate::program::Target;
-use crate::shape::{Precision, Shape, divisor};
+use crate::shape::Shape;
 
 /// Places of the output's grid up to which rows and one matrix product beat the compiler's own convolution. (Measured:
 /// over 4 x 4 places it reaches a twentieth of the product's speed, over 8 x 8 as much.)
@@ -21,14 +21,6 @@ const SMALL_GRID: usize = 16;
 
 /// The same where oneDNN makes the convolutions.
 const ONE_DNN_SMALL_GRID: usize = 4;
-
-/// Places from which a product of shifted operands beats oneDNN's convolution, whose channels the images are in a weight
-/// gradient: always in f32 (32 images of 32 x 32 x 256: a sixth of the whole step), and below so many images in bf16.
-const FEW_IMAGES: usize = 8;
-const LARGE_GRID: usize = 256;
-
-/// Rows of one product of shifted operands.
-const SHIFTED_ROWS: usize = 1200;
 
 /// Channels of a result up to which its weight gradient is had from the other side, by the result's pixels.
 const FEW_CHANNELS: usize = 4;
@@ -185,11 +177,7 @@ impl Lowering<'_> {
         let [n, h, w, out] = [0, 1, 2, 3].map(|d| result_shape.dims[d]);
         let channels = image_shape.dims[3];
         if self.target == Target::OneDnn && h * w > ONE_DNN_SMALL_GRID {
-            let few = self.precision == Precision::F32 || n < FEW_IMAGES;
-            return match few && h * w >= LARGE_GRID && window.stride == [1, 1] {
-                true => self.weight_grad_by_shifts(of),
-                false => self.weight_grad(of),
-            };
+            return self.weight_grad(of);
         }
         if out <= FEW_CHANNELS && window.stride == [1, 1] && window.kernel_dilation == [1, 1] {
             return self.weight_grad_by_result(of);
@@ -208,41 +196,6 @@ impl Lowering<'_> {
         Ok(self
             .convolution(&turned, &FORWARD, &images, &kernels, &shape, Then::Nothing)?
             .transpose(&[1, 2, 0, 3])?)
-    }
-
-    /// One product for all elements of the kernel: the image, moved sideways for each of its columns, times the cotangent,
-    /// moved down for each of its rows. The rows of zeros around the image are multiplied too. A product of few rows at a time
-    /// has its operands in the cache when it turns the first one.
-    fn weight_grad_by_shifts(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
-        let WeightGrad { window, kernel, image, result, image_shape, result_shape } = *of;
-        let [n, h, w, out] = [0, 1, 2, 3].map(|d| result_shape.dims[d]);
-        let channels = image_shape.dims[3];
-        let padded = self.padded(&window, image)?;
-        let cotangent = self.rounded(result)?;
-        let height = padded.dims()?[1];
-        let parts = divisor(n, (n * height * w).div_ceil(SHIFTED_ROWS));
-        let rows = n * height * w / parts;
-        let zero = self.builder.zero(cotangent.ty()?.element_type()?)?;
-        // The sum of arrays that are zero elsewhere: the compiler's concatenation takes five times as long.
-        let beside =
-            |count: usize, wide: usize, moved: &dyn Fn(i64) -> xla::Result<XlaOp>| -> Result<XlaOp> {
-                let edges = |i: usize| ((i * wide) as i64, ((count - 1 - i) * wide) as i64, 0);
-                let placed =
-                    |i: usize| moved(i as i64)?.pad(&zero, &[(0, 0, 0), (0, 0, 0), (0, 0, 0), edges(i)]);
-                let all = (1..count).try_fold(placed(0)?, |sum, i| sum.add_(&placed(i)?))?;
-                Ok(all.reshape(&i64s(&[parts, rows, count * wide]))?)
-            };
-        let [down, right] = window.kernel_dilation.map(|d| d as i64);
-        let pixels = beside(kernel[1], channels, &|j| every(&padded, 2, (j * right) as usize, 1, w))?;
-        let cotangents = beside(kernel[0], out, &|i| {
-            let below = height as i64 - h as i64 - i * down;
-            cotangent.pad(&zero, &[(0, 0, 0), (i * down, below, 0), (0, 0, 0), (0, 0, 0)])
-        })?;
-        let shape = result_shape.with_dims(&[parts, kernel[1] * channels, kernel[0] * out]);
-        let product =
-            self.product(&pixels, &cotangents, [0, 0], &shape, Then::Nothing)?.reduce_sum(&[0], false)?;
-        let dims = i64s(&[kernel[1], channels, kernel[0], out]);
-        Ok(product.reshape(&dims)?.transpose(&[2, 0, 1, 3])?)
     }
 
     /// The weight gradient with the parts of image and result exchanged, for a result of few channels: its pixels

@@ -16,6 +16,8 @@ pub const BITCAST: &str = "vnca.bitcast-convert";
 /// The custom calls that stand for a product of rounded operands with an f32 result.
 pub const DOT: &str = "vnca.dot";
 pub const CONVOLUTION: &str = "vnca.convolution";
+/// The custom call that stands for another one, of XLA's interface for them that the builder does not know.
+pub const CUSTOM_CALL: &str = "vnca.custom-call";
 
 /// The module with every custom call of ours replaced by its operation.
 ///
@@ -58,7 +60,8 @@ fn rewrite(text: &str) -> Result<String> {
 
 fn write_instruction(out: &mut String, fields: &[&str], depth: usize) -> Result<()> {
     let target = |call: &&&str| fields.iter().any(|f| f.trim() == format!("custom_call_target: \"{call}\""));
-    let Some(call) = [ALL_GATHER, ALL_TO_ALL, BITCAST, DOT, CONVOLUTION].iter().find(target) else {
+    let Some(call) = [ALL_GATHER, ALL_TO_ALL, BITCAST, DOT, CONVOLUTION, CUSTOM_CALL].iter().find(target)
+    else {
         fields.iter().for_each(|field| *out += &format!("{field}\n"));
         return Ok(());
     };
@@ -72,8 +75,8 @@ fn write_instruction(out: &mut String, fields: &[&str], depth: usize) -> Result<
             opcode_seen = true;
             out.push_str(&format!("{indent}opcode: \"{}\"\n", call.trim_start_matches("vnca.")));
         } else if let Some(config) = text.strip_prefix("backend_config: ") {
-            // The text of fields: nothing in it is escaped.
-            out.push_str(&format!("{indent}{}\n", config.trim_matches('"')));
+            // The text of fields, in which single quotes are all that is escaped.
+            out.push_str(&format!("{indent}{}\n", config.trim_matches('"').replace("\\'", "'")));
         } else if !text.starts_with("custom_call") {
             out.push_str(&format!("{field}\n"));
         }

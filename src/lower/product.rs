@@ -7,11 +7,11 @@ use anyhow::Result;
 use xla::{ElementType, XlaOp};
 
 use super::around::{BIAS_ELU, Then};
-use super::patch::{CONVOLUTION, DOT};
+use super::patch::{CONVOLUTION, CUSTOM_CALL, DOT};
 use super::{Lowering, dims, element_type, i64s};
 use crate::ir::ops::conv::Window;
 use crate::ir::ops::linalg::Dot;
-use crate::program::Target;
+use crate::program::{Target, WEIGHT_GRADIENT};
 use crate::shape::{Precision, Shape};
 
 /// Which dimension of each array is what. Of image and result: batch, channels, rows, columns; of the kernel: channels in,
@@ -122,10 +122,53 @@ impl Lowering<'_> {
         self.own_call(DOT, &operands, ty, &dims(result), &(fields + " }"))
     }
 
-    /// The weight gradient as one convolution, of operands in their natural layout.
+    /// The weight gradient as one operation: a call of the runtime's own on CPUs with oneDNN, or a convolution of operands in
+    /// their natural layout.
     pub(super) fn weight_grad(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
         let (turned, shape) = of.as_convolution();
-        self.convolution(&turned, &WEIGHT_GRAD, of.image, of.result, &shape, Then::Nothing)
+        if self.target != Target::OneDnn || of.window.image_dilation != [1, 1] {
+            return self.convolution(&turned, &WEIGHT_GRAD, of.image, of.result, &shape, Then::Nothing);
+        }
+        let (image, window) = self.uncut(&of.window, &FORWARD, of.image)?;
+        let operands = [self.narrowed(&image)?, self.narrowed(of.result)?];
+        let numbers = [window.stride, window.kernel_dilation].map(|v| v.map(|v| v as i64));
+        let padding = [window.padding.map(|p| p.0), window.padding.map(|p| p.1)];
+        let numbers = numbers.iter().chain(&padding).flatten().map(i64::to_string).collect::<Vec<_>>();
+        let mut fields = format!(
+            "custom_call_target: '{WEIGHT_GRADIENT}' custom_call_api_version: API_VERSION_TYPED_FFI \
+             backend_config: '{{window = array<i64: {}>}}' constrain_layout: true",
+            numbers.join(", ")
+        );
+        // The runtime takes arrays in their natural layout.
+        for operand in &operands {
+            let shape = operand.array_shape()?;
+            let ty = format!("{:?}", shape.primitive_type()).to_uppercase();
+            fields += &format!(" operand_shapes_with_layout {{ element_type: {ty}");
+            shape
+                .dims()
+                .iter()
+                .for_each(|d| fields += &format!(" dimensions: {d} is_dynamic_dimension: false"));
+            fields += " layout { minor_to_major: 3 minor_to_major: 2 minor_to_major: 1 minor_to_major: 0 } }";
+        }
+        self.own_call(CUSTOM_CALL, &operands, element_type(shape.dtype), &dims(&shape), &fields)
+    }
+
+    /// A convolution's image and window such that no padding is negative: oneDNN does not take it, and XLA's CPU compiler makes
+    /// wrong numbers of it where the other side of the same dimension is padded.
+    fn uncut(&self, of: &Window, roles: &Roles, image: &XlaOp) -> Result<(XlaOp, Window)> {
+        let mut edges = [(0, 0, 0); 4];
+        let mut window = *of;
+        for d in 0..2 {
+            let (low, high) = of.padding[d];
+            edges[roles.image[2 + d] as usize] = (low.min(0), high.min(0), 0);
+            window.padding[d] = (low.max(0), high.max(0));
+        }
+        // Of an image with zeros between its pixels, cutting is not taking pixels away.
+        if edges == [(0, 0, 0); 4] || window.image_dilation != [1, 1] {
+            return Ok((image.clone(), *of));
+        }
+        let image = self.rounded(image)?;
+        Ok((image.pad(&self.builder.zero(image.ty()?.element_type()?)?, &edges)?, window))
     }
 
     /// A convolution as one operation.
@@ -138,33 +181,16 @@ impl Lowering<'_> {
         result: &Shape,
         then: Then<'_>,
     ) -> Result<XlaOp> {
+        let (image, window) = self.uncut(window, roles, image)?;
         let one_dnn = self.target == Target::OneDnn && window.image_dilation == [1, 1];
         if !one_dnn && !self.is_mixed() {
-            return self.finished(native(window, roles, image, kernel)?, then);
+            return self.finished(native(&window, roles, &image, kernel)?, then);
         }
-        let operands =
-            |image: &XlaOp| Ok::<_, anyhow::Error>(vec![self.narrowed(image)?, self.narrowed(kernel)?]);
+        let mut operands = vec![self.narrowed(&image)?, self.narrowed(kernel)?];
         if !one_dnn {
-            let fields = convolution_fields(window, roles, kernel)?;
-            let (operands, ty) = (operands(image)?, element_type(result.dtype));
-            return self.own_call(CONVOLUTION, &operands, ty, &dims(result), &fields);
+            let fields = convolution_fields(&window, roles, kernel)?;
+            return self.own_call(CONVOLUTION, &operands, element_type(result.dtype), &dims(result), &fields);
         }
-        // oneDNN pads, and does not cut.
-        let mut edges = [(0, 0, 0); 4];
-        let mut window = *window;
-        for d in 0..2 {
-            let (low, high) = window.padding[d];
-            edges[roles.image[2 + d] as usize] = (low.min(0), high.min(0), 0);
-            window.padding[d] = (low.max(0), high.max(0));
-        }
-        let cut = match edges.iter().all(|e| *e == (0, 0, 0)) {
-            true => image.clone(),
-            false => {
-                let image = self.rounded(image)?;
-                image.pad(&self.builder.zero(image.ty()?.element_type()?)?, &edges)?
-            }
-        };
-        let mut operands = operands(&cut)?;
         if let Then::BiasElu(bias) = then {
             operands.push(bias.clone());
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, anyhow, ensure};
 use xla::{HloModuleProto, PjRtBuffer, PjRtClient, PjRtLoadedExecutable, XlaComputation};
 
-use super::{Buffer, Client, Loaded, Memory};
+use super::{Buffer, Client, Loaded, Memory, onednn};
 use crate::array::Array;
 use crate::lower::element_type;
 use crate::program::{Format, Program, Target};
@@ -60,6 +60,9 @@ impl Client for CpuClient {
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {
         let format = program.signature.format;
         ensure!(format == Format::Hlo, "the cpu device takes programs in HLO, not {format:?}");
+        if program.signature.target == Target::OneDnn {
+            onednn::register()?;
+        }
         let module = HloModuleProto::parse_proto(&program.module, true)?;
         let computation = XlaComputation::from_proto(&module);
         Ok(Box::new(CpuExecutable(self.0.compile_replicated(&computation, program.signature.replicas)?)))

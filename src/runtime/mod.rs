@@ -11,6 +11,9 @@ mod cpu {
     pub(super) fn reserve(_devices: usize) {}
 }
 
+mod headed;
+#[cfg(feature = "xla")]
+mod onednn;
 pub mod pjrt;
 
 use std::any::Any;

@@ -6,61 +6,16 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
+use crate::runtime::headed::{Struct, opaque, structs};
+
 /// The version that this file was written from. Plugins of another major version are refused.
 pub const VERSION: (i32, i32) = (0, 90);
 
-macro_rules! opaque {
-    ($($name:ident)*) => {$(
-        #[repr(C)]
-        pub struct $name {
-            _private: [u8; 0],
-        }
-    )*};
-}
-
 opaque!(Error Event Client Device DeviceDescription Buffer Executable LoadedExecutable TopologyDescription SerializedExecutable);
-
-/// A structure with its size at the head.
-pub trait Struct: Default {
-    const NAME: &'static str;
-}
 
 /// The arguments and results of one function.
 pub trait Args: Struct {
     const SLOT: Slot;
-}
-
-macro_rules! structs {
-    ($($name:ident { $($field:ident: $type:ty,)* })*) => {
-        $(
-            #[repr(C)]
-            pub struct $name {
-                pub struct_size: usize,
-                pub extension_start: *mut c_void,
-                $(pub $field: $type,)*
-            }
-
-            impl Struct for $name {
-                const NAME: &'static str = stringify!($name);
-            }
-
-            impl Default for $name {
-                fn default() -> Self {
-                    // SAFETY: every field is a number, a pointer, a function pointer in an Option or a structure of
-                    // these, for all of which zeros are a value.
-                    let mut zeros: Self = unsafe { std::mem::zeroed() };
-                    zeros.struct_size = size_of::<Self>();
-                    zeros
-                }
-            }
-        )*
-
-        /// Size and offsets of every structure, to be compared with the header's.
-        #[cfg(test)]
-        pub const LAYOUTS: &[(&str, usize, &[(&str, usize)])] = &[$(
-            (stringify!($name), size_of::<$name>(), &[$((stringify!($field), std::mem::offset_of!($name, $field))),*]),
-        )*];
-    };
 }
 
 macro_rules! functions {
@@ -421,42 +376,28 @@ slots! {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Write;
-    use std::path::Path;
-    use std::process::Command;
-
     use super::*;
+    use crate::runtime::headed::Header;
 
-    /// Asks the C compiler whether sizes and offsets are the header's. The header comes with the XLA library.
     #[test]
     fn layouts_are_those_of_the_header() {
-        let root = std::env::var("XLA_EXTENSION_DIR").unwrap_or_else(|_| ".xla/extension".into());
-        let include = Path::new(&root).join("include");
-        assert!(include.join("xla/pjrt/c/pjrt_c_api.h").exists(), "run tools/setup: no header in {root}");
-        let mut text = String::from("#include \"xla/pjrt/c/pjrt_c_api.h\"\n");
-        let mut check = |condition: String| writeln!(text, "_Static_assert({condition}, \"\");").unwrap();
-        check(format!("PJRT_API_MAJOR == {} && PJRT_API_MINOR == {}", VERSION.0, VERSION.1));
+        let mut header = Header::new("xla/pjrt/c/pjrt_c_api.h");
+        header.holds(format!("PJRT_API_MAJOR == {} && PJRT_API_MINOR == {}", VERSION.0, VERSION.1));
         for (name, offset) in SLOTS {
-            check(format!("offsetof(PJRT_Api, PJRT_{name}) == {offset}"));
+            header.holds(format!("offsetof(PJRT_Api, PJRT_{name}) == {offset}"));
         }
-        for (name, size, fields) in LAYOUTS {
-            let plain = ["NamedValue", "Program", "Buffer_MemoryLayout", "ExecuteOptions"].contains(name);
-            let c = if plain { format!("PJRT_{name}") } else { format!("PJRT_{name}_Args") };
-            check(format!("sizeof({c}) == {size}"));
-            for (field, offset) in *fields {
-                let field = field.trim_start_matches("r#");
-                let field = if *field == *"value" { "string_value" } else { field };
-                check(format!("offsetof({c}, {field}) == {offset}"));
-            }
+        for layout in LAYOUTS {
+            let plain =
+                ["NamedValue", "Program", "Buffer_MemoryLayout", "ExecuteOptions"].contains(&layout.0);
+            let c = format!("PJRT_{}{}", layout.0, if plain { "" } else { "_Args" });
+            header.has(&c, layout, |field| match field {
+                "value" => "string_value".into(),
+                other => other.trim_start_matches("r#").into(),
+            });
         }
-        check(format!("sizeof(PJRT_Buffer_MemoryLayout_Tiled) == {}", size_of::<Tiled>()));
+        header.holds(format!("sizeof(PJRT_Buffer_MemoryLayout_Tiled) == {}", size_of::<Tiled>()));
         let offset = std::mem::offset_of!(Tiled, num_tiles);
-        check(format!("offsetof(PJRT_Buffer_MemoryLayout_Tiled, num_tiles) == {offset}"));
-        let file = tempfile::Builder::new().suffix(".c").tempfile().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        let mut run = Command::new("cc");
-        run.args(["-std=c11", "-fsyntax-only", "-I"]).arg(include).arg(file.path());
-        let run = run.output().expect("a C compiler is there: Rust links with it");
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        header.holds(format!("offsetof(PJRT_Buffer_MemoryLayout_Tiled, num_tiles) == {offset}"));
+        header.compile();
     }
 }

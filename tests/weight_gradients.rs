@@ -1,0 +1,90 @@
+//! Weight gradients of convolutions on CPUs are a call of a library of its own, divided among threads: whatever the window,
+//! the sizes and the precision, they are what XLA's own convolutions give.
+
+mod common;
+
+use common::{fill, finish, run};
+use vnca::array::Array;
+use vnca::build;
+use vnca::ir::ops::conv::Window;
+use vnca::ir::{Function, Graph};
+use vnca::lower::Target;
+use vnca::runtime::{Device, Mesh};
+use vnca::shape::{Precision, Shape};
+
+struct Case {
+    window: Window,
+    image: [usize; 4],
+    result: [usize; 4],
+    kernel: [usize; 2],
+}
+
+/// Images more and fewer than threads, channels that fill no block of the library's, and windows of all kinds.
+fn cases() -> Vec<Case> {
+    let case = |window: Window, image: [usize; 4], kernel: [usize; 2], out: usize| {
+        let [h, w] = [0, 1].map(|d| window.output_size(d, image[d + 1], kernel[d]).expect("the kernel fits"));
+        Case { window, image, result: [image[0], h, w, out], kernel }
+    };
+    let same = Window::new(1, (1, 1));
+    let apart = Window { kernel_dilation: [2, 3], ..Window::new(1, (2, 3)) };
+    let cut = Window { padding: [(-2, 1), (0, -3)], ..same };
+    vec![
+        case(same, [4, 16, 16, 32], [3, 3], 32),
+        case(same, [1, 32, 32, 3], [3, 3], 70),
+        case(same, [5, 16, 24, 17], [3, 3], 130),
+        case(same, [3, 8, 8, 64], [1, 1], 16),
+        case(Window::new(2, (2, 2)), [32, 16, 16, 8], [5, 5], 24),
+        case(Window::new(2, (2, 2)), [1, 33, 31, 8], [5, 5], 24),
+        case(apart, [2, 20, 20, 16], [3, 2], 16),
+        case(cut, [2, 20, 20, 16], [3, 3], 16),
+        case(Window::transposed(5, 2, 2, 1), [8, 8, 8, 24], [5, 5], 16),
+        // Rows of the first and the last threads lie in the padding but for some.
+        case(Window::new(1, (4, 4)), [1, 32, 32, 8], [9, 9], 8),
+    ]
+}
+
+fn gradient(case: &Case, precision: Precision) -> Function {
+    let g = Graph::with_precision("weight_gradient", precision);
+    let (x, y) = (g.input("x", &Shape::f32(&case.image)), g.input("y", &Shape::f32(&case.result)));
+    finish(&g, &[("gradient".to_string(), x.conv_weight_grad(y, case.window, case.kernel))])
+}
+
+/// Small whole numbers: all sums are exact in both precisions.
+fn numbers(dims: &[usize], seed: u64) -> Array {
+    let values = fill(dims, seed, (-3.0, 3.0)).to_vec::<f32>();
+    Array::new(dims, &values.into_iter().map(f32::round).collect::<Vec<f32>>())
+}
+
+#[test]
+fn they_are_those_of_xlas_own_convolutions() {
+    Mesh::reserve(2);
+    let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
+    for precision in [Precision::F32, Precision::Bf16] {
+        let target = build::target(&mesh, precision);
+        if target == Target::Cpu {
+            println!("{precision:?}: this CPU has no such library");
+            continue;
+        }
+        for case in cases() {
+            // Two at once, which share the threads.
+            let inputs = [1, 3].map(|seed| vec![numbers(&case.image, seed), numbers(&case.result, seed + 1)]);
+            let of = |target, precision| run(&gradient(&case, precision), target, &inputs);
+            let expected = of(Target::Native, Precision::F32);
+            let got = of(target, precision);
+            assert!(expected[0][0].to_vec::<f32>().iter().any(|v| *v != 0.0));
+            for (expected, got) in expected.iter().flatten().zip(got.iter().flatten()) {
+                let differ = expected
+                    .to_vec::<f32>()
+                    .iter()
+                    .zip(got.to_vec::<f32>())
+                    .filter(|(e, g)| **e != *g)
+                    .count();
+                let Case { window, image, result, kernel } = &case;
+                assert_eq!(
+                    differ, 0,
+                    "{precision:?}, {window:?} over {image:?} to {result:?}, kernel {kernel:?}"
+                );
+            }
+        }
+    }
+}
