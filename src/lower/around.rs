@@ -84,11 +84,11 @@ impl Lowering<'_> {
         Ok(Some(y.reshape(&i64s(&node.shapes[0].dims))?))
     }
 
-    /// Whether a sum is the gradient of a bias, over the same cotangents that products take rounded: then it is one too, and
-    /// nobody needs them in f32.
+    /// Whether a sum is the gradient of a bias, over the same cotangents that products take: then it is a product too. The
+    /// compiler's own loop reads them column by column, and in bf16 nobody else needs them in f32.
     pub(super) fn sums_as_product(&self, op: &Reduce, shape: &Shape) -> bool {
         self.target == Target::OneDnn
-            && (self.precision, shape.dtype, op.reduction) == (Precision::Bf16, DType::F32, Reduction::Sum)
+            && (shape.dtype, op.reduction) == (DType::F32, Reduction::Sum)
             && shape.rank() > 1
             && op.axes.iter().copied().eq(0..shape.rank() - 1)
             && shape.count() >= MANY_ROWS * shape.dims[shape.rank() - 1]
