@@ -193,7 +193,10 @@ impl Library {
     pub fn load() -> Result<Library> {
         // SAFETY: loading runs the library's initializers, which touch nothing of ours.
         let shared = unsafe { Shared::open(Some(FILE), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
-            anyhow!("there is no oneDNN for weight gradients ({error}): run tools/setup, or install oneDNN 3")
+            anyhow!(
+                "there is no oneDNN for weight gradients ({error}): run tools/setup and build again; if it is libgomp that is \
+                 missing, install it (Debian: apt install libgomp1)"
+            )
         })?;
         let functions = Functions::of(&shared)?;
         // SAFETY: it gives a constant structure, whose first fields are the same in all versions.
