@@ -194,8 +194,9 @@ impl Library {
         // SAFETY: loading runs the library's initializers, which touch nothing of ours.
         let shared = unsafe { Shared::open(Some(FILE), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
             anyhow!(
-                "there is no oneDNN for weight gradients ({error}): run tools/setup and build again; if it is libgomp that is \
-                 missing, install it (Debian: apt install libgomp1)"
+                "there is no oneDNN for weight gradients ({:#}): run tools/setup and build again; if it is libgomp that is \
+                 missing, install it (Debian: apt install libgomp1)",
+                anyhow::Error::from(error)
             )
         })?;
         let functions = Functions::of(&shared)?;
