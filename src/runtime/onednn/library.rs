@@ -23,7 +23,7 @@ pub enum Number {
 }
 
 /// What an array is to a primitive (`DNNL_ARG_...`).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Source = 1,
     Destination = 17,
@@ -148,7 +148,7 @@ pub struct Primitive {
 impl Primitive {
     /// The description of one of its arrays.
     pub fn array(&self, role: Role) -> Option<&Object> {
-        self.arrays.iter().find(|(r, _)| *r as c_int == role as c_int).map(|(_, array)| array)
+        self.arrays.iter().find(|(r, _)| *r == role).map(|(_, array)| array)
     }
 }
 
@@ -386,7 +386,7 @@ impl Library {
     /// The description that a primitive has of one of its arrays.
     fn queried(&self, description: &Object, query: Query) -> Result<Object> {
         self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
-            // SAFETY: the answer belongs to the description; a part of it that is the whole is a description of our own.
+            // SAFETY: `to` is where the handle is written; the answer belongs to the description, and is cloned.
             unsafe {
                 (f.memory_desc_clone)(
                     to,

@@ -1,8 +1,7 @@
 //! The part of the PJRT C API that is used here, as in `xla/pjrt/c/pjrt_c_api.h`, version 0.90.
 //!
-//! Written down rather than generated, so that the program builds where there is neither the header nor libclang; a test
-//! compares every size, offset and slot with the header where that is at hand. Names are the header's without `PJRT_`
-//! and `_Args`. A plugin of another minor version is fine: sizes go with every call, slots are only added at the end.
+//! Names are the header's without `PJRT_` and `_Args`. A plugin of another minor version is fine: sizes go with every call,
+//! slots are only added at the end.
 
 use std::ffi::{c_char, c_int, c_void};
 
