@@ -7,18 +7,18 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use vnca::array::Array;
-use vnca::build::one_dnn_products;
-use vnca::ir::ops::conv::Window;
-use vnca::ir::{Cost, Function, Graph, Sym, gradient, pullback};
-use vnca::lower::{Target, lower};
-use vnca::model::params::Params;
+use vnca::engine::array::Array;
+use vnca::engine::compile::one_dnn_products;
+use vnca::engine::ir::ops::conv::Window;
+use vnca::engine::ir::{Cost, Function, Graph, Sym, gradient, pullback};
+use vnca::engine::lower::{Target, lower};
+use vnca::engine::random::Key;
+use vnca::engine::runtime::{Arg, Buffers, Device, Mesh};
+use vnca::engine::shape::{DType, Precision, Shape};
 use vnca::model::vnca::{Automaton, Grids};
 use vnca::model::{Kind, Model, encoder};
-use vnca::random::Key;
-use vnca::runtime::{Arg, Buffers, Device, Mesh};
-use vnca::shape::{DType, Precision, Shape};
-use vnca::train::optimiser::{Moments, Optimiser, global_norm};
+use vnca::nn::optimiser::{Moments, Optimiser, global_norm};
+use vnca::nn::params::Params;
 
 /// Times a computation over random inputs; floating-point operations are its throughput, or elements where it has none.
 fn time(
@@ -167,7 +167,7 @@ fn pieces(criterion: &mut Criterion) {
 }
 
 fn settings() -> Criterion {
-    vnca::quiet::hush();
+    vnca::engine::quiet::hush();
     // Kernels take milliseconds: the least number of samples is enough, in a second each.
     Criterion::default()
         .sample_size(10)

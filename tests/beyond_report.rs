@@ -4,15 +4,15 @@
 mod common;
 
 use common::{evaluate, fill, finish};
-use vnca::array::Array;
-use vnca::ir::{Graph, RepeatOptions, Sym, gradient};
+use vnca::engine::array::Array;
+use vnca::engine::ir::{Graph, RepeatOptions, Sym, gradient};
+use vnca::engine::random::{Key, graph as draw};
+use vnca::engine::shape::{DType, Shape};
 use vnca::model::loss::{Course, Loss, ManySamples};
-use vnca::model::params::Params;
 use vnca::model::vnca::{Automaton, Damage, Grids, start};
 use vnca::model::{Kind, Model, objective, padded};
-use vnca::random::{Key, graph as draw};
-use vnca::shape::{DType, Shape};
-use vnca::train::optimiser::{ClipScope, Fall, Moments, Optimiser, global_norm};
+use vnca::nn::optimiser::{ClipScope, Fall, Moments, Optimiser, global_norm};
+use vnca::nn::params::Params;
 
 fn small(kind: Kind) -> Model {
     Model { nca_steps: 2, ..Model::new(kind, Some(6)).unwrap() }

@@ -6,8 +6,8 @@ mod cli;
 
 use std::collections::BTreeMap;
 
-use vnca::ir::{Cost, Function, RepeatOptions};
-use vnca::lower::{Target, lower};
+use vnca::engine::ir::{Cost, Function, RepeatOptions};
+use vnca::engine::lower::{Target, lower};
 use vnca::model::{Kind, Model};
 use vnca::train::step::StepSpec;
 
@@ -74,7 +74,7 @@ fn an_evaluation_encodes_once_and_composes_the_baselines_first_layers() {
     let composing = layers(&[(2, 512, 256)], z + 1);
     let decoder =
         conv(n, 1, 1, z, 16 * 256) + layers(&[(4, 256, 128), (8, 128, 64), (16, 64, 32), (28, 32, 1)], n);
-    let function = vnca::eval::function(&model, n, samples).expect("the graph is well formed");
+    let function = vnca::study::eval::function(&model, n, samples).expect("the graph is well formed");
     assert_eq!(Cost::of(&function).flops, (encoder + composing + samples * decoder) as u64);
 }
 

@@ -5,9 +5,9 @@ mod cli;
 mod common;
 
 use serde_json::Value;
-use vnca::ir::Graph;
-use vnca::model::params::Params;
+use vnca::engine::ir::Graph;
 use vnca::model::{Kind, Model};
+use vnca::nn::params::Params;
 
 fn evaluate(folder: &std::path::Path, more: &[&str]) -> Value {
     let arguments = [&["eval", "--run", "run", "--samples", "6", "--json"], more].concat();
@@ -45,15 +45,15 @@ fn the_composed_first_layers_of_the_baseline_decode_the_same() {
     let leaves = model.leaves();
     let g = Graph::new("composed");
     let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
-    let z = g.input("z", &vnca::shape::Shape::f32(&[3, 5]));
-    let keys = g.input("keys", &vnca::shape::Shape::u32(&[3, 2]));
+    let z = g.input("z", &vnca::engine::shape::Shape::f32(&[3, 5]));
+    let keys = g.input("keys", &vnca::engine::shape::Shape::u32(&[3, 2]));
     let decoded = |latents| model.decode(&model.prepared(&params, latents), z, keys).sigmoid();
     let function = common::finish(&g, &[("few".into(), decoded(9)), ("many".into(), decoded(10))]);
 
     let mut inputs: Vec<_> =
         (0..).zip(&leaves).map(|(i, l)| common::fill(&l.inner_shape(), i, (-0.2, 0.2))).collect();
     inputs.push(common::fill(&[3, 5], 100, (-2.0, 2.0)));
-    inputs.push(vnca::array::Array::new(&[3, 2], &[0u32; 6]));
+    inputs.push(vnca::engine::array::Array::new(&[3, 2], &[0u32; 6]));
     let [few, many] = [0, 1].map(|i| common::evaluate(&function, &inputs)[i].to_vec::<f32>());
     assert!(few.iter().any(|p| (0.1..0.4).contains(p)) && few.iter().any(|p| (0.6..0.9).contains(p)));
     let differing = few.iter().zip(&many).filter(|(a, b)| a != b).count();

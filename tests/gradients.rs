@@ -6,12 +6,12 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{evaluate, fill};
-use vnca::array::Array;
-use vnca::ir::ops::conv::Window;
-use vnca::ir::ops::layout::Padding;
-use vnca::ir::ops::linalg::Dot;
-use vnca::ir::{Block, Function, Graph, Loop, Op, RepeatOptions, Sym, gradient};
-use vnca::shape::{DType, Shape};
+use vnca::engine::array::Array;
+use vnca::engine::ir::ops::conv::Window;
+use vnca::engine::ir::ops::layout::Padding;
+use vnca::engine::ir::ops::linalg::Dot;
+use vnca::engine::ir::{Block, Function, Graph, Loop, Op, RepeatOptions, Sym, gradient};
+use vnca::engine::shape::{DType, Shape};
 
 /// A row of the table: inputs' sizes, the range they are drawn from, and a function of them.
 struct Row {
@@ -297,7 +297,7 @@ fn stacks(block: &Block) -> Vec<String> {
         Op::Repeat(repeat) => Some((repeat.as_ref(), &node.shapes)),
         _ => None,
     });
-    let own = |(repeat, shapes): (&vnca::ir::ops::control::Repeat, &Vec<Shape>)| {
+    let own = |(repeat, shapes): (&vnca::engine::ir::ops::control::Repeat, &Vec<Shape>)| {
         let mut own: Vec<String> = shapes[repeat.carries..].iter().map(Shape::to_string).collect();
         own.extend(stacks(&repeat.body));
         own

@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use vnca::config::{TrainConfig, TrainOptions};
-use vnca::ir::Function;
-use vnca::lower::{Target, signature};
+use vnca::cli::config::{TrainConfig, TrainOptions};
+use vnca::engine::ir::Function;
+use vnca::engine::lower::{Target, signature};
 
 /// The report's: a v3-8's cores share each batch.
 const REPLICAS: usize = 8;

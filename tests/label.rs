@@ -6,10 +6,10 @@ mod cli;
 use std::path::Path;
 
 use serde_json::Value;
-use vnca::analysis::originals::likeliest;
 use vnca::data::{Grey, PIXELS, Split};
-use vnca::random::Key;
-use vnca::runtime::{Device, Mesh};
+use vnca::engine::random::Key;
+use vnca::engine::runtime::{Device, Mesh};
+use vnca::study::analysis::originals::likeliest;
 
 /// Grey images with pixels that are 0, 255 and between.
 fn grey(n: usize) -> Vec<u8> {

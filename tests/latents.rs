@@ -6,10 +6,10 @@ mod cli;
 use std::path::Path;
 
 use serde_json::Value;
-use vnca::array::Array;
+use vnca::engine::array::Array;
+use vnca::engine::random::Key;
 use vnca::model::Kind;
-use vnca::random::Key;
-use vnca::weights::npz::read as read_npz;
+use vnca::nn::weights::npz::read as read_npz;
 
 fn archive(path: &Path) -> Vec<(String, Array)> {
     let mut arrays = read_npz(path).unwrap();

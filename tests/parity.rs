@@ -7,13 +7,13 @@ mod common;
 use common::models::{models, woken};
 use common::{evaluate, finish};
 use serde_json::Value;
-use vnca::array::Array;
-use vnca::ir::{Graph, gradient};
+use vnca::engine::array::Array;
+use vnca::engine::ir::{Graph, gradient};
+use vnca::engine::random::{Key, graph as draw};
+use vnca::engine::shape::{DType, Shape};
 use vnca::model::loss::{Course, Loss};
-use vnca::model::params::{Params, init};
 use vnca::model::{Kind, Model, encoder, objective, padded};
-use vnca::random::{Key, graph as draw};
-use vnca::shape::{DType, Shape};
+use vnca::nn::params::{Params, init};
 
 fn golden(name: &str) -> Value {
     let path = format!("{}/tests/goldens/{name}.json", env!("CARGO_MANIFEST_DIR"));

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 
 use common::models::{models, woken};
 use common::{evaluate, finish};
-use vnca::array::Array;
-use vnca::gallery::probability;
-use vnca::ir::{Graph, Sym};
-use vnca::model::params::Params;
+use vnca::engine::array::Array;
+use vnca::engine::ir::{Graph, Sym};
+use vnca::engine::random::{Key, graph as draw};
+use vnca::engine::shape::{DType, Shape};
 use vnca::model::vnca::{Automaton, Grids, damage, damage_at, logits, stages, start};
 use vnca::model::{Kind, SIDE};
-use vnca::random::{Key, graph as draw};
-use vnca::shape::{DType, Shape};
-use vnca::weights::npz::read as read_npz;
+use vnca::nn::params::Params;
+use vnca::nn::weights::npz::read as read_npz;
+use vnca::study::gallery::probability;
 
 /// JAX's arrays whose names begin with `model.`, by the rest of their names.
 fn goldens(model: &str) -> Vec<(String, Array)> {

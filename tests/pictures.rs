@@ -9,11 +9,11 @@ use std::path::Path;
 
 use ndarray::ArrayD;
 use serde_json::Value;
-use vnca::analysis::npy;
-use vnca::array::Array;
 use vnca::data::{Part, load_split};
-use vnca::gallery::framed;
+use vnca::engine::array::Array;
 use vnca::model::Model;
+use vnca::study::analysis::npy;
+use vnca::study::gallery::framed;
 use vnca::train::checkpoint::{Checkpoint, Meta};
 
 const SIZE: usize = 32 * 32;

@@ -9,7 +9,7 @@ mod plugin;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vnca::runtime::{Device, Mesh};
+use vnca::engine::runtime::{Device, Mesh};
 
 /// A plugin that has `slots` functions, speaks version `major`.1, and whose client says `message`.
 fn broken(folder: &Path, major: i32, slots: usize, message: &str) -> PathBuf {

@@ -6,7 +6,7 @@ mod cli;
 
 use std::path::Path;
 
-use vnca::lower::{Target, lower};
+use vnca::engine::lower::{Target, lower};
 use vnca::model::{Kind, Model};
 use vnca::train::pool::{PoolSpec, Shuffle};
 use vnca::train::step::StepSpec;

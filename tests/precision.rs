@@ -7,16 +7,16 @@ mod common;
 
 use common::models::{models, woken};
 use common::{finish, run};
-use vnca::array::Array;
-use vnca::build;
-use vnca::ir::{Function, RepeatOptions, gradient};
-use vnca::lower::Target;
+use vnca::engine::array::Array;
+use vnca::engine::compile;
+use vnca::engine::ir::{Function, RepeatOptions, gradient};
+use vnca::engine::lower::Target;
+use vnca::engine::random::Key;
+use vnca::engine::runtime::{Device, Mesh};
+use vnca::engine::shape::{DType, Precision, Shape};
 use vnca::model::loss::{Course, Loss};
-use vnca::model::params::Params;
 use vnca::model::{Model, padded};
-use vnca::random::Key;
-use vnca::runtime::{Device, Mesh};
-use vnca::shape::{DType, Precision, Shape};
+use vnca::nn::params::Params;
 
 /// Half of the distance from 1 to the next number of 8 significant bits: the most that rounding changes a number, relatively.
 const ROUNDING: f64 = 1.0 / 256.0;
@@ -59,7 +59,7 @@ fn gradients_differ_from_f32_by_the_rounding() {
         let (loss, expected) = gradients(&model, Target::Cpu);
         let allowed = 2.0 * ROUNDING;
         // What other devices get, which is compiled here too; and what is made for this CPU.
-        for target in [Target::Native, build::target(&mesh, Precision::Bf16)] {
+        for target in [Target::Native, compile::target(&mesh, Precision::Bf16)] {
             let (got_loss, got) = gradients(&bf16, target);
             let error = norm(expected.iter().zip(&got).map(|(e, g)| e - g)) / norm(expected.iter().copied());
             println!("{name} {target:?}: gradient {error:.5} of {allowed:.5}, loss {got_loss} and {loss}");

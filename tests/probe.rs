@@ -5,7 +5,7 @@ mod cli;
 
 use serde_json::Value;
 use vnca::model::Kind;
-use vnca::weights::npz::read as read_npz;
+use vnca::nn::weights::npz::read as read_npz;
 
 #[test]
 fn a_probe_tells_labels_from_cells_of_images_that_it_has_not_seen() {

@@ -8,12 +8,12 @@ mod plugin;
 
 use std::collections::BTreeSet;
 
-use vnca::conformance::{self, Check};
-use vnca::ir::{Block, Function, Graph, Op};
-use vnca::lower::{Target, lower};
-use vnca::program::Program;
-use vnca::runtime::Device;
-use vnca::shape::Shape;
+use vnca::engine::conformance::{self, Check};
+use vnca::engine::ir::{Block, Function, Graph, Op};
+use vnca::engine::lower::{Target, lower};
+use vnca::engine::program::Program;
+use vnca::engine::runtime::Device;
+use vnca::engine::shape::Shape;
 
 fn names_in(block: &Block, into: &mut BTreeSet<&'static str>) {
     for node in &block.nodes {

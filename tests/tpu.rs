@@ -3,7 +3,7 @@
 #[path = "common/cli.rs"]
 mod cli;
 
-use vnca::runtime::Plugin;
+use vnca::engine::runtime::Plugin;
 
 #[test]
 fn training_and_evaluation_compile_for_a_tpu() {

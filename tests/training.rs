@@ -6,7 +6,7 @@ mod cli;
 use std::path::Path;
 
 use serde_json::Value;
-use vnca::random::Key;
+use vnca::engine::random::Key;
 
 fn golden(entry: &str) -> Value {
     let path = format!("{}/tests/goldens/train.json", env!("CARGO_MANIFEST_DIR"));

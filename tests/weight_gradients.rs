@@ -4,13 +4,13 @@
 mod common;
 
 use common::{fill, finish, run};
-use vnca::array::Array;
-use vnca::build;
-use vnca::ir::ops::conv::Window;
-use vnca::ir::{Function, Graph};
-use vnca::lower::Target;
-use vnca::runtime::{Device, Mesh};
-use vnca::shape::{Precision, Shape};
+use vnca::engine::array::Array;
+use vnca::engine::compile;
+use vnca::engine::ir::ops::conv::Window;
+use vnca::engine::ir::{Function, Graph};
+use vnca::engine::lower::Target;
+use vnca::engine::runtime::{Device, Mesh};
+use vnca::engine::shape::{Precision, Shape};
 
 struct Case {
     window: Window,
@@ -60,7 +60,7 @@ fn they_are_those_of_xlas_own_convolutions() {
     Mesh::reserve(2);
     let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
     for precision in [Precision::F32, Precision::Bf16] {
-        let target = build::target(&mesh, precision);
+        let target = compile::target(&mesh, precision);
         if target == Target::Cpu {
             println!("{precision:?}: this CPU has no such library");
             continue;

@@ -5,10 +5,10 @@ mod cli;
 
 use std::path::{Path, PathBuf};
 
-use vnca::array::Array;
-use vnca::model::params::{Leaf, Role, init, layer};
-use vnca::random::Key;
-use vnca::weights::{npy, npz, read, write};
+use vnca::engine::array::Array;
+use vnca::engine::random::Key;
+use vnca::nn::params::{Leaf, Role, init, layer};
+use vnca::nn::weights::{npy, npz, read, write};
 
 /// A model of two layers: small enough that its files can be made by hand.
 fn leaves() -> Vec<Leaf> {

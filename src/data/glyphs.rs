@@ -9,7 +9,7 @@
 //! defines to the last bit: the set is the same on every platform (a test holds its checksum).
 
 use super::{GLYPHS, PIXELS, Part, SIDE, Split};
-use crate::random::host::{Key, unit};
+use crate::engine::random::host::{Key, unit};
 
 /// Images of the training and of the test part.
 pub const TRAIN: usize = 10_000;

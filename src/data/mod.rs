@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::random::host::{Key, unit};
+use crate::engine::random::host::{Key, unit};
 use input::Input;
 
 /// Rows and columns of an image.

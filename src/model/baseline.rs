@@ -1,11 +1,11 @@
 //! The baseline decoder, p(x | z): a linear layer, four transposed convolutions that double the grid, and a last one
 //! that cuts it to 28 x 28. The report, section 3.1; layer sizes as in its code.
 
-use super::params::{Leaf, Params, Role, layer};
 use super::{MARGIN, SIDE};
-use crate::ir::Sym;
-use crate::ir::ops::conv::Window;
-use crate::ir::ops::layout::Padding;
+use crate::engine::ir::Sym;
+use crate::engine::ir::ops::conv::Window;
+use crate::engine::ir::ops::layout::Padding;
+use crate::nn::params::{Leaf, Params, Role, layer};
 
 /// Channels before and after each transposed convolution.
 const CHANNELS: [usize; 6] = [512, 256, 128, 64, 32, 1];

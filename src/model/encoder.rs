@@ -1,9 +1,9 @@
 //! The encoder of all models, q(z | x): five 5x5 convolutions with ELU, four of them halving the grid, and a linear
 //! layer to means and log-variances. The report, section 3.1; layer sizes as in its code.
 
-use super::params::{Leaf, Params, Role, layer};
-use crate::ir::Sym;
-use crate::ir::ops::conv::Window;
+use crate::engine::ir::Sym;
+use crate::engine::ir::ops::conv::Window;
+use crate::nn::params::{Leaf, Params, Role, layer};
 
 /// Channels before and after each convolution.
 const CHANNELS: [usize; 6] = [1, 32, 64, 128, 256, 512];

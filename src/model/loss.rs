@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::Model;
 use super::encoder::encode;
 use super::objective::{bernoulli_log_likelihood, kl_to_standard_normal, noise, sample};
-use super::params::Params;
 use super::vnca::{Automaton, Damage, logits};
-use crate::ir::{RepeatOptions, Sym};
+use crate::engine::ir::{RepeatOptions, Sym};
+use crate::engine::random::graph as draw;
 use crate::model::{Kind, baseline};
-use crate::random::graph as draw;
+use crate::nn::params::Params;
 
 /// What is trained on when an image has more than one latent sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

@@ -4,7 +4,6 @@ pub mod baseline;
 pub mod encoder;
 pub mod loss;
 pub mod objective;
-pub mod params;
 pub mod vnca;
 
 use std::fmt;
@@ -13,9 +12,9 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Function, Graph, Sym};
-use crate::shape::{Precision, Shape};
-use params::{Leaf, Params};
+use crate::engine::ir::{Function, Graph, Sym};
+use crate::engine::shape::{Precision, Shape};
+use crate::nn::params::{Leaf, Params};
 
 /// Height and width of the images that models see: 28 padded by 2 zeros on every side.
 pub const SIDE: usize = 32;
@@ -230,8 +229,8 @@ impl Model {
 
 /// Padded images (n, 32, 32, 1) as f32 from u8 pixels (n, 28, 28), which are 0 or 1.
 pub fn padded<'g>(g: &'g Graph, pixels: Sym<'g>) -> Sym<'g> {
-    use crate::ir::ops::layout::Padding;
-    use crate::shape::DType;
+    use crate::engine::ir::ops::layout::Padding;
+    use crate::engine::shape::DType;
     let margin = Padding::edges(MARGIN as i64, MARGIN as i64);
     let images =
         pixels.convert(DType::F32).pad(g.scalar(DType::F32, 0.0), &[Padding::default(), margin, margin]);

@@ -5,10 +5,10 @@
 
 use super::Model;
 use super::encoder::encode;
-use super::params::Params;
-use crate::ir::Sym;
-use crate::random::graph as draw;
-use crate::shape::{DType, divisor};
+use crate::engine::ir::Sym;
+use crate::engine::random::graph as draw;
+use crate::engine::shape::{DType, divisor};
+use crate::nn::params::Params;
 
 /// log p(x | logits), summed over the pixels of each image: (n). `images` is 0 or 1, broadcast to `logits`.
 /// A logit of −∞ makes a 0 certain: 0 nats, with a gradient of 0.

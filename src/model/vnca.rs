@@ -5,13 +5,13 @@
 //! report's code. Grids are (n, h, w, Z); channel 0 of the last one holds the Bernoulli logits.
 
 use super::loss::Course;
-use super::params::{Leaf, Params, Role, layer};
 use super::{Kind, Model, SIDE};
-use crate::ir::ops::conv::Window;
-use crate::ir::ops::layout::Padding;
-use crate::ir::{Loop, Sym};
-use crate::random::graph::{bernoulli, randint, split, split_each};
-use crate::shape::{DType, Shape};
+use crate::engine::ir::ops::conv::Window;
+use crate::engine::ir::ops::layout::Padding;
+use crate::engine::ir::{Loop, Sym};
+use crate::engine::random::graph::{bernoulli, randint, split, split_each};
+use crate::engine::shape::{DType, Shape};
+use crate::nn::params::{Leaf, Params, Role, layer};
 
 /// Residual blocks of the doubling model's cell.
 const BLOCKS: usize = 4;

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::array::Array;
+use crate::engine::array::Array;
 use crate::model::Model;
-use crate::weights::npz;
+use crate::nn::weights::npz;
 
 const META: &str = "meta";
 

@@ -4,8 +4,8 @@
 //! The plan follows from the key alone, so it is made for many steps at once and goes to the devices as three small
 //! arrays. It gives what `global` gives, bit for bit, since the same entries meet in each step.
 
-use crate::array::Array;
-use crate::random::Key;
+use crate::engine::array::Array;
+use crate::engine::random::Key;
 
 /// Where an entry is: on which replica, in which row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,7 @@
 pub mod checkpoint;
 pub mod exchange;
 pub mod metrics;
-pub mod optimiser;
 pub mod order;
-pub mod pictures;
 pub mod pool;
 pub mod pool_run;
 pub mod run;

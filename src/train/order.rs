@@ -1,6 +1,6 @@
 //! In which order images come, and with which keys: both follow from the data key, so that any step can be made again.
 
-use crate::random::Key;
+use crate::engine::random::Key;
 
 /// Images of each step of a chunk, for each replica.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,10 +8,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Graph, Sym};
+use crate::engine::ir::{Graph, Sym};
+use crate::engine::random::graph::permutation;
+use crate::engine::shape::{DType, Shape};
 use crate::model::{Model, SIDE};
-use crate::random::graph::permutation;
-use crate::shape::{DType, Shape};
 
 /// How the pool's entries change places after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

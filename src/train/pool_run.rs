@@ -6,17 +6,17 @@ use super::exchange::{Place, Plan, Sizes};
 use super::pool::{Entries, PoolSpec, Shuffle};
 use super::state::{State, words};
 use super::step::StepSpec;
-use crate::array::Array;
-use crate::build::compile;
 use crate::data::Split;
-use crate::ir::{Function, Graph};
+use crate::engine::array::Array;
+use crate::engine::compile::compile;
+use crate::engine::ir::{Function, Graph};
+use crate::engine::random::Key;
+use crate::engine::runtime::{Buffers, Mesh};
+use crate::engine::shape::{DType, Shape};
 use crate::model::loss::Latents;
-use crate::model::params::Params;
 use crate::model::vnca::start;
 use crate::model::{Model, padded};
-use crate::random::Key;
-use crate::runtime::{Buffers, Mesh};
-use crate::shape::{DType, Shape};
+use crate::nn::params::Params;
 
 /// The state's entries of the pool.
 pub const PARTS: [&str; 2] = ["pool.images", "pool.grids"];
@@ -90,7 +90,8 @@ impl PoolRun {
         };
         let pixels = |r: usize| Array::new(&[share, 28, 28], &train.pixels[r * share * 784..][..share * 784]);
         let pixels: Vec<Array> = (0..replicas).map(pixels).collect();
-        let mut arguments: Vec<crate::runtime::Arg<'_>> = state.parameters().iter().map(Into::into).collect();
+        let mut arguments: Vec<crate::engine::runtime::Arg<'_>> =
+            state.parameters().iter().map(Into::into).collect();
         arguments.extend([mesh.shard(&pixels)?.into(), mesh.shard(&parts(&normal))?.into()]);
         let results = executable.call(arguments)?;
         for (name, buffers) in PARTS.iter().zip(results) {

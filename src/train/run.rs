@@ -8,18 +8,18 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::checkpoint::{Checkpoint, Meta, Store};
 use super::metrics::{Line, Metrics};
 use super::order::{ChunkOrder, chunk_order};
-use super::pictures::Pictures;
 use super::pool_run::PoolRun;
 use super::state::State;
 use super::step::StepSpec;
-use crate::array::Array;
-use crate::build::compile;
-use crate::config::TrainConfig;
+use crate::cli::config::TrainConfig;
+use crate::cli::error::{Exit, coded};
 use crate::data::Split;
-use crate::error::{Exit, coded};
-use crate::eval::Evaluator;
-use crate::random::Key;
-use crate::runtime::{Arg, Buffers, Executable, Mesh};
+use crate::engine::array::Array;
+use crate::engine::compile::compile;
+use crate::engine::random::Key;
+use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
+use crate::study::eval::Evaluator;
+use crate::study::pictures::Pictures;
 
 /// How long a device call should take: so long does a person wait for the bar to move and for Ctrl-C to be heard.
 /// Where a call is cut changes no number.

@@ -6,11 +6,11 @@ use super::checkpoint::{Checkpoint, keys_array};
 use super::order::replica_key;
 use super::pool_run::PoolRun;
 use super::step::{MOMENT_PREFIXES, Spread, StepSpec};
-use crate::array::Array;
-use crate::model::params::{Leaf, arrange, init};
-use crate::random::Key;
-use crate::runtime::{Buffers, Mesh};
-use crate::shape::DType;
+use crate::engine::array::Array;
+use crate::engine::random::Key;
+use crate::engine::runtime::{Buffers, Mesh};
+use crate::engine::shape::DType;
+use crate::nn::params::{Leaf, arrange, init};
 
 /// The state, in the order of the train program's inputs.
 pub struct State {

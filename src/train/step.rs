@@ -7,16 +7,16 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::optimiser::{CellRule, Moments, Optimiser, global_norm};
 use super::pool::{Entries, Places, Pool, PoolSpec, Shuffle};
-use crate::ir::{Function, Graph, RepeatOptions, Sym, gradient};
+use crate::engine::ir::{Function, Graph, RepeatOptions, Sym, gradient};
+use crate::engine::random::graph as draw;
+use crate::engine::shape::{DType, Shape};
 use crate::model::loss::{Course, Latents, Loss};
 use crate::model::objective::bernoulli_log_likelihood;
-use crate::model::params::{Leaf, Params};
 use crate::model::vnca::{Automaton, Damage, Grids, logits, start};
 use crate::model::{Kind, Model, padded};
-use crate::random::graph as draw;
-use crate::shape::{DType, Shape};
+use crate::nn::optimiser::{CellRule, Moments, Optimiser, global_norm};
+use crate::nn::params::{Leaf, Params};
 
 /// All that the train program depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

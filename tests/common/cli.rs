@@ -6,10 +6,10 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use vnca::analysis::npy;
-use vnca::model::params::init;
+use vnca::engine::random::Key;
 use vnca::model::{Kind, Model};
-use vnca::random::Key;
+use vnca::nn::params::init;
+use vnca::study::analysis::npy;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vnca");
 

@@ -3,10 +3,10 @@
 
 pub mod models;
 
-use vnca::array::Array;
-use vnca::ir::{Function, Graph, Sym};
-use vnca::lower::{Target, lower};
-use vnca::runtime::{Arg, Device, Mesh};
+use vnca::engine::array::Array;
+use vnca::engine::ir::{Function, Graph, Sym};
+use vnca::engine::lower::{Target, lower};
+use vnca::engine::runtime::{Arg, Device, Mesh};
 
 /// Replicas that a test takes at most, all tests of a file in one process.
 const MOST_REPLICAS: usize = 8;

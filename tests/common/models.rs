@@ -1,10 +1,10 @@
 //! The models of JAX's forward numbers.
 #![allow(dead_code)]
 
-use vnca::array::Array;
-use vnca::model::params::{Leaf, init};
+use vnca::engine::array::Array;
+use vnca::engine::random::Key;
 use vnca::model::{Kind, Model};
-use vnca::random::Key;
+use vnca::nn::params::{Leaf, init};
 
 /// The models of the forward goldens: at the report's sizes, and tiny ones.
 pub fn models() -> Vec<(String, Model)> {

@@ -1,13 +1,13 @@
 //! What is computed, and from what: a model's task, and the inputs that every contestant gets.
 
 use anyhow::{Context, Result, bail, ensure};
-use vnca::array::Array;
-use vnca::ir::{Cost, Function, gradient};
-use vnca::model::params::{Leaf, Params, arrange, init};
+use vnca::engine::array::Array;
+use vnca::engine::ir::{Cost, Function, gradient};
+use vnca::engine::random::Key;
+use vnca::engine::shape::{Precision, Shape};
 use vnca::model::vnca::{Automaton, Grids};
 use vnca::model::{Kind, Model};
-use vnca::random::Key;
-use vnca::shape::{Precision, Shape};
+use vnca::nn::params::{Leaf, Params, arrange, init};
 use vnca::train::checkpoint::{Checkpoint, Meta};
 use vnca::train::order::chunk_order;
 use vnca::train::pool::PoolSpec;
@@ -121,7 +121,7 @@ impl Case {
     pub fn function(&self) -> Result<Function> {
         match self.task {
             Task::Step => self.spec().function(),
-            Task::Iwelbo => vnca::eval::function(&self.model, self.batch, self.samples),
+            Task::Iwelbo => vnca::study::eval::function(&self.model, self.batch, self.samples),
             Task::Cells => self.cells(true),
         }
     }
@@ -181,13 +181,13 @@ impl Case {
         match self.task {
             Task::Step => {}
             Task::Iwelbo => {
-                let function = vnca::eval::function(&self.model, self.batch, self.samples)?;
+                let function = vnca::study::eval::function(&self.model, self.batch, self.samples)?;
                 return Ok(Cost::of(&function).flops);
             }
             // The cells' own gradient is wanted too, unless there is but one step: each product has two.
             Task::Cells => return Ok(3 * Cost::of(&self.cells(false)?).flops),
         }
-        let forward = Cost::of(&vnca::eval::function(&self.model, self.batch, 1)?).flops;
+        let forward = Cost::of(&vnca::study::eval::function(&self.model, self.batch, 1)?).flops;
         // Each product has two gradients, but for the first convolution: the images need none.
         let first = 2 * self.batch as u64 * 32 * 32 * 25 * 32;
         Ok(3 * forward - first)

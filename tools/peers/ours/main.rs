@@ -12,13 +12,13 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use case::{Case, CaseArgs, Inputs, STEPS, Task};
 use clap::Parser;
-use vnca::array::Array;
-use vnca::build;
-use vnca::ir::{Cost, Function, Graph};
-use vnca::program::Target;
-use vnca::random::Key;
-use vnca::runtime::{Arg, Buffers, Device, Executable, Mesh};
-use vnca::shape::{DType, Shape};
+use vnca::engine::array::Array;
+use vnca::engine::compile;
+use vnca::engine::ir::{Cost, Function, Graph};
+use vnca::engine::program::Target;
+use vnca::engine::random::Key;
+use vnca::engine::runtime::{Arg, Buffers, Device, Executable, Mesh};
+use vnca::engine::shape::{DType, Shape};
 use vnca::train::exchange::{Plan, Sizes};
 
 #[derive(Parser)]
@@ -45,8 +45,8 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    vnca::pages::ask_for_huge_ones();
-    vnca::quiet::hush();
+    vnca::cli::pages::ask_for_huge_ones();
+    vnca::engine::quiet::hush();
     let args = Args::parse();
     let case = args.case.case()?;
     if let Some(file) = args.export {
@@ -55,12 +55,12 @@ fn main() -> Result<()> {
     #[cfg(feature = "xla")]
     if let Some(folder) = args.export_programs {
         for function in [case.function()?, product(SIZES[0])?, product(SIZES[1])?] {
-            vnca::lower::lower(&function, Target::Native, 1)?.save(&folder)?;
+            vnca::engine::lower::lower(&function, Target::Native, 1)?.save(&folder)?;
         }
         return Ok(());
     }
     if let Some(folder) = &args.programs {
-        build::use_exported(folder);
+        compile::use_exported(folder);
     }
     let mesh = Mesh::open(&args.device, 1)?;
     if let Some(file) = args.serve {
@@ -94,7 +94,7 @@ impl Contestant {
         let all = Cost::of(&function);
         let cost = Cost { flops: all.flops / most, elements: all.elements / most, ..all };
         let began = Instant::now();
-        let executable = build::compile(mesh, &function)?;
+        let executable = compile::compile(mesh, &function)?;
         let compile_seconds = began.elapsed().as_secs_f64();
         let module_bytes = executable.program().module.len();
         let (state, fixed) = arguments(mesh, case, inputs)?;
@@ -210,7 +210,7 @@ fn product(size: usize) -> Result<Function> {
 /// GFLOP/s of large f32 products in the device's usual precision: the best of a few rows of them, each of 0.1 s or more.
 pub fn peak(mesh: &Mesh) -> Result<f64> {
     let size = SIZES[usize::from(mesh.target() == Target::Native)];
-    let executable = build::compile(mesh, &product(size)?)?;
+    let executable = compile::compile(mesh, &product(size)?)?;
     // Of such numbers that the products' are of the same size.
     let few = Key::new(1).normal(2048 * 2048);
     let values: Vec<f32> = few.iter().cycle().take(size * size).map(|v| v / (size as f32).sqrt()).collect();

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use vnca::runtime::Mesh;
+use vnca::engine::runtime::Mesh;
 
 use crate::case::Case;
 use crate::{Contestant, peak};

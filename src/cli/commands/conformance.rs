@@ -1,0 +1,58 @@
+//! `vnca conformance`.
+
+use serde_json::json;
+
+use super::{On, Outcome, print};
+use crate::cli::error::{Exit, WithExit};
+use crate::engine::conformance::{self, Check};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    device: On,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let device = args.device.get()?;
+    let mesh = conformance::open(&device).exit(Exit::Device)?;
+    eprintln!("device  {}", mesh.describe());
+    let bar = indicatif::ProgressBar::new_spinner();
+    let checks = conformance::run(&device, |family| {
+        bar.set_message(family.to_string());
+        bar.tick();
+    });
+    bar.finish_and_clear();
+    let checks = checks.exit(Exit::Device)?;
+    let failed: Vec<&Check> = checks.iter().filter(|check| check.error.is_some()).collect();
+    if args.json {
+        let figures = json!({"device": mesh.describe(), "devices": mesh.devices(), "passed": checks.len() - failed.len(),
+            "failed": failed.len(), "checks": checks});
+        print(&figures.to_string())?;
+    } else {
+        print(&table(&checks))?;
+        print(&format!(
+            "{} of {} cases passed on {} device(s)",
+            checks.len() - failed.len(),
+            checks.len(),
+            mesh.devices()
+        ))?;
+    }
+    Ok((!failed.is_empty()).then_some(Exit::Failure))
+}
+
+/// A line for each family, and for each case that failed.
+fn table(checks: &[Check]) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for of_family in checks.chunk_by(|a, b| a.family == b.family) {
+        let passed = of_family.iter().filter(|check| check.error.is_none()).count();
+        let verdict = if passed == of_family.len() { "ok" } else { "BAD" };
+        lines.push(format!("{verdict:4} {:16} {passed} of {}", of_family[0].family, of_family.len()));
+        for check in of_family {
+            lines.extend(check.error.as_ref().map(|error| format!("     {}: {error}", check.name)));
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,37 @@
+//! `vnca convert`.
+
+use std::path::PathBuf;
+
+use super::{Outcome, Source, print};
+use crate::cli::error::{Exit, WithExit};
+use crate::nn::weights::{FileType, write};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// Seed of the initial values that are written when --model is given without --weights
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// File to write: .npz, .safetensors or Equinox's .eqx
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    FileType::of(&args.out).exit(Exit::Usage)?;
+    let weights = args.source.load_or_init(args.seed)?;
+    let leaves = weights.model.leaves();
+    write(&args.out, &leaves, &weights.arrays)?;
+    let parameters = weights.model.parameter_count();
+    print(&match args.json {
+        true => {
+            serde_json::json!({"out": args.out, "parameters": parameters, "leaves": leaves.len()}).to_string()
+        }
+        false => args.out.display().to_string(),
+    })?;
+    Ok(None)
+}

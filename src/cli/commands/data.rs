@@ -1,0 +1,71 @@
+//! `vnca data`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Outcome, print};
+use crate::cli::error::{Exit, WithExit};
+use crate::data::download::{self, Options};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Download a data set, verify it, and only then give its files their names
+    Fetch {
+        #[arg(value_parser = ["binarized-mnist", "mnist", "fashion-mnist"])]
+        name: String,
+        /// Folder [default: data/NAME under the current one]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Where the files are, instead of the public sources
+        #[arg(long, value_name = "BASE")]
+        url: Option<String>,
+    },
+    /// Check the files of a folder against the published checksums
+    Verify {
+        folder: PathBuf,
+        /// Print JSON on stdout
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How long a silent server is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn run(args: &Args) -> Outcome {
+    match &args.action {
+        Action::Fetch { name, out, url } => {
+            let folder = out.clone().unwrap_or_else(|| PathBuf::from("data").join(name));
+            let progress = std::io::stderr().is_terminal();
+            let options = Options { url: url.as_deref(), progress, patience: PATIENCE };
+            for file in download::fetch(name, &folder, &options).exit(Exit::BadInput)? {
+                let from =
+                    file.url.map_or_else(|| "was there already".to_string(), |url| format!("from {url}"));
+                eprintln!("{}: {from}", file.path.display());
+            }
+            print(&folder.display().to_string())?;
+            Ok(None)
+        }
+        Action::Verify { folder, json } => {
+            let report = download::verify(folder).exit(Exit::BadInput)?;
+            if *json {
+                print(&serde_json::to_string(&report)?)?;
+            } else {
+                for file in &report.files {
+                    let images = file.images.map(|n| format!(", {n} images")).unwrap_or_default();
+                    let mean = file.mean.map(|m| format!(", mean pixel {m:.4}")).unwrap_or_default();
+                    let problem = file.problem.as_ref().map(|p| format!(": {p}")).unwrap_or_default();
+                    print(&format!("{}: {}{images}{mean}{problem}", file.file, file.status))?;
+                }
+            }
+            Ok(if report.ok { None } else { Some(Exit::BadInput) })
+        }
+    }
+}

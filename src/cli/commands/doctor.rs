@@ -1,0 +1,242 @@
+//! `vnca doctor`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use super::{On, Outcome, print};
+use crate::cli::error::Exit;
+use crate::engine::array::Array;
+use crate::engine::compile::{compile, one_dnn_products};
+use crate::engine::ir::Graph;
+use crate::engine::runtime::pjrt::{self, Lock};
+use crate::engine::runtime::{Device, Mesh, Plugin};
+use crate::engine::shape::{Precision, Shape};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    device: On,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    /// Whether the device that was asked for needs it.
+    needed: bool,
+    found: String,
+    /// What mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<&'static str>,
+}
+
+impl Check {
+    fn new(name: &'static str, needed: bool, result: Result<String>, mend: &'static str) -> Check {
+        match result {
+            Ok(found) => Check { name, ok: true, needed, found, mend: None },
+            Err(error) => Check { name, ok: false, needed, found: format!("{error:#}"), mend: Some(mend) },
+        }
+    }
+}
+
+/// Memory that the report's baseline takes in training, with room for the rest of the machine.
+const WANTED_GIB: f64 = 2.0;
+
+pub fn run(args: &Args) -> Outcome {
+    let device = args.device.get()?;
+    let mut checks = tpu_checks(&device);
+    checks.extend(cuda_checks(&device));
+    // In this order: a device that opens holds its lock.
+    checks.extend(own_checks(&device));
+    let ok = checks.iter().all(|c| c.ok || !c.needed);
+    if args.json {
+        print(&serde_json::json!({"ok": ok, "device": args.device.device, "checks": checks}).to_string())?;
+    } else {
+        for check in &checks {
+            let verdict = match (check.ok, check.needed) {
+                (true, _) => "ok",
+                (false, true) => "BAD",
+                (false, false) => "--",
+            };
+            print(&format!("{verdict:4} {:11} {}", check.name, check.found))?;
+            if let Some(mend) = check.mend {
+                print(&format!("     {:11} mend it with: {mend}", ""))?;
+            }
+        }
+    }
+    Ok(if ok { None } else { Some(Exit::Device) })
+}
+
+/// What every run takes, and the device that was asked for.
+fn own_checks(device: &Device) -> Vec<Check> {
+    const SETUP: &str = "tools/setup, then cargo build --release";
+    let on_cpu = *device == Device::Cpu;
+    Mesh::reserve(2);
+    let mend = match device {
+        Device::Cpu => SETUP,
+        Device::Plugin { .. } => "what the message says, and the checks above; docs/devices.md has more",
+    };
+    vec![
+        Check::new("library", on_cpu, library(), SETUP),
+        Check::new("device", true, Mesh::open(device, 1).map(|mesh| mesh.describe()), mend),
+        Check::new(
+            "computing",
+            cfg!(feature = "xla"),
+            computing(device),
+            "vnca conformance tells more (without the XLA library, with --programs)",
+        ),
+        Check::new("products", false, Ok(products(device)), ""),
+        Check::new("memory", true, memory(), "close other programs, or take a smaller --batch-size"),
+        Check::new("disk", true, disk(), "run in a folder of yours, or name one with --out"),
+    ]
+}
+
+/// The shared objects of XLA that this process has mapped.
+fn library() -> Result<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let path = maps
+        .lines()
+        .filter_map(|l| l.split_whitespace().nth(5))
+        .find(|p| ["libtensorflow_cc", "libxla_extension"].iter().any(|name| p.contains(name)));
+    path.map(str::to_string).context("no XLA library is loaded in this process")
+}
+
+/// Two replicas compute and add up, or one where there is one device: the compiler and the collectives work.
+fn computing(device: &Device) -> Result<String> {
+    let g = Graph::new("doctor");
+    let x = g.input("x", &Shape::f32(&[2]));
+    let function = g.finish(&[("y".into(), (x * 2.0).all_reduce())], &[])?;
+    let replicas = Mesh::open(device, 1)?.devices().min(2);
+    let mesh = Mesh::open(device, replicas)?;
+    let executable = compile(&mesh, &function)?;
+    let parts = [Array::new(&[2], &[1f32, 2.0]), Array::new(&[2], &[10f32, 20.0])];
+    let x = mesh.shard(&parts[..replicas])?;
+    let y = executable.call(vec![(&x).into()])?[0].get(replicas - 1)?.to_vec::<f32>();
+    let expected = if replicas == 2 { [22.0, 44.0] } else { [2.0, 4.0] };
+    ensure!(y == expected, "{replicas} replicas gave {y:?}, not {expected:?}");
+    Ok(format!("a program over {replicas} replica(s) compiles and gives what it should"))
+}
+
+/// Who makes products and weight gradients. It is no fault where oneDNN does not: then f32 is slower, and `--precision bf16`
+/// computes in f32.
+fn products(device: &Device) -> String {
+    if *device != Device::Cpu {
+        return "by the device's compiler".into();
+    }
+    let mesh = match Mesh::open(device, 1) {
+        Ok(mesh) => mesh,
+        Err(why) => return format!("{why:#}"),
+    };
+    let [f32, bf16] = [Precision::F32, Precision::Bf16].map(|precision| one_dnn_products(&mesh, precision));
+    match (f32, bf16) {
+        (Ok(()), Ok(())) => "f32 and bf16 by oneDNN".into(),
+        (Ok(()), Err(why)) => format!("f32 by oneDNN; no bf16: {why:#}"),
+        (Err(why), _) => format!("f32 by XLA itself, no bf16: {why:#}"),
+    }
+}
+
+fn memory() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib: f64 = line
+        .and_then(|l| l.split_whitespace().next()?.parse().ok())
+        .context("/proc/meminfo has no MemAvailable")?;
+    let gib = kib / (1024.0 * 1024.0);
+    ensure!(gib >= WANTED_GIB, "{gib:.1} GiB free, training the baseline takes {WANTED_GIB}");
+    Ok(format!("{gib:.1} GiB free"))
+}
+
+/// A file can be written and flushed here, as a run does.
+fn disk() -> Result<String> {
+    let file = Path::new(".vnca-doctor");
+    std::fs::write(file, b"ok")?;
+    std::fs::remove_file(file)?;
+    Ok(format!("{} can be written to", std::env::current_dir()?.display()))
+}
+
+fn is(device: &Device, plugin: &Plugin) -> bool {
+    matches!(device, Device::Plugin { plugin: own, .. } if own == plugin)
+}
+
+/// A plugin's file with the version of its package and of the C API, without opening it.
+fn plugin(plugin: &Plugin, packages: &[&str]) -> Result<String> {
+    let file = plugin.find()?;
+    let package = packages.iter().find_map(|name| pjrt::package(&file, name));
+    Ok(format!("{}{}", package.map(|p| p + ", ").unwrap_or_default(), pjrt::inspect(plugin)?))
+}
+
+fn listed(files: &[PathBuf], missing: &str) -> Result<String> {
+    ensure!(!files.is_empty(), "{missing}");
+    let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    Ok(format!("{} device file(s): {}", files.len(), names.join(" ")))
+}
+
+fn tpu_checks(device: &Device) -> Vec<Check> {
+    let needed = is(device, &Plugin::Tpu);
+    let no_files = "this machine shows no TPU: there is neither /dev/accel0 nor /dev/vfio/0";
+    vec![
+        Check::new(
+            "tpu library",
+            needed,
+            plugin(&Plugin::Tpu, &["libtpu"]),
+            "pip install -U libtpu, or tools/setup --tpu",
+        ),
+        Check::new(
+            "tpu files",
+            needed,
+            listed(&pjrt::tpu_files(), no_files),
+            "run on a TPU VM; in a container, pass the devices on: docker run --privileged",
+        ),
+        Check::new(
+            "tpu lock",
+            needed,
+            tpu_lock(Path::new(pjrt::TPU_LOCK)),
+            "end the process that holds it; where none does: sudo rm /tmp/libtpu_lockfile",
+        ),
+    ]
+}
+
+fn tpu_lock(path: &Path) -> Result<String> {
+    match pjrt::Lock::of(path) {
+        Lock::Absent => Ok(format!("free: there is no {}", path.display())),
+        // Whoever opened the TPU last leaves the file, which another user cannot open then.
+        Lock::Left => match std::fs::OpenOptions::new().write(true).open(path) {
+            Ok(_) => Ok(format!("free: no process holds {}", path.display())),
+            Err(error) => bail!("{} was left by another user's process ({error})", path.display()),
+        },
+        Lock::Held(pid) => {
+            let name = pjrt::process_name(pid).unwrap_or("of another container or user".into());
+            bail!("{} is held by process {pid} ({name})", path.display())
+        }
+    }
+}
+
+fn cuda_checks(device: &Device) -> Vec<Check> {
+    let needed = is(device, &Plugin::Cuda);
+    let driver = pjrt::nvidia_driver().map(|version| format!("version {version}"));
+    vec![
+        Check::new(
+            "cuda plugin",
+            needed,
+            plugin(&Plugin::Cuda, &["jax_cuda13_pjrt", "jax_cuda12_pjrt"]),
+            "pip install \"jax[cuda13]\"",
+        ),
+        Check::new(
+            "cuda files",
+            needed,
+            listed(&pjrt::gpu_files(), "this machine shows no NVIDIA GPU: there is no /dev/nvidia0"),
+            "run on a machine with one; in a container: docker run --gpus all",
+        ),
+        Check::new(
+            "cuda driver",
+            needed,
+            driver.context("there is no /proc/driver/nvidia/version"),
+            "install NVIDIA's driver, as new as the plugin's CUDA needs: nvidia-smi shows which it offers",
+        ),
+    ]
+}

@@ -1,0 +1,193 @@
+//! The table of results: the report's figures beside ours.
+
+use anyhow::{Context, Result};
+
+use super::sections::EVAL;
+use super::{Args, Run};
+use crate::model::Kind;
+use crate::study::figure::page::Page;
+
+/// What the report published of a model: [Re] Variational Neural Cellular Automata, ReScience 2023.
+struct Published {
+    /// log p(x) at least, in nats: K = 128, the 10,000 test images of statically binarized MNIST.
+    iwelbo: f64,
+    /// Of the paper that it reproduces.
+    original: Option<f64>,
+    parameters: usize,
+    /// Time that training took, on a TPU v3-8.
+    training: &'static str,
+    /// Seconds of the test set's IWELBO, likewise.
+    seconds: f64,
+    /// Share of test cells whose image's label a linear probe tells.
+    probe: Option<f64>,
+}
+
+fn published(kind: Kind) -> Published {
+    match kind {
+        Kind::Baseline => Published {
+            iwelbo: -84.64,
+            original: None,
+            parameters: 10_282_497,
+            training: "10 min",
+            seconds: 1.45,
+            probe: None,
+        },
+        Kind::Doubling => Published {
+            iwelbo: -84.15,
+            original: Some(-84.23),
+            parameters: 6_585_088,
+            training: "40 min",
+            seconds: 162.0,
+            probe: None,
+        },
+        Kind::NonDoubling => Published {
+            iwelbo: -89.3,
+            original: Some(-90.97),
+            parameters: 5_042_432,
+            training: "2.5 h",
+            seconds: 75.0,
+            probe: Some(0.8037),
+        },
+    }
+}
+
+/// Images and samples of the published figures.
+const IMAGES: u64 = 10_000;
+const SAMPLES: u64 = 128;
+
+/// # Errors
+/// When an evaluation lacks a number, which is a mistake in the program.
+pub fn write(page: &mut Page, args: &Args, runs: &[Run]) -> Result<()> {
+    page.section("results", "Results");
+    page.text(
+        "The importance-weighted bound on log p(x) of test images, in nats (higher is better), with its standard error over \
+         images. Published: with 128 samples on the 10,000 test images of statically binarized MNIST; times on a TPU v3-8. The \
+         linear probe tells an image's label from single cells; the published one had cells of one image in training and test.",
+    );
+    let kinds: Vec<String> = runs.iter().map(|run| run.model.kind.to_string()).collect();
+    let head: Vec<&str> = std::iter::once("").chain(kinds.iter().map(String::as_str)).collect();
+    let columns: Vec<Vec<String>> = runs.iter().map(column).collect::<Result<_>>()?;
+    let row = |(i, name): (usize, &&str)| {
+        std::iter::once(name.to_string()).chain(columns.iter().map(|c| c[i].clone())).collect()
+    };
+    let rows: Vec<Vec<String>> = ROWS.iter().enumerate().map(row).collect();
+    page.table(&head, &rows);
+    for run in runs {
+        if let Some(differs) = differs(run) {
+            page.text(&differs);
+        }
+    }
+    for run in runs {
+        page.command(&run.command(EVAL, args));
+    }
+    Ok(())
+}
+
+/// What the table has of each model.
+const ROWS: [&str; 15] = [
+    "IWELBO, published",
+    "IWELBO, original paper",
+    "IWELBO, ours",
+    "images, ours",
+    "samples, ours",
+    "ELBO, ours",
+    "KL, ours",
+    "active latents, ours",
+    "parameters, published",
+    "parameters, ours",
+    "linear probe, published",
+    "linear probe, ours",
+    "training, published",
+    "seconds of the IWELBO, published",
+    "seconds of the IWELBO, ours",
+];
+
+/// A model's cells of the table, by row.
+fn column(run: &Run) -> Result<Vec<String>> {
+    let eval = &run.numbers["eval"];
+    let of = |name: &str| eval[name].as_f64().with_context(|| format!("vnca eval gave no {name}"));
+    let p = published(run.model.kind);
+    let cells: [String; ROWS.len()] = [
+        minus(p.iwelbo, 2),
+        p.original.map_or(NONE.into(), |v| minus(v, 2)),
+        format!("{} \u{b1} {:.2}", minus(of("iwelbo")?, 2), of("stderr")?),
+        grouped(of("images")? as usize),
+        grouped(of("samples")? as usize),
+        format!("{} \u{b1} {:.2}", minus(of("elbo")?, 2), of("elbo_stderr")?),
+        minus(of("kl")?, 2),
+        format!("{} of {}", eval["active_units"], run.model.latent),
+        grouped(p.parameters),
+        grouped(run.model.parameter_count()),
+        p.probe.map_or(NONE.into(), percent),
+        run.numbers.get("probe").and_then(|probe| probe["accuracy"].as_f64()).map_or(NONE.into(), percent),
+        p.training.into(),
+        p.seconds.to_string(),
+        format!("{:.1}", of("seconds")?),
+    ];
+    Ok(cells.into())
+}
+
+/// How our figure and the published one are of different things.
+fn differs(run: &Run) -> Option<String> {
+    let eval = &run.numbers["eval"];
+    let mut reasons = Vec::new();
+    if !run.images.name.contains("binarized_mnist") {
+        reasons.push(format!("ours is of {}", run.images.name));
+    }
+    if eval["images"].as_u64() != Some(IMAGES) {
+        reasons.push(format!("of {} images", eval["images"]));
+    }
+    if eval["samples"].as_u64() != Some(SAMPLES) {
+        reasons.push(format!("with {} samples", eval["samples"]));
+    }
+    if run.model.latent != run.model.kind.default_latent() {
+        let report = run.model.kind.default_latent();
+        reasons.push(format!("with a latent size of {} where the report has {report}", run.model.latent));
+    }
+    if run.model.nca_steps != run.model.kind.default_nca_steps() {
+        let report = run.model.kind.default_nca_steps();
+        reasons.push(format!("with {} steps where the report has {report}", run.model.nca_steps));
+    }
+    (!reasons.is_empty()).then(|| {
+        format!(
+            "{}: not to be compared with the published figure as it is: {}.",
+            run.model.kind,
+            reasons.join(", ")
+        )
+    })
+}
+
+/// What stands where there is no figure.
+const NONE: &str = "\u{2013}";
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
+fn minus(value: f64, digits: usize) -> String {
+    format!("{value:.digits$}").replace('-', "\u{2212}")
+}
+
+/// 10282497 as 10,282,497.
+fn grouped(value: usize) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!((grouped(10_282_497), grouped(512)), ("10,282,497".into(), "512".into()));
+        assert_eq!(minus(-84.641, 2), "\u{2212}84.64");
+    }
+}

@@ -1,0 +1,116 @@
+//! `vnca grow`: how pictures grow, stage by stage (the report's figure 3), as a grid and as an animation.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::Outcome;
+use super::picture::{Common, check_count, entropy, mean};
+use crate::cli::error::{Exit, WithExit};
+use crate::engine::random::Key;
+use crate::model::{Kind, Model, SIDE};
+use crate::study::figure::gifs::animation;
+use crate::study::figure::grids::Grid;
+use crate::study::gallery::{self, Growth, Latent, PIXELS};
+
+/// Hundredths of a second: of a picture on the way, and of the first and last.
+pub const SHORT: u16 = 8;
+pub const LONG: u16 = 150;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Samples of the prior that grow; their grids stand below each other
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    samples: usize,
+    /// Stages a row of the non-doubling model; the doubling model has a row for each doubling
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    columns: usize,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let common = &args.common;
+    check_count("--samples", args.samples).exit(Exit::Usage)?;
+    check_count("--columns", args.columns).exit(Exit::Usage)?;
+    let weights = common.weights()?;
+    gallery::check_growth(&weights.model).exit(Exit::Usage)?;
+    let session = common.session(&weights)?;
+    let latents = Latent::priors(Key::new(common.seed), args.samples, weights.model.latent);
+    let growth = gallery::grow(&session, &latents)?;
+    let columns = match weights.model.kind {
+        Kind::Doubling => weights.model.nca_steps + 1,
+        Kind::Baseline | Kind::NonDoubling => args.columns.min(growth.stages),
+    };
+    let shown = gallery::probabilities(&growth.logits);
+    let mut files = common.files("grow")?;
+    let (sheets, rows) = sheets(&shown, &growth, args.samples, columns);
+    files.write(".png", &Grid { side: SIDE, columns, group: rows }.picture(&sheets)?.png()?)?;
+    files.write(".gif", &film(&shown, args.samples)?)?;
+    if common.npy {
+        files.write_npy(".npy", &[growth.stages, args.samples, SIDE, SIDE], &shown)?;
+    }
+    let stages = growth.logits.chunks_exact(args.samples * PIXELS).enumerate();
+    let stages: Vec<Value> = stages.map(|(i, logits)| numbers(&weights.model, i, logits)).collect();
+    files.report(common.seed, &weights, json!({ "samples": args.samples, "stages": stages }))?;
+    Ok(None)
+}
+
+/// All stages of each sample, sample after sample, each filled up with black to whole rows; and the rows of a sample.
+fn sheets(shown: &[f32], growth: &Growth, samples: usize, columns: usize) -> (Vec<f32>, usize) {
+    let rows = growth.stages.div_ceil(columns);
+    let mut sheets = Vec::with_capacity(samples * rows * columns * PIXELS);
+    for sample in 0..samples {
+        for stage in 0..growth.stages {
+            sheets.extend_from_slice(&shown[(stage * samples + sample) * PIXELS..][..PIXELS]);
+        }
+        sheets.resize((sample + 1) * rows * columns * PIXELS, 0.0);
+    }
+    (sheets, rows)
+}
+
+/// An animation of moments, in each of which there are `pictures` pictures, up to 11 in a row.
+///
+/// # Errors
+/// When there are none.
+pub fn film(shown: &[f32], pictures: usize) -> Result<Vec<u8>> {
+    let grid = Grid { side: SIDE, columns: pictures.min(11), group: 0 };
+    let moments = shown.len() / (pictures * PIXELS);
+    let frame = |(i, values): (usize, &[f32])| {
+        let delay = if i == 0 || i + 1 == moments { LONG } else { SHORT };
+        Ok((grid.picture(values)?, delay))
+    };
+    let frames: Vec<_> =
+        shown.chunks_exact(pictures * PIXELS).enumerate().map(frame).collect::<Result<_>>()?;
+    animation(&frames)
+}
+
+/// A stage: after which doubling and step, the grid's side, and means over samples.
+fn numbers(model: &Model, stage: usize, logits: &[f32]) -> Value {
+    let (doubling, step) = match model.kind {
+        Kind::Doubling => (stage / (model.nca_steps + 1) + 1, stage % (model.nca_steps + 1)),
+        Kind::Baseline | Kind::NonDoubling => (0, stage),
+    };
+    let pictures = || logits.chunks_exact(PIXELS);
+    let ink = |l: &[f32]| l.iter().map(|l| f64::from(gallery::probability(*l))).sum::<f64>();
+    json!({
+        "doubling": doubling,
+        "step": step,
+        "side": model.seed_side() << doubling,
+        "mean_ink": mean(pictures().map(ink)),
+        "mean_entropy_nats": mean(pictures().map(entropy)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_sample_has_a_sheet_of_whole_rows() {
+        let shown: Vec<f32> = (0..6).flat_map(|i| vec![i as f32; PIXELS]).collect();
+        let growth = Growth { stages: 3, logits: vec![] };
+        let (sheets, rows) = sheets(&shown, &growth, 2, 2);
+        let firsts: Vec<f32> = sheets.iter().step_by(PIXELS).copied().collect();
+        assert_eq!((rows, firsts), (2, vec![0.0, 2.0, 4.0, 0.0, 1.0, 3.0, 5.0, 0.0]));
+    }
+}

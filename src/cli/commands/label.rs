@@ -1,0 +1,105 @@
+//! `vnca label`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+
+use super::{On, Outcome, bar, print};
+use crate::cli::error::{Exit, WithExit};
+use crate::data::{self, Part, labels};
+use crate::engine::runtime::Mesh;
+use crate::study::analysis::npy;
+use crate::study::analysis::originals::{Matches, likeliest};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Binarized images: a file or a folder
+    #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
+    data: String,
+    /// Which part of the folders; the training part is train followed by valid
+    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
+    split: String,
+    /// Grey originals: an IDX file, or a folder with MNIST's files
+    #[arg(long, value_name = "PATH")]
+    original: String,
+    /// The originals' labels, IDX or .npy [default: those in the folder of originals]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// Folder for labels.npy, indices.npy and margins.npy
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    device: On,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let part = if args.split == "train" { Part::Train } else { Part::Test };
+    let originals = data::load_grey(&args.original, part).context("--original").exit(Exit::BadInput)?;
+    let known = match &args.labels {
+        Some(path) => labels::read_for(path, originals.len(), &originals.name).context("--labels"),
+        None => originals.labels.clone().ok_or_else(|| {
+            anyhow!("{}: no labels beside the originals: name their file with --labels", args.original)
+        }),
+    };
+    let known = known.exit(Exit::BadInput)?;
+    let images = data::load_split(&args.data, part).context("--data").exit(Exit::BadInput)?;
+    let device = args.device.get()?;
+    let mesh = Mesh::open(&device, 1).exit(Exit::Device)?;
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    let began = Instant::now();
+    let progress = bar(images.len(), "images");
+    let matches = likeliest(&mesh, &images, &originals, |n| progress.set_position(n as u64))?;
+    progress.finish_and_clear();
+    let seconds = began.elapsed().as_secs_f64();
+    let found: Vec<u8> = matches.indices.iter().map(|&i| known[i as usize]).collect();
+    report(args, &matches, &found, originals.len(), seconds)
+}
+
+/// Writes the files and says what is in them.
+fn report(args: &Args, matches: &Matches, found: &[u8], originals: usize, seconds: f64) -> Outcome {
+    let n = found.len();
+    let hashes = serde_json::json!({
+        "labels.npy": npy::write(&args.out.join("labels.npy"), &[n], found)?,
+        "indices.npy": npy::write(&args.out.join("indices.npy"), &[n], &matches.indices)?,
+        "margins.npy": npy::write(&args.out.join("margins.npy"), &[n], &matches.margins)?,
+    });
+    let mut counts = [0usize; 10];
+    found.iter().for_each(|label| counts[usize::from(*label)] += 1);
+    let clear = matches.margins.iter().filter(|margin| **margin > 1.0).count() as f64 / n as f64;
+    let mut used = matches.indices.clone();
+    used.sort_unstable();
+    used.dedup();
+    if matches.impossible > 0 {
+        log::warn!(
+            "{} images cannot have been drawn from any original: theirs is the one that rules out the fewest pixels",
+            matches.impossible
+        );
+    }
+    if args.json {
+        let result = serde_json::json!({
+            "images": n,
+            "originals": originals,
+            "originals_used": used.len(),
+            "seconds": seconds,
+            "share_over_1_nat": clear,
+            "impossible": matches.impossible,
+            "class_counts": counts,
+            "sha256": hashes,
+        });
+        print(&result.to_string())?;
+    } else {
+        print(&format!(
+            "{n} images, {originals} originals ({} of them used), {seconds:.1} s\n\
+             margin over 1 nat: {:.2} %\nimages a class: {counts:?}\nwritten to {}",
+            used.len(),
+            clear * 100.0,
+            args.out.display()
+        ))?;
+    }
+    Ok(None)
+}

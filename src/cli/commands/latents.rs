@@ -1,0 +1,134 @@
+//! `vnca latents`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::images::Images;
+use super::{On, Outcome, Source, bar, print};
+use crate::cli::error::{Exit, WithExit};
+use crate::data::Split;
+use crate::engine::random::Key;
+use crate::engine::shape::{DType, Shape};
+use crate::model::SIDE;
+use crate::study::analysis::latents::{Encoder, Grower};
+use crate::study::analysis::npy::{NpyWriter, pack, write};
+use crate::study::session::Session;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    images: Images,
+    /// Which part of the data
+    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
+    split: String,
+    /// A folder for .npy files, or an .npz file
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// Write the cells' final states too: 4 · 1,024 · Z bytes an image
+    #[arg(long)]
+    states: bool,
+    /// Let the states grow from the samples, or from the means
+    #[arg(long, default_value = "samples", value_parser = ["samples", "means"], requires = "states")]
+    states_from: String,
+    /// The first N images only
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Images a device call; changes no result
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch_size: u32,
+    /// Seed of the samples: image i has the i-th key of its split, as in `vnca eval`
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    seed: u64,
+    #[command(flatten)]
+    device: On,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Files as they come to be: the names that they get in an archive, and where they are.
+type Files = Vec<(&'static str, PathBuf)>;
+
+pub fn run(args: &Args) -> Outcome {
+    let weights = args.source.load()?;
+    let split = args.images.load(&args.split, weights.data.as_deref())?;
+    let device = args.device.get()?;
+    let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
+    let count = args.limit.unwrap_or(split.len()).min(split.len());
+    let began = Instant::now();
+    let archive = args.out.extension().is_some_and(|e| e == "npz");
+    // An archive's arrays are written one after the other, and these come to be side by side.
+    let folder = if archive { args.out.with_extension("npz.arrays") } else { args.out.clone() };
+    let files = arrays(args, &session, &split, count, &folder);
+    let packed = files.and_then(|files| match archive {
+        true => pack(&args.out, &files).map(|()| files),
+        false => Ok(files),
+    });
+    if archive {
+        let _ = fs::remove_dir_all(&folder);
+    }
+    let files = packed?;
+    let seconds = began.elapsed().as_secs_f64();
+    let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+    if args.json {
+        let result = serde_json::json!({
+            "images": count,
+            "latent": session.model.latent,
+            "arrays": names,
+            "out": args.out,
+            "seconds": seconds,
+        });
+        print(&result.to_string())?;
+    } else {
+        print(&format!("{count} images of {}: {} in {}", split.name, names.join(", "), args.out.display()))?;
+    }
+    Ok(None)
+}
+
+/// Writes the arrays of the first `count` images into a folder.
+fn arrays(args: &Args, session: &Session, split: &Split, count: usize, folder: &Path) -> Result<Files> {
+    let (z, batch) = (session.model.latent, (args.batch_size as usize).min(count.max(1)));
+    let grower = if args.states { Some(Grower::new(session, batch)?) } else { None };
+    let encoder = Encoder::new(session, batch)?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = |name: &str| folder.join(format!("{name}.npy"));
+    let create = |name: &str, dims: &[usize]| NpyWriter::create(&path(name), &Shape::new(DType::F32, dims));
+    let names = ["means", "logvars", "samples"];
+    let mut parts = names.map(|name| create(name, &[count, z])).into_iter().collect::<Result<Vec<_>>>()?;
+    let mut states = match grower {
+        Some(grower) => Some((grower, create("states", &[count, SIDE, SIDE, z])?)),
+        None => None,
+    };
+    let rows: Vec<usize> = (0..count).collect();
+    let progress = bar(count, "images");
+    for rows in rows.chunks(batch) {
+        let latents = encoder.encode(split, rows, Key::new(args.seed))?;
+        for (part, values) in parts.iter_mut().zip([&latents.means, &latents.logvars, &latents.samples]) {
+            part.push(values)?;
+        }
+        if let Some((grower, states)) = &mut states {
+            let from = if args.states_from == "means" { &latents.means } else { &latents.samples };
+            states.push(&grower.grow(from, &latents.keys)?)?;
+        }
+        progress.inc(rows.len() as u64);
+    }
+    progress.finish_and_clear();
+    let mut files: Files = names.map(|name| (name, path(name))).to_vec();
+    for part in parts {
+        part.finish()?;
+    }
+    if let Some((_, states)) = states {
+        states.finish()?;
+        files.push(("states", path("states")));
+    }
+    if let Some(labels) = &split.labels {
+        write(&path("labels"), &[count], &labels[..count])?;
+        files.push(("labels", path("labels")));
+    }
+    Ok(files)
+}

@@ -1,0 +1,268 @@
+//! The verbs, one a file: its arguments, and what it does.
+
+#[cfg(feature = "xla")]
+pub mod compile;
+pub mod conformance;
+pub mod convert;
+pub mod data;
+pub mod doctor;
+pub mod eval;
+#[cfg(feature = "xla")]
+pub mod export;
+pub mod figures;
+pub mod grow;
+pub mod images;
+pub mod inspect;
+pub mod interpolate;
+pub mod label;
+pub mod latents;
+pub mod picture;
+pub mod planes;
+pub mod probe;
+#[cfg(feature = "xla")]
+pub mod programs;
+pub mod reconstruct;
+pub mod recover;
+pub mod run_exported;
+pub mod sample;
+pub mod train;
+pub mod tsne;
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+
+use crate::cli::config::TrainConfig;
+use crate::cli::error::{Exit, WithExit};
+use crate::engine::array::Array;
+use crate::engine::random::Key;
+use crate::engine::runtime::Device;
+use crate::engine::shape::Precision;
+use crate::model::{Kind, Model};
+use crate::nn::params::init;
+use crate::nn::weights;
+use crate::train::checkpoint::chosen;
+
+/// What a verb gives: an exit code if it is not 0.
+pub type Outcome = Result<Option<Exit>>;
+
+/// Where weights come from: a run's folder, or a file and the model that it is of.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
+pub struct Source {
+    /// A run's folder: its best checkpoint, else its newest
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["weights", "model", "latent"])]
+    pub run: Option<PathBuf>,
+    /// A checkpoint, or parameters as .npz, .safetensors or Equinox's .eqx
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub weights: Option<PathBuf>,
+    /// The model that the weights are of
+    #[arg(long, value_parser = ["baseline", "doubling", "nondoubling"])]
+    pub model: Option<String>,
+    /// Latent size of the model [default: the report's]
+    #[arg(long, value_name = "Z")]
+    pub latent: Option<usize>,
+    /// Element type in which matrix products and convolutions take their operands [default: the run's, else f32]
+    #[arg(long, env = "VNCA_PRECISION", value_enum)]
+    pub precision: Option<Precision>,
+    #[command(flatten)]
+    pub automaton: Automaton,
+}
+
+/// Where a verb computes.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct On {
+    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
+    #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
+    pub device: String,
+}
+
+impl On {
+    /// # Errors
+    /// When it is no device's name.
+    pub fn get(&self) -> Result<Device> {
+        self.device.parse().exit(Exit::Usage)
+    }
+}
+
+/// How the automaton runs: what may differ from the model that was trained.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[group(skip)]
+pub struct Automaton {
+    /// Steps of the automaton: after each doubling, or in all [default: the run's, else the report's 8 or 36]
+    #[arg(long, value_name = "N")]
+    pub nca_steps: Option<usize>,
+    /// Doublings of the doubling model [default: the run's, else 5]
+    #[arg(long, value_name = "K")]
+    pub doublings: Option<usize>,
+    /// Chance that a cell takes part in a step [default: the run's, else 1]
+    #[arg(long, value_name = "P")]
+    pub update_prob: Option<f64>,
+    /// Side of the square in the middle that starts as the latent, the rest as zeros (nondoubling) [default: the run's,
+    /// else 32, the whole grid]
+    #[arg(long, value_name = "N")]
+    pub start_side: Option<usize>,
+}
+
+impl Automaton {
+    fn apply(&self, model: Model) -> Result<Model> {
+        let model = Model {
+            nca_steps: self.nca_steps.unwrap_or(model.nca_steps),
+            doublings: self.doublings.unwrap_or(model.doublings),
+            update_prob: self.update_prob.unwrap_or(model.update_prob),
+            start_side: self.start_side.unwrap_or(model.start_side),
+            ..model
+        };
+        model.check().exit(Exit::Usage)?;
+        Ok(model)
+    }
+}
+
+/// A model with its weights, in the edges' layout and the leaves' order.
+pub struct Weights {
+    pub model: Model,
+    pub arrays: Vec<Array>,
+    /// The data set that the run was trained on, if a run was named.
+    pub data: Option<String>,
+}
+
+impl Source {
+    /// The model that is named without weights.
+    ///
+    /// # Errors
+    /// When none is, or its latent size is out of range.
+    pub fn bare_model(&self) -> Result<Model> {
+        let Some(name) = &self.model else { bail!("one of --run, --weights and --model is needed") };
+        let kind: Kind = name.parse().exit(Exit::Usage)?;
+        self.computed(Model::new(kind, self.latent).context("--latent").exit(Exit::Usage)?)
+    }
+
+    /// The model, computed as these options say.
+    fn computed(&self, model: Model) -> Result<Model> {
+        let precision = self.precision.unwrap_or(model.precision);
+        self.automaton.apply(Model { precision, ..model })
+    }
+
+    /// Reads the weights; where none are named, the initial values of a seed.
+    ///
+    /// # Errors
+    /// As of [`Source::load`].
+    pub fn load_or_init(&self, seed: u64) -> Result<Weights> {
+        if self.run.is_some() || self.weights.is_some() {
+            return self.load();
+        }
+        let model = self.bare_model()?;
+        Ok(Weights { arrays: init(&model.leaves(), Key::new(seed)), model, data: None })
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// When no source is named, or the file is missing, damaged or of another model.
+    pub fn load(&self) -> Result<Weights> {
+        if let Some(run) = &self.run {
+            let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
+            let path = chosen(run).exit(Exit::BadInput)?;
+            let arrays = weights::read(&path, &config.model.leaves()).exit(Exit::BadInput)?;
+            let model = self.computed(config.model)?;
+            return Ok(Weights { model, arrays, data: Some(config.data) });
+        }
+        let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
+        let model = self.bare_model()?;
+        Ok(Weights { arrays: weights::read(path, &model.leaves()).exit(Exit::BadInput)?, model, data: None })
+    }
+}
+
+thread_local! {
+    /// What would have gone to stdout, while [`caught`] runs.
+    static CAUGHT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs a verb and gives what it would have written to stdout.
+///
+/// # Errors
+/// As of the verb.
+pub fn caught(verb: impl FnOnce() -> Outcome) -> Result<String> {
+    let outer = CAUGHT.replace(Some(String::new()));
+    let outcome = verb();
+    let text = CAUGHT.replace(outer).unwrap_or_default();
+    outcome.map(|_| text)
+}
+
+/// Writes a line (or several) of results to stdout. A reader that has gone, as `head` does, is no error.
+///
+/// # Errors
+/// When stdout cannot be written for another reason.
+pub fn print(text: &str) -> Result<()> {
+    use std::io::{ErrorKind, Write};
+    let keep = |caught: &mut Option<String>| caught.as_mut().map(|all| *all += &format!("{text}\n"));
+    if CAUGHT.with_borrow_mut(keep).is_some() {
+        return Ok(());
+    }
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
+}
+
+/// A bar with rate and ETA on stderr, where that is a terminal.
+pub fn bar(length: usize, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:32} {far}  {msg}") {
+        let unit = unit.to_string();
+        let far = move |state: &ProgressState, w: &mut dyn std::fmt::Write| {
+            let all = state.len().unwrap_or(0);
+            let _ = w.write_str(&how_far(state.pos(), all, &unit, state.per_sec(), state.eta()));
+        };
+        bar.set_style(style.with_key("far", far));
+    }
+    bar.enable_steady_tick(Duration::from_millis(250));
+    if bar.is_hidden() {
+        in_lines(&bar, unit, Duration::from_secs(60), |line| eprintln!("{line}"));
+    }
+    bar
+}
+
+/// Where there is no terminal, as in a job's log, says every so often how far a bar is, as long as it is there.
+fn in_lines(bar: &ProgressBar, unit: &str, every: Duration, say: impl Fn(String) + Send + 'static) {
+    let (bar, unit) = (bar.downgrade(), unit.to_string());
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(every);
+            let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else { return };
+            let all = bar.length().unwrap_or(0);
+            let far = how_far(bar.position(), all, &unit, bar.per_sec(), bar.eta());
+            say(format!("{far}  {}", bar.message()).trim_end().to_string());
+        }
+    });
+}
+
+/// What a bar and a line of a log say.
+fn how_far(done: u64, all: u64, unit: &str, per_second: f64, left: Duration) -> String {
+    format!("{done}/{all} {unit}  {per_second:.2}/s  ETA {}", HumanDuration(left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_terminal_a_bar_is_lines_until_it_is_finished() {
+        let bar = ProgressBar::hidden();
+        bar.set_length(10);
+        bar.set_position(5);
+        bar.set_message("loss 2.00");
+        let (sender, lines) = std::sync::mpsc::channel();
+        in_lines(&bar, "steps", Duration::from_millis(1), move |line| drop(sender.send(line)));
+        let line = lines.recv().expect("a line");
+        assert!(line.starts_with("5/10 steps  ") && line.ends_with("  loss 2.00"), "{line}");
+        bar.finish_and_clear();
+        // The thread ends, and with it the channel.
+        assert!(lines.iter().count() < 1000);
+    }
+}

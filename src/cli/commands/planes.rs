@@ -1,0 +1,69 @@
+//! `vnca planes`: channels of grown grids of cells as stacked planes (the report's figure 7a).
+
+use serde_json::json;
+
+use super::Outcome;
+use super::picture::{Common, check_count};
+use crate::cli::error::{Exit, WithExit};
+use crate::engine::random::Key;
+use crate::model::SIDE;
+use crate::study::analysis::latents::{CELLS, Grower};
+use crate::study::figure::planes::stacks;
+use crate::study::gallery::{self, Latent};
+
+/// Latents a device call at most.
+const AT_ONCE: usize = 8;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Samples of the prior, their stacks side by side
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    samples: usize,
+    /// Channels from the first, which is the picture; it lies on top [default: 7, or as many as there are]
+    #[arg(long, value_name = "N")]
+    channels: Option<usize>,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let common = &args.common;
+    check_count("--samples", args.samples).exit(Exit::Usage)?;
+    let weights = common.weights()?;
+    let z = weights.model.latent;
+    gallery::check_growth(&weights.model).exit(Exit::Usage)?;
+    let channels = args.channels.unwrap_or(z.min(7));
+    let fits = || {
+        anyhow::ensure!((1..=z).contains(&channels), "--channels {channels}: the cells have 1 to {z}");
+        check_count("--samples x --channels", args.samples * channels)
+    };
+    fits().exit(Exit::Usage)?;
+    let session = common.session(&weights)?;
+    let latents = Latent::priors(Key::new(common.seed), args.samples, z);
+    let batch = args.samples.min(AT_ONCE);
+    let grower = Grower::new(&session, batch)?;
+    // Plane after plane of each sample, where cells hold their channels together.
+    let mut values = Vec::with_capacity(args.samples * channels * CELLS);
+    for part in latents.chunks(batch) {
+        let starts: Vec<f32> = part.iter().flat_map(|l| l.z.iter().copied()).collect();
+        let keys: Vec<u32> = part.iter().flat_map(|l| l.steps_key().0).collect();
+        let states = grower.grow(&starts, &keys)?;
+        for grid in states.chunks_exact(CELLS * z) {
+            values.extend((0..channels).flat_map(|c| grid.iter().skip(c).step_by(z)));
+        }
+    }
+    let mut files = common.files("planes")?;
+    files.write(".png", &stacks(&values, SIDE, channels)?.png()?)?;
+    if common.npy {
+        files.write_npy(".npy", &[args.samples, channels, SIDE, SIDE], &values)?;
+    }
+    let range = |c: usize| {
+        let planes = values.chunks_exact(CELLS).skip(c).step_by(channels).flatten();
+        let (low, high) = planes.fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+        json!([low, high])
+    };
+    let ranges: Vec<_> = (0..channels).map(range).collect();
+    let numbers = json!({ "samples": args.samples, "channels": channels, "ranges": ranges });
+    files.report(common.seed, &weights, numbers)?;
+    Ok(None)
+}

@@ -1,0 +1,215 @@
+//! `vnca probe`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::images::Images;
+use super::{On, Outcome, Source, bar, print};
+use crate::cli::error::{Exit, WithExit};
+use crate::data::{Split, glyphs};
+use crate::engine::random::Key;
+use crate::model::SIDE;
+use crate::study::analysis::latents::{CELLS, Encoder, Grower, prior};
+use crate::study::analysis::npy;
+use crate::study::analysis::probe::{
+    BATCH, CLASSES, Cells, HeldOut, Probe, Score, Teller, batch_count, train,
+};
+use crate::study::figure::picture::{Colour, Picture};
+use crate::study::figure::plots::{Frame, TAB10, heat_map};
+use crate::study::session::Session;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    images: Images,
+    /// Which part of the data
+    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
+    part: String,
+    /// Folder for the results; while it runs, for the cells' states too: 4,096 · Z bytes an image
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Hold out a fifth of the images, or of all images' cells, as the report did
+    #[arg(long, default_value = "images", value_parser = ["images", "cells"])]
+    split: String,
+    /// At most N images, evenly spaced
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Times that training goes through the cells
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    epochs: u32,
+    /// Samples of the prior in the figure
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    samples: u32,
+    /// Seed of latents, of what is held out and of the samples
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    seed: u64,
+    #[command(flatten)]
+    device: On,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let weights = args.source.load()?;
+    let split =
+        args.images.load(&args.part, weights.data.as_deref())?.spread(args.limit.unwrap_or(usize::MAX));
+    let labels = args.images.labels(&split).exit(Exit::BadInput)?;
+    let device = args.device.get()?;
+    let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
+    let (latent, epochs) = (session.model.latent, args.epochs as usize);
+    let began = Instant::now();
+    let grower = Grower::new(&session, BATCH)?;
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    let cells = grown(args, &session, &grower, &split)?;
+    let [held, order, shown] = Key::new(args.seed).split3();
+    let held_out = match args.split.as_str() {
+        "cells" => HeldOut::Cells(held),
+        _ => HeldOut::images(held, cells.images()),
+    };
+    let progress = bar(batch_count(cells.images(), &held_out, epochs), "batches");
+    let probe =
+        train(&session.mesh, &cells, labels, &held_out, epochs, order, |n| progress.set_position(n as u64))
+            .exit(Exit::Usage)?;
+    progress.finish_and_clear();
+    let teller = Teller::new(&session.mesh, &probe)?;
+    let score = teller.score(&cells, labels, &held_out).exit(Exit::Usage)?;
+    let seconds = began.elapsed().as_secs_f64();
+    write(args, &probe, &score, latent)?;
+    let latents = prior(shown, args.samples as usize, latent);
+    let figure = prior_figure(&grower, &teller, &latents.samples, &latents.keys, latent)?;
+    figure.write(&args.out.join("prior.png"))?;
+    report(args, &split, &score, seconds)
+}
+
+/// The final states of all images' cells, grown from samples of their latents, as the report's were.
+fn grown(args: &Args, session: &Session, grower: &Grower<'_>, split: &Split) -> Result<Cells> {
+    let encoder = Encoder::new(session, BATCH)?;
+    let mut cells = Cells::create(&args.out, session.model.latent)?;
+    let rows: Vec<usize> = (0..split.len()).collect();
+    let progress = bar(rows.len(), "images grown");
+    for rows in rows.chunks(BATCH) {
+        let latents = encoder.encode(split, rows, Key::new(args.seed))?;
+        cells.push(&grower.grow(&latents.samples, &latents.keys)?)?;
+        progress.inc(rows.len() as u64);
+    }
+    progress.finish_and_clear();
+    Ok(cells)
+}
+
+fn write(args: &Args, probe: &Probe, score: &Score, latent: usize) -> Result<()> {
+    let out = |name: &str| args.out.join(name);
+    let weight = probe.weight.transpose(&[1, 0]).to_vec::<f32>();
+    npy::write(&out("weight.npy"), &[CLASSES, latent], &weight)?;
+    npy::write(&out("bias.npy"), &[CLASSES], &probe.bias.to_vec::<f32>())?;
+    npy::pack(&out("probe.npz"), &[("weight", out("weight.npy")), ("bias", out("bias.npy"))])?;
+    let positions = score.per_position();
+    npy::write(&out("positions.npy"), &[SIDE, SIDE], &positions)?;
+    let values: Vec<f64> = positions.iter().map(|v| f64::from(*v)).collect();
+    let frame = Frame::new("Accuracy of the probe by a cell's place", "column", "row").square();
+    let png = heat_map(&frame, &values, SIDE, None, "accuracy")?;
+    fs::write(out("positions.png"), png)
+        .with_context(|| format!("cannot write {}", out("positions.png").display()))
+}
+
+fn report(args: &Args, split: &Split, score: &Score, seconds: f64) -> Outcome {
+    let (accuracy, stderr) = (score.accuracy(), score.stderr());
+    let interval = [accuracy - 1.96 * stderr, accuracy + 1.96 * stderr].map(|v| v.clamp(0.0, 1.0));
+    if args.json {
+        let result = serde_json::json!({
+            "accuracy": accuracy,
+            "stderr": stderr,
+            "interval_95": interval,
+            "per_class": score.per_class(),
+            "split": args.split,
+            "images": split.len(),
+            "images_tested": score.right.len(),
+            "cells_tested": score.cells(),
+            "epochs": args.epochs,
+            "seconds": seconds,
+        });
+        print(&result.to_string())?;
+    } else {
+        let classes: Vec<String> = (score.per_class().iter().enumerate())
+            .filter_map(|(class, a)| a.map(|a| format!("{class}: {:.1}", 100.0 * a)))
+            .collect();
+        print(&format!(
+            "{:.2} % of {} cells of {} images tell the label (95 % interval over images {:.2} to {:.2} %)\n\
+             percent a class: {}\n{seconds:.1} s, written to {}",
+            100.0 * accuracy,
+            score.cells(),
+            score.right.len(),
+            100.0 * interval[0],
+            100.0 * interval[1],
+            classes.join(", "),
+            args.out.display()
+        ))?;
+    }
+    Ok(None)
+}
+
+/// Three rows: channel 0 as probability, the class told from each cell in its colour, its softmax value. Below, the
+/// classes' digits in their colours.
+fn prior_figure(
+    grower: &Grower<'_>,
+    teller: &Teller,
+    latents: &[f32],
+    keys: &[u32],
+    latent: usize,
+) -> Result<Picture> {
+    let mut rows: [Vec<[u8; 3]>; 3] = Default::default();
+    for (z, key) in latents.chunks(BATCH * latent).zip(keys.chunks(BATCH * 2)) {
+        let states = grower.grow(z, key)?;
+        let told = teller.tell_states(&states, latent)?;
+        let grey = |value: f32| [(value.clamp(0.0, 1.0) * 255.0).round() as u8; 3];
+        rows[0].extend(states.chunks_exact(latent).map(|cell| grey(1.0 / (1.0 + (-cell[0]).exp()))));
+        rows[1].extend(told.classes.iter().map(|class| colour(*class as usize)));
+        rows[2].extend(told.values.iter().map(|value| grey(*value)));
+    }
+    let digits = glyphs::split(crate::data::Part::Test);
+    let mut legend = Vec::new();
+    for class in 0..CLASSES {
+        let own = digits.labels.iter().flatten().position(|l| usize::from(*l) == class).unwrap_or(0);
+        let mut tile = vec![[255; 3]; CELLS];
+        for (i, pixel) in digits.image(own).iter().enumerate() {
+            if *pixel == 1 {
+                tile[(i / 28 + 2) * SIDE + i % 28 + 2] = colour(class);
+            }
+        }
+        legend.extend(tile);
+    }
+    let [first, second, third] = rows;
+    Ok(tiles(&[first, second, third, legend]))
+}
+
+fn colour(class: usize) -> [u8; 3] {
+    let plotters::style::RGBColor(r, g, b) = TAB10[class % TAB10.len()];
+    [r, g, b]
+}
+
+/// Rows of coloured images of 32 x 32, each pixel three wide.
+fn tiles(rows: &[Vec<[u8; 3]>]) -> Picture {
+    const SCALE: usize = 3;
+    const GAP: usize = 4;
+    let cell = SIDE * SCALE + GAP;
+    let columns = rows.iter().map(|row| row.len() / CELLS).max().unwrap_or(0);
+    let (width, height) = (columns * cell + GAP, rows.len() * cell + GAP);
+    let mut pixels = vec![255u8; width * height * 3];
+    for (y, row) in rows.iter().enumerate() {
+        for (x, image) in row.chunks_exact(CELLS).enumerate() {
+            let (top, left) = (GAP + y * cell, GAP + x * cell);
+            for i in 0..cell - GAP {
+                for j in 0..cell - GAP {
+                    let at = ((top + i) * width + left + j) * 3;
+                    pixels[at..at + 3].copy_from_slice(&image[i / SCALE * SIDE + j / SCALE]);
+                }
+            }
+        }
+    }
+    Picture { width, height, colour: Colour::Rgb, pixels }
+}

@@ -1,0 +1,176 @@
+//! Which programs `vnca export` writes and `vnca compile` compiles: those of a model at given sizes.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cli::config::{TrainConfig, TrainOptions, preset_names};
+use crate::engine::ir::{Cost, Function};
+use crate::engine::shape::Precision;
+use crate::model::{Kind, Model};
+use crate::study::pictures;
+use crate::study::{eval, gallery};
+use crate::train::pool_run;
+
+/// What programs depend on; as in the report unless given.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct Sizes {
+    /// Model; may be given several times [default: that of --config or --preset, or all that train]
+    #[arg(long, value_parser = ["baseline", "doubling", "nondoubling"])]
+    pub model: Vec<String>,
+    /// Every other option that `vnca train` takes, as a TOML file; the flags here win over it
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// The same, by the name of one of its presets
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(preset_names()))]
+    pub preset: Option<String>,
+    /// Devices that share each batch [default: 8]
+    #[arg(long, value_name = "R")]
+    pub replicas: Option<usize>,
+    /// Images a gradient step, over all replicas [default: 32; 128 for nondoubling]
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Latent size [default: 256; 128 for nondoubling]
+    #[arg(long, value_name = "Z")]
+    pub latent: Option<usize>,
+    /// Element type in which matrix products and convolutions take their operands
+    #[arg(long, value_enum)]
+    pub precision: Option<Precision>,
+    /// What the gradient saves of the automaton's steps, as `vnca train` has it
+    #[arg(long, value_name = "k")]
+    pub remat: Option<usize>,
+    /// Element type in which it is saved [default: that of the products]
+    #[arg(long, value_enum)]
+    pub save_as: Option<Precision>,
+    /// Training alone, without evaluation
+    #[arg(long)]
+    pub train_only: bool,
+    /// Gradient steps a device call makes at most [default: 125]
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
+    /// Images of the training set
+    #[arg(long, default_value_t = 60_000, value_name = "N")]
+    pub images: usize,
+    /// Latent samples an image, in evaluation; may be given several times
+    #[arg(long, default_values_t = [128], value_name = "K")]
+    pub samples: Vec<usize>,
+    /// Images an evaluation call, over all replicas
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub eval_batch_size: usize,
+}
+
+/// A program's graph, for how many replicas it is, and how many gradient steps it makes.
+pub struct Made {
+    pub function: Function,
+    pub replicas: usize,
+    steps: usize,
+}
+
+impl Made {
+    /// Floating-point operations of matrix products and convolutions: of a gradient step, or of a call that is no training.
+    pub fn flops(&self) -> f64 {
+        Cost::of(&self.function).flops as f64 / self.steps as f64
+    }
+}
+
+impl Sizes {
+    /// Training and, unless it is left out, evaluation of each model.
+    ///
+    /// # Errors
+    /// When the sizes do not fit each other; the error names the flag.
+    pub fn train_and_eval(&self) -> Result<Vec<Made>> {
+        let mut made = Vec::new();
+        for kind in self.kinds()? {
+            let config = self.config(kind)?;
+            let spec = config.step_spec(self.images)?;
+            made.push(Made { function: spec.function()?, replicas: config.replicas, steps: config.chunk });
+            for samples in self.samples.iter().filter(|_| !self.train_only) {
+                made.push(self.eval(&config, *samples)?);
+            }
+        }
+        Ok(made)
+    }
+
+    fn eval(&self, config: &TrainConfig, samples: usize) -> Result<Made> {
+        let (batch, replicas) = (self.eval_batch_size, config.replicas);
+        ensure!(
+            samples > 0 && batch > 0 && batch.is_multiple_of(replicas),
+            "--eval-batch-size {batch} is not divided evenly by --replicas {replicas}, or --samples is 0"
+        );
+        Ok(Made { function: eval::function(&config.model, batch / replicas, samples)?, replicas, steps: 1 })
+    }
+
+    /// Those, and what else a run of training and a look at its model take.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn all(&self) -> Result<Vec<Made>> {
+        let mut made = self.train_and_eval()?;
+        for kind in self.kinds()? {
+            let config = self.config(kind)?;
+            let (model, replicas) = (config.model, config.replicas);
+            if let Some(pool) = &config.pool {
+                let share = pool.size / replicas;
+                let function = pool_run::seeding(&model, share, pool.rows(replicas))?;
+                made.push(Made { function, replicas, steps: 1 });
+            }
+            if !self.train_only {
+                if !self.samples.contains(&config.eval_samples) {
+                    // Training measures its IWELBO with fewer samples than an evaluation.
+                    made.push(self.eval(&config, config.eval_samples)?);
+                }
+                made.push(Made { function: pictures::function(&model)?, replicas, steps: 1 });
+                made.push(Made { function: decode(&model)?, replicas, steps: 1 });
+            }
+        }
+        Ok(made)
+    }
+
+    /// The options of training, as `vnca train` has them from its flags, its file and its preset.
+    fn options(&self) -> Result<TrainOptions> {
+        let own = TrainOptions {
+            preset: self.preset.clone(),
+            latent: self.latent,
+            batch_size: self.batch_size,
+            replicas: self.replicas,
+            chunk: self.chunk,
+            precision: self.precision,
+            remat: self.remat,
+            save_as: self.save_as,
+            ..TrainOptions::default()
+        };
+        let own = match &self.config {
+            Some(path) => own.over(&TrainOptions::from_toml(path)?)?,
+            None => own,
+        };
+        own.over(&own.from_preset()?)
+    }
+
+    fn config(&self, kind: Kind) -> Result<TrainConfig> {
+        let options = self.options()?;
+        // The report's, on the TPU of its runs.
+        let replicas = options.replicas.or(Some(8));
+        TrainConfig::resolve(&TrainOptions { model: Some(kind.to_string()), replicas, ..options })
+    }
+
+    /// The models that were asked for; without a wish, those that train.
+    fn kinds(&self) -> Result<Vec<Kind>> {
+        if !self.model.is_empty() {
+            return self.model.iter().map(|name| name.parse().context("--model")).collect();
+        }
+        if let Some(name) = self.options()?.model {
+            return Ok(vec![name.parse()?]);
+        }
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| self.config(*kind).is_ok()).collect();
+        match kinds.is_empty() {
+            true => self.config(Kind::Baseline).map(|config| vec![config.model.kind]),
+            false => Ok(kinds),
+        }
+    }
+}
+
+/// The decoder as `vnca sample` has it: parameters, latents and keys in, logits out.
+fn decode(model: &Model) -> Result<Function> {
+    model.function("decode", |g, params| model.decoder(gallery::AT_ONCE, g, params))
+}

@@ -1,0 +1,93 @@
+//! `vnca run-exported`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{On, Outcome, print};
+use crate::cli::error::{Exit, WithExit};
+use crate::engine::array::Array;
+use crate::engine::program::{Program, Signature};
+use crate::engine::runtime::{Arg, Buffers, Mesh};
+use crate::nn::weights::npz;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder that `vnca export` wrote
+    folder: PathBuf,
+    /// Name of the program, as the export lists it
+    name: String,
+    /// Inputs by name, the same on every replica; those that it lacks are zeros
+    #[arg(long, value_name = "FILE.npz")]
+    inputs: Option<PathBuf>,
+    /// Where to write the first replica's outputs by name
+    #[arg(long, value_name = "FILE.npz")]
+    out: Option<PathBuf>,
+    /// Calls, of which the fastest is told
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    calls: u32,
+    #[command(flatten)]
+    device: On,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let program = Program::load(&args.folder, &args.name).exit(Exit::BadInput)?;
+    let signature = program.signature.clone();
+    let values = inputs(&signature, args).exit(Exit::BadInput)?;
+    let device = args.device.get()?;
+    let mesh = Mesh::open(&device, signature.replicas).exit(Exit::Device)?;
+    eprintln!("device  {}, {} replica(s)", mesh.describe(), mesh.replicas());
+    let began = Instant::now();
+    let executable = mesh.compile(program)?;
+    let compiling = began.elapsed().as_secs_f64();
+    let (mut fastest, mut results) = (f64::INFINITY, Vec::new());
+    for _ in 0..args.calls {
+        let arguments: Result<Vec<Arg<'_>>> = values.iter().map(|a| Ok(mesh.replicate(a)?.into())).collect();
+        let arguments = arguments?;
+        let began = Instant::now();
+        let buffers = executable.call(arguments)?;
+        results = buffers.iter().map(|b: &Buffers| b.get(0)).collect::<Result<Vec<Array>>>()?;
+        fastest = fastest.min(began.elapsed().as_secs_f64());
+    }
+    if let Some(path) = &args.out {
+        let names = signature.outputs.iter().map(|o| o.name.as_str());
+        npz::write(path, names.zip(&results)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if args.json {
+        let memory = mesh.memory(0);
+        let figures = serde_json::json!({"name": args.name, "compile_seconds": compiling, "seconds": fastest,
+            "memory": memory});
+        print(&figures.to_string())?;
+    } else {
+        print(&format!("{}: compiled in {compiling:.1} s, a call takes {:.2} ms", args.name, fastest * 1e3))?;
+    }
+    Ok(None)
+}
+
+/// An array for each input of the program.
+fn inputs(signature: &Signature, args: &Args) -> Result<Vec<Array>> {
+    let mut named = match &args.inputs {
+        Some(path) => npz::read(path).with_context(|| format!("cannot use {}", path.display()))?,
+        None => Vec::new(),
+    };
+    let mut take = |name: &str| named.iter().position(|(n, _)| n == name).map(|at| named.swap_remove(at).1);
+    let values = signature.inputs.iter().map(|input| {
+        let value = take(&input.name).unwrap_or_else(|| Array::zeros(&input.shape));
+        let (expected, got) = (&input.shape, value.shape());
+        ensure!(
+            expected == got,
+            "input {} of {}: expected {expected}, got {got}",
+            input.name,
+            signature.name
+        );
+        Ok(value)
+    });
+    let values = values.collect::<Result<Vec<Array>>>()?;
+    let unknown: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+    ensure!(unknown.is_empty(), "{} has no input {}", signature.name, unknown.join(", "));
+    Ok(values)
+}

@@ -1,0 +1,51 @@
+//! `vnca sample`: pictures of the prior's samples (the report's figure 2).
+
+use serde_json::json;
+
+use super::Outcome;
+use super::picture::{Common, check_count, entropy, mean, values};
+use crate::cli::error::{Exit, WithExit};
+use crate::engine::random::Key;
+use crate::model::SIDE;
+use crate::study::figure::grids::Grid;
+use crate::study::gallery::{self, Latent, PIXELS};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Rows of pictures
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    rows: usize,
+    /// Pictures a row
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    columns: usize,
+    /// Draw pixels, 0 or 1, instead of showing their probabilities
+    #[arg(long)]
+    bernoulli: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let Args { common, rows, columns, bernoulli } = args;
+    let count = rows.saturating_mul(*columns);
+    check_count("--rows x --columns", count).exit(Exit::Usage)?;
+    let weights = common.weights()?;
+    let session = common.session(&weights)?;
+    let latents = Latent::priors(Key::new(common.seed), count, weights.model.latent);
+    let logits = gallery::decode(&session, &latents)?;
+    let shown = values(&logits, &latents, *bernoulli);
+    let mut files = common.files("sample")?;
+    files.write(".png", &Grid { side: SIDE, columns: *columns, group: 0 }.picture(&shown)?.png()?)?;
+    if common.npy {
+        files.write_npy(".npy", &[*rows, *columns, SIDE, SIDE], &shown)?;
+    }
+    let numbers = json!({
+        "rows": rows,
+        "columns": columns,
+        "bernoulli": bernoulli,
+        "mean_value": mean(shown.iter().map(|v| f64::from(*v))),
+        "mean_entropy_nats": mean(logits.chunks_exact(PIXELS).map(entropy)),
+    });
+    files.report(common.seed, &weights, numbers)?;
+    Ok(None)
+}

@@ -1,0 +1,154 @@
+//! `vnca tsne`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::images::Images;
+use super::{On, Outcome, Source, bar, print};
+use crate::cli::error::{Exit, WithExit};
+use crate::data::Split;
+use crate::engine::random::Key;
+use crate::study::analysis::latents::Encoder;
+use crate::study::analysis::neighbours::{label_accuracy, nearest};
+use crate::study::analysis::npy;
+use crate::study::analysis::tsne::{Map, Options, map};
+use crate::study::figure::plots::{Frame, scatter};
+use crate::study::session::Session;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    images: Images,
+    /// Which part of the data
+    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
+    split: String,
+    /// Folder for map.png, map.npy, means.npy, labels.npy and indices.npy
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Images, drawn at random from the data without repetition
+    #[arg(long, default_value_t = 5000, value_name = "N")]
+    points: usize,
+    /// Neighbours that a point has in effect
+    #[arg(long, default_value_t = 30.0, value_name = "P")]
+    perplexity: f32,
+    /// Iterations of the map's descent
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    iterations: usize,
+    /// Neighbours that vote on a point's label for the accuracy
+    #[arg(long, default_value_t = 10, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    neighbours: u32,
+    /// Seed of the choice of images and of the first map
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    #[command(flatten)]
+    device: On,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Images a call of the encoder.
+const BATCH: usize = 64;
+
+pub fn run(args: &Args) -> Outcome {
+    let weights = args.source.load()?;
+    let split = args.images.load(&args.split, weights.data.as_deref())?;
+    let labels = args.images.labels(&split).exit(Exit::BadInput)?;
+    let Args { perplexity, iterations, .. } = *args;
+    let options = Options { perplexity, iterations };
+    let voters = args.neighbours as usize;
+    let points = args.points.min(split.len());
+    let searched = options.neighbours(points).exit(Exit::Usage)?.max(voters);
+    let enough = || {
+        anyhow::ensure!(points > searched, "--neighbours {voters}: there are only {points} points");
+        Ok(())
+    };
+    enough().exit(Exit::Usage)?;
+    let device = args.device.get()?;
+    let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
+    let began = Instant::now();
+    let [choice, first] = Key::new(args.seed).split2();
+    let mut chosen: Vec<usize> =
+        choice.permutation(split.len()).into_iter().take(points).map(|i| i as usize).collect();
+    chosen.sort_unstable();
+    let means = encoded(&session, &split, &chosen)?;
+    let labels: Vec<u8> = chosen.iter().map(|&i| labels[i]).collect();
+    let progress = bar(points, "points compared");
+    let near = nearest(&means, session.model.latent, searched, |n| progress.inc(n as u64));
+    progress.finish_and_clear();
+    let progress = bar(iterations, "iterations");
+    let made = map(&near, first, options, |n| progress.set_position(n as u64))?;
+    progress.finish_and_clear();
+    let in_latent = label_accuracy(&near, &labels, voters);
+    let in_map = label_accuracy(&nearest(&made.coordinates, 2, voters, |_| {}), &labels, voters);
+    let seconds = began.elapsed().as_secs_f64();
+
+    let title = format!(
+        "{}: {points} of {} ({voters}-NN accuracy {:.1} % in latent, {:.1} % in map)",
+        session.model.kind,
+        split.name,
+        100.0 * in_latent,
+        100.0 * in_map
+    );
+    write(args, &title, &made, &labels, &means, &chosen)?;
+    if args.json {
+        let result = serde_json::json!({
+            "points": points,
+            "latent": session.model.latent,
+            "neighbours": voters,
+            "accuracy_latent": in_latent,
+            "accuracy_map": in_map,
+            "kl_divergence": made.divergence,
+            "perplexity": perplexity,
+            "iterations": iterations,
+            "seconds": seconds,
+        });
+        print(&result.to_string())?;
+    } else {
+        print(&format!(
+            "{points} of {}: {voters} nearest neighbours give the label of {:.2} % in latent space, of {:.2} % in the map\n\
+             KL divergence {:.3} nats, {seconds:.1} s, written to {}",
+            split.name,
+            100.0 * in_latent,
+            100.0 * in_map,
+            made.divergence,
+            args.out.display()
+        ))?;
+    }
+    Ok(None)
+}
+
+/// The latents' means of the chosen images.
+fn encoded(session: &Session, split: &Split, chosen: &[usize]) -> Result<Vec<f32>> {
+    let encoder = Encoder::new(session, BATCH.min(chosen.len()))?;
+    let progress = bar(chosen.len(), "images");
+    let mut means = Vec::with_capacity(chosen.len() * session.model.latent);
+    for rows in chosen.chunks(BATCH) {
+        means.extend(encoder.encode(split, rows, Key::new(0))?.means);
+        progress.inc(rows.len() as u64);
+    }
+    progress.finish_and_clear();
+    Ok(means)
+}
+
+fn write(args: &Args, title: &str, made: &Map, labels: &[u8], means: &[f32], chosen: &[usize]) -> Result<()> {
+    let n = labels.len();
+    let points: Vec<(f64, f64)> =
+        made.coordinates.chunks_exact(2).map(|p| (f64::from(p[0]), f64::from(p[1]))).collect();
+    let names = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let png = scatter(&Frame::new(title, "", "").square(), &points, labels, &names)?;
+    let out = |name: &str| args.out.join(name);
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    fs::write(out("map.png"), png).with_context(|| format!("cannot write {}", out("map.png").display()))?;
+    npy::write(&out("map.npy"), &[n, 2], &made.coordinates)?;
+    npy::write(&out("means.npy"), &[n, means.len() / n], means)?;
+    npy::write(&out("labels.npy"), &[n], labels)?;
+    let indices: Vec<i32> = chosen.iter().map(|i| *i as i32).collect();
+    npy::write(&out("indices.npy"), &[n], &indices)?;
+    Ok(())
+}

@@ -1,0 +1,549 @@
+//! The options of training: where they come from, and every default beside its reason.
+//!
+//! A value is taken from the command line, else from the environment (`VNCA_STEPS` and so on), else from the TOML file
+//! of `--config` (the same names as the flags), else from the preset, else from the defaults. A name that is unknown is an error.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::ir::RepeatOptions;
+use crate::engine::runtime::Device;
+use crate::engine::shape::Precision;
+use crate::model::loss::{Loss, ManySamples};
+use crate::model::{Kind, Model};
+use crate::nn::optimiser::{CellRule, ClipOrder, ClipScope, Fall, Optimiser};
+use crate::train::pool::{PoolSpec, Shuffle};
+use crate::train::step::StepSpec;
+
+/// Runs that have a name: their options as TOML.
+const PRESETS: [(&str, &str); 6] = [
+    ("report-baseline", include_str!("presets/report-baseline.toml")),
+    ("report-doubling", include_str!("presets/report-doubling.toml")),
+    ("report-nondoubling", include_str!("presets/report-nondoubling.toml")),
+    ("demo-baseline", include_str!("presets/demo-baseline.toml")),
+    ("demo-doubling", include_str!("presets/demo-doubling.toml")),
+    ("demo-nondoubling", include_str!("presets/demo-nondoubling.toml")),
+];
+
+/// Names of all presets.
+pub fn preset_names() -> impl Iterator<Item = &'static str> {
+    PRESETS.iter().map(|(name, _)| *name)
+}
+
+/// The options as given: `None` where nothing was said.
+#[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TrainOptions {
+    /// A run with a name: the report's, or a demonstration that learns in two minutes; other options win over it
+    #[arg(long, env = "VNCA_PRESET", value_parser = clap::builder::PossibleValuesParser::new(preset_names()))]
+    pub preset: Option<String>,
+    /// Model: baseline, doubling or nondoubling [default: baseline]
+    #[arg(long, env = "VNCA_MODEL", value_parser = ["baseline", "doubling", "nondoubling"])]
+    pub model: Option<String>,
+    /// Images: a file, a folder with the usual names, or `glyphs`, the embedded digits [default: glyphs]
+    #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
+    pub data: Option<String>,
+    /// Run folder [default: the first free one of runs/MODEL-1, runs/MODEL-2, ...]
+    #[arg(long, env = "VNCA_OUT", value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Gradient steps in all [default: 100000]
+    #[arg(long, env = "VNCA_STEPS", value_name = "N")]
+    pub steps: Option<usize>,
+    /// Images a step, over all replicas [default: 32; 128 for nondoubling]
+    #[arg(long, env = "VNCA_BATCH_SIZE", value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Devices that share each batch; on the CPU virtual ones [default: 1]
+    #[arg(long, env = "VNCA_REPLICAS", value_name = "R")]
+    pub replicas: Option<usize>,
+    /// Gradient steps that share one shuffling of keys and images, and a device call at most [default: 125]
+    #[arg(long, env = "VNCA_CHUNK", value_name = "N")]
+    pub chunk: Option<usize>,
+    /// Latent size [default: 256; 128 for nondoubling]
+    #[arg(long, env = "VNCA_LATENT", value_name = "Z")]
+    pub latent: Option<usize>,
+    /// Steps of the automaton: after each doubling, or in evaluation (nondoubling) [default: 8; 36 for nondoubling]
+    #[arg(long, env = "VNCA_NCA_STEPS", value_name = "N")]
+    pub nca_steps: Option<usize>,
+    /// Least number of steps in training, drawn anew each gradient step (nondoubling) [default: 32]
+    #[arg(long, env = "VNCA_NCA_STEPS_MIN", value_name = "N")]
+    pub nca_steps_min: Option<usize>,
+    /// The number that the draw stays below (nondoubling) [default: 64]
+    #[arg(long, env = "VNCA_NCA_STEPS_MAX", value_name = "N")]
+    pub nca_steps_max: Option<usize>,
+    /// Doublings of the doubling model, from a grid so much smaller [default: 5, from one cell]
+    #[arg(long, env = "VNCA_DOUBLINGS", value_name = "K")]
+    pub doublings: Option<usize>,
+    /// Chance that a cell takes part in a step of the automaton [default: 1]
+    #[arg(long, env = "VNCA_UPDATE_PROB", value_name = "P", allow_negative_numbers = true)]
+    pub update_prob: Option<f64>,
+    /// Side of the square in the middle of the grid that starts as the latent, the rest as zeros (nondoubling) [default:
+    /// 32, the whole grid]
+    #[arg(long, env = "VNCA_START_SIDE", value_name = "N")]
+    pub start_side: Option<usize>,
+    /// Entries of the pool, over all replicas (nondoubling) [default: 1024]
+    #[arg(long, env = "VNCA_POOL_SIZE", value_name = "N")]
+    pub pool_size: Option<usize>,
+    /// How the pool's entries change places after a step (nondoubling) [default: exchange]
+    #[arg(long, env = "VNCA_POOL_SHUFFLE", value_enum)]
+    pub pool_shuffle: Option<Shuffle>,
+    /// Share of each batch whose grids are damaged: of those from the pool (nondoubling, up to 0.5), or at a random
+    /// doubling (doubling) [default: 0.25 for nondoubling, else 0]
+    #[arg(long, env = "VNCA_DAMAGE", value_name = "FRACTION", allow_negative_numbers = true)]
+    pub damage: Option<f64>,
+    /// What the gradient saves of the automaton's steps: 0 all that it needs, 1 each step's grid, k each k-th step's,
+    /// and makes the rest again: less memory, more time [default: 0]
+    #[arg(long, env = "VNCA_REMAT", value_name = "k")]
+    pub remat: Option<usize>,
+    /// Element type in which it is saved: bf16 halves the memory [default: that of --precision]
+    #[arg(long, env = "VNCA_SAVE_AS", value_enum)]
+    pub save_as: Option<Precision>,
+    /// Element type in which matrix products and convolutions take their operands; parameters, sums, optimiser and loss
+    /// are f32 in any case. A CPU without bf16 computes in f32 [default: f32]
+    #[arg(long, env = "VNCA_PRECISION", value_enum)]
+    pub precision: Option<Precision>,
+    /// How the weights of the automaton's cell are updated; all else is Adam's [default: adam]
+    #[arg(long, env = "VNCA_CELL_OPTIMISER", value_enum)]
+    pub cell_optimiser: Option<CellRule>,
+    /// Learning rate [default: 0.0001]
+    #[arg(long, env = "VNCA_LEARNING_RATE", value_name = "X", allow_negative_numbers = true)]
+    pub learning_rate: Option<f64>,
+    /// Steps in which the learning rate rises evenly to its full height [default: 0]
+    #[arg(long, env = "VNCA_WARMUP", value_name = "N")]
+    pub warmup: Option<usize>,
+    /// Share of the learning rate that is left at the last of `--steps`, after an even fall [default: 1, no fall]
+    #[arg(long, env = "VNCA_END_FACTOR", value_name = "X", allow_negative_numbers = true)]
+    pub end_factor: Option<f64>,
+    /// Limit of the norm that is clipped [default: 10]
+    #[arg(long, env = "VNCA_CLIP_NORM", value_name = "X", allow_negative_numbers = true)]
+    pub clip_norm: Option<f64>,
+    /// Clip the gradient before Adam, or the update after it as the report's code does [default: before]
+    #[arg(long, env = "VNCA_CLIP_ORDER", value_enum)]
+    pub clip_order: Option<ClipOrder>,
+    /// Whose norm is clipped: that of all parameters together, or each one's own [default: all]
+    #[arg(long, env = "VNCA_CLIP_SCOPE", value_enum)]
+    pub clip_scope: Option<ClipScope>,
+    /// Latent samples an image in training; more than one train on the importance-weighted bound [default: 1]
+    #[arg(long, env = "VNCA_TRAIN_SAMPLES", value_name = "M")]
+    pub train_samples: Option<usize>,
+    /// What is trained on with more than one sample [default: importance]
+    #[arg(long, env = "VNCA_MANY_SAMPLES", value_enum)]
+    pub many_samples: Option<ManySamples>,
+    /// Weight of the loss's KL part [default: 1]
+    #[arg(long, env = "VNCA_BETA", value_name = "X", allow_negative_numbers = true)]
+    pub beta: Option<f64>,
+    /// Seed of the initial values [default: 0]
+    #[arg(long, env = "VNCA_SEED_MODEL", value_name = "N")]
+    pub seed_model: Option<u64>,
+    /// Seed of the order of images and of the latents' noise [default: 1]
+    #[arg(long, env = "VNCA_SEED_DATA", value_name = "N")]
+    pub seed_data: Option<u64>,
+    /// Seed of the test IWELBO's latents [default: 2]
+    #[arg(long, env = "VNCA_SEED_TEST", value_name = "N")]
+    pub seed_test: Option<u64>,
+    /// Seed of the pictures' latents [default: 3]
+    #[arg(long, env = "VNCA_SEED_LOGGING", value_name = "N")]
+    pub seed_logging: Option<u64>,
+    /// Steps between test IWELBOs and pictures; 0: never [default: 1000, or 0 if there are no test images]
+    #[arg(long, env = "VNCA_EVAL_EVERY", value_name = "N")]
+    pub eval_every: Option<usize>,
+    /// Latent samples of each test IWELBO [default: 16]
+    #[arg(long, env = "VNCA_EVAL_SAMPLES", value_name = "K")]
+    pub eval_samples: Option<usize>,
+    /// Test images of each test IWELBO, evenly spaced [default: 512]
+    #[arg(long, env = "VNCA_EVAL_IMAGES", value_name = "N")]
+    pub eval_images: Option<usize>,
+    /// Steps between checkpoints; 0: never, not even at the end [default: 1000]
+    #[arg(long, env = "VNCA_CHECKPOINT_EVERY", value_name = "N")]
+    pub checkpoint_every: Option<usize>,
+    /// Checkpoints that are kept besides the best one [default: 3]
+    #[arg(long, env = "VNCA_KEEP", value_name = "N")]
+    pub keep: Option<usize>,
+    /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas [default: cpu]
+    #[arg(long, env = "VNCA_DEVICE")]
+    pub device: Option<String>,
+}
+
+impl TrainOptions {
+    /// What was said here, and where nothing was, what `lower` says.
+    ///
+    /// # Errors
+    /// When a value cannot be written as JSON, such as a path that is no text.
+    pub fn over(&self, lower: &TrainOptions) -> Result<TrainOptions> {
+        let (mut own, lower) = (serde_json::to_value(self)?, serde_json::to_value(lower)?);
+        if let (Some(own), Some(lower)) = (own.as_object_mut(), lower.as_object()) {
+            for (name, value) in own.iter_mut().filter(|(_, value)| value.is_null()) {
+                *value = lower.get(name).cloned().unwrap_or_default();
+            }
+        }
+        Ok(serde_json::from_value(own)?)
+    }
+
+    /// The options of a TOML file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no TOML, or has a key that is no option; the error names file and line.
+    pub fn from_toml(path: &Path) -> Result<TrainOptions> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("{} is no configuration", path.display()))
+    }
+}
+
+impl TrainOptions {
+    /// The options of the preset that is named, if one is.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn from_preset(&self) -> Result<TrainOptions> {
+        let Some(name) = &self.preset else { return Ok(TrainOptions::default()) };
+        let found = PRESETS.iter().find(|(known, _)| known == name);
+        let names = || preset_names().collect::<Vec<_>>().join(", ");
+        let (_, text) = found.ok_or_else(|| anyhow!("no preset {name:?}: there are {}", names()))?;
+        toml::from_str(text).with_context(|| format!("preset {name}"))
+    }
+}
+
+/// The options as they hold: written to `config.json` in the run's folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    pub model: Model,
+    pub data: String,
+    pub steps: usize,
+    pub batch_size: usize,
+    pub replicas: usize,
+    pub chunk: usize,
+    pub loss: Loss,
+    pub memory: RepeatOptions,
+    pub damage: f64,
+    pub pool: Option<PoolSpec>,
+    pub optimiser: Optimiser,
+    pub seed_model: u64,
+    pub seed_data: u64,
+    pub seed_test: u64,
+    pub seed_logging: u64,
+    /// `None`: as the test images allow.
+    pub eval_every: Option<usize>,
+    pub eval_samples: usize,
+    pub eval_images: usize,
+    pub checkpoint_every: usize,
+    pub keep: usize,
+    pub device: String,
+}
+
+impl TrainConfig {
+    /// Fills in the defaults.
+    ///
+    /// # Errors
+    /// A value out of its range; the error names the flag.
+    pub fn resolve(options: &TrainOptions) -> Result<TrainConfig> {
+        let kind: Kind = options.model.as_deref().unwrap_or("baseline").parse()?;
+        let mut model = Model::new(kind, options.latent).context("--latent")?;
+        model.nca_steps = options.nca_steps.unwrap_or(model.nca_steps);
+        model.doublings = options.doublings.unwrap_or(model.doublings);
+        model.update_prob = options.update_prob.unwrap_or(model.update_prob);
+        model.start_side = options.start_side.unwrap_or(model.start_side);
+        model.precision = options.precision.unwrap_or_default();
+        model.check()?;
+        let pool = Self::pool(kind, options)?;
+        // The report's run.
+        let steps = options.steps.unwrap_or(100_000);
+        let config = TrainConfig {
+            model,
+            data: options.data.clone().unwrap_or_else(|| "glyphs".into()),
+            steps,
+            // The report's batches.
+            batch_size: options.batch_size.unwrap_or(if kind == Kind::NonDoubling { 128 } else { 32 }),
+            replicas: options.replicas.unwrap_or(1),
+            // The report's number of steps a device call.
+            chunk: options.chunk.unwrap_or(125),
+            loss: Loss {
+                beta: options.beta.unwrap_or(Loss::ELBO.beta),
+                samples: options.train_samples.unwrap_or(Loss::ELBO.samples),
+                many: options.many_samples.unwrap_or(Loss::ELBO.many),
+            },
+            memory: RepeatOptions {
+                remat: options.remat.unwrap_or(0),
+                ..RepeatOptions::of(options.save_as.unwrap_or(model.precision))
+            },
+            // The report damages half of the grids that come from the pool.
+            damage: options.damage.unwrap_or(if pool.is_some() { 0.25 } else { 0.0 }),
+            pool,
+            optimiser: Optimiser {
+                learning_rate: options.learning_rate.unwrap_or(Optimiser::REPORT.learning_rate),
+                clip_norm: options.clip_norm.unwrap_or(Optimiser::REPORT.clip_norm),
+                clip_order: options.clip_order.unwrap_or(Optimiser::REPORT.clip_order),
+                clip_scope: options.clip_scope.unwrap_or(Optimiser::REPORT.clip_scope),
+                cell: options.cell_optimiser.unwrap_or(Optimiser::REPORT.cell),
+                warmup: options.warmup.unwrap_or(Optimiser::REPORT.warmup),
+                fall: options.end_factor.filter(|f| *f != 1.0).map(|end_factor| Fall { end_factor, steps }),
+                ..Optimiser::REPORT
+            },
+            // The seeds of the report's code.
+            seed_model: options.seed_model.unwrap_or(0),
+            seed_data: options.seed_data.unwrap_or(1),
+            seed_test: options.seed_test.unwrap_or(2),
+            seed_logging: options.seed_logging.unwrap_or(3),
+            eval_every: options.eval_every,
+            // Enough to see where a run goes, at the cost of some ten steps.
+            eval_samples: options.eval_samples.unwrap_or(16),
+            eval_images: options.eval_images.unwrap_or(512),
+            checkpoint_every: options.checkpoint_every.unwrap_or(1000),
+            keep: options.keep.unwrap_or(3),
+            device: options.device.clone().unwrap_or_else(|| "cpu".into()),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The pool's options, which only the non-doubling model has.
+    fn pool(kind: Kind, options: &TrainOptions) -> Result<Option<PoolSpec>> {
+        let report = PoolSpec::REPORT;
+        if kind == Kind::NonDoubling {
+            return Ok(Some(PoolSpec {
+                size: options.pool_size.unwrap_or(report.size),
+                shuffle: options.pool_shuffle.unwrap_or(report.shuffle),
+                steps_min: options.nca_steps_min.unwrap_or(report.steps_min),
+                steps_max: options.nca_steps_max.unwrap_or(report.steps_max),
+            }));
+        }
+        for (flag, given) in [
+            ("--pool-size", options.pool_size.is_some()),
+            ("--pool-shuffle", options.pool_shuffle.is_some()),
+            ("--nca-steps-min", options.nca_steps_min.is_some()),
+            ("--nca-steps-max", options.nca_steps_max.is_some()),
+        ] {
+            ensure!(!given, "{flag} is of the nondoubling model, not of the {kind}");
+        }
+        Ok(None)
+    }
+
+    fn check(&self) -> Result<()> {
+        let positive = |flag: &str, value: f64| {
+            ensure!(value.is_finite() && value > 0.0, "{flag} is {value}: it must be a positive number");
+            Ok(())
+        };
+        positive("--learning-rate", self.optimiser.learning_rate)?;
+        positive("--clip-norm", self.optimiser.clip_norm)?;
+        let end_factor = self.optimiser.end_factor();
+        ensure!((0.0..=1.0).contains(&end_factor), "--end-factor is {end_factor}: it must be from 0 to 1");
+        ensure!(
+            self.optimiser.clip_scope == ClipScope::All || self.optimiser.clip_order == ClipOrder::Before,
+            "--clip-scope each clips gradients: it does not go with --clip-order after"
+        );
+        ensure!(
+            self.loss.beta.is_finite() && self.loss.beta >= 0.0,
+            "--beta is {}: it must not be negative",
+            self.loss.beta
+        );
+        for (flag, value) in [
+            ("--steps", self.steps),
+            ("--eval-samples", self.eval_samples),
+            ("--eval-images", self.eval_images),
+            ("--keep", self.keep),
+            ("--chunk", self.chunk),
+            ("--replicas", self.replicas),
+            ("--batch-size", self.batch_size),
+            ("--train-samples", self.loss.samples),
+        ] {
+            ensure!(value > 0, "{flag} is 0: it must be at least 1");
+            ensure!(value <= i32::MAX as usize, "{flag} is {value}: that is too many");
+        }
+        self.device()?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// When the device's name is unknown.
+    pub fn device(&self) -> Result<Device> {
+        self.device.parse().context("--device")
+    }
+
+    /// What the train program depends on, for a training set of so many images.
+    ///
+    /// # Errors
+    /// When the sizes do not fit each other.
+    pub fn step_spec(&self, images: usize) -> Result<StepSpec> {
+        let spec = StepSpec {
+            model: self.model,
+            optimiser: self.optimiser,
+            loss: self.loss,
+            memory: self.memory,
+            damage: self.damage,
+            pool: self.pool,
+            replicas: self.replicas,
+            batch: self.batch_size,
+            chunk: self.chunk,
+            images,
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Reads the configuration of a run.
+    ///
+    /// # Errors
+    /// When the folder holds none; the error names the file.
+    pub fn of_run(run: &Path) -> Result<TrainConfig> {
+        let path = run.join("config.json");
+        let text = std::fs::read(&path).with_context(|| {
+            format!("{} is no run's folder: cannot read {}", run.display(), path.display())
+        })?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is no run's configuration", path.display()))
+    }
+
+    /// The configuration of a resumed run: the saved one, with the new values of what may change.
+    ///
+    /// # Errors
+    /// When an option was given another value that would make it another run; the error names it.
+    pub fn resumed(saved: &TrainConfig, options: &TrainOptions) -> Result<TrainConfig> {
+        let config = TrainConfig::resolve(&options.over(&saved.as_options())?)?;
+        let same = |flag: &str, equal: bool| match equal {
+            true => Ok(()),
+            false => Err(anyhow!(
+                "{flag} differs from the run that is resumed: leave it out, or start another run"
+            )),
+        };
+        same("--model", config.model.kind == saved.model.kind)?;
+        same(
+            "--latent, --nca-steps, --doublings, --update-prob, --start-side or --precision",
+            config.model == saved.model,
+        )?;
+        same("--batch-size", config.batch_size == saved.batch_size)?;
+        same("--chunk", config.chunk == saved.chunk)?;
+        same("--beta, --train-samples or --many-samples", config.loss == saved.loss)?;
+        same("--damage", config.damage == saved.damage)?;
+        let alike = |pool: Option<PoolSpec>| pool.map(|p| PoolSpec { shuffle: p.shuffle.result(), ..p });
+        same(
+            "--pool-size, --pool-shuffle, --nca-steps-min or --nca-steps-max",
+            alike(config.pool) == alike(saved.pool),
+        )?;
+        // The learning rate falls to the end of `--steps`, which may be another now.
+        let fall = saved.optimiser.fall.map(|fall| Fall { steps: config.steps, ..fall });
+        same(
+            "--learning-rate, --warmup, --end-factor, --cell-optimiser, --clip-norm, --clip-order or --clip-scope",
+            config.optimiser == Optimiser { fall, ..saved.optimiser },
+        )?;
+        same("--seed-model", config.seed_model == saved.seed_model)?;
+        same("--seed-data", config.seed_data == saved.seed_data)?;
+        Ok(config)
+    }
+
+    fn as_options(&self) -> TrainOptions {
+        TrainOptions {
+            preset: None,
+            model: Some(self.model.kind.to_string()),
+            data: Some(self.data.clone()),
+            out: None,
+            steps: Some(self.steps),
+            batch_size: Some(self.batch_size),
+            replicas: Some(self.replicas),
+            chunk: Some(self.chunk),
+            latent: Some(self.model.latent),
+            nca_steps: Some(self.model.nca_steps),
+            nca_steps_min: self.pool.map(|p| p.steps_min),
+            nca_steps_max: self.pool.map(|p| p.steps_max),
+            doublings: Some(self.model.doublings),
+            update_prob: Some(self.model.update_prob),
+            start_side: Some(self.model.start_side),
+            pool_size: self.pool.map(|p| p.size),
+            pool_shuffle: self.pool.map(|p| p.shuffle),
+            damage: Some(self.damage),
+            remat: Some(self.memory.remat),
+            save_as: Some(if self.memory.save_as.is_some() { Precision::Bf16 } else { Precision::F32 }),
+            precision: Some(self.model.precision),
+            train_samples: Some(self.loss.samples),
+            many_samples: Some(self.loss.many),
+            learning_rate: Some(self.optimiser.learning_rate),
+            clip_norm: Some(self.optimiser.clip_norm),
+            clip_order: Some(self.optimiser.clip_order),
+            clip_scope: Some(self.optimiser.clip_scope),
+            cell_optimiser: Some(self.optimiser.cell),
+            warmup: Some(self.optimiser.warmup),
+            end_factor: Some(self.optimiser.end_factor()),
+            beta: Some(self.loss.beta),
+            seed_model: Some(self.seed_model),
+            seed_data: Some(self.seed_data),
+            seed_test: Some(self.seed_test),
+            seed_logging: Some(self.seed_logging),
+            eval_every: self.eval_every,
+            eval_samples: Some(self.eval_samples),
+            eval_images: Some(self.eval_images),
+            checkpoint_every: Some(self.checkpoint_every),
+            keep: Some(self.keep),
+            device: Some(self.device.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::shape::DType;
+
+    #[test]
+    fn what_is_said_wins_over_what_stands_below() {
+        let flags = TrainOptions { steps: Some(5), ..TrainOptions::default() };
+        let file: TrainOptions =
+            toml::from_str("steps = 7\nbatch-size = 64\nclip-order = \"after\"").unwrap();
+        let merged = TrainConfig::resolve(&flags.over(&file).unwrap()).unwrap();
+        assert_eq!((merged.steps, merged.batch_size), (5, 64));
+        assert_eq!(merged.optimiser.clip_order, ClipOrder::After);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_lists_the_known() {
+        let error = toml::from_str::<TrainOptions>("stepz = 7").unwrap_err().to_string();
+        assert!(error.contains("stepz") && error.contains("`steps`"), "{error}");
+    }
+
+    #[test]
+    fn a_resumed_run_may_be_longer_and_nothing_else() {
+        let saved = TrainConfig::resolve(&TrainOptions::default()).unwrap();
+        let longer = TrainOptions { steps: Some(7), ..TrainOptions::default() };
+        assert_eq!(TrainConfig::resumed(&saved, &longer).unwrap(), TrainConfig { steps: 7, ..saved.clone() });
+        let other = TrainOptions { batch_size: Some(64), ..TrainOptions::default() };
+        let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
+        assert!(error.contains("--batch-size"), "{error}");
+        let other = TrainOptions { precision: Some(Precision::Bf16), ..TrainOptions::default() };
+        let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
+        assert!(error.contains("--precision"), "{error}");
+        // A learning rate that falls, falls to the new end.
+        let falling = TrainOptions { end_factor: Some(0.1), ..TrainOptions::default() };
+        let saved = TrainConfig::resolve(&falling).unwrap();
+        let fall = Some(Fall { end_factor: 0.1, steps: 7 });
+        assert_eq!(TrainConfig::resumed(&saved, &longer).unwrap().optimiser.fall, fall);
+        let other = TrainOptions { end_factor: Some(0.2), ..TrainOptions::default() };
+        let error = TrainConfig::resumed(&saved, &other).unwrap_err().to_string();
+        assert!(error.contains("--end-factor"), "{error}");
+    }
+
+    #[test]
+    fn what_gradients_save_follows_the_precision() {
+        let saved = |text: &str| {
+            let options: TrainOptions = toml::from_str(text).unwrap();
+            TrainConfig::resolve(&options).unwrap().memory.save_as
+        };
+        assert_eq!(saved("precision = \"bf16\""), Some(DType::Bf16));
+        assert_eq!(saved("precision = \"bf16\"\nsave-as = \"f32\""), None);
+        assert_eq!(saved(""), None);
+    }
+
+    #[test]
+    fn presets_are_whole_configurations() {
+        for name in preset_names() {
+            let named = TrainOptions { preset: Some(name.into()), ..TrainOptions::default() };
+            let config = TrainConfig::resolve(&named.over(&named.from_preset().unwrap()).unwrap()).unwrap();
+            config.step_spec(50_000).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            assert!(name.ends_with(config.model.kind.name()), "{name}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_flag() {
+        let options = TrainOptions { learning_rate: Some(-1.0), ..TrainOptions::default() };
+        let error = TrainConfig::resolve(&options).unwrap_err().to_string();
+        assert!(error.contains("--learning-rate"), "{error}");
+    }
+}

@@ -1,0 +1,211 @@
+//! The command line: parse, run, print the error, give the exit code.
+
+pub mod commands;
+pub mod config;
+pub mod error;
+pub mod pages;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::engine::quiet;
+use commands::{
+    Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents,
+    planes, probe, reconstruct, recover, run_exported, sample, train, tsne,
+};
+#[cfg(feature = "xla")]
+use commands::{compile, export};
+use error::{Exit, exit_of};
+
+/// Train, evaluate and study Variational Neural Cellular Automata on XLA devices.
+#[derive(Debug, Parser)]
+#[command(name = "vnca", version, after_help = after_help(), propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Show the XLA library's own messages too
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Take programs from a folder that `vnca export` wrote instead of making them
+    #[arg(long, global = true, value_name = "DIR", env = "VNCA_PROGRAMS")]
+    programs: Option<std::path::PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model: a run folder with metrics, pictures and checkpoints
+    Train(Box<train::Args>),
+    /// Measure the IWELBO of a trained model over a test set
+    Eval(eval::Args),
+    /// Find the labels of binarized images from their grey originals
+    ///
+    /// Each image gets the label of the original that it is likeliest to have been drawn from: the one that maximises
+    /// the sum over pixels of log Bernoulli(pixel; grey / 255).
+    ///
+    /// Into the folder --out go labels.npy (u8), indices.npy (i32: which original) and margins.npy (f32: by how many
+    /// nats it is likelier than the next best; infinite where no other original is possible).
+    Label(label::Args),
+    /// Write the latents of images, and the cells that grow from them, as arrays
+    ///
+    /// Arrays of n images, float32: means, logvars and samples of the latents' distribution, (n, Z) each; with --states
+    /// the cells' final states, (n, 32, 32, Z): the vector of each cell by row and column, channel 0 the pixel's logit.
+    /// Labels (n,), uint8, where they are known. Arrays are written as they come, so that they may exceed the memory.
+    Latents(latents::Args),
+    /// Draw a t-SNE map of latents, and measure how cleanly it separates the classes
+    ///
+    /// The accuracies are the share of points whose label is that of most of their nearest neighbours, among the latents'
+    /// means and in the map. A seed gives one map, bit for bit.
+    Tsne(tsne::Args),
+    /// Learn to tell an image's label from each single cell: a linear probe
+    ///
+    /// A softmax regression on every cell's final state, (32 x 32 cells of Z numbers) an image, trained on 80 % of the
+    /// images and tested on the others. Into --out go probe.npz (weight (10, Z) and bias (10,)), positions.npy and
+    /// positions.png (accuracy at each place of the grid) and prior.png: channel 0 of samples of the prior, the class
+    /// told from each cell, and its softmax value.
+    Probe(probe::Args),
+    /// Show samples of the prior
+    Sample(sample::Args),
+    /// Show images above their reconstructions
+    Reconstruct(reconstruct::Args),
+    /// Show what lies between two samples or two images
+    Interpolate(interpolate::Args),
+    /// Show how samples grow, as a grid and an animation
+    Grow(grow::Args),
+    /// Damage grown pictures and show and measure their recovery
+    Recover(recover::Args),
+    /// Show channels of grown cells as stacked planes
+    Planes(planes::Args),
+    /// Make the report's figures and table of results from runs, as files and as one page, report.html
+    Figures(figures::Args),
+    /// Write weights to a file of another kind: .npz, .safetensors, Equinox's .eqx
+    Convert(convert::Args),
+    /// List the parameters of a model or a checkpoint
+    Inspect(inspect::Args),
+    /// Fetch or verify data sets
+    Data(data::Args),
+    /// Write a model's programs to files
+    #[cfg(feature = "xla")]
+    Export(export::Args),
+    /// Run an exported program by itself
+    RunExported(run_exported::Args),
+    /// Compile for TPUs without one: memory, work and time of each program
+    #[cfg(feature = "xla")]
+    Compile(compile::Args),
+    /// Check that a device computes what it should and refuses what it should
+    ///
+    /// Every operation, loops and their gradients, draws, collectives over 1, 2, 4 and 8 devices as far as there are so many,
+    /// transfers, donation, wrong arguments. What must come out was worked out without any device.
+    Conformance(conformance::Args),
+    /// Check the library, the devices and the memory
+    ///
+    /// The device that is named has to work; what others lack is told, and is no failure.
+    Doctor(doctor::Args),
+}
+
+impl Command {
+    /// Whether it may compute for longer than starting the process twice takes.
+    fn is_long(&self) -> bool {
+        use Command::{Eval, Figures, Latents, Probe, Train};
+        matches!(self, Train(_) | Eval(_) | Figures(_) | Latents(_) | Probe(_))
+    }
+
+    /// Whether it runs programs that could come from elsewhere.
+    fn takes_programs(&self) -> bool {
+        use Command::{Convert, Data, Doctor, Inspect, RunExported};
+        let own = matches!(self, Convert(_) | Data(_) | Doctor(_) | Inspect(_) | RunExported(_));
+        #[cfg(feature = "xla")]
+        let own = own || matches!(self, Command::Export(_) | Command::Compile(_));
+        !own
+    }
+
+    fn run(self) -> Outcome {
+        match self {
+            Command::Train(args) => train::run(*args),
+            Command::Eval(args) => eval::run(&args),
+            Command::Label(args) => label::run(&args),
+            Command::Latents(args) => latents::run(&args),
+            Command::Tsne(args) => tsne::run(&args),
+            Command::Probe(args) => probe::run(&args),
+            Command::Sample(args) => sample::run(&args),
+            Command::Reconstruct(args) => reconstruct::run(&args),
+            Command::Interpolate(args) => interpolate::run(&args),
+            Command::Grow(args) => grow::run(&args),
+            Command::Recover(args) => recover::run(&args),
+            Command::Planes(args) => planes::run(&args),
+            Command::Figures(args) => figures::run(&args),
+            Command::Convert(args) => convert::run(&args),
+            Command::Inspect(args) => inspect::run(&args),
+            Command::Data(args) => data::run(&args),
+            #[cfg(feature = "xla")]
+            Command::Export(args) => export::run(&args),
+            Command::RunExported(args) => run_exported::run(&args),
+            #[cfg(feature = "xla")]
+            Command::Compile(args) => compile::run(&args),
+            Command::Conformance(args) => conformance::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
+        }
+    }
+}
+
+/// Runs a command line inside the process: for a verb that is made of others.
+///
+/// # Errors
+/// When it is no command line, or as of its verb.
+pub fn run(words: &[String]) -> Outcome {
+    let name = std::iter::once("vnca");
+    Cli::try_parse_from(name.chain(words.iter().map(String::as_str)))?.command.run()
+}
+
+fn after_help() -> String {
+    let codes: Vec<String> =
+        Exit::ALL.iter().map(|(exit, meaning)| format!("  {:>3}  {meaning}", *exit as i32)).collect();
+    format!("Exit codes:\n    0  success\n{}", codes.join("\n"))
+}
+
+/// The verbs and what they do, as a table for the README.
+pub fn verbs_table() -> String {
+    let mut rows = vec!["| verb | what it does |".to_string(), "| --- | --- |".to_string()];
+    for verb in Cli::command().get_subcommands() {
+        let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+        rows.push(format!("| `vnca {}` | {about} |", verb.get_name()));
+    }
+    rows.join("\n")
+}
+
+/// The command line, if none of its options would do nothing. (The environment's may be meant for other verbs.)
+fn checked(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    let cli = Cli::from_arg_matches(matches)?;
+    let is_given = matches.value_source("programs") == Some(ValueSource::CommandLine);
+    if is_given && !cli.command.takes_programs() {
+        let verb = matches.subcommand_name().unwrap_or_default();
+        let message = format!("{verb} runs no program that --programs could replace; leave it out");
+        return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
+    }
+    Ok(cli)
+}
+
+/// Runs the process's command line.
+pub fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = checked(&matches).unwrap_or_else(|error| error.exit());
+    if cli.command.is_long() {
+        pages::ask_for_huge_ones();
+    }
+    quiet::init(cli.verbose);
+    if let Some(folder) = &cli.programs {
+        crate::engine::compile::use_exported(folder);
+    }
+    match cli.command.run() {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(exit)) => ExitCode::from(exit as u8),
+        Err(error) => {
+            let red = if std::io::stderr().is_terminal() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
+            eprintln!("{}error{}: {error:#}", red.0, red.1);
+            ExitCode::from(exit_of(&error) as u8)
+        }
+    }
+}

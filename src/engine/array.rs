@@ -1,0 +1,170 @@
+//! Arrays in host memory: what goes to a device and what comes back.
+
+use anyhow::{Result, ensure};
+
+use crate::engine::shape::{DType, Shape};
+
+/// A Rust type whose memory is an array element's.
+pub trait Element: bytemuck::NoUninit + bytemuck::AnyBitPattern {
+    const DTYPE: DType;
+}
+
+impl Element for u8 {
+    const DTYPE: DType = DType::U8;
+}
+impl Element for i32 {
+    const DTYPE: DType = DType::S32;
+}
+impl Element for u32 {
+    const DTYPE: DType = DType::U32;
+}
+impl Element for u64 {
+    const DTYPE: DType = DType::U64;
+}
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+/// A dense row-major array of any element type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    shape: Shape,
+    bytes: Vec<u8>,
+}
+
+impl Array {
+    /// Takes `data` in row-major order.
+    ///
+    /// # Panics
+    /// When the number of elements is not that of `dims`: a mistake in the program, not in its input.
+    pub fn new<T: Element>(dims: &[usize], data: &[T]) -> Array {
+        let shape = Shape::new(T::DTYPE, dims);
+        assert_eq!(shape.count(), data.len(), "{shape} made from {} elements", data.len());
+        Array { shape, bytes: bytemuck::cast_slice(data).to_vec() }
+    }
+
+    pub fn scalar<T: Element>(value: T) -> Array {
+        Array::new(&[], &[value])
+    }
+
+    pub fn zeros(shape: &Shape) -> Array {
+        Array { shape: shape.clone(), bytes: vec![0; shape.bytes()] }
+    }
+
+    /// A truth value.
+    pub fn truth(value: bool) -> Array {
+        Array { shape: Shape::new(DType::Pred, &[]), bytes: vec![u8::from(value)] }
+    }
+
+    /// Takes the memory of an array as it is.
+    ///
+    /// # Errors
+    /// When `bytes` has another length than `shape` needs.
+    pub fn from_bytes(shape: Shape, bytes: Vec<u8>) -> Result<Array> {
+        ensure!(shape.bytes() == bytes.len(), "{shape} needs {} bytes, got {}", shape.bytes(), bytes.len());
+        Ok(Array { shape, bytes })
+    }
+
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        &self.shape.dims
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The elements in row-major order.
+    ///
+    /// # Panics
+    /// When `T` is not the array's element type: a mistake in the program.
+    pub fn to_vec<T: Element>(&self) -> Vec<T> {
+        assert_eq!(T::DTYPE, self.shape.dtype, "elements of {} read as {}", self.shape, T::DTYPE);
+        bytemuck::pod_collect_to_vec(&self.bytes)
+    }
+
+    /// Reads the elements without a copy where the memory is aligned for them, as it is for what the allocator gives.
+    pub fn with<T: Element, R>(&self, f: impl FnOnce(&[T]) -> R) -> R {
+        assert_eq!(T::DTYPE, self.shape.dtype, "elements of {} read as {}", self.shape, T::DTYPE);
+        match bytemuck::try_cast_slice(&self.bytes) {
+            Ok(elements) => f(elements),
+            Err(_) => f(&self.to_vec::<T>()),
+        }
+    }
+
+    /// Reorders the dimensions: dimension `i` of the result is dimension `axes[i]` of `self`.
+    pub fn transpose(&self, axes: &[usize]) -> Array {
+        let dims = self.dims();
+        assert_eq!(axes.len(), dims.len(), "{} transposed by {axes:?}", self.shape);
+        let mut strides = vec![self.shape.dtype.size(); dims.len()];
+        for i in (1..dims.len()).rev() {
+            strides[i - 1] = strides[i] * dims[i];
+        }
+        let out: Vec<usize> = axes.iter().map(|&a| dims[a]).collect();
+        let steps: Vec<usize> = axes.iter().map(|&a| strides[a]).collect();
+        let moved = match self.shape.dtype.size() {
+            4 => gather::<4>(&self.bytes, &out, &steps),
+            8 => gather::<8>(&self.bytes, &out, &steps),
+            2 => gather::<2>(&self.bytes, &out, &steps),
+            _ => gather::<1>(&self.bytes, &out, &steps),
+        };
+        Array { shape: self.shape.with_dims(&out), bytes: moved }
+    }
+
+    /// The same elements under other sizes.
+    pub fn reshape(mut self, dims: &[usize]) -> Array {
+        let shape = self.shape.with_dims(dims);
+        assert_eq!(shape.count(), self.shape.count(), "{} reshaped to {shape}", self.shape);
+        self.shape = shape;
+        self
+    }
+}
+
+/// Copies elements of `SIZE` bytes in row-major order of `dims`, `steps` bytes apart along each dimension.
+fn gather<const SIZE: usize>(from: &[u8], dims: &[usize], steps: &[usize]) -> Vec<u8> {
+    let Some((&inner, outer)) = dims.split_last() else {
+        return from.to_vec();
+    };
+    let step = steps[outer.len()];
+    let count: usize = dims.iter().product();
+    let mut bytes = vec![0; count * SIZE];
+    let mut index = vec![0usize; outer.len()];
+    for row in bytes.chunks_exact_mut((inner * SIZE).max(1)) {
+        let mut at: usize = index.iter().zip(steps).map(|(i, s)| i * s).sum();
+        for element in row.chunks_exact_mut(SIZE) {
+            element.copy_from_slice(&from[at..at + SIZE]);
+            at += step;
+        }
+        for d in (0..outer.len()).rev() {
+            index[d] += 1;
+            if index[d] < outer[d] {
+                break;
+            }
+            index[d] = 0;
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transpose_moves_elements() {
+        let a = Array::new(&[2, 3], &[1i32, 2, 3, 4, 5, 6]);
+        let t = a.transpose(&[1, 0]);
+        assert_eq!(t.dims(), &[3, 2]);
+        assert_eq!(t.to_vec::<i32>(), [1, 4, 2, 5, 3, 6]);
+        assert_eq!(t.transpose(&[1, 0]), a);
+    }
+
+    #[test]
+    fn from_bytes_checks_the_length() {
+        let error = Array::from_bytes(Shape::f32(&[2]), vec![0; 7]).unwrap_err().to_string();
+        assert_eq!(error, "f32[2] needs 8 bytes, got 7");
+    }
+}

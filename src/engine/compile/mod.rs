@@ -1,0 +1,117 @@
+//! From a computation to a program that runs on the devices of a mesh: made here, or exported before.
+
+#[cfg(feature = "xla")]
+mod probe;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::engine::ir::Function;
+use crate::engine::program::{Program, Target};
+use crate::engine::runtime::{Executable, Mesh};
+use crate::engine::shape::Precision;
+
+/// Where exported programs lie, if they are to be used. Like the device, it is one choice for the whole process.
+static EXPORTED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes all programs of this process from a folder that `vnca export` wrote.
+pub fn use_exported(folder: &Path) {
+    // A second call in a process could only say the same.
+    let _ = EXPORTED.set(folder.to_path_buf());
+}
+
+/// Compiles a computation for a mesh: lowered in the forms that its compiler is fast at, or as it was exported.
+///
+/// # Errors
+/// When the compiler refuses it, or the exported program is missing or computes something else.
+pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
+    mesh.compile(match EXPORTED.get() {
+        Some(folder) => exported(folder, function, mesh.replicas())?,
+        None => made(function, target(mesh, function.precision), mesh.replicas())?,
+    })
+}
+
+/// The forms that a mesh's compiler is fast at. On a CPU the products are oneDNN's, if there is one that works, or else
+/// XLA's own in f32; stderr says a line where that is not the precision asked for.
+pub fn target(mesh: &Mesh, precision: Precision) -> Target {
+    match mesh.target() {
+        Target::Cpu => cpu_target(mesh, precision),
+        target => target,
+    }
+}
+
+fn cpu_target(mesh: &Mesh, precision: Precision) -> Target {
+    // A process uses one device.
+    static FOUND: [OnceLock<Target>; 2] = [const { OnceLock::new() }; 2];
+    *FOUND[precision as usize].get_or_init(|| match (one_dnn_products(mesh, precision), precision) {
+        (Ok(()), _) => Target::OneDnn,
+        (Err(why), Precision::F32) => {
+            log::info!("XLA's own products on this CPU: {why:#}");
+            Target::Cpu
+        }
+        (Err(why), Precision::Bf16) => {
+            eprintln!("no bf16 products on this CPU, computing in f32: {why:#}");
+            Target::Cpu
+        }
+    })
+}
+
+/// Whether oneDNN makes products of such operands on a CPU device; tried out by a small program.
+///
+/// # Errors
+/// Why it does not.
+#[cfg(feature = "xla")]
+pub fn one_dnn_products(mesh: &Mesh, precision: Precision) -> Result<()> {
+    probe::one_dnn(mesh, precision)
+}
+
+/// As above: without the XLA library there is no CPU device.
+#[cfg(not(feature = "xla"))]
+pub fn one_dnn_products(_mesh: &Mesh, _precision: Precision) -> Result<()> {
+    anyhow::bail!("this program was built without the XLA library")
+}
+
+#[cfg(feature = "xla")]
+fn made(function: &Function, target: Target, replicas: usize) -> Result<Program> {
+    crate::engine::lower::lower(function, target, replicas)
+}
+
+#[cfg(not(feature = "xla"))]
+fn made(function: &Function, _target: Target, _replicas: usize) -> Result<Program> {
+    anyhow::bail!(
+        "this program was built without the XLA library and makes no programs ({}): give it exported ones with --programs \
+         DIR",
+        function.name
+    )
+}
+
+/// The program of a computation, which must be the same as when it was exported.
+fn exported(folder: &Path, function: &Function, replicas: usize) -> Result<Program> {
+    let program = Program::load(folder, &function.name).with_context(|| {
+        format!("{} holds no program {}: export it with vnca export", folder.display(), function.name)
+    })?;
+    let signature = &program.signature;
+    let at = format!("the exported program {} in {}", function.name, folder.display());
+    ensure!(
+        signature.replicas == replicas,
+        "{at} is for {} replicas, not {replicas}: export it with --replicas {replicas}",
+        signature.replicas
+    );
+    for (input, wanted) in signature.inputs.iter().zip(&function.inputs) {
+        ensure!(
+            (&input.name, &input.shape) == (&wanted.name, &wanted.shape),
+            "{at} takes {} {}, these options need {} {}: export it with the same options",
+            input.name,
+            input.shape,
+            wanted.name,
+            wanted.shape
+        );
+    }
+    ensure!(
+        signature.graph == function.fingerprint(),
+        "{at} computes something else than these options and this version of vnca: export it again with the same options"
+    );
+    Ok(program)
+}

@@ -1,0 +1,84 @@
+//! Whether XLA's CPU library has a oneDNN that multiplies numbers of some precision: a small program is compiled and run, and
+//! compared with the same by XLA's own operations in f32.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::engine::array::Array;
+use crate::engine::ir::ops::conv::Window;
+use crate::engine::ir::ops::linalg::Dot;
+use crate::engine::ir::{Function, Graph};
+use crate::engine::lower::lower;
+use crate::engine::program::Target;
+use crate::engine::runtime::Mesh;
+use crate::engine::shape::{Precision, Shape};
+
+/// Rows, columns and channels of what is computed.
+const SIZE: usize = 8;
+
+/// Checks that calls of oneDNN work on operands of a precision.
+///
+/// # Errors
+/// Why they do not.
+pub fn one_dnn(mesh: &Mesh, precision: Precision) -> Result<()> {
+    // Another library may take the call for one of somebody else's: a plugin was seen that never came back.
+    ensure!(mesh.is_linked(), "the device is a plugin's");
+    // Without them oneDNN refuses bf16 with an exception, which would end the process.
+    ensure!(
+        precision == Precision::F32 || has_instructions(),
+        "the processor has no instructions for bf16 (avx512_bf16)"
+    );
+    let run = |precision, target| -> Result<Vec<Vec<f32>>> {
+        let executable = mesh.compile(lower(&products(precision, target)?, target, mesh.replicas())?)?;
+        let inputs = [mesh.replicate(&numbers(3))?, mesh.replicate(&numbers(5))?];
+        let results = executable.call(inputs.iter().map(Into::into).collect())?;
+        results.iter().map(|r| Ok(r.get(0)?.to_vec())).collect()
+    };
+    let expected = run(Precision::F32, Target::Cpu)?;
+    let got = run(precision, Target::OneDnn).context("calls of oneDNN fail")?;
+    // The numbers are small integers and so are all sums: they are exact in both types.
+    ensure!(expected == got, "oneDNN's products differ from those in f32");
+    Ok(())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_instructions() -> bool {
+    std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_instructions() -> bool {
+    false
+}
+
+fn numbers(factor: usize) -> Array {
+    let values: Vec<f32> = (0..SIZE * SIZE * SIZE).map(|i| ((i * factor) % 7) as f32 - 3.0).collect();
+    Array::new(&[SIZE, SIZE, SIZE], &values)
+}
+
+/// A convolution, its weight gradient, and products with each operand as it is and turned, and of many matrices; a convolution
+/// and a product that go through a bias and an ELU, positive so that the results are whole too; and a sum over many rows.
+fn products(precision: Precision, target: Target) -> Result<Function> {
+    let g = Graph::with_precision(&format!("products_{target:?}").to_lowercase(), precision);
+    let [x, y] = ["x", "y"].map(|name| g.input(name, &Shape::f32(&[SIZE, SIZE, SIZE])));
+    let [image, cotangent] = [x, y].map(|s| s.reshape(&[1, SIZE, SIZE, SIZE]));
+    let [rows, others] = [x, y].map(|s| s.reshape(&[SIZE * SIZE, SIZE]));
+    let kernel = others.slice(&[0, 0], &[9, SIZE]).reshape(&[3, 3, SIZE, 1]);
+    let square = others.slice(&[0, 0], &[SIZE, SIZE]);
+    let window = Window::new(1, (1, 1));
+    let over =
+        |lhs: usize, rhs: usize| Dot { lhs_contract: vec![lhs], rhs_contract: vec![rhs], ..Dot::default() };
+    let results = [
+        image.conv(kernel.broadcast_to(&[3, 3, SIZE, SIZE]), window),
+        image.conv_weight_grad(cotangent, window, [3, 3]),
+        rows.dot_general(square, over(1, 0)),
+        rows.dot_general(square, over(1, 1)),
+        rows.dot_general(others, over(0, 0)),
+        x.dot_general(y, Dot { lhs_batch: vec![0], rhs_batch: vec![0], ..over(1, 1) }),
+    ];
+    let bias = others.slice(&[0, 0], &[1, SIZE]).reshape(&[SIZE]) + 100.0;
+    let through = [results[0], results[2]].map(|y| (y + bias).elu());
+    let many = rows.dot_general(others, over(1, 1)).reshape(&[8 * SIZE * SIZE, SIZE]).sum(&[0]);
+    let results = results.into_iter().chain(through).chain([many]);
+    let named = results.enumerate().map(|(i, s)| (i.to_string(), s));
+    g.finish(&named.collect::<Vec<_>>(), &[])
+}

@@ -1,0 +1,365 @@
+//! The arena, its blocks (the top level and the bodies of loops) and the handle that model code holds.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::Location;
+
+use anyhow::{Result, bail, ensure};
+
+use super::op::Op;
+use super::ops::elementwise::Elementwise;
+use super::ops::source::Source;
+use crate::engine::array::Array;
+use crate::engine::shape::{DType, Precision, Shape};
+
+/// One output of one node of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value {
+    pub node: usize,
+    pub output: usize,
+}
+
+impl Value {
+    pub fn first(node: usize) -> Value {
+        Value { node, output: 0 }
+    }
+}
+
+/// An operation, where its operands come from and what it gives. Operands stand before their users.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub op: Op,
+    pub operands: Vec<Value>,
+    pub shapes: Vec<Shape>,
+}
+
+/// Nodes with parameters and results and nothing from outside: the whole computation, or a loop's body.
+#[derive(Clone, Debug, Default)]
+pub struct Block {
+    pub nodes: Vec<Node>,
+    pub parameters: Vec<usize>,
+    pub results: Vec<Value>,
+}
+
+impl Block {
+    pub fn shape(&self, value: Value) -> &Shape {
+        &self.nodes[value.node].shapes[value.output]
+    }
+
+    /// The value that a mark ([`Elementwise::Keep`]) stands on: itself where it has none.
+    pub fn unmarked(&self, mut value: Value) -> Value {
+        while let Node { op: Op::Elementwise(Elementwise::Keep), operands, .. } = &self.nodes[value.node] {
+            value = operands[0];
+        }
+        value
+    }
+}
+
+/// A named input of a finished computation.
+#[derive(Clone, Debug)]
+pub struct Input {
+    pub name: String,
+    pub shape: Shape,
+}
+
+/// A named output. `donor` is the input whose memory it takes over.
+#[derive(Clone, Debug)]
+pub struct Output {
+    pub name: String,
+    pub shape: Shape,
+    pub donor: Option<usize>,
+}
+
+/// A finished computation: a block whose parameters and results have names.
+#[derive(Clone, Debug)]
+pub struct Function {
+    pub name: String,
+    /// Of its matrix products and convolutions.
+    pub precision: Precision,
+    pub block: Block,
+    pub inputs: Vec<Input>,
+    pub outputs: Vec<Output>,
+}
+
+/// A block under construction.
+pub(super) struct Frame {
+    id: usize,
+    pub(super) block: Block,
+    /// Values of the enclosing frame used here: (there, the parameter that stands for it here).
+    captures: Vec<(Value, Value)>,
+}
+
+#[derive(Default)]
+pub(super) struct Inner {
+    pub(super) frames: Vec<Frame>,
+    made: usize,
+    inputs: Vec<Input>,
+    error: Option<String>,
+}
+
+/// A graph under construction.
+pub struct Graph {
+    name: String,
+    precision: Precision,
+    pub(super) inner: RefCell<Inner>,
+}
+
+/// A value of a graph under construction: cheap to copy, with a shape, usable in the block that made it and in
+/// every block inside that one.
+#[derive(Clone, Copy)]
+pub struct Sym<'g> {
+    pub(super) graph: &'g Graph,
+    frame: usize,
+    pub(super) value: Value,
+}
+
+impl Graph {
+    pub fn new(name: &str) -> Graph {
+        Graph::with_precision(name, Precision::F32)
+    }
+
+    /// A graph whose matrix products and convolutions take their operands in another type.
+    pub fn with_precision(name: &str, precision: Precision) -> Graph {
+        let graph = Graph { name: name.to_string(), precision, inner: RefCell::default() };
+        graph.open_frame();
+        graph
+    }
+
+    /// Declares the next input of the computation.
+    pub fn input(&self, name: &str, shape: &Shape) -> Sym<'_> {
+        assert_eq!(self.inner.borrow().frames.len(), 1, "input {name} declared inside a loop's body");
+        self.inner.borrow_mut().inputs.push(Input { name: name.to_string(), shape: shape.clone() });
+        self.add_parameter(shape)
+    }
+
+    /// An array known while building.
+    pub fn constant(&self, array: Array) -> Sym<'_> {
+        self.push(Source::Constant(array).into(), &[])
+    }
+
+    /// A scalar of the given type, converted from `value`.
+    pub fn scalar(&self, dtype: DType, value: f64) -> Sym<'_> {
+        let array = match dtype {
+            DType::F32 => Array::scalar(value as f32),
+            DType::S32 => Array::scalar(value as i32),
+            DType::U32 => Array::scalar(value as u32),
+            DType::U64 => Array::scalar(value as u64),
+            DType::U8 => Array::scalar(value as u8),
+            DType::Bf16 => return self.scalar(DType::F32, value).convert(DType::Bf16),
+            DType::Pred => return self.scalar(DType::U8, value).ne(self.scalar(DType::U8, 0.0)),
+        };
+        self.constant(array)
+    }
+
+    /// An array of the shape whose elements all are `value`.
+    pub fn full(&self, shape: &Shape, value: f64) -> Sym<'_> {
+        self.scalar(shape.dtype, value).broadcast_to(&shape.dims)
+    }
+
+    /// 0, 1, 2, ... along dimension `axis` of the shape, the same along the others.
+    #[track_caller]
+    pub fn iota(&self, shape: &Shape, axis: usize) -> Sym<'_> {
+        self.push(Source::Iota { shape: shape.clone(), axis }.into(), &[])
+    }
+
+    /// Closes the graph: its results, with names, and for each donated result the name of the input that it replaces.
+    ///
+    /// # Errors
+    /// The first shape error of the building, with its place in the source; a donor that is unknown, used twice or of
+    /// another shape.
+    pub fn finish(&self, outputs: &[(String, Sym<'_>)], donors: &[(String, String)]) -> Result<Function> {
+        let results: Vec<Value> = outputs.iter().map(|(_, sym)| self.resolve(*sym)).collect();
+        let inner = self.inner.borrow();
+        if let Some(error) = &inner.error {
+            bail!("graph {}: {error}", self.name);
+        }
+        ensure!(inner.frames.len() == 1, "graph {}: a loop's body was left open", self.name);
+        let mut block = inner.frames[0].block.clone();
+        block.results = results;
+        let mut named: Vec<Output> = Vec::new();
+        for ((name, _), value) in outputs.iter().zip(&block.results) {
+            let shape = block.shape(*value).clone();
+            let mut donor = None;
+            if let Some((_, input)) = donors.iter().find(|(output, _)| output == name) {
+                let at = inner.inputs.iter().position(|i| &i.name == input);
+                let at =
+                    at.ok_or_else(|| anyhow::anyhow!("output {name} wants the memory of no input {input}"))?;
+                let given = &inner.inputs[at].shape;
+                ensure!(*given == shape, "output {name} {shape} cannot take the memory of {input} {given}");
+                ensure!(named.iter().all(|o| o.donor != Some(at)), "input {input} is donated twice");
+                donor = Some(at);
+            }
+            named.push(Output { name: name.clone(), shape, donor });
+        }
+        let (name, precision, inputs) = (self.name.clone(), self.precision, inner.inputs.clone());
+        Ok(Function { name, precision, block, inputs, outputs: named })
+    }
+
+    /// Adds a node whose shapes follow from its operands.
+    #[track_caller]
+    pub(super) fn push(&self, op: Op, operands: &[Sym<'_>]) -> Sym<'_> {
+        let values: Vec<Value> = operands.iter().map(|s| self.resolve(*s)).collect();
+        let shapes: Vec<Shape> = operands.iter().map(|s| s.shape()).collect();
+        match op.infer(&shapes) {
+            Ok(shapes) => self.push_raw(op, values, shapes)[0],
+            Err(error) => {
+                let got: Vec<String> = shapes.iter().map(Shape::to_string).collect();
+                self.fail(&format!("{}({}): {error}", op.name(), got.join(", ")));
+                operands.first().map_or_else(
+                    || self.push_raw(Source::poison().into(), vec![], vec![Shape::f32(&[])])[0],
+                    |s| self.sym(self.resolve(*s)),
+                )
+            }
+        }
+    }
+
+    /// Adds a node whose shapes are known, and gives all its outputs.
+    pub(super) fn push_raw(&self, op: Op, operands: Vec<Value>, shapes: Vec<Shape>) -> Vec<Sym<'_>> {
+        let count = shapes.len();
+        let node = {
+            let mut inner = self.inner.borrow_mut();
+            let nodes = &mut inner.frames.last_mut().expect("a graph has a top frame").block.nodes;
+            nodes.push(Node { op, operands, shapes });
+            nodes.len() - 1
+        };
+        (0..count).map(|output| self.sym(Value { node, output })).collect()
+    }
+
+    /// Records the first build error, with the line of code that called the operation.
+    #[track_caller]
+    pub(super) fn fail(&self, message: &str) {
+        let place = Location::caller();
+        let mut inner = self.inner.borrow_mut();
+        inner.error.get_or_insert_with(|| format!("{message} at {}:{}", place.file(), place.line()));
+    }
+
+    pub(super) fn sym(&self, value: Value) -> Sym<'_> {
+        Sym { graph: self, frame: self.inner.borrow().frames.last().map_or(0, |f| f.id), value }
+    }
+
+    pub(super) fn add_parameter(&self, shape: &Shape) -> Sym<'_> {
+        let mut inner = self.inner.borrow_mut();
+        let frame = inner.frames.last_mut().expect("a graph has a top frame");
+        let value = add_parameter(frame, shape.clone());
+        Sym { graph: self, frame: frame.id, value }
+    }
+
+    pub(super) fn open_frame(&self) {
+        let mut inner = self.inner.borrow_mut();
+        let id = inner.made;
+        inner.made += 1;
+        inner.frames.push(Frame { id, block: Block::default(), captures: Vec::new() });
+    }
+
+    /// Closes the innermost frame: its block, and the values of the enclosing frame that its last parameters stand for.
+    pub(super) fn close_frame(&self, results: &[Sym<'_>]) -> (Block, Vec<Value>) {
+        let results: Vec<Value> = results.iter().map(|s| self.resolve(*s)).collect();
+        let mut frame = self.inner.borrow_mut().frames.pop().expect("a frame was opened");
+        frame.block.results = results;
+        (frame.block, frame.captures.into_iter().map(|(outside, _)| outside).collect())
+    }
+
+    /// The value in the innermost frame: itself, or a parameter that brings it in from an enclosing one.
+    pub(super) fn resolve(&self, sym: Sym<'_>) -> Value {
+        let mut inner = self.inner.borrow_mut();
+        let Some(home) = inner.frames.iter().position(|f| f.id == sym.frame) else {
+            inner.error.get_or_insert_with(|| "a value of a loop's body was used outside of it".to_string());
+            return Value::first(0);
+        };
+        let mut value = sym.value;
+        for depth in home + 1..inner.frames.len() {
+            let shape = inner.frames[depth - 1].block.shape(value).clone();
+            let frame = &mut inner.frames[depth];
+            value = match frame.captures.iter().find(|(outside, _)| *outside == value) {
+                Some((_, inside)) => *inside,
+                None => {
+                    let inside = add_parameter(frame, shape);
+                    frame.captures.push((value, inside));
+                    inside
+                }
+            };
+        }
+        value
+    }
+
+    /// Of the innermost block's values that were recalled, what was saved.
+    pub(super) fn saved(&self) -> HashMap<Value, Value> {
+        let inner = self.inner.borrow();
+        let block = &inner.frames.last().expect("a graph has a top frame").block;
+        let recalls = block.nodes.iter().filter(|n| matches!(n.op, Op::Elementwise(Elementwise::Recall)));
+        recalls.map(|recall| (block.unmarked(recall.operands[0]), recall.operands[1])).collect()
+    }
+
+    /// Copies a closed block's nodes into the innermost frame with `arguments` for its parameters; gives its results.
+    /// Where `recalled` has a value for a node, the copy is used for its gradient alone.
+    pub(super) fn inline<'g>(
+        &'g self,
+        block: &Block,
+        arguments: &[Sym<'g>],
+        recalled: &HashMap<usize, Sym<'g>>,
+    ) -> Vec<Sym<'g>> {
+        let mut map: Vec<Vec<Sym<'g>>> = Vec::with_capacity(block.nodes.len());
+        for (at, node) in block.nodes.iter().enumerate() {
+            let copied = match block.parameters.iter().position(|p| *p == at) {
+                Some(k) => vec![arguments[k]],
+                None => {
+                    let operands =
+                        node.operands.iter().map(|v| self.resolve(map[v.node][v.output])).collect();
+                    self.push_raw(node.op.clone(), operands, node.shapes.clone())
+                }
+            };
+            map.push(match recalled.get(&at) {
+                Some(saved) => vec![copied[0].recall(*saved)],
+                None => copied,
+            });
+        }
+        block.results.iter().map(|v| map[v.node][v.output]).collect()
+    }
+}
+
+fn add_parameter(frame: &mut Frame, shape: Shape) -> Value {
+    let node = frame.block.nodes.len();
+    frame.block.nodes.push(Node { op: Source::Parameter.into(), operands: vec![], shapes: vec![shape] });
+    frame.block.parameters.push(node);
+    Value::first(node)
+}
+
+impl<'g> Sym<'g> {
+    pub fn graph(&self) -> &'g Graph {
+        self.graph
+    }
+
+    pub fn shape(&self) -> Shape {
+        let inner = self.graph.inner.borrow();
+        let frame = inner.frames.iter().find(|f| f.id == self.frame);
+        frame.map_or_else(|| Shape::f32(&[]), |f| f.block.shape(self.value).clone())
+    }
+
+    pub fn dims(&self) -> Vec<usize> {
+        self.shape().dims
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.shape().dtype
+    }
+
+    pub fn rank(&self) -> usize {
+        self.shape().rank()
+    }
+
+    /// Checks a shape that the model's author expects, in the manner of an assertion.
+    #[track_caller]
+    pub fn expect(self, dims: &[usize]) -> Sym<'g> {
+        if self.dims() != dims {
+            self.graph.fail(&format!("expected sizes {dims:?}, got {}", self.shape()));
+        }
+        self
+    }
+}
+
+impl fmt::Debug for Sym<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "%{}.{} {}", self.value.node, self.value.output, self.shape())
+    }
+}

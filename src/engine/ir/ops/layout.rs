@@ -1,0 +1,324 @@
+//! Operations that move elements and compute nothing.
+
+use crate::engine::ir::graph::Sym;
+use crate::engine::ir::op::{Op, Vjp};
+use crate::engine::shape::Shape;
+
+/// Zeros (or another value) put before, after and between the elements of a dimension; negative `low` and `high` cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Padding {
+    pub low: i64,
+    pub high: i64,
+    pub interior: i64,
+}
+
+impl Padding {
+    pub fn edges(low: i64, high: i64) -> Padding {
+        Padding { low, high, interior: 0 }
+    }
+}
+
+#[derive(Clone, Debug, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum Layout {
+    /// Dimension `axes[i]` of the result is dimension `i` of the operand; the others repeat it.
+    Broadcast {
+        dims: Vec<usize>,
+        axes: Vec<usize>,
+    },
+    Reshape {
+        dims: Vec<usize>,
+    },
+    /// Dimension `i` of the result is dimension `axes[i]` of the operand.
+    Transpose {
+        axes: Vec<usize>,
+    },
+    Slice {
+        start: Vec<usize>,
+        limit: Vec<usize>,
+        stride: Vec<usize>,
+    },
+    /// Operands: the array and the scalar that fills.
+    Pad {
+        padding: Vec<Padding>,
+    },
+    Concat {
+        axis: usize,
+    },
+    Reverse {
+        axes: Vec<usize>,
+    },
+}
+
+impl From<Layout> for Op {
+    fn from(op: Layout) -> Op {
+        Op::Layout(op)
+    }
+}
+
+impl Layout {
+    pub fn name(&self) -> &'static str {
+        self.into()
+    }
+
+    pub fn attributes(&self) -> String {
+        match self {
+            Layout::Broadcast { axes, .. } => format!(" axes={axes:?}"),
+            Layout::Reshape { .. } => String::new(),
+            Layout::Transpose { axes } | Layout::Reverse { axes } => format!(" axes={axes:?}"),
+            Layout::Slice { start, limit, stride } => {
+                format!(" start={start:?} limit={limit:?} stride={stride:?}")
+            }
+            Layout::Pad { padding } => {
+                let text: Vec<String> =
+                    padding.iter().map(|p| format!("{}_{}_{}", p.low, p.high, p.interior)).collect();
+                format!(" padding={}", text.join("x"))
+            }
+            Layout::Concat { axis } => format!(" axis={axis}"),
+        }
+    }
+
+    pub fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
+        let x = operands.first().ok_or("needs an operand")?;
+        let rank = x.rank();
+        match self {
+            Layout::Broadcast { dims, axes } => {
+                let fits = axes.len() == rank
+                    && axes.windows(2).all(|w| w[0] < w[1])
+                    && axes.iter().zip(&x.dims).all(|(&a, d)| dims.get(a) == Some(d));
+                if fits { Ok(x.with_dims(dims)) } else { Err(format!("does not fit {dims:?} at {axes:?}")) }
+            }
+            Layout::Reshape { dims } => match dims.iter().product::<usize>() == x.count() {
+                true => Ok(x.with_dims(dims)),
+                false => Err(format!("has not the number of elements of {dims:?}")),
+            },
+            Layout::Transpose { axes } => {
+                let mut sorted = axes.clone();
+                sorted.sort_unstable();
+                match sorted.into_iter().eq(0..rank) {
+                    true => Ok(x.with_dims(&axes.iter().map(|&a| x.dims[a]).collect::<Vec<_>>())),
+                    false => Err(format!("{axes:?} is no order of its dimensions")),
+                }
+            }
+            Layout::Slice { start, limit, stride } => {
+                let fits = start.len() == rank
+                    && (0..rank).all(|i| start[i] <= limit[i] && limit[i] <= x.dims[i] && stride[i] > 0);
+                if !fits {
+                    return Err(format!("has no part from {start:?} to {limit:?} by {stride:?}"));
+                }
+                let dims: Vec<usize> = (0..rank).map(|i| (limit[i] - start[i]).div_ceil(stride[i])).collect();
+                Ok(x.with_dims(&dims))
+            }
+            Layout::Pad { padding } => {
+                if padding.len() != rank || operands.get(1) != Some(&x.with_dims(&[])) {
+                    return Err("needs a padding for each dimension and a scalar of its type".into());
+                }
+                let padded = |(p, &d): (&Padding, &usize)| {
+                    let size = d as i64 + p.low + p.high + p.interior * (d as i64 - 1).max(0);
+                    usize::try_from(size).map_err(|_| format!("leaves {size} elements"))
+                };
+                let dims: Result<Vec<usize>, String> = padding.iter().zip(&x.dims).map(padded).collect();
+                Ok(x.with_dims(&dims?))
+            }
+            Layout::Concat { axis } => {
+                let mut dims = x.dims.clone();
+                *dims.get_mut(*axis).ok_or(format!("has no dimension {axis}"))? = 0;
+                for part in operands {
+                    let fits = part.dtype == x.dtype
+                        && part.rank() == rank
+                        && (0..rank).all(|i| i == *axis || part.dims[i] == x.dims[i]);
+                    if !fits {
+                        return Err(format!("{part} cannot stand beside {x} along {axis}"));
+                    }
+                    dims[*axis] += part.dims[*axis];
+                }
+                Ok(x.with_dims(&dims))
+            }
+            Layout::Reverse { axes } => match axes.iter().all(|a| *a < rank) {
+                true => Ok(x.clone()),
+                false => Err(format!("has no dimensions {axes:?}")),
+            },
+        }
+    }
+
+    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+        let (ct, x) = (at.ct(), at.operands[0]);
+        match self {
+            Layout::Broadcast { dims, axes } => at.each([&|| {
+                let repeated: Vec<usize> = (0..dims.len()).filter(|a| !axes.contains(a)).collect();
+                ct.sum(&repeated)
+            }]),
+            Layout::Reshape { .. } => at.each([&|| ct.reshape(&x.dims())]),
+            Layout::Transpose { axes } => at.each([&|| {
+                let mut back = vec![0; axes.len()];
+                for (i, &a) in axes.iter().enumerate() {
+                    back[a] = i;
+                }
+                ct.transpose(&back)
+            }]),
+            Layout::Slice { start, stride, .. } => at.each([&|| {
+                let padding: Vec<Padding> = (x.dims().iter().zip(ct.dims()).enumerate())
+                    .map(|(i, (&full, part))| {
+                        let covered = if part == 0 { 0 } else { (part - 1) * stride[i] + 1 };
+                        let high = full as i64 - start[i] as i64 - covered as i64;
+                        Padding { low: start[i] as i64, high, interior: stride[i] as i64 - 1 }
+                    })
+                    .collect();
+                ct.pad(ct.like(0.0), &padding)
+            }]),
+            Layout::Pad { padding } => {
+                let kept = || {
+                    let undo: Vec<Padding> =
+                        padding.iter().map(|p| Padding::edges(-p.low, -p.high)).collect();
+                    let inner = ct.pad(ct.like(0.0), &undo);
+                    let stride: Vec<usize> = padding.iter().map(|p| p.interior as usize + 1).collect();
+                    inner.slice_strided(&vec![0; stride.len()], &inner.dims(), &stride)
+                };
+                // The fill's cotangent: what arrived less what went to the array. A cut element went to neither.
+                let fill = || {
+                    let whole = ct.graph().full(&x.shape(), 0.0).pad(ct.like(1.0), padding);
+                    (ct * whole).sum_all()
+                };
+                at.each([&kept, &fill])
+            }
+            Layout::Concat { axis } => {
+                let mut from = 0;
+                let mut parts = Vec::new();
+                for (operand, wanted) in at.operands.iter().zip(at.wanted) {
+                    let size = operand.dims()[*axis];
+                    parts.push(wanted.then(|| ct.slice_axis(*axis, from, from + size)));
+                    from += size;
+                }
+                parts
+            }
+            Layout::Reverse { axes } => at.each([&|| ct.reverse(axes)]),
+        }
+    }
+}
+
+impl<'g> Sym<'g> {
+    /// The array with rows of zeros after its own, `rows` in all.
+    #[track_caller]
+    pub fn pad_rows(self, rows: usize) -> Sym<'g> {
+        let dims = self.dims();
+        let mut padding = vec![Padding::default(); dims.len()];
+        if let (Some(first), Some(own)) = (padding.first_mut(), dims.first()) {
+            *first = Padding::edges(0, rows as i64 - *own as i64);
+        }
+        self.pad(self.like(0.0), &padding)
+    }
+
+    /// Repeats the array: its dimension `i` becomes dimension `axes[i]` of the result.
+    #[track_caller]
+    pub fn broadcast_in_dim(self, dims: &[usize], axes: &[usize]) -> Sym<'g> {
+        if self.dims() == dims {
+            return self;
+        }
+        self.graph.push(Layout::Broadcast { dims: dims.to_vec(), axes: axes.to_vec() }.into(), &[self])
+    }
+
+    /// Repeats the array as NumPy does: aligned at the last dimension, sizes of 1 repeated.
+    #[track_caller]
+    pub fn broadcast_to(self, dims: &[usize]) -> Sym<'g> {
+        let own = self.dims();
+        if own == dims {
+            return self;
+        }
+        if own.len() > dims.len() {
+            self.graph.fail(&format!("{} cannot be repeated to {dims:?}", self.shape()));
+            return self;
+        }
+        let missing = dims.len() - own.len();
+        let axes: Vec<usize> =
+            (0..own.len()).filter(|&i| own[i] == dims[i + missing]).map(|i| i + missing).collect();
+        let kept: Vec<usize> = axes.iter().map(|&a| dims[a]).collect();
+        self.reshape(&kept).broadcast_in_dim(dims, &axes)
+    }
+
+    #[track_caller]
+    pub fn reshape(self, dims: &[usize]) -> Sym<'g> {
+        if self.dims() == dims {
+            return self;
+        }
+        self.graph.push(Layout::Reshape { dims: dims.to_vec() }.into(), &[self])
+    }
+
+    #[track_caller]
+    pub fn transpose(self, axes: &[usize]) -> Sym<'g> {
+        if axes.iter().copied().eq(0..self.rank()) {
+            return self;
+        }
+        self.graph.push(Layout::Transpose { axes: axes.to_vec() }.into(), &[self])
+    }
+
+    #[track_caller]
+    pub fn slice(self, start: &[usize], limit: &[usize]) -> Sym<'g> {
+        self.slice_strided(start, limit, &vec![1; start.len()])
+    }
+
+    #[track_caller]
+    pub fn slice_strided(self, start: &[usize], limit: &[usize], stride: &[usize]) -> Sym<'g> {
+        let whole = start.iter().all(|s| *s == 0) && stride.iter().all(|s| *s == 1);
+        if whole && self.dims() == limit {
+            return self;
+        }
+        let op = Layout::Slice { start: start.to_vec(), limit: limit.to_vec(), stride: stride.to_vec() };
+        self.graph.push(op.into(), &[self])
+    }
+
+    /// Elements `from..to` of one dimension, everything of the others.
+    #[track_caller]
+    pub fn slice_axis(self, axis: usize, from: usize, to: usize) -> Sym<'g> {
+        let mut limit = self.dims();
+        let mut start = vec![0; limit.len()];
+        if axis >= limit.len() {
+            self.graph.fail(&format!("{} has no dimension {axis}", self.shape()));
+            return self;
+        }
+        start[axis] = from;
+        limit[axis] = to;
+        self.slice(&start, &limit)
+    }
+
+    /// Element `at` of the first dimension, without that dimension.
+    #[track_caller]
+    pub fn at(self, at: usize) -> Sym<'g> {
+        self.slice_axis(0, at, at + 1).reshape(&self.dims()[1..])
+    }
+
+    #[track_caller]
+    pub fn pad(self, fill: Sym<'g>, padding: &[Padding]) -> Sym<'g> {
+        if padding.iter().all(|p| *p == Padding::default()) && padding.len() == self.rank() {
+            return self;
+        }
+        self.graph.push(Layout::Pad { padding: padding.to_vec() }.into(), &[self, fill])
+    }
+
+    #[track_caller]
+    pub fn reverse(self, axes: &[usize]) -> Sym<'g> {
+        self.graph.push(Layout::Reverse { axes: axes.to_vec() }.into(), &[self])
+    }
+
+    /// Puts arrays one after the other along a dimension.
+    ///
+    /// # Panics
+    /// When `parts` is empty.
+    #[track_caller]
+    pub fn concat(parts: &[Sym<'g>], axis: usize) -> Sym<'g> {
+        if parts.len() == 1 {
+            return parts[0];
+        }
+        parts[0].graph.push(Layout::Concat { axis }.into(), parts)
+    }
+
+    /// Every element of the two grid dimensions of an NHWC array becomes 2 x 2 equal ones.
+    #[track_caller]
+    pub fn double_grid(self) -> Sym<'g> {
+        let d = self.dims();
+        let [n, h, w, c] = d[..] else {
+            self.graph.fail(&format!("{} is no NHWC array", self.shape()));
+            return self;
+        };
+        self.broadcast_in_dim(&[n, h, 2, w, 2, c], &[0, 1, 3, 5]).reshape(&[n, 2 * h, 2 * w, c])
+    }
+}

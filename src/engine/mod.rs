@@ -1,0 +1,13 @@
+//! Arrays, computation graphs with gradients, programs and the devices that run them. Knows no models.
+
+pub mod array;
+pub mod compile;
+pub mod conformance;
+pub mod ir;
+#[cfg(feature = "xla")]
+pub mod lower;
+pub mod program;
+pub mod quiet;
+pub mod random;
+pub mod runtime;
+pub mod shape;

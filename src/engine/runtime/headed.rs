@@ -1,0 +1,94 @@
+//! Structures of XLA's C interfaces, each of which has its size and a list of extensions at its head.
+//!
+//! Written down rather than generated, so that the program builds where there is neither the header nor libclang; tests
+//! compare every size and offset with the header where that is at hand.
+
+/// A structure with its size at the head.
+pub trait Struct: Default {
+    const NAME: &'static str;
+}
+
+/// Name, size and fields of a structure, to be compared with the header's.
+#[cfg(test)]
+pub type Layout = (&'static str, usize, &'static [(&'static str, usize)]);
+
+macro_rules! opaque {
+    ($($name:ident)*) => {$(
+        #[repr(C)]
+        pub struct $name {
+            _private: [u8; 0],
+        }
+    )*};
+}
+
+macro_rules! structs {
+    ($($name:ident { $($field:ident: $type:ty,)* })*) => {
+        $(
+            #[repr(C)]
+            pub struct $name {
+                pub struct_size: usize,
+                pub extension_start: *mut std::ffi::c_void,
+                $(pub $field: $type,)*
+            }
+
+            impl $crate::engine::runtime::headed::Struct for $name {
+                const NAME: &'static str = stringify!($name);
+            }
+
+            impl Default for $name {
+                fn default() -> Self {
+                    // SAFETY: every field is a number, a pointer, a function pointer in an Option or a structure of
+                    // these, for all of which zeros are a value.
+                    let mut zeros: Self = unsafe { std::mem::zeroed() };
+                    zeros.struct_size = size_of::<Self>();
+                    zeros
+                }
+            }
+        )*
+
+        #[cfg(test)]
+        pub const LAYOUTS: &[$crate::engine::runtime::headed::Layout] = &[$(
+            (stringify!($name), size_of::<$name>(), &[$((stringify!($field), std::mem::offset_of!($name, $field))),*]),
+        )*];
+    };
+}
+
+pub(super) use {opaque, structs};
+
+/// Asks the C compiler whether structures are a header's. The header comes with the XLA library.
+#[cfg(test)]
+pub struct Header {
+    include: std::path::PathBuf,
+    text: String,
+}
+
+#[cfg(test)]
+impl Header {
+    pub fn new(name: &str) -> Header {
+        let root = std::env::var("XLA_EXTENSION_DIR").unwrap_or_else(|_| ".xla/extension".into());
+        let include = std::path::Path::new(&root).join("include");
+        assert!(include.join(name).exists(), "run tools/setup: no header in {root}");
+        Header { include, text: format!("#include \"{name}\"\n") }
+    }
+
+    pub fn holds(&mut self, condition: String) {
+        self.text += &format!("_Static_assert({condition}, \"\");\n");
+    }
+
+    /// Whether the header's structure `c` has this layout; `field` gives its names of fields.
+    pub fn has(&mut self, c: &str, (_, size, fields): &Layout, field: impl Fn(&str) -> String) {
+        self.holds(format!("sizeof({c}) == {size}"));
+        for (name, offset) in *fields {
+            self.holds(format!("offsetof({c}, {}) == {offset}", field(name)));
+        }
+    }
+
+    pub fn compile(&self) {
+        let file = tempfile::Builder::new().suffix(".c").tempfile().unwrap();
+        std::fs::write(file.path(), &self.text).unwrap();
+        let mut run = std::process::Command::new("cc");
+        run.args(["-std=c11", "-fsyntax-only", "-I"]).arg(&self.include).arg(file.path());
+        let run = run.output().expect("a C compiler is there: Rust links with it");
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    }
+}

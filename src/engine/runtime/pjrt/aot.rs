@@ -1,0 +1,129 @@
+//! Compiling for devices that are not there.
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::api::{self, Api};
+use super::estimate::Estimate;
+use super::plain::Plain;
+use super::{Plugin, Settings, ffi, module, wire};
+use crate::engine::program::Program;
+
+/// A plugin's compiler.
+pub struct Compiler {
+    api: Api,
+}
+
+/// A device's memory that a program takes, in bytes, as the compiler laid it out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    pub arguments: i64,
+    pub outputs: i64,
+    /// Of the arguments, what outputs take over.
+    pub donated: i64,
+    pub temporaries: i64,
+    pub code: i64,
+}
+
+impl Usage {
+    /// All that is there at once.
+    pub fn total(&self) -> i64 {
+        self.arguments + self.outputs - self.donated + self.temporaries + self.code
+    }
+}
+
+/// What the compiler says of a program.
+pub struct Compiled {
+    pub usage: Usage,
+    /// Flops, bytes and more, by XLA's names; a loop's body counts once.
+    pub costs: Vec<(String, f64)>,
+    /// The optimized module, a serialized `HloModuleProto`.
+    pub module: Vec<u8>,
+}
+
+impl Compiled {
+    /// Cycles, bytes and collectives; `inner_trips` is how often the body of an inner loop runs where only the run tells.
+    ///
+    /// # Errors
+    /// When the module is not as XLA writes it.
+    pub fn estimate(&self, inner_trips: f64) -> Result<Estimate> {
+        Estimate::of(&wire::hlo::Module::read(&self.module)?, inner_trips)
+    }
+}
+
+impl Compiler {
+    /// # Errors
+    /// When the plugin is missing or no plugin.
+    pub fn load(plugin: &Plugin) -> Result<Compiler> {
+        Ok(Compiler { api: Api::load(&plugin.find()?)? })
+    }
+
+    pub fn path(&self) -> &std::path::Path {
+        self.api.path()
+    }
+
+    /// Compiles a program for a named topology, such as `v3:2x2`. `flags` are the compiler's.
+    ///
+    /// # Errors
+    /// When there is no such topology, it has fewer devices than replicas, or the compiler refuses the program.
+    pub fn compile(&self, topology: &str, program: &Program, flags: &Settings) -> Result<Compiled> {
+        let api = &self.api;
+        let made = api.call(ffi::TopologyDescription_Create {
+            topology_name: topology.as_ptr().cast(),
+            topology_name_size: topology.len(),
+            ..Default::default()
+        });
+        let known = "v2:2x2, v3:2x2, v4:2x2x1, v5e:2x4, v6e:2x4";
+        let made = made.with_context(|| {
+            format!("{} has no topology {topology:?}; such are {known}", api.path().display())
+        })?;
+        let topology = Topology { api, topology: made.topology };
+        let replicas = program.signature.replicas;
+        let ids = topology.device_ids()?;
+        ensure!(
+            replicas <= ids.len(),
+            "{replicas} replicas need as many devices, the topology has {}",
+            ids.len()
+        );
+        let module = module(program);
+        let options = wire::compile_options(replicas, Some(&ids[..replicas]), flags);
+        let compiled = api.call(ffi::Compile {
+            topology: topology.topology,
+            program: &raw const module,
+            compile_options: options.as_ptr().cast(),
+            compile_options_size: options.len(),
+            ..Default::default()
+        })?;
+        let executable = Plain { api, executable: compiled.executable };
+        Ok(Compiled { usage: executable.usage()?, costs: executable.costs()?, module: executable.module()? })
+    }
+}
+
+struct Topology<'a> {
+    api: &'a Api,
+    topology: *mut ffi::TopologyDescription,
+}
+
+impl Topology<'_> {
+    fn device_ids(&self) -> Result<Vec<i64>> {
+        let found = self.api.call(ffi::TopologyDescription_GetDeviceDescriptions {
+            topology: self.topology,
+            ..Default::default()
+        })?;
+        // SAFETY: the descriptions live as long as the topology.
+        let found = unsafe { api::elements(found.descriptions, found.num_descriptions) };
+        let id = |description: &*mut ffi::DeviceDescription| {
+            let found = ffi::DeviceDescription_Id { device_description: *description, ..Default::default() };
+            Ok(i64::from(self.api.call(found)?.id))
+        };
+        let mut ids = found.iter().map(id).collect::<Result<Vec<i64>>>()?;
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}
+
+impl Drop for Topology<'_> {
+    fn drop(&mut self) {
+        self.api.free(ffi::TopologyDescription_Destroy { topology: self.topology, ..Default::default() });
+    }
+}

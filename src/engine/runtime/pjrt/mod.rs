@@ -1,0 +1,416 @@
+//! Devices of a PJRT plugin: TPUs, GPUs, and whatever else has a shared library with the C API.
+
+mod aot;
+mod api;
+mod cache;
+mod estimate;
+#[expect(non_camel_case_types)]
+mod ffi;
+mod find;
+mod host;
+mod plain;
+mod wire;
+
+use std::any::Any;
+use std::ffi::c_void;
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, anyhow, ensure};
+
+pub use self::aot::{Compiled, Compiler, Usage};
+pub use self::api::Value;
+use self::api::{Api, Options};
+pub use self::estimate::{Collective, Estimate};
+pub use self::find::Plugin;
+pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
+use self::plain::Plain;
+use super::{Buffer, Client, Loaded, Memory};
+use crate::engine::array::Array;
+use crate::engine::program::{Format, Program, Target};
+use crate::engine::shape::{DType, Shape};
+
+/// Options that a plugin takes when it opens, and flags of its compiler, by name.
+pub type Settings = Vec<(String, Value)>;
+
+/// Names that belong to the compiler and not to the plugin.
+const COMPILER_PREFIX: &str = "xla_";
+
+/// A plugin's client. It and its devices live until the process ends.
+struct Shared {
+    api: Api,
+    client: *mut ffi::Client,
+    devices: Vec<(*mut ffi::Device, i64)>,
+    /// `tpu`, `cuda`, `cpu`, ...
+    platform: String,
+    flags: Settings,
+}
+
+// SAFETY: the C API may be called from any thread, and the pointers stay valid as long as the process lives.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+struct PluginClient(Arc<Shared>);
+
+struct PluginBuffer {
+    shared: Arc<Shared>,
+    buffer: *mut ffi::Buffer,
+}
+
+// SAFETY: as for `Shared`; the buffer is freed once, when this is dropped.
+unsafe impl Send for PluginBuffer {}
+// SAFETY: as above.
+unsafe impl Sync for PluginBuffer {}
+
+struct PluginExecutable {
+    shared: Arc<Shared>,
+    executable: *mut ffi::LoadedExecutable,
+    outputs: usize,
+}
+
+// SAFETY: as for `PluginBuffer`.
+unsafe impl Send for PluginExecutable {}
+// SAFETY: as above.
+unsafe impl Sync for PluginExecutable {}
+
+/// A plugin that was opened, with what it was opened with. A second client would find the device busy.
+type Opened = (PathBuf, Settings, Arc<Shared>);
+
+/// The process's client of a plugin with these settings.
+pub(super) fn client(plugin: &Plugin, settings: &Settings) -> Result<Arc<dyn Client>> {
+    static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+    let path = plugin.find()?;
+    let mut opened = OPENED.lock().map_err(|_| anyhow!("an earlier attempt to open a plugin failed"))?;
+    if let Some((_, _, shared)) = opened.iter().find(|(p, s, _)| *p == path && s == settings) {
+        return Ok(Arc::new(PluginClient(shared.clone())));
+    }
+    let shared = Arc::new(open(plugin, &path, settings)?);
+    opened.push((path, settings.clone(), shared.clone()));
+    Ok(Arc::new(PluginClient(shared)))
+}
+
+fn open(plugin: &Plugin, path: &Path, settings: &Settings) -> Result<Shared> {
+    let is_tpu = *plugin == Plugin::Tpu || path.file_name().is_some_and(|n| n == "libtpu.so");
+    if is_tpu {
+        find::tpu_device()?;
+    }
+    let busy = |e: anyhow::Error| if format!("{e:#}").contains("lockfile") { advice(path, e) } else { e };
+    let api = Api::load(path).map_err(busy)?;
+    let (mut flags, options): (Settings, Settings) =
+        settings.iter().cloned().partition(|(name, _)| name.starts_with(COMPILER_PREFIX));
+    flags.extend(find::cuda_folder(path).map(|folder| ("xla_gpu_cuda_data_dir".into(), Value::Text(folder))));
+    let form = Options::new(&options)?;
+    let create =
+        ffi::Client_Create { create_options: form.as_ptr(), num_options: form.len(), ..Default::default() };
+    let client = api.call(create).map_err(|e| advice(path, e))?.client;
+    let name = api.call(ffi::Client_PlatformName { client, ..Default::default() })?;
+    // SAFETY: the name lives as long as the client.
+    let platform = unsafe { api::text(name.platform_name, name.platform_name_size) };
+    let found = api.call(ffi::Client_AddressableDevices { client, ..Default::default() })?;
+    // SAFETY: the devices live as long as the client.
+    let found = unsafe { api::elements(found.addressable_devices, found.num_addressable_devices) };
+    let with_id = |device: &*mut ffi::Device| Ok((*device, device_id(&api, *device)?));
+    let devices = found.iter().map(with_id).collect::<Result<_>>()?;
+    Ok(Shared { api, client, devices, platform, flags })
+}
+
+/// What to do about a device that does not open.
+fn advice(path: &Path, error: anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    let hint = if text.contains("already in use") || text.contains("lockfile") || text.contains("busy") {
+        "another process holds the device: end it (the message names it, or: sudo lsof -w /dev/accel0), and remove \
+         /tmp/libtpu_lockfile if it has died"
+    } else if text.contains("Unexpected option") {
+        "this plugin has no such option: leave it out"
+    } else if text.contains("No visible GPU")
+        || text.contains("CUDA_ERROR_NO_DEVICE")
+        || text.contains("no CUDA-capable device")
+    {
+        "no NVIDIA GPU is visible: nvidia-smi must list one, and CUDA_VISIBLE_DEVICES must not hide it"
+    } else if text.contains("libcuda") || text.contains("CUDA driver") {
+        "the NVIDIA driver is missing or too old for this plugin: see nvidia-smi"
+    } else if text.contains("RESOURCE_EXHAUSTED") || text.contains("out of memory") {
+        "the device's memory is taken: see nvidia-smi, or give less with ,memory_fraction=0.5 or ,preallocate=false"
+    } else {
+        "see docs/devices.md"
+    };
+    error.context(format!("{} opens no device ({hint})", path.display()))
+}
+
+fn description(api: &Api, device: *mut ffi::Device) -> Result<*mut ffi::DeviceDescription> {
+    Ok(api.call(ffi::Device_GetDescription { device, ..Default::default() })?.device_description)
+}
+
+fn device_id(api: &Api, device: *mut ffi::Device) -> Result<i64> {
+    let device_description = description(api, device)?;
+    let found = api.call(ffi::DeviceDescription_Id { device_description, ..Default::default() })?;
+    Ok(i64::from(found.id))
+}
+
+/// The C API's number of an element type.
+fn element_type(dtype: DType) -> i32 {
+    match dtype {
+        DType::Pred => 1,
+        DType::S32 => 4,
+        DType::U8 => 6,
+        DType::U32 => 8,
+        DType::U64 => 9,
+        DType::F32 => 11,
+        DType::Bf16 => 13,
+    }
+}
+
+/// The name that the C API has for a module's format.
+fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::Hlo => "hlo",
+        Format::StableHlo => "mlir",
+    }
+}
+
+/// A module in the form that the C API takes; the program must outlive it.
+fn module(program: &Program) -> ffi::Program {
+    let format = format_name(program.signature.format);
+    ffi::Program {
+        code: program.module.as_ptr().cast_mut().cast(),
+        code_size: program.module.len(),
+        format: format.as_ptr().cast(),
+        format_size: format.len(),
+        ..Default::default()
+    }
+}
+
+impl PluginClient {
+    /// The platform's version, which may have several lines.
+    fn version(&self) -> String {
+        let Shared { api, client, .. } = &*self.0;
+        let version = api.call(ffi::Client_PlatformVersion { client: *client, ..Default::default() });
+        // SAFETY: the text lives as long as the client.
+        let text = version.map(|v| unsafe { api::text(v.platform_version, v.platform_version_size) });
+        text.unwrap_or_default()
+    }
+
+    /// What the first device is.
+    fn kind(&self) -> Option<String> {
+        let Shared { api, devices, .. } = &*self.0;
+        let device_description = description(api, devices.first()?.0).ok()?;
+        let kind = api.call(ffi::DeviceDescription_Kind { device_description, ..Default::default() }).ok()?;
+        // SAFETY: the text lives as long as the client.
+        Some(unsafe { api::text(kind.device_kind, kind.device_kind_size) })
+    }
+
+    /// All that a compiled program depends on beside its module and options.
+    fn compiler(&self) -> Vec<u8> {
+        let Shared { api, devices, platform, .. } = &*self.0;
+        let file = std::fs::metadata(api.path()).and_then(|m| Ok((m.len(), m.modified()?))).ok();
+        let flags = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"].map(std::env::var_os);
+        // The CPU's compiler writes for the machine that it runs on.
+        let machine = (platform == "cpu").then(host::processor);
+        let all = (platform, self.version(), self.kind(), devices.len(), api.version(), file, flags, machine);
+        format!("{all:?}").into_bytes()
+    }
+
+    fn own(&self, executable: *mut ffi::LoadedExecutable) -> Result<(PluginExecutable, Plain<'_>)> {
+        let api = &self.0.api;
+        let mut loaded = PluginExecutable { shared: self.0.clone(), executable, outputs: 0 };
+        let get = ffi::LoadedExecutable_GetExecutable { loaded_executable: executable, ..Default::default() };
+        let plain = Plain { api, executable: api.call(get)?.executable };
+        // The number of results comes from the executable, and is not ours to assume: results are written there.
+        loaded.outputs = plain.outputs()?;
+        Ok((loaded, plain))
+    }
+
+    fn compile_anew(&self, program: &Program, options: &[u8]) -> Result<(PluginExecutable, Plain<'_>)> {
+        let module = module(program);
+        let compiled = self.0.api.call(ffi::Client_Compile {
+            client: self.0.client,
+            program: &raw const module,
+            compile_options: options.as_ptr().cast(),
+            compile_options_size: options.len(),
+            ..Default::default()
+        })?;
+        self.own(compiled.executable)
+    }
+
+    /// Loads what [`Plain::serialize`] gave.
+    fn load(&self, bytes: &[u8]) -> Result<PluginExecutable> {
+        let loaded = self.0.api.call(ffi::Executable_DeserializeAndLoad {
+            client: self.0.client,
+            serialized_executable: bytes.as_ptr().cast(),
+            serialized_executable_size: bytes.len(),
+            ..Default::default()
+        })?;
+        Ok(self.own(loaded.loaded_executable)?.0)
+    }
+}
+
+impl Client for PluginClient {
+    fn describe(&self) -> String {
+        let Shared { api, devices, platform, .. } = &*self.0;
+        let version = self.version();
+        let first = version.lines().next().unwrap_or_default().trim();
+        let (major, minor) = api.version();
+        format!(
+            "{platform}: {} x {} ({first}; PJRT {major}.{minor}, {})",
+            devices.len(),
+            self.kind().unwrap_or_default(),
+            api.path().display()
+        )
+    }
+
+    fn device_count(&self) -> usize {
+        self.0.devices.len()
+    }
+
+    fn target(&self) -> Target {
+        if self.0.platform == "cpu" { Target::Cpu } else { Target::Native }
+    }
+
+    fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {
+        let Shared { devices, flags, .. } = &*self.0;
+        let replicas = program.signature.replicas;
+        let ids: Vec<i64> = devices.iter().take(replicas).map(|(_, id)| *id).collect();
+        let options = wire::compile_options(replicas, Some(&ids), flags);
+        let format = format_name(program.signature.format);
+        let kept = cache::Entry::of(&[&self.compiler(), format.as_bytes(), &program.module, &options]);
+        let name = &program.signature.name;
+        if let Some((entry, bytes)) = kept.as_ref().and_then(|entry| Some((entry, entry.read()?))) {
+            match self.load(&bytes) {
+                Ok(loaded) => {
+                    log::info!("{name} comes compiled from {}", entry.path().display());
+                    return Ok(Box::new(loaded));
+                }
+                Err(error) => log::info!("{name} is compiled anew: {error:#}"),
+            }
+        }
+        let (loaded, plain) = self.compile_anew(program, &options)?;
+        if let Some(entry) = &kept
+            && let Err(error) = plain.serialize().and_then(|bytes| entry.write(&bytes))
+        {
+            log::info!("{name} is compiled again the next time: {error:#}");
+        }
+        Ok(Box::new(loaded))
+    }
+
+    fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>> {
+        let Shared { api, client, devices, .. } = &*self.0;
+        let (device, _) = devices.get(device).ok_or_else(|| anyhow!("there is no device {device}"))?;
+        let dims: Vec<i64> = array.dims().iter().map(|d| *d as i64).collect();
+        // The plugin copies what it needs before it returns, so that transfers go on beside the host's own work.
+        let put = api.call(ffi::Client_BufferFromHostBuffer {
+            client: *client,
+            data: array.bytes().as_ptr().cast(),
+            r#type: element_type(array.shape().dtype),
+            dims: dims.as_ptr(),
+            num_dims: dims.len(),
+            host_buffer_semantics: ffi::ONLY_DURING_CALL,
+            device: *device,
+            ..Default::default()
+        })?;
+        let buffer = PluginBuffer { shared: self.0.clone(), buffer: put.buffer };
+        api.wait(put.done_with_host_buffer)?;
+        Ok(Box::new(buffer))
+    }
+
+    fn memory(&self, device: usize) -> Option<Memory> {
+        let (device, _) = self.0.devices.get(device)?;
+        let stats = ffi::Device_MemoryStats { device: *device, ..Default::default() };
+        let stats = self.0.api.call(stats).ok()?;
+        let known = |value: i64, is_set: bool| is_set.then_some(value as u64);
+        Some(Memory {
+            used: stats.bytes_in_use as u64,
+            peak: known(stats.peak_bytes_in_use, stats.peak_bytes_in_use_is_set),
+            limit: known(stats.bytes_limit, stats.bytes_limit_is_set),
+        })
+    }
+}
+
+impl Buffer for PluginBuffer {
+    fn get(&self, shape: &Shape) -> Result<Array> {
+        let api = &self.shared.api;
+        let mut bytes = vec![0; shape.bytes()];
+        // Row-major, whatever order and tiles the device keeps.
+        let order: Vec<i64> = (0..shape.rank() as i64).rev().collect();
+        let mut layout = ffi::Buffer_MemoryLayout {
+            tiled: ffi::Tiled {
+                struct_size: size_of::<ffi::Tiled>(),
+                extension_start: ptr::null_mut(),
+                minor_to_major: order.as_ptr(),
+                minor_to_major_size: order.len(),
+                tile_dims: ptr::null(),
+                tile_dim_sizes: ptr::null(),
+                num_tiles: 0,
+            },
+            r#type: ffi::LAYOUT_TILED,
+            ..Default::default()
+        };
+        let copy = api.call(ffi::Buffer_ToHostBuffer {
+            src: self.buffer,
+            host_layout: &raw mut layout,
+            dst: bytes.as_mut_ptr().cast::<c_void>(),
+            dst_size: bytes.len(),
+            ..Default::default()
+        })?;
+        api.wait(copy.event)?;
+        Array::from_bytes(shape.clone(), bytes)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Drop for PluginBuffer {
+    fn drop(&mut self) {
+        self.shared.api.free(ffi::Buffer_Destroy { buffer: self.buffer, ..Default::default() });
+    }
+}
+
+impl Loaded for PluginExecutable {
+    fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>> {
+        let api = &self.shared.api;
+        let own = |b: &&dyn Buffer| match b.as_any().downcast_ref::<PluginBuffer>() {
+            Some(b) if ptr::eq(b.shared.client, self.shared.client) => Ok(b.buffer),
+            _ => Err(anyhow!("an argument lies on another kind of device")),
+        };
+        let lists: Vec<Vec<*mut ffi::Buffer>> =
+            arguments.iter().map(|row| row.iter().map(own).collect()).collect::<Result<_>>()?;
+        let inputs: Vec<*const *mut ffi::Buffer> = lists.iter().map(|row| row.as_ptr()).collect();
+        let mut results = vec![vec![ptr::null_mut::<ffi::Buffer>(); self.outputs]; lists.len()];
+        let outputs: Vec<*mut *mut ffi::Buffer> = results.iter_mut().map(|row| row.as_mut_ptr()).collect();
+        let mut options = ffi::ExecuteOptions::default();
+        api.call(ffi::LoadedExecutable_Execute {
+            executable: self.executable,
+            options: &raw mut options,
+            argument_lists: inputs.as_ptr(),
+            num_devices: lists.len(),
+            num_args: lists.first().map_or(0, Vec::len),
+            output_lists: outputs.as_ptr(),
+            ..Default::default()
+        })?;
+        let boxed = |buffer: *mut ffi::Buffer| {
+            ensure!(!buffer.is_null(), "the plugin left a result out");
+            Ok(Box::new(PluginBuffer { shared: self.shared.clone(), buffer }) as Box<dyn Buffer>)
+        };
+        results.into_iter().map(|row| row.into_iter().map(boxed).collect()).collect()
+    }
+}
+
+impl Drop for PluginExecutable {
+    fn drop(&mut self) {
+        let destroy = ffi::LoadedExecutable_Destroy { executable: self.executable, ..Default::default() };
+        self.shared.api.free(destroy);
+    }
+}
+
+/// What a plugin says about itself, without opening its devices.
+///
+/// # Errors
+/// When it is missing, no plugin, or of another major version of the API.
+pub fn inspect(plugin: &Plugin) -> Result<String> {
+    let api = Api::open(&plugin.find()?)?;
+    let (major, minor) = api.version();
+    Ok(format!("{} (PJRT {major}.{minor})", api.path().display()))
+}

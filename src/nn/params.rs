@@ -1,0 +1,200 @@
+//! Parameters: names, shapes at the program's edges and inside it, initial values.
+//!
+//! At the edges (checkpoints, other people's weights) a convolution's weight is (out, in, kh, kw), a linear one
+//! (out, in), a convolution's bias (out, 1, 1), as in Equinox and PyTorch. Inside, channels are last: (kh, kw, in,
+//! out), (in, out), (out).
+
+use anyhow::{Result, ensure};
+
+use crate::engine::array::Array;
+use crate::engine::ir::{Graph, Sym};
+use crate::engine::random::{Key, graph as draw};
+
+/// What a parameter is, which tells its two layouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    ConvWeight,
+    /// The weight of a 1x1 convolution: a matrix inside.
+    PointWeight,
+    LinearWeight,
+    ConvBias,
+    LinearBias,
+}
+
+/// One parameter of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Leaf {
+    /// For example `encoder.conv0.weight`.
+    pub name: String,
+    /// Sizes at the edges.
+    pub shape: Vec<usize>,
+    pub role: Role,
+    /// Initial values are uniform in (−limit, limit).
+    pub limit: f32,
+    /// Which key of a split to follow, from the model's key to this leaf's.
+    pub path: Vec<usize>,
+}
+
+impl Leaf {
+    /// Whether it is of an automaton's update rule.
+    pub fn is_of_cell(&self) -> bool {
+        self.name.starts_with("cell.")
+    }
+
+    pub fn is_weight(&self) -> bool {
+        matches!(self.role, Role::ConvWeight | Role::PointWeight | Role::LinearWeight)
+    }
+
+    /// Sizes inside programs.
+    pub fn inner_shape(&self) -> Vec<usize> {
+        let s = &self.shape;
+        match self.role {
+            Role::ConvWeight => vec![s[2], s[3], s[1], s[0]],
+            Role::PointWeight | Role::LinearWeight => vec![s[1], s[0]],
+            Role::ConvBias | Role::LinearBias => vec![s[0]],
+        }
+    }
+
+    /// From the edges' layout to the inner one.
+    pub fn to_inner(&self, array: &Array) -> Array {
+        let moved = match self.role {
+            Role::ConvWeight | Role::PointWeight => array.transpose(&[2, 3, 1, 0]),
+            Role::LinearWeight => array.transpose(&[1, 0]),
+            Role::ConvBias | Role::LinearBias => array.clone(),
+        };
+        moved.reshape(&self.inner_shape())
+    }
+
+    /// From the inner layout to the edges' one.
+    pub fn to_edge(&self, array: &Array) -> Array {
+        let moved = match self.role {
+            Role::ConvWeight => array.transpose(&[3, 2, 0, 1]),
+            Role::PointWeight | Role::LinearWeight => array.transpose(&[1, 0]),
+            Role::ConvBias | Role::LinearBias => array.clone(),
+        };
+        moved.reshape(&self.shape)
+    }
+
+    /// Initial values in the edges' layout.
+    pub fn init(&self, model: Key) -> Array {
+        let key = self.path.iter().fold(model, |key, &i| key.split_at(i as u64));
+        let count = self.shape.iter().product();
+        Array::new(&self.shape, &key.uniform(count, -self.limit, self.limit))
+    }
+
+    /// Initial values in the inner layout, as a graph.
+    pub fn init_in<'g>(&self, model: Sym<'g>) -> Sym<'g> {
+        let key = self.path.iter().fold(model, |key, &i| draw::split_at(key, i));
+        let values = draw::uniform(key, &self.shape, -self.limit, self.limit);
+        match self.role {
+            Role::ConvWeight | Role::PointWeight => values.transpose(&[2, 3, 1, 0]),
+            Role::LinearWeight => values.transpose(&[1, 0]),
+            Role::ConvBias | Role::LinearBias => values,
+        }
+        .reshape(&self.inner_shape())
+    }
+}
+
+/// Weight and bias of a layer: `1 / sqrt(fan in)` limits both, and the layer's key is split for them.
+pub fn layer(name: &str, role: Role, shape: &[usize], path: &[usize]) -> [Leaf; 2] {
+    let fan_in: usize = shape[1..].iter().product();
+    let limit = (1.0 / (fan_in as f64).sqrt()) as f32;
+    let (bias_role, bias_shape) = match role {
+        Role::LinearWeight => (Role::LinearBias, vec![shape[0]]),
+        _ => (Role::ConvBias, vec![shape[0], 1, 1]),
+    };
+    let leaf = |part: &str, shape: Vec<usize>, role, i| Leaf {
+        name: format!("{name}.{part}"),
+        shape,
+        role,
+        limit,
+        path: [path, &[i]].concat(),
+    };
+    [leaf("weight", shape.to_vec(), role, 0), leaf("bias", bias_shape, bias_role, 1)]
+}
+
+/// Parameters in a graph, by name, in the inner layout.
+#[derive(Clone)]
+pub struct Params<'g> {
+    named: Vec<(String, Sym<'g>)>,
+}
+
+impl<'g> Params<'g> {
+    pub fn new(leaves: &[Leaf], values: &[Sym<'g>]) -> Params<'g> {
+        Params { named: leaves.iter().map(|l| l.name.clone()).zip(values.iter().copied()).collect() }
+    }
+
+    /// Declares an input for each leaf, named `prefix` and its name.
+    pub fn inputs(g: &'g Graph, leaves: &[Leaf], prefix: &str) -> Vec<Sym<'g>> {
+        use crate::engine::shape::Shape;
+        leaves
+            .iter()
+            .map(|l| g.input(&format!("{prefix}{}", l.name), &Shape::f32(&l.inner_shape())))
+            .collect()
+    }
+
+    /// Weight and bias of a layer.
+    ///
+    /// # Panics
+    /// When the model has no such layer: a mistake in the model's code.
+    pub fn layer(&self, name: &str) -> (Sym<'g>, Sym<'g>) {
+        let find = |part: &str| {
+            let full = format!("{name}.{part}");
+            let found = self.named.iter().find(|(n, _)| *n == full);
+            found.unwrap_or_else(|| panic!("the model lists no parameter {full}")).1
+        };
+        (find("weight"), find("bias"))
+    }
+
+    /// Whether there is a layer of that name.
+    pub fn has_layer(&self, name: &str) -> bool {
+        self.named.iter().any(|(n, _)| n.strip_suffix(".weight") == Some(name))
+    }
+
+    /// These, and a layer that is made of them.
+    pub fn with_layer(&self, name: &str, weight: Sym<'g>, bias: Sym<'g>) -> Params<'g> {
+        let mut named = self.named.clone();
+        named.extend([(format!("{name}.weight"), weight), (format!("{name}.bias"), bias)]);
+        Params { named }
+    }
+
+    /// x W + b over the last dimension: a linear layer, or a 1x1 convolution of an NHWC grid.
+    #[track_caller]
+    pub fn linear(&self, name: &str, x: Sym<'g>) -> Sym<'g> {
+        let (weight, bias) = self.layer(name);
+        let dims = x.dims();
+        let (rows, last) = dims.split_at(dims.len() - 1);
+        let flat = x.reshape(&[rows.iter().product(), last[0]]);
+        let out = [rows, &[bias.dims()[0]]].concat();
+        (flat.dot(weight) + bias).reshape(&out)
+    }
+}
+
+/// All initial values of a model, in the edges' layout.
+pub fn init(leaves: &[Leaf], key: Key) -> Vec<Array> {
+    leaves.iter().map(|leaf| leaf.init(key)).collect()
+}
+
+/// Puts named arrays in the order of the leaves.
+///
+/// # Errors
+/// Missing, unused and misshapen names, all of them, with both shapes.
+pub fn arrange(leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Result<Vec<Array>> {
+    let mut problems = Vec::new();
+    let mut arranged = Vec::new();
+    for leaf in leaves {
+        match named.iter().position(|(name, _)| *name == leaf.name) {
+            None => problems.push(format!("missing {} {:?}", leaf.name, leaf.shape)),
+            Some(at) => {
+                let (name, array) = named.swap_remove(at);
+                if array.dims() != leaf.shape || array.shape().dtype != crate::engine::shape::DType::F32 {
+                    problems.push(format!("{name}: expected f32{:?}, got {}", leaf.shape, array.shape()));
+                }
+                arranged.push(array);
+            }
+        }
+    }
+    problems.extend(named.iter().map(|(name, array)| format!("not of this model: {name} {}", array.shape())));
+    ensure!(problems.is_empty(), "the parameters do not fit the model: {}", problems.join("; "));
+    Ok(arranged)
+}

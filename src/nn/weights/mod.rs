@@ -1,0 +1,128 @@
+//! A model's parameters in files, ours and other people's: `.npz` (checkpoints are such files), Equinox's `.eqx` and
+//! `.safetensors`. What a file is, its name's ending says.
+//!
+//! Files are not to be trusted: an error names the file and what is wrong in it, and no memory is taken on a header's
+//! word. Byte order, C or Fortran order and the width of floats may be any.
+
+pub mod npy;
+pub mod npz;
+pub mod safetensors;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use strum::{IntoEnumIterator, IntoStaticStr};
+
+use crate::engine::array::Array;
+use crate::nn::params::{Leaf, Role, arrange};
+use npy::Record;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter, strum::EnumString, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
+pub enum FileType {
+    /// Arrays by name.
+    Npz,
+    /// Equinox's `tree_serialise_leaves`: `.npy` records in the order of the leaves, without names.
+    Eqx,
+    /// Arrays by name.
+    Safetensors,
+}
+
+impl FileType {
+    /// # Errors
+    /// When the name has no known ending.
+    pub fn of(path: &Path) -> Result<FileType> {
+        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let known =
+            || FileType::iter().map(|t| format!(".{}", <&str>::from(t))).collect::<Vec<_>>().join(", ");
+        match ending {
+            "pt" | "pth" | "bin" | "ckpt" => bail!(
+                "{}: PyTorch's pickles are not read: write the state_dict with safetensors.torch.save_file",
+                path.display()
+            ),
+            _ => ending
+                .parse()
+                .ok()
+                .with_context(|| format!("{}: expected a name that ends in {}", path.display(), known())),
+        }
+    }
+}
+
+/// The leaves' values, in their order and the edges' layout.
+///
+/// # Errors
+/// A file that cannot be read or is damaged; entries that are missing, not of the model or of another shape: all of
+/// them, by name, with both shapes.
+pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
+    let at = || format!("cannot use {}", path.display());
+    let file_type = FileType::of(path)?;
+    let load = || -> Result<Vec<(String, Array)>> {
+        match file_type {
+            FileType::Npz => Ok(parameters(npz::read(path)?)),
+            FileType::Eqx => records(&fs::read(path)?, leaves),
+            FileType::Safetensors => safetensors::read(&fs::read(path)?),
+        }
+    };
+    let mut named = load().with_context(at)?;
+    for (name, array) in &mut named {
+        // PyTorch has a convolution's biases as (out), Equinox as (out, 1, 1).
+        let leaf = leaves.iter().find(|l| l.name == *name && l.role == Role::ConvBias);
+        if let Some(leaf) = leaf.filter(|l| array.dims() == &l.shape[..1]) {
+            *array = array.clone().reshape(&leaf.shape);
+        }
+    }
+    arrange(leaves, named).with_context(at)
+}
+
+/// What of a checkpoint are parameters; all of another file.
+fn parameters(mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
+    if arrays.iter().any(|(name, _)| name == "meta") {
+        let parts = ["encoder.", "decoder.", "cell."];
+        arrays.retain(|(name, _)| parts.iter().any(|part| name.starts_with(part)));
+    }
+    arrays
+}
+
+/// Records get the leaves' names in their order. Single numbers are a module's settings, not its weights.
+fn records(mut bytes: &[u8], leaves: &[Leaf]) -> Result<Vec<(String, Array)>> {
+    let length = bytes.len();
+    let mut arrays = Vec::new();
+    while !bytes.is_empty() {
+        let from = length - bytes.len();
+        let at = || format!("record {} at byte {from}", arrays.len());
+        let record = Record::take(&mut bytes).with_context(at)?;
+        if !record.is_scalar() {
+            let name = leaves.get(arrays.len()).map_or_else(at, |leaf| leaf.name.clone());
+            let array = record.array().with_context(|| name.clone())?;
+            arrays.push((name, array));
+        }
+    }
+    Ok(arrays)
+}
+
+/// Writes the leaves' values, so that the file is there as a whole or not at all.
+///
+/// # Errors
+/// A name without a known ending; a file that cannot be written.
+pub fn write(path: &Path, leaves: &[Leaf], arrays: &[Array]) -> Result<()> {
+    let file_type = FileType::of(path)?;
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".part");
+    let aside = PathBuf::from(aside);
+    let named = leaves.iter().map(|leaf| leaf.name.as_str()).zip(arrays);
+    let save = || -> Result<()> {
+        match file_type {
+            FileType::Npz => npz::write(&aside, named)?,
+            FileType::Safetensors => fs::write(&aside, safetensors::written(named)?)?,
+            FileType::Eqx => {
+                let mut bytes = Vec::new();
+                arrays.iter().try_for_each(|array| npy::write(&mut bytes, array))?;
+                fs::File::create(&aside)?.write_all(&bytes)?;
+            }
+        }
+        Ok(fs::rename(&aside, path)?)
+    };
+    save().with_context(|| format!("cannot write {}", path.display()))
+}

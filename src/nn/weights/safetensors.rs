@@ -1,0 +1,73 @@
+//! `.safetensors`: a JSON header of names, types, shapes and places, then the values.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use crate::engine::array::Array;
+
+/// Every array of a file's bytes, in f32: narrower types exactly, f64 rounded.
+///
+/// # Errors
+/// When the header is wrong or claims what is not there, a name is there twice, or an element type is no float.
+pub fn read(bytes: &[u8]) -> Result<Vec<(String, Array)>> {
+    let file = SafeTensors::deserialize(bytes).context("no safetensors file")?;
+    unique_names(bytes)?;
+    let mut arrays = Vec::new();
+    for (name, view) in file.iter() {
+        let data = view.data();
+        let values: Vec<f32> = match view.dtype() {
+            Dtype::F32 => each(data, f32::from_le_bytes),
+            Dtype::F64 => each(data, |b| f64::from_le_bytes(b) as f32),
+            Dtype::BF16 => each(data, |b| half::bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => each(data, |b| half::f16::from_le_bytes(b).to_f32()),
+            other => bail!("{name}: expected elements of F32, F64, F16 or BF16, got {other:?}"),
+        };
+        arrays.push((name.to_string(), Array::new(view.shape(), &values)));
+    }
+    Ok(arrays)
+}
+
+fn each<const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    data.as_chunks::<N>().0.iter().map(|b| value(*b)).collect()
+}
+
+/// The crate keeps the last of two entries of one name.
+fn unique_names(bytes: &[u8]) -> Result<()> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Vec<String>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a header of tensors by name")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<String>, A::Error> {
+            let mut names = Vec::new();
+            while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                names.push(name);
+            }
+            Ok(names)
+        }
+    }
+    let length = bytes.first_chunk().map_or(0, |n| u64::from_le_bytes(*n)) as usize;
+    let header = bytes[8..].get(..length).context("the header is longer than the file")?;
+    let mut seen = HashSet::new();
+    for name in serde_json::Deserializer::from_slice(header).deserialize_map(Names)? {
+        ensure!(seen.insert(name.clone()), "{name} is there twice");
+    }
+    Ok(())
+}
+
+/// The bytes of a file of f32 arrays.
+///
+/// # Errors
+/// When there are two arrays of one name.
+pub fn written<'a>(arrays: impl Iterator<Item = (&'a str, &'a Array)>) -> Result<Vec<u8>> {
+    let views: Result<Vec<_>> = arrays
+        .map(|(name, array)| Ok((name, TensorView::new(Dtype::F32, array.dims().to_vec(), array.bytes())?)))
+        .collect();
+    Ok(safetensors::serialize(views?, None)?)
+}

@@ -1,0 +1,278 @@
+//! A part of an evaluation, as a file: a job array of any scheduler evaluates a set in parts, and merging them gives the
+//! numbers of the whole, bit for bit.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::Scores;
+use super::spread::Spread;
+use crate::model::Model;
+
+/// What an evaluation is of. Parts of one evaluation have it in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    pub model: Model,
+    /// Checksum of the weights.
+    pub weights: String,
+    /// Name and checksum of the images.
+    pub data: String,
+    pub pixels: String,
+    /// Images in all parts.
+    pub images: usize,
+    /// Latent samples an image.
+    pub samples: usize,
+    /// One evaluation of all images for each.
+    pub seeds: Vec<u64>,
+    /// Images a device call: where batches begin decides the last bits.
+    pub batch_size: usize,
+    pub replicas: usize,
+}
+
+/// One of how many shards, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    pub index: usize,
+    pub of: usize,
+}
+
+impl Shard {
+    pub const WHOLE: Shard = Shard { index: 0, of: 1 };
+
+    /// This shard's images: whole batches, so that every device call is one of the unsharded evaluation.
+    pub fn range(self, images: usize, batch: usize) -> Range<usize> {
+        let batches = images.div_ceil(batch.max(1));
+        let at = |i: usize| (batches * i / self.of * batch).min(images);
+        at(self.index)..at(self.index + 1)
+    }
+}
+
+impl FromStr for Shard {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Shard> {
+        let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        let (index, of): (usize, usize) =
+            parsed.with_context(|| format!("expected I/N such as 0/8, got {text:?}"))?;
+        ensure!(index < of, "shards of {text} are counted from 0 to {}", of.saturating_sub(1));
+        ensure!(of <= 1 << 20, "{of} shards are too many");
+        Ok(Shard { index, of })
+    }
+}
+
+/// Scores of one key's draws.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Draws {
+    pub iwelbo: Vec<f32>,
+    pub reconstruction: Vec<f32>,
+}
+
+/// The scores of a shard's images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    pub version: u32,
+    pub task: Task,
+    pub shard: Shard,
+    pub seconds: f64,
+    /// One for each seed.
+    pub draws: Vec<Draws>,
+    pub kl: Vec<f32>,
+    pub spread: Spread,
+}
+
+const VERSION: u32 = 1;
+
+impl Part {
+    /// Takes the scores of a shard, one for each seed.
+    ///
+    /// # Errors
+    /// A score that is not finite, with the image's number.
+    pub fn new(task: Task, shard: Shard, scores: Vec<Scores>, seconds: f64) -> Result<Part> {
+        let from = shard.range(task.images, task.batch_size).start;
+        for (seed, scores) in task.seeds.iter().zip(&scores) {
+            if let Some(i) = scores.iwelbo.iter().position(|v| !v.is_finite()) {
+                bail!("image {} has an IWELBO of {} (seed {seed})", from + i, scores.iwelbo[i]);
+            }
+        }
+        let (kl, spread) = scores.first().map(|s| (s.kl.clone(), s.spread.clone())).unwrap_or_default();
+        let draws = scores
+            .into_iter()
+            .map(|s| Draws { iwelbo: s.iwelbo, reconstruction: s.reconstruction })
+            .collect();
+        Ok(Part { version: VERSION, task, shard, seconds, draws, kl, spread })
+    }
+
+    /// Number of images in it.
+    pub fn images(&self) -> usize {
+        self.kl.len()
+    }
+
+    /// Writes the file so that it is there as a whole or not at all.
+    ///
+    /// # Errors
+    /// When it cannot be written; the error names it.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".part");
+        let aside = PathBuf::from(aside);
+        fs::write(&aside, serde_json::to_string(self)? + "\n")
+            .with_context(|| format!("cannot write {}", aside.display()))?;
+        fs::rename(&aside, path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Reads a file that [`Part::save`] wrote.
+    ///
+    /// # Errors
+    /// When it is no such file, or its lists have other lengths than it says; the error names it.
+    pub fn load(path: &Path) -> Result<Part> {
+        let name = path.display();
+        let bytes = fs::read(path).with_context(|| format!("cannot read {name}"))?;
+        let part: Part =
+            serde_json::from_slice(&bytes).with_context(|| format!("{name} is no part of an evaluation"))?;
+        part.check().with_context(|| format!("{name} is no whole part of an evaluation"))?;
+        Ok(part)
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(self.version == VERSION, "version {}, this program reads {VERSION}", self.version);
+        let Shard { index, of } = self.shard;
+        ensure!(index < of, "shard {index} of {of}");
+        ensure!(self.task.batch_size > 0, "batches of 0 images");
+        let images = self.shard.range(self.task.images, self.task.batch_size).len();
+        ensure!(self.draws.len() == self.task.seeds.len(), "{} seeds' scores", self.draws.len());
+        let lists = self.draws.iter().flat_map(|d| [&d.iwelbo, &d.reconstruction]).chain([&self.kl]);
+        for list in lists {
+            ensure!(list.len() == images, "scores of {} images, expected {images}", list.len());
+        }
+        Ok(())
+    }
+}
+
+/// The whole evaluation from its parts, in any order.
+///
+/// # Errors
+/// Parts that are missing, there twice, or of different evaluations; the error names the files and what differs.
+pub fn merge(files: &[PathBuf]) -> Result<Part> {
+    let first = files.first().context("there are no files to merge")?;
+    let mut parts = Vec::new();
+    for file in files {
+        parts.push((file, Part::load(file)?));
+    }
+    let (of, task) = (parts[0].1.shard.of, parts[0].1.task.clone());
+    for (file, part) in &parts {
+        let differing = differences(&task, &part.task)?;
+        ensure!(
+            differing.is_empty(),
+            "{} and {} are of different evaluations: {}",
+            first.display(),
+            file.display(),
+            differing.join("; ")
+        );
+        ensure!(
+            part.shard.of == of,
+            "{} is of {of} shards and {} of {}",
+            first.display(),
+            file.display(),
+            part.shard.of
+        );
+    }
+    parts.sort_by_key(|(_, part)| part.shard.index);
+    for pair in parts.windows(2) {
+        let ((a, part), (b, other)) = (&pair[0], &pair[1]);
+        let index = part.shard.index;
+        ensure!(
+            index != other.shard.index,
+            "{} and {} are both shard {index} of {of}",
+            a.display(),
+            b.display()
+        );
+    }
+    let missing: Vec<String> = (0..of)
+        .filter(|i| parts.iter().all(|(_, part)| part.shard.index != *i))
+        .map(|i| format!("{i}/{of}"))
+        .collect();
+    ensure!(missing.is_empty(), "shards are missing: {}", missing.join(", "));
+    joined(task, parts.into_iter().map(|(_, part)| part))
+}
+
+fn joined(task: Task, parts: impl Iterator<Item = Part>) -> Result<Part> {
+    let empty = Draws { iwelbo: vec![], reconstruction: vec![] };
+    let mut whole = Part {
+        version: VERSION,
+        shard: Shard::WHOLE,
+        seconds: 0.0,
+        draws: vec![empty; task.seeds.len()],
+        kl: vec![],
+        spread: Spread::default(),
+        task,
+    };
+    for part in parts {
+        whole.seconds += part.seconds;
+        whole.kl.extend(part.kl);
+        whole.spread.merge(&part.spread)?;
+        for (own, draws) in whole.draws.iter_mut().zip(part.draws) {
+            own.iwelbo.extend(draws.iwelbo);
+            own.reconstruction.extend(draws.reconstruction);
+        }
+    }
+    Ok(whole)
+}
+
+/// Fields that differ, with both values.
+fn differences(a: &Task, b: &Task) -> Result<Vec<String>> {
+    let (a, b) = (serde_json::to_value(a)?, serde_json::to_value(b)?);
+    let fields = a.as_object().ok_or_else(|| anyhow!("a task has fields"))?;
+    let differing = fields.iter().filter(|(name, value)| b[name.as_str()] != **value);
+    Ok(differing.map(|(name, value)| format!("{name} {value} and {}", b[name.as_str()])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_whole_batches_and_cover_all_images_once() {
+        for (images, batch, of) in [(21, 4, 3), (10_000, 32, 7), (3, 4, 2), (0, 4, 2), (64, 8, 8)] {
+            let mut next = 0;
+            for index in 0..of {
+                let range = Shard { index, of }.range(images, batch);
+                assert_eq!(range.start, next);
+                assert!(range.start.is_multiple_of(batch) || range.is_empty());
+                next = range.end;
+            }
+            assert_eq!(next, images);
+        }
+    }
+
+    #[test]
+    fn a_shard_is_read_from_its_text() {
+        assert_eq!("2/5".parse::<Shard>().unwrap(), Shard { index: 2, of: 5 });
+        for wrong in ["", "3", "3/3", "1/0", "-1/2", "a/b", "1/9999999999"] {
+            assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn floats_come_back_from_a_file_bit_for_bit() {
+        let values: Vec<f32> = crate::engine::random::Key::new(5)
+            .bits32(4000)
+            .into_iter()
+            .map(f32::from_bits)
+            .filter(|v| v.is_finite())
+            .collect();
+        let text = serde_json::to_string(&values).unwrap();
+        let back: Vec<f32> = serde_json::from_slice(text.as_bytes()).unwrap();
+        assert_eq!(
+            values.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+            back.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        );
+    }
+}

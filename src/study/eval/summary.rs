@@ -1,0 +1,153 @@
+//! The figures of an evaluation, for people and for scripts.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::Bound;
+use super::part::Part;
+use crate::engine::shape::Precision;
+use crate::model::Kind;
+
+/// Means over the images, in nats; standard errors are over the images, where nothing else is said.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    pub model: Kind,
+    pub precision: Precision,
+    pub data: String,
+    /// log p(x) ≥ this; the mean over the seeds too.
+    pub iwelbo: f64,
+    pub stderr: f64,
+    pub images: usize,
+    pub samples: usize,
+    pub seconds: f64,
+    /// The bound of one sample: `reconstruction` − `kl`.
+    pub elbo: f64,
+    pub elbo_stderr: f64,
+    /// E[log p(x | z)] under q(z | x).
+    pub reconstruction: f64,
+    pub kl: f64,
+    /// Latent dimensions whose mean varies with the image, of `latent`.
+    pub active_units: usize,
+    pub latent: usize,
+    pub seeds: Vec<u64>,
+    /// The IWELBO of each seed, when there are several, and the standard error of `iwelbo` over them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub iwelbo_by_seed: Vec<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_over_seeds: Option<f64>,
+    /// Steps of the automaton: after each of the doublings, or in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nca_steps: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doublings: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap: Option<Gap>,
+}
+
+/// How much better images are explained that were trained on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Gap {
+    /// IWELBO of training images less that of as many test images, in nats.
+    pub gap: f64,
+    pub gap_stderr: f64,
+    pub train_iwelbo: f64,
+    pub train_stderr: f64,
+    pub train_images: usize,
+}
+
+impl Summary {
+    /// # Errors
+    /// When the evaluation is of no images.
+    pub fn of(part: &Part) -> Result<Summary> {
+        let task = &part.task;
+        let seeds = part.draws.len().max(1) as f64;
+        let over_seeds = |pick: fn(&super::part::Draws) -> &Vec<f32>| -> Vec<f64> {
+            let sum = |i: usize| part.draws.iter().map(|d| f64::from(pick(d)[i])).sum::<f64>();
+            (0..part.images()).map(|i| sum(i) / seeds).collect()
+        };
+        let iwelbo = Bound::of(&over_seeds(|d| &d.iwelbo))?;
+        let reconstruction = over_seeds(|d| &d.reconstruction);
+        let kl: Vec<f64> = part.kl.iter().map(|v| f64::from(*v)).collect();
+        let elbo = Bound::of(&reconstruction.iter().zip(&kl).map(|(r, k)| r - k).collect::<Vec<_>>())?;
+        let by_seed: Vec<f64> =
+            part.draws.iter().map(|d| Ok(Bound::of(&d.iwelbo)?.mean)).collect::<Result<_>>()?;
+        let several = by_seed.len() > 1;
+        let automaton = task.model.kind != Kind::Baseline;
+        Ok(Summary {
+            model: task.model.kind,
+            precision: task.model.precision,
+            data: task.data.clone(),
+            iwelbo: iwelbo.mean,
+            stderr: iwelbo.stderr,
+            images: iwelbo.images,
+            samples: task.samples,
+            seconds: part.seconds,
+            elbo: elbo.mean,
+            elbo_stderr: elbo.stderr,
+            reconstruction: Bound::of(&reconstruction)?.mean,
+            kl: Bound::of(&part.kl)?.mean,
+            active_units: part.spread.active(),
+            latent: task.model.latent,
+            seeds: task.seeds.clone(),
+            stderr_over_seeds: several.then(|| Bound::of(&by_seed).map(|b| b.stderr)).transpose()?,
+            iwelbo_by_seed: if several { by_seed } else { vec![] },
+            nca_steps: automaton.then_some(task.model.nca_steps),
+            doublings: (task.model.kind == Kind::Doubling).then_some(task.model.doublings),
+            gap: None,
+        })
+    }
+
+    /// Adds the gap to an evaluation of as many training images.
+    pub fn compared_to(mut self, train: &Summary) -> Summary {
+        self.gap = Some(Gap {
+            gap: train.iwelbo - self.iwelbo,
+            gap_stderr: train.stderr.hypot(self.stderr),
+            train_iwelbo: train.iwelbo,
+            train_stderr: train.stderr,
+            train_images: train.images,
+        });
+        self
+    }
+
+    /// # Errors
+    /// Never in practice: the fields are numbers and text.
+    pub fn json(&self) -> Result<String> {
+        serde_json::to_string(self).context("the figures are no JSON")
+    }
+
+    /// A few lines for people.
+    pub fn text(&self) -> String {
+        let Summary { iwelbo, stderr, images, samples, seconds, data, .. } = self;
+        let mut lines = vec![format!(
+            "log p(x) >= {iwelbo:.3} ± {stderr:.3} nats ({images} images of {data}, {samples} samples, {seconds:.1} s)"
+        )];
+        if let Some(over_seeds) = self.stderr_over_seeds {
+            lines.push(format!("over {} seeds ± {over_seeds:.4} nats", self.seeds.len()));
+        }
+        lines.push(format!(
+            "ELBO {:.3} ± {:.3} nats = reconstruction {:.3} - KL {:.3}",
+            self.elbo, self.elbo_stderr, self.reconstruction, self.kl
+        ));
+        lines.push(format!(
+            "{} of {} latent dimensions are active (variance of the mean over the images above 0.01)",
+            self.active_units, self.latent
+        ));
+        match (self.nca_steps, self.doublings) {
+            (Some(steps), Some(times)) => {
+                lines.push(format!("{times} doublings with {steps} steps after each"))
+            }
+            (Some(steps), None) => lines.push(format!("evaluated after T = {steps} steps")),
+            _ => {}
+        }
+        if self.precision != Precision::F32 {
+            lines.push(format!("products of operands in {}", self.precision));
+        }
+        if let Some(Gap { gap, gap_stderr, train_iwelbo, train_stderr, train_images }) = &self.gap {
+            lines.push(format!(
+                "training images {train_iwelbo:.3} ± {train_stderr:.3} nats ({train_images} images): \
+                 a gap of {gap:.3} ± {gap_stderr:.3}"
+            ));
+        }
+        lines.join("\n")
+    }
+}

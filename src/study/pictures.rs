@@ -1,0 +1,99 @@
+//! What a run shows: samples of the prior, and test images above their reconstructions.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::data::Split;
+use crate::engine::array::Array;
+use crate::engine::compile::compile;
+use crate::engine::ir::{Function, Sym};
+use crate::engine::random::{Key, graph as draw};
+use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
+use crate::engine::shape::{DType, Shape};
+use crate::model::{Model, SIDE, encoder, padded};
+use crate::nn::params::Params;
+use crate::study::figure::grids;
+
+/// Images a row.
+const COLUMNS: usize = 8;
+/// Samples: 4 rows of 8, as in the report's figure 2.
+const SAMPLES: usize = 4 * COLUMNS;
+/// Reconstructed images: 2 rows, each under its originals.
+const RECONSTRUCTED: usize = 2 * COLUMNS;
+
+/// Parameters, images and keys in; probabilities of samples and of reconstructions from the latents' means out.
+///
+/// # Errors
+/// When the graph is wrong, which is a mistake in the program.
+pub fn function(model: &Model) -> Result<Function> {
+    let leaves = model.leaves();
+    let g = model.graph(&format!("pictures_{}", model.kind));
+    let values = Params::inputs(&g, &leaves, "");
+    let images = g.input("images", &Shape::new(DType::U8, &[RECONSTRUCTED, 28, 28]));
+    let keys = g.input("keys", &Shape::u32(&[SAMPLES, 2]));
+    let params = Params::new(&leaves, &values);
+    let prior = draw::normal(keys, &[model.latent]);
+    let (mean, _) = encoder::encode(&params, padded(&g, images));
+    let latents = Sym::concat(&[prior, mean], 0);
+    // What the draws of the prior left unused.
+    let chosen = draw::split_at(keys, model.latent);
+    let chosen = Sym::concat(&[chosen, chosen.slice_axis(0, 0, RECONSTRUCTED)], 0);
+    let decoded = model.decode(&params, latents, chosen).sigmoid();
+    g.finish(&[("probabilities".into(), decoded)], &[])
+}
+
+/// The compiled program.
+pub struct Pictures {
+    executable: Executable,
+    mesh: Mesh,
+    images: Vec<u8>,
+    key: Key,
+}
+
+impl Pictures {
+    /// Shows images of all parts of `split`, and prior samples i with the i-th key of the split of `key`.
+    ///
+    /// # Errors
+    /// When the program does not compile.
+    pub fn new(mesh: &Mesh, model: &Model, split: &Split, key: Key) -> Result<Pictures> {
+        let shown = split.spread(RECONSTRUCTED);
+        let images = (0..RECONSTRUCTED).flat_map(|i| shown.image(i % shown.len())).copied().collect();
+        Ok(Pictures { executable: compile(mesh, &function(model)?)?, mesh: mesh.clone(), images, key })
+    }
+
+    /// Writes `samples-STEP.png` and `reconstructions-STEP.png` into the folder.
+    ///
+    /// # Errors
+    /// When the device fails or a file cannot be written.
+    pub fn write(&self, parameters: &[Buffers], folder: &Path, step: usize) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let keys: Vec<u32> = self.key.split(SAMPLES).into_iter().flat_map(|k| k.0).collect();
+        let mut arguments: Vec<Arg<'_>> = parameters.iter().map(Arg::from).collect();
+        arguments.push(self.mesh.replicate(&Array::new(&[RECONSTRUCTED, 28, 28], &self.images))?.into());
+        arguments.push(self.mesh.replicate(&Array::new(&[SAMPLES, 2], &keys))?.into());
+        let probabilities = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
+        let (samples, decoded) = probabilities.split_at(SAMPLES * SIDE * SIDE);
+        grids::write(&folder.join(format!("samples-{step:08}.png")), samples, SIDE, COLUMNS)?;
+        let mut rows = Vec::new();
+        for row in 0..RECONSTRUCTED / COLUMNS {
+            for i in row * COLUMNS..(row + 1) * COLUMNS {
+                rows.extend(framed(&self.images[i * 784..(i + 1) * 784]));
+            }
+            rows.extend_from_slice(&decoded[row * COLUMNS * SIDE * SIDE..(row + 1) * COLUMNS * SIDE * SIDE]);
+        }
+        grids::write(&folder.join(format!("reconstructions-{step:08}.png")), &rows, SIDE, COLUMNS)
+    }
+}
+
+/// A 28 x 28 image in its margin of zeros.
+fn framed(pixels: &[u8]) -> Vec<f32> {
+    let mut out = vec![0.0; SIDE * SIDE];
+    for y in 0..28 {
+        for x in 0..28 {
+            out[(y + 2) * SIDE + x + 2] = f32::from(pixels[y * 28 + x]);
+        }
+    }
+    out
+}

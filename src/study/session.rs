@@ -1,0 +1,65 @@
+//! A model with its weights on devices, and programs over it.
+
+use anyhow::Result;
+
+use crate::engine::array::Array;
+use crate::engine::compile;
+use crate::engine::ir::{Graph, Sym};
+use crate::engine::runtime::{Arg, Buffers, Device, Executable, Mesh};
+use crate::model::Model;
+use crate::nn::params::Params;
+
+/// A model whose parameters lie on every device of a mesh.
+pub struct Session {
+    pub mesh: Mesh,
+    pub model: Model,
+    /// In the order of the model's leaves, in the inner layout.
+    pub parameters: Vec<Buffers>,
+}
+
+impl Session {
+    /// Puts the weights (in the edges' layout, in the leaves' order) on `replicas` devices.
+    ///
+    /// # Errors
+    /// When the device cannot be had.
+    pub fn open(device: &Device, replicas: usize, model: Model, weights: &[Array]) -> Result<Session> {
+        let mesh = Mesh::open(device, replicas)?;
+        let leaves = model.leaves();
+        let put = leaves.iter().zip(weights).map(|(leaf, a)| mesh.replicate(&leaf.to_inner(a)));
+        let parameters = put.collect::<Result<_>>()?;
+        Ok(Session { mesh, model, parameters })
+    }
+
+    /// Compiles a [`Model::function`].
+    ///
+    /// # Errors
+    /// When the graph is wrong or does not compile.
+    pub fn compile(
+        &self,
+        name: &str,
+        build: impl for<'g> FnOnce(&'g Graph, &Params<'g>) -> Vec<(String, Sym<'g>)>,
+    ) -> Result<SessionProgram<'_>> {
+        let executable = compile::compile(&self.mesh, &self.model.function(name, build)?)?;
+        Ok(SessionProgram { session: self, executable })
+    }
+}
+
+/// A program compiled over a session's parameters.
+pub struct SessionProgram<'s> {
+    session: &'s Session,
+    executable: Executable,
+}
+
+impl SessionProgram<'_> {
+    /// Runs with the same inputs on every device; gives the first device's results.
+    ///
+    /// # Errors
+    /// When an input is not as the program declared it, or the device fails.
+    pub fn call(&self, inputs: &[Array]) -> Result<Vec<Array>> {
+        let mut arguments: Vec<Arg<'_>> = self.session.parameters.iter().map(Arg::from).collect();
+        for input in inputs {
+            arguments.push(self.session.mesh.replicate(input)?.into());
+        }
+        self.executable.call(arguments)?.iter().map(|buffers| buffers.get(0)).collect()
+    }
+}
