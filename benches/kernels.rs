@@ -7,6 +7,8 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use vnca::cli::models::{Kind, Model};
+use vnca::cli::optimiser::Optimiser;
 use vnca::engine::array::Array;
 use vnca::engine::compile::one_dnn_products;
 use vnca::engine::ir::ops::conv::Window;
@@ -15,10 +17,10 @@ use vnca::engine::lower::{Target, lower};
 use vnca::engine::random::Key;
 use vnca::engine::runtime::{Arg, Buffers, Device, Mesh};
 use vnca::engine::shape::{DType, Precision, Shape};
-use vnca::model::vnca::{Automaton, Grids};
-use vnca::model::{Kind, Model, encoder};
-use vnca::nn::optimiser::{Moments, Optimiser, global_norm};
+use vnca::model::grow::Grids;
+use vnca::nn::optimiser::{Context, Updates};
 use vnca::nn::params::Params;
+use vnca::nn::tree::Tree;
 
 /// Times a computation over random inputs; floating-point operations are its throughput, or elements where it has none.
 fn time(
@@ -118,12 +120,13 @@ fn cells(criterion: &mut Criterion) {
     let forms = forms.iter().filter(|(_, target, _)| *target != Target::Native);
     let cases = sizes.into_iter().flat_map(|size| forms.clone().map(move |form| (size, *form)));
     for ((kind, side), (form, target, precision)) in cases {
-        let model = Model { precision, ..Model::new(kind, None).expect("a model of the report") };
+        let model = Model { precision, ..Model::new(kind, None).expect("a model of the report") }.vae();
+        let grow = model.automaton().expect("it grows");
         let build = |trained: bool| {
             let leaves: Vec<_> = model.leaves().into_iter().filter(|l| l.name.starts_with("cell.")).collect();
             let g = model.graph("cells");
             let values = Params::inputs(&g, &leaves, "");
-            let automaton = Automaton::new(&model, &Params::new(&leaves, &values));
+            let automaton = grow.automaton(&Params::new(&leaves, &values));
             let cells = g.input("cells", &Shape::f32(&[4, side, side, model.latent]));
             let keys = g.input("keys", &Shape::u32(&[4, 2]));
             let grown = automaton.steps(Grids { cells, keys }, STEPS).cells;
@@ -143,25 +146,34 @@ fn cells(criterion: &mut Criterion) {
 
 /// What else a step of the baseline does: the encoder's gradient, and the optimiser's pass over all parameters.
 fn pieces(criterion: &mut Criterion) {
-    let model = Model::new(Kind::Baseline, None).expect("a model of the report");
+    let model = Model::new(Kind::Baseline, None).expect("a model of the report").vae();
     time(criterion, "pieces", BenchmarkId::from_parameter("encoder's gradient"), Target::Cpu, || {
         let leaves: Vec<_> = model.leaves().into_iter().filter(|l| l.name.starts_with("encoder.")).collect();
         let g = Graph::new("encoder");
         let values = Params::inputs(&g, &leaves, "");
         let images = g.input("images", &Shape::f32(&[32, 32, 32, 1]));
-        let (mean, logvar) = encoder::encode(&Params::new(&leaves, &values), images);
+        let (mean, logvar) = model.encode(&Params::new(&leaves, &values), images);
         finish(&g, &gradient(mean.square().sum_all() + logvar.square().sum_all(), &values))
     });
     time(criterion, "pieces", BenchmarkId::from_parameter("clipping and Adam"), Target::Cpu, || {
         let leaves = model.leaves();
         let g = Graph::new("adam");
-        let [values, gradients, first, second] =
-            ["value.", "gradient.", "m.", "v."].map(|prefix| Params::inputs(&g, &leaves, prefix));
-        let moments = Moments { first, second, count: g.input("count", &Shape::s32(&[])) };
-        let next = Optimiser::REPORT.moments(&gradients, global_norm(&gradients), &moments);
-        let updates = Optimiser::REPORT.updates(&next, &[]);
-        let mut results: Vec<Sym<'_>> = values.iter().zip(&updates).map(|(v, u)| *v + *u).collect();
-        results.extend(next.first.into_iter().chain(next.second));
+        let [values, gradients] = ["value.", "gradient."].map(|prefix| Params::inputs(&g, &leaves, prefix));
+        let inputs = ["adam.m.", "adam.v."].into_iter().flat_map(|prefix| {
+            let names = leaves.iter().map(move |l| format!("{prefix}{}", l.name));
+            names.zip(Params::inputs(&g, &leaves, prefix))
+        });
+        let mut state: Tree<Sym<'_>> = inputs.collect();
+        let count = g.input("count", &Shape::s32(&[]));
+        state.set("count", count);
+        let context = Context { leaves: &leaves, healthy: count.eq(count) };
+        let (mut updates, mut results) = (Updates::new(gradients), Vec::new());
+        for transform in Optimiser::REPORT.chain() {
+            let next;
+            (updates, next) = transform.apply(&context, updates, &state);
+            results.extend(next.into_iter().map(|(_, value)| value));
+        }
+        results.extend(values.iter().zip(updates.values()).map(|(v, u)| *v + *u));
         finish(&g, &results)
     });
 }

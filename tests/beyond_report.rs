@@ -4,15 +4,19 @@
 mod common;
 
 use common::{evaluate, fill, finish};
+use vnca::cli::models::{Kind, Model};
 use vnca::engine::array::Array;
 use vnca::engine::ir::{Graph, RepeatOptions, Sym, gradient};
 use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
-use vnca::model::loss::{Course, Loss, ManySamples};
-use vnca::model::vnca::{Automaton, Damage, Grids, start};
-use vnca::model::{Kind, Model, objective, padded};
-use vnca::nn::optimiser::{ClipScope, Fall, Moments, Optimiser, global_norm};
+use vnca::model::decoder::GrowOptions;
+use vnca::model::elbo::{Loss, ManySamples};
+use vnca::model::grow::{Damage, Grids};
+use vnca::model::objective;
+use vnca::nn::optimiser::{Adam, ClipEach, Context, Fall, Schedule, Transform, Updates};
 use vnca::nn::params::Params;
+use vnca::nn::params::{Leaf, Role};
+use vnca::nn::tree::Tree;
 
 fn small(kind: Kind) -> Model {
     Model { nca_steps: 2, ..Model::new(kind, Some(6)).unwrap() }
@@ -20,7 +24,7 @@ fn small(kind: Kind) -> Model {
 
 /// Parameters that do something, the automaton's last layer included.
 fn weights(model: &Model) -> Vec<Array> {
-    let leaves = model.leaves();
+    let leaves = model.vae().leaves();
     leaves.iter().enumerate().map(|(i, l)| fill(&l.inner_shape(), i as u64, (-0.1, 0.1))).collect()
 }
 
@@ -29,7 +33,7 @@ fn outputs(
     model: &Model,
     build: impl for<'g> FnOnce(&'g Graph, &Params<'g>, &[Sym<'g>]) -> Vec<Sym<'g>>,
 ) -> Vec<Array> {
-    let leaves = model.leaves();
+    let leaves = model.vae().leaves();
     let g = Graph::new("test");
     let values = Params::inputs(&g, &leaves, "");
     let made = build(&g, &Params::new(&leaves, &values), &values);
@@ -45,8 +49,9 @@ fn keys(g: &Graph, n: usize) -> Sym<'_> {
 fn cells_step_by_chance_each_for_itself_and_anew_each_step() {
     let model = Model { update_prob: 0.5, ..small(Kind::NonDoubling) };
     let results = outputs(&model, |g, params, _| {
-        let automaton = Automaton::new(&model, params);
-        let always = Automaton::new(&Model { update_prob: 1.0, ..model }, params);
+        let [vae, certain] = [model, Model { update_prob: 1.0, ..model }].map(|m| m.vae());
+        let automaton = vae.automaton().unwrap().automaton(params);
+        let always = certain.automaton().unwrap().automaton(params);
         let start = g.constant(fill(&[2, 32, 32, 6], 3, (0.5, 1.0)));
         let first = automaton.step(Grids { cells: start, keys: keys(g, 2) });
         let second = automaton.step(Grids { cells: start, keys: first.keys });
@@ -80,8 +85,8 @@ fn damage_comes_at_every_doubling_in_its_turn_and_to_its_share_alone() {
         let z = g.constant(fill(&[3, 6], 9, (0.5, 1.0)));
         let grown = |seed: u64| {
             let damage = Some(Damage { grids: 2, key: draw::constant(g, Key::new(seed)) });
-            let course = Course { memory: RepeatOptions::default(), damage };
-            Automaton::new(&model, params).on(&course).grow(z, keys(g, 3))
+            let options = GrowOptions { memory: RepeatOptions::default(), damage };
+            model.vae().automaton().unwrap().grow(params, z, keys(g, 3), &options)
         };
         (0..40).map(grown).collect()
     });
@@ -105,13 +110,14 @@ fn with_many_samples_the_importance_weighted_bound_is_trained_on() {
     let model = small(Kind::Doubling);
     let pixels: Vec<u8> = Key::new(200).bernoulli(2 * 784, |_| 0.13).into_iter().map(u8::from).collect();
     let results = outputs(&model, |g, params, values| {
-        let images = padded(g, g.constant(Array::new(&[2, 28, 28], &pixels)));
+        let vae = model.vae();
+        let images = vae.padded(g.constant(Array::new(&[2, 28, 28], &pixels)));
         let key = draw::constant(g, Key::new(4));
         let loss = |samples, many, beta| {
             let loss = Loss { beta, samples, many };
-            loss.of_images(&model, params, images, key, &Course::default())
+            loss.from_images(&vae, params, images, key, &GrowOptions::default())
         };
-        let scores = objective::scores(&model, params, images, draw::split(key, 2), 5, 8);
+        let scores = objective::scores(&vae, params, images, draw::split(key, 2), 5, 8);
         let importance = loss(5, ManySamples::Importance, 1.0);
         let slope = gradient(importance, values)[0].square().sum_all();
         vec![
@@ -136,7 +142,10 @@ fn a_grid_starts_as_the_latent_in_the_middle_and_zeros_around() {
     let z = fill(&[2, 6], 9, (0.5, 1.0));
     for side in [1, 2, 5, 32] {
         let model = Model { start_side: side, ..small(Kind::NonDoubling) };
-        let cells = outputs(&model, |g, _, _| vec![start(&model, g.constant(z.clone()))]).remove(0);
+        let vae = model.vae();
+        let grow = vae.automaton().unwrap();
+        let cells = outputs(&model, |g, _, _| vec![grow.start(g.constant(z.clone()))]).remove(0);
+
         assert_eq!(cells.dims(), [2, 32, 32, 6]);
         let (cells, z, first) = (cells.to_vec::<f32>(), z.to_vec::<f32>(), (32 - side) / 2);
         for (at, cell) in cells.chunks_exact(6).enumerate() {
@@ -148,13 +157,25 @@ fn a_grid_starts_as_the_latent_in_the_middle_and_zeros_around() {
     }
 }
 
-/// What an optimiser adds to parameters whose moments after `count` updates are these.
-fn updates(optimiser: &Optimiser, count: i32, moments: [&Array; 2], muon: bool) -> Vec<f32> {
+/// A parameter of so many numbers.
+fn leaf(name: &str, shape: &[usize]) -> Leaf {
+    Leaf { name: name.into(), shape: shape.to_vec(), role: Role::LinearWeight, limit: 0.0, path: vec![] }
+}
+
+/// What Adam adds to a parameter at update `count`, when its moments before were such that these are the moments after a
+/// gradient of zero.
+fn update(adam: &Adam, count: i32, moments: [&Array; 2]) -> Vec<f32> {
     let g = Graph::new("updates");
-    let [first, second] = moments.map(|m| vec![g.constant(m.clone())]);
-    let moments = Moments { first, second, count: g.scalar(DType::S32, f64::from(count)) };
-    let update = optimiser.updates(&moments, &[muon])[0];
-    evaluate(&finish(&g, &[("update".into(), update)]), &[])[0].to_vec()
+    let leaves = [leaf("w", moments[0].dims())];
+    let before = |m: &Array, decay: f64| g.constant(m.clone()) / decay;
+    let names = ["adam.m.w", "adam.v.w", "count"].map(String::from);
+    let count = g.scalar(DType::S32, f64::from(count - 1));
+    let values = [before(moments[0], adam.b1), before(moments[1], adam.b2), count];
+    let state: Tree<Sym<'_>> = names.into_iter().zip(values).collect();
+    let nothing = Updates::new(vec![g.full(moments[0].shape(), 0.0)]);
+    let context = Context { leaves: &leaves, healthy: count.eq(count) };
+    let (updates, _) = adam.apply(&context, nothing, &state);
+    evaluate(&finish(&g, &[("update".into(), updates.values()[0])]), &[])[0].to_vec()
 }
 
 /// The product of the transpose of a square matrix and another.
@@ -166,8 +187,8 @@ fn transposed_times(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
 fn muon_takes_the_orthogonal_matrix_that_is_nearest_to_the_momentum() {
     const N: usize = 6;
     let momentum = fill(&[N, N], 11, (-1.0, 1.0));
-    let optimiser = Optimiser { learning_rate: 0.01, ..Optimiser::REPORT };
-    let update = updates(&optimiser, 1, [&momentum, &momentum], true);
+    let muon = Adam { muon: |_| true, ..Adam::new(0.01) };
+    let taken = update(&muon, 1, [&momentum, &momentum]);
     // The factor of the polar decomposition, by the cubic iteration, which converges.
     let values: Vec<f64> = momentum.to_vec::<f32>().into_iter().map(f64::from).collect();
     let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -178,9 +199,9 @@ fn muon_takes_the_orthogonal_matrix_that_is_nearest_to_the_momentum() {
         polar = (0..N * N).map(|at| 1.5 * polar[at] - 0.5 * cubed(at)).collect();
     }
     let scale = -0.01 * 0.2 * (N as f64).sqrt();
-    let taken: Vec<f64> = update.iter().map(|u| f64::from(*u) / scale).collect();
+    let taken_f64: Vec<f64> = taken.iter().map(|u| f64::from(*u) / scale).collect();
     // What is between the two is symmetric, and stretches nothing by much.
-    let between = transposed_times(&polar, &taken, N);
+    let between = transposed_times(&polar, &taken_f64, N);
     for at in 0..N * N {
         let mirrored = between[at % N * N + at / N];
         assert!((between[at] - mirrored).abs() < 1e-3, "{} and {mirrored}", between[at]);
@@ -193,33 +214,33 @@ fn muon_takes_the_orthogonal_matrix_that_is_nearest_to_the_momentum() {
     }
     // The scale of the momentum does not matter, and nothing comes of nothing.
     let larger = Array::new(&[N, N], &momentum.to_vec::<f32>().iter().map(|v| v * 1e3).collect::<Vec<f32>>());
-    let of_larger = updates(&optimiser, 1, [&larger, &momentum], true);
-    assert!(update.iter().zip(&of_larger).all(|(a, b)| (a - b).abs() < 1e-6));
+    let of_larger = update(&muon, 1, [&larger, &momentum]);
+    assert!(taken.iter().zip(&of_larger).all(|(a, b)| (a - b).abs() < 1e-6));
     let zeros = Array::new(&[N, N], &[0f32; N * N]);
-    assert_eq!(updates(&optimiser, 1, [&zeros, &zeros], true), [0.0; N * N]);
+    assert_eq!(update(&muon, 1, [&zeros, &zeros]), [0.0; N * N]);
 }
 
 #[test]
 fn the_learning_rate_rises_and_falls_as_said() {
     let fall = Some(Fall { end_factor: 0.5, steps: 10 });
-    let optimiser = Optimiser { learning_rate: 0.01, warmup: 4, fall, ..Optimiser::REPORT };
+    let schedule = Schedule { learning_rate: 0.01, warmup: 4, fall };
+    let adam = Adam { schedule, ..Adam::new(0.01) };
     for (count, expected) in [(1, 0.25 * 0.95), (2, 0.5 * 0.9), (4, 0.8), (7, 0.65), (10, 0.5), (20, 0.5)] {
         // The moments of so many gradients that were all 1, for which Adam moves by the learning rate.
         let moment = |decay: f64| Array::new(&[1], &[(1.0 - decay.powi(count)) as f32]);
-        let update = updates(&optimiser, count, [&moment(optimiser.b1), &moment(optimiser.b2)], false)[0];
-        assert!((f64::from(update) / -0.01 - expected).abs() < 1e-4, "step {count}: {update}");
+        let moved = update(&adam, count, [&moment(adam.b1), &moment(adam.b2)])[0];
+        assert!((f64::from(moved) / -0.01 - expected).abs() < 1e-4, "step {count}: {moved}");
     }
 }
 
 #[test]
 fn each_gradient_is_clipped_by_its_own_norm() {
-    let optimiser = Optimiser { clip_norm: 1.0, clip_scope: ClipScope::Each, ..Optimiser::REPORT };
     let g = Graph::new("clip");
     let gradients = [[3f32, 4.0], [0.3, 0.4], [0.0, 0.0]].map(|v| g.constant(Array::new(&[2], &v)));
-    let zeros = || vec![g.full(&Shape::f32(&[2]), 0.0); 3];
-    let before = Moments { first: zeros(), second: zeros(), count: g.scalar(DType::S32, 0.0) };
-    let after = optimiser.moments(&gradients, global_norm(&gradients), &before);
-    let clipped: Vec<_> = after.first.iter().enumerate().map(|(i, m)| (i.to_string(), *m / 0.1)).collect();
+    let zero = g.scalar(DType::S32, 0.0);
+    let context = Context { leaves: &[], healthy: zero.eq(zero) };
+    let (updates, _) = ClipEach(1.0).apply(&context, Updates::new(gradients.to_vec()), &Tree::default());
+    let clipped: Vec<_> = updates.values().iter().enumerate().map(|(i, u)| (i.to_string(), *u)).collect();
     let values = evaluate(&finish(&g, &clipped), &[]);
     for (value, expected) in values.iter().zip([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]) {
         let value = value.to_vec::<f32>();

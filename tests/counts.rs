@@ -6,10 +6,12 @@ mod cli;
 
 use std::collections::BTreeMap;
 
+use vnca::cli::models::{Kind, Model};
+use vnca::cli::optimiser::Optimiser;
 use vnca::engine::ir::{Cost, Function, RepeatOptions};
 use vnca::engine::lower::{Target, lower};
-use vnca::model::{Kind, Model};
-use vnca::train::step::StepSpec;
+use vnca::model::Elbo;
+use vnca::train::{Sizes, TrainProgram};
 
 const CHUNK: usize = 5;
 
@@ -18,8 +20,10 @@ const CHUNK: usize = 5;
 fn training(kind: Kind, batch: usize, remat: usize) -> Function {
     let model = Model::new(kind, None).expect("a model of the report");
     let memory = RepeatOptions { remat, save_as: None };
-    let spec = StepSpec { memory, pool: None, damage: 0.0, ..StepSpec::new(model, batch, CHUNK, 100) };
-    spec.function().expect("the graph is well formed")
+    let task = Elbo { memory, ..Elbo::new(model.vae()) };
+    let sizes = Sizes { replicas: 1, batch, chunk: CHUNK, examples: 100 };
+    let program = TrainProgram { task: &task, optimiser: &Optimiser::REPORT.chain(), sizes };
+    program.function().expect("the graph is well formed")
 }
 
 /// Multiplications and additions of a convolution at so many places.
@@ -74,7 +78,7 @@ fn an_evaluation_encodes_once_and_composes_the_baselines_first_layers() {
     let composing = layers(&[(2, 512, 256)], z + 1);
     let decoder =
         conv(n, 1, 1, z, 16 * 256) + layers(&[(4, 256, 128), (8, 128, 64), (16, 64, 32), (28, 32, 1)], n);
-    let function = vnca::study::eval::function(&model, n, samples).expect("the graph is well formed");
+    let function = vnca::study::eval::function(&model.vae(), n, samples).expect("the graph is well formed");
     assert_eq!(Cost::of(&function).flops, (encoder + composing + samples * decoder) as u64);
 }
 

@@ -5,8 +5,8 @@ mod cli;
 mod common;
 
 use serde_json::Value;
+use vnca::cli::models::{Kind, Model};
 use vnca::engine::ir::Graph;
-use vnca::model::{Kind, Model};
 use vnca::nn::params::Params;
 
 fn evaluate(folder: &std::path::Path, more: &[&str]) -> Value {
@@ -41,7 +41,7 @@ fn neither_batch_nor_replicas_change_the_result() {
 
 #[test]
 fn the_composed_first_layers_of_the_baseline_decode_the_same() {
-    let model = Model::new(Kind::Baseline, Some(5)).unwrap();
+    let model = Model::new(Kind::Baseline, Some(5)).unwrap().vae();
     let leaves = model.leaves();
     let g = Graph::new("composed");
     let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));

@@ -18,7 +18,7 @@ fn train_step(preset: &str) -> Function {
         TrainOptions { preset: Some(preset.into()), replicas: Some(REPLICAS), ..TrainOptions::default() };
     let options = named.over(&named.from_preset().expect("the preset is known")).expect("options join");
     let config = TrainConfig::resolve(&options).expect("the report's sizes fit each other");
-    config.step_spec(IMAGES).expect("the sizes fit").function().expect("the graph is well formed")
+    config.train_function(IMAGES).expect("the sizes fit each other")
 }
 
 /// The first line that differs, of both.

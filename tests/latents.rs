@@ -6,9 +6,9 @@ mod cli;
 use std::path::Path;
 
 use serde_json::Value;
+use vnca::cli::models::Kind;
 use vnca::engine::array::Array;
 use vnca::engine::random::Key;
-use vnca::model::Kind;
 use vnca::nn::weights::npz::read as read_npz;
 
 fn archive(path: &Path) -> Vec<(String, Array)> {

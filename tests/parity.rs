@@ -7,12 +7,14 @@ mod common;
 use common::models::{models, woken};
 use common::{evaluate, finish};
 use serde_json::Value;
+use vnca::cli::models::{Kind, Model};
 use vnca::engine::array::Array;
 use vnca::engine::ir::{Graph, gradient};
 use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
-use vnca::model::loss::{Course, Loss};
-use vnca::model::{Kind, Model, encoder, objective, padded};
+use vnca::model::decoder::GrowOptions;
+use vnca::model::elbo::Loss;
+use vnca::model::objective;
 use vnca::nn::params::{Params, init};
 
 fn golden(name: &str) -> Value {
@@ -97,7 +99,7 @@ fn batched_keys_draw_what_each_draws_alone() {
 fn initial_values_equal_jax() {
     let golden = golden("init");
     for kind in Kind::ALL {
-        let model = Model::new(kind, None).expect("a model of the report");
+        let model = Model::new(kind, None).expect("a model of the report").vae();
         let leaves = model.leaves();
         let expected = &golden[kind.name()];
         assert_eq!(model.parameter_count() as u64, expected["parameters"].as_u64().expect("a count"));
@@ -137,16 +139,17 @@ fn forward_passes_and_gradients_equal_jax() {
     let golden = golden("forward");
     for (name, model) in models() {
         let expected = &golden[&name];
-        let leaves = model.leaves();
+        let vae = model.vae();
+        let leaves = vae.leaves();
         let g = Graph::new("forward");
         let values = Params::inputs(&g, &leaves, "");
         let pixels = g.input("images", &Shape::new(DType::U8, &[2, 28, 28]));
         let params = Params::new(&leaves, &values);
-        let x = padded(&g, pixels);
-        let (mean, logvar) = encoder::encode(&params, x);
+        let x = vae.padded(pixels);
+        let (mean, logvar) = vae.encode(&params, x);
         let key = |seed| draw::constant(&g, Key::new(seed));
-        let loss = Loss::ELBO.of_images(&model, &params, x, key(400), &Course::default());
-        let iwelbo = objective::scores(&model, &params, x, draw::split(key(500), 2), 8, 8).iwelbo;
+        let loss = Loss::ELBO.from_images(&vae, &params, x, key(400), &GrowOptions::default());
+        let iwelbo = objective::scores(&vae, &params, x, draw::split(key(500), 2), 8, 8).iwelbo;
         let mut outputs = vec![
             ("mean".to_string(), mean),
             ("logvar".to_string(), logvar),

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 
 use common::models::{models, woken};
 use common::{evaluate, finish};
+use vnca::cli::models::{Kind, Model};
 use vnca::engine::array::Array;
 use vnca::engine::ir::{Graph, Sym};
 use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
-use vnca::model::vnca::{Automaton, Grids, damage, damage_at, logits, stages, start};
-use vnca::model::{Kind, SIDE};
+use vnca::model::SIDE;
+use vnca::model::grow::{Grids, damage, damage_at, first_channels};
+use vnca::model::likelihood::{Bernoulli, Likelihood};
 use vnca::nn::params::Params;
 use vnca::nn::weights::npz::read as read_npz;
 use vnca::study::gallery::probability;
@@ -25,26 +27,29 @@ fn goldens(model: &str) -> Vec<(String, Array)> {
 }
 
 /// Logits (or, to be compared after the sigmoid, probabilities) of one latent: what `name` says of the model.
-fn output<'g>(name: &str, model: &vnca::model::Model, params: &Params<'g>, g: &'g Graph) -> Sym<'g> {
+fn output<'g>(name: &str, model: &Model, params: &Params<'g>, g: &'g Graph) -> Sym<'g> {
     let key = |seed: u64| draw::constant(g, Key::new(seed));
     let prior = |seed: u64| draw::normal(key(seed), &[model.latent]).reshape(&[1, model.latent]);
     // Every cell takes every step: these keys serve nothing.
     let unused = key(0).reshape(&[1, 2]);
+    let vae = model.vae();
     match name {
-        "decoder" => model.decode(params, prior(300), unused),
+        "decoder" => vae.decode(params, prior(300), unused),
         "growth_stages" => {
-            let (_, all) = stages(model, params, prior(600), unused);
+            let grow = vae.automaton().expect("it grows");
+            let (_, all) = grow.stages(params, prior(600), unused, Bernoulli.outputs());
             let d = all.dims();
             all.slice_strided(&[0; 5], &d, &[5, 1, 1, 1, 1])
         }
         "nca_stages_T12_damage5" => {
-            let automaton = Automaton::new(model, params);
-            let seed = Grids { cells: start(model, prior(700)), keys: unused };
-            let (grown, before) = automaton.watched(seed, 6);
+            let grow = vae.automaton().expect("it grows");
+            let automaton = grow.automaton(params);
+            let seed = Grids { cells: grow.start(prior(700)), keys: unused };
+            let (grown, before) = automaton.watched(seed, 6, 1);
             let [_, sub] = draw::split_each(key(700));
             let damaged = damage(grown.cells, sub.reshape(&[1, 2]), 16);
-            let shown = logits(damaged).reshape(&[1, 1, SIDE, SIDE, 1]);
-            let (_, after) = automaton.watched(Grids { cells: damaged, ..grown }, 6);
+            let shown = first_channels(damaged, 1).reshape(&[1, 1, SIDE, SIDE, 1]);
+            let (_, after) = automaton.watched(Grids { cells: damaged, ..grown }, 6, 1);
             Sym::concat(&[before.slice_axis(0, 0, 5), shown, after], 0)
         }
         "damage" => {
@@ -65,7 +70,7 @@ fn decoders_growth_and_damage_equal_jax() {
             Kind::NonDoubling => 3,
         };
         assert_eq!(expected.len(), count, "{name}");
-        let leaves = model.leaves();
+        let leaves = model.vae().leaves();
         let g = Graph::new("stages");
         let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
         let outputs: Vec<_> =

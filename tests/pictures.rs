@@ -9,9 +9,9 @@ use std::path::Path;
 
 use ndarray::ArrayD;
 use serde_json::Value;
+use vnca::cli::models::Model;
 use vnca::data::{Part, load_split};
 use vnca::engine::array::Array;
-use vnca::model::Model;
 use vnca::study::analysis::npy;
 use vnca::study::gallery::framed;
 use vnca::train::checkpoint::{Checkpoint, Meta};
@@ -25,10 +25,11 @@ fn write_weights(folder: &Path, kind: &str) -> Model {
     let name = format!("tiny.{kind}");
     let (_, model) = models::models().into_iter().find(|(n, _)| *n == name).expect("there is such a model");
     let inner = models::woken(&model);
-    let leaves = model.leaves();
+    let leaves = model.vae().leaves();
     let arrays: Vec<(String, Array)> =
         leaves.iter().zip(&inner).map(|(l, a)| (l.name.clone(), l.to_edge(a))).collect();
-    let meta = Meta { version: 1, model, step: 0, data_key: [0; 2], data_crc: 0, best_iwelbo: None };
+    let said = serde_json::to_value(model).unwrap();
+    let meta = Meta { version: 1, model: said, step: 0, data_key: [0; 2], data_crc: 0, best: None };
     Checkpoint { meta, arrays }
         .save(&folder.join(format!("{kind}.npz")))
         .expect("the weights can be written");

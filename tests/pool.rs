@@ -6,10 +6,11 @@ mod cli;
 
 use std::path::Path;
 
+use vnca::cli::optimiser::Optimiser;
 use vnca::engine::lower::{Target, lower};
-use vnca::model::{Kind, Model};
-use vnca::train::pool::{PoolSpec, Shuffle};
-use vnca::train::step::StepSpec;
+use vnca::model::pool::{PoolSpec, Shuffle};
+use vnca::model::{Pooled, report};
+use vnca::train::{Sizes, TrainProgram};
 
 const STEPS: usize = 9;
 
@@ -65,10 +66,11 @@ fn an_exchange_gives_what_a_global_shuffle_gives_on_any_number_of_replicas() {
 
 /// Bytes that a replica receives from others in one step, by collective, from the text of the module.
 fn received(shuffle: Shuffle, replicas: usize) -> Vec<(&'static str, usize)> {
-    let model = Model::new(Kind::NonDoubling, None).unwrap();
-    let pool = Some(PoolSpec { shuffle, ..PoolSpec::REPORT });
-    let spec = StepSpec { pool, replicas, ..StepSpec::new(model, 128, 125, 2000) };
-    let program = lower(&spec.function().unwrap(), Target::Native, replicas).unwrap();
+    let pool = PoolSpec { shuffle, ..PoolSpec::REPORT };
+    let task = Pooled { pool, ..Pooled::new(report::nondoubling(128, 36)) };
+    let sizes = Sizes { replicas, batch: 128, chunk: 125, examples: 2000 };
+    let program = TrainProgram { task: &task, optimiser: &Optimiser::REPORT.chain(), sizes };
+    let program = lower(&program.function().unwrap(), Target::Native, replicas).unwrap();
     let text = xla::HloModuleProto::parse_proto(&program.module, true).unwrap().to_string().unwrap();
     let of = |opcode: &'static str| {
         let lines = text.lines().filter(|line| line.contains(&format!(" {opcode}(")));

@@ -7,6 +7,7 @@ mod common;
 
 use common::models::{models, woken};
 use common::{finish, run};
+use vnca::cli::models::Model;
 use vnca::engine::array::Array;
 use vnca::engine::compile;
 use vnca::engine::ir::{Function, RepeatOptions, gradient};
@@ -14,8 +15,8 @@ use vnca::engine::lower::Target;
 use vnca::engine::random::Key;
 use vnca::engine::runtime::{Device, Mesh};
 use vnca::engine::shape::{DType, Precision, Shape};
-use vnca::model::loss::{Course, Loss};
-use vnca::model::{Model, padded};
+use vnca::model::decoder::GrowOptions;
+use vnca::model::elbo::Loss;
 use vnca::nn::params::Params;
 
 /// Half of the distance from 1 to the next number of 8 significant bits: the most that rounding changes a number, relatively.
@@ -24,13 +25,14 @@ const BATCH: usize = 4;
 
 /// Loss and gradients of a batch.
 fn training(model: &Model) -> Function {
+    let model = model.vae();
     let leaves = model.leaves();
     let g = model.graph("gradients");
     let values = Params::inputs(&g, &leaves, "");
-    let images = padded(&g, g.input("images", &Shape::new(DType::U8, &[BATCH, 28, 28])));
+    let images = model.padded(g.input("images", &Shape::new(DType::U8, &[BATCH, 28, 28])));
     let key = g.input("key", &Shape::u32(&[2]));
-    let course = Course { memory: RepeatOptions::of(model.precision), damage: None };
-    let loss = Loss::ELBO.of_images(model, &Params::new(&leaves, &values), images, key, &course);
+    let options = GrowOptions { memory: RepeatOptions::of(model.precision), damage: None };
+    let loss = Loss::ELBO.from_images(&model, &Params::new(&leaves, &values), images, key, &options);
     let mut outputs = vec![("loss".to_string(), loss)];
     outputs.extend(leaves.iter().zip(gradient(loss, &values)).map(|(l, s)| (l.name.clone(), s)));
     finish(&g, &outputs)

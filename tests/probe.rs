@@ -4,7 +4,7 @@
 mod cli;
 
 use serde_json::Value;
-use vnca::model::Kind;
+use vnca::cli::models::Kind;
 use vnca::nn::weights::npz::read as read_npz;
 
 #[test]

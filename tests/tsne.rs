@@ -4,7 +4,7 @@
 mod cli;
 
 use serde_json::Value;
-use vnca::model::Kind;
+use vnca::cli::models::Kind;
 
 #[test]
 fn a_seed_gives_one_map_with_its_accuracies() {

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::ir::RepeatOptions;
+use super::models::{Kind, Model};
+use super::optimiser::{CellRule, ClipOrder, ClipScope, Optimiser};
+use crate::engine::ir::{Function, RepeatOptions};
 use crate::engine::runtime::Device;
 use crate::engine::shape::Precision;
-use crate::model::loss::{Loss, ManySamples};
-use crate::model::{Kind, Model};
-use crate::nn::optimiser::{CellRule, ClipOrder, ClipScope, Fall, Optimiser};
-use crate::train::pool::{PoolSpec, Shuffle};
-use crate::train::step::StepSpec;
+use crate::model::elbo::{Loss, ManySamples};
+use crate::model::pool::{PoolSpec, Shuffle};
+use crate::model::{Elbo, Pooled};
+use crate::nn::optimiser::Fall;
+use crate::train::{RunOptions, Sizes, Task, TrainProgram};
 
 /// Runs that have a name: their options as TOML.
 const PRESETS: [(&str, &str); 6] = [
@@ -239,7 +241,7 @@ impl TrainConfig {
     /// A value out of its range; the error names the flag.
     pub fn resolve(options: &TrainOptions) -> Result<TrainConfig> {
         let kind: Kind = options.model.as_deref().unwrap_or("baseline").parse()?;
-        let mut model = Model::new(kind, options.latent).context("--latent")?;
+        let mut model = Model::new(kind, options.latent)?;
         model.nca_steps = options.nca_steps.unwrap_or(model.nca_steps);
         model.doublings = options.doublings.unwrap_or(model.doublings);
         model.update_prob = options.update_prob.unwrap_or(model.update_prob);
@@ -360,25 +362,54 @@ impl TrainConfig {
         self.device.parse().context("--device")
     }
 
-    /// What the train program depends on, for a training set of so many images.
+    /// What is learned.
+    pub fn task(&self) -> Box<dyn Task> {
+        let (model, loss, memory, damage) = (self.model.vae(), self.loss, self.memory, self.damage);
+        match self.pool {
+            Some(pool) => Box::new(Pooled { model, loss, memory, damage, pool }),
+            None => Box::new(Elbo { model, loss, memory, damage }),
+        }
+    }
+
+    /// Builds the train program for a training set of so many images.
     ///
     /// # Errors
     /// When the sizes do not fit each other.
-    pub fn step_spec(&self, images: usize) -> Result<StepSpec> {
-        let spec = StepSpec {
-            model: self.model,
-            optimiser: self.optimiser,
-            loss: self.loss,
-            memory: self.memory,
-            damage: self.damage,
-            pool: self.pool,
-            replicas: self.replicas,
+    pub fn train_function(&self, images: usize) -> Result<Function> {
+        self.with_program(images, |program| program.function())
+    }
+
+    /// Checks that the sizes fit each other and a training set of so many images.
+    ///
+    /// # Errors
+    /// When they do not; the error names the field.
+    pub fn check_sizes(&self, images: usize) -> Result<()> {
+        self.with_program(images, |program| program.check())
+    }
+
+    fn with_program<R>(&self, images: usize, f: impl FnOnce(&TrainProgram<'_>) -> Result<R>) -> Result<R> {
+        ensure!(
+            self.optimiser.cell == CellRule::Adam || self.model.kind != Kind::Baseline,
+            "--cell-optimiser is of the doubling or nondoubling model, not of the baseline"
+        );
+        let sizes =
+            Sizes { replicas: self.replicas, batch: self.batch_size, chunk: self.chunk, examples: images };
+        f(&TrainProgram { task: self.task().as_ref(), optimiser: &self.optimiser.chain(), sizes })
+    }
+
+    /// How long the run is and what it writes when; `eval_every` where nothing was said.
+    pub fn run_options(&self, eval_every: usize) -> Result<RunOptions> {
+        Ok(RunOptions {
+            steps: self.steps,
             batch: self.batch_size,
             chunk: self.chunk,
-            images,
-        };
-        spec.check()?;
-        Ok(spec)
+            seed_model: self.seed_model,
+            seed_data: self.seed_data,
+            eval_every: self.eval_every.unwrap_or(eval_every),
+            checkpoint_every: self.checkpoint_every,
+            keep: self.keep,
+            model: serde_json::to_value(self.model)?,
+        })
     }
 
     /// Reads the configuration of a run.
@@ -535,7 +566,7 @@ mod tests {
         for name in preset_names() {
             let named = TrainOptions { preset: Some(name.into()), ..TrainOptions::default() };
             let config = TrainConfig::resolve(&named.over(&named.from_preset().unwrap()).unwrap()).unwrap();
-            config.step_spec(50_000).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            config.check_sizes(50_000).unwrap_or_else(|e| panic!("{name}: {e:#}"));
             assert!(name.ends_with(config.model.kind.name()), "{name}");
         }
     }

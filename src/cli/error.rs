@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::engine::invalid::Invalid;
+
 /// What the process's exit code says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -69,5 +71,22 @@ pub fn coded(exit: Exit, error: anyhow::Error) -> anyhow::Error {
 
 /// The exit code of an error.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
-    error.downcast_ref::<Coded>().map_or(Exit::Failure, |c| c.exit)
+    let invalid = || error.chain().any(|cause| cause.is::<Invalid>());
+    match error.downcast_ref::<Coded>() {
+        Some(coded) => coded.exit,
+        None if invalid() => Exit::Usage,
+        None => Exit::Failure,
+    }
+}
+
+/// The error for a person at the command line: its causes one after the other, with the flag of a field that is invalid.
+pub fn describe(error: &anyhow::Error) -> String {
+    if let Some(coded) = error.downcast_ref::<Coded>() {
+        return describe(&coded.error);
+    }
+    let link = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<Invalid>() {
+        Some(Invalid { field, problem }) => format!("--{} {problem}", field.replace('_', "-")),
+        None => cause.to_string(),
+    };
+    error.chain().map(link).collect::<Vec<_>>().join(": ")
 }

@@ -3,6 +3,8 @@
 pub mod commands;
 pub mod config;
 pub mod error;
+pub mod models;
+pub mod optimiser;
 pub mod pages;
 
 use std::io::IsTerminal;
@@ -19,7 +21,7 @@ use commands::{
 };
 #[cfg(feature = "xla")]
 use commands::{compile, export};
-use error::{Exit, exit_of};
+use error::{Exit, describe, exit_of};
 
 /// Train, evaluate and study Variational Neural Cellular Automata on XLA devices.
 #[derive(Debug, Parser)]
@@ -204,7 +206,7 @@ pub fn main() -> ExitCode {
         Ok(Some(exit)) => ExitCode::from(exit as u8),
         Err(error) => {
             let red = if std::io::stderr().is_terminal() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
-            eprintln!("{}error{}: {error:#}", red.0, red.1);
+            eprintln!("{}error{}: {}", red.0, red.1, describe(&error));
             ExitCode::from(exit_of(&error) as u8)
         }
     }

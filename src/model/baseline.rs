@@ -1,45 +1,24 @@
 //! The baseline decoder, p(x | z): a linear layer, four transposed convolutions that double the grid, and a last one
 //! that cuts it to 28 x 28. The report, section 3.1; layer sizes as in its code.
 
+use super::decoder::{Decoder, GrowOptions};
+use super::likelihood::Outputs;
 use super::{MARGIN, SIDE};
 use crate::engine::ir::Sym;
 use crate::engine::ir::ops::conv::Window;
 use crate::engine::ir::ops::layout::Padding;
-use crate::nn::params::{Leaf, Params, Role, layer};
+use crate::nn::params::{Leaf, Params, Role, layer, scoped};
 
-/// Channels before and after each transposed convolution.
-const CHANNELS: [usize; 6] = [512, 256, 128, 64, 32, 1];
-
-pub fn leaves(latent: usize) -> Vec<Leaf> {
-    let mut leaves = layer("decoder.linear", Role::LinearWeight, &[2048, latent], &[1, 0]).to_vec();
-    for (i, pair) in CHANNELS.windows(2).enumerate() {
-        let shape = [pair[1], pair[0], 5, 5];
-        leaves.extend(layer(&format!("decoder.conv{i}"), Role::ConvWeight, &shape, &[1, 1, i]));
-    }
-    leaves
-}
-
+/// Channels before and after each transposed convolution; after the last one, as many as the likelihood takes.
+const CHANNELS: [usize; 5] = [512, 256, 128, 64, 32];
+/// The scope of the parameters.
+const SCOPE: &str = "decoder";
 /// The linear layer and the first transposed convolution as one layer.
-const START: &str = "decoder.start";
+const START: &str = "start";
 
-/// The parameters with which as many latents are decoded fastest.
-///
-/// Between the linear layer and the first transposed convolution is nothing but a change of shape, so that both are one
-/// affine map, of Z latents to 4 x 4 x 256 numbers: a twelfth of the products, once the convolution has been made of the
-/// linear layer's Z columns and its bias.
-pub fn prepared<'g>(params: &Params<'g>, latents: usize) -> Params<'g> {
-    let (columns, bias) = params.layer("decoder.linear");
-    let (count, features) = (columns.dims()[0], columns.dims()[1]);
-    if latents < 2 * count {
-        return params.clone();
-    }
-    let rows = Sym::concat(&[columns, bias.reshape(&[1, features])], 0);
-    let (kernel, first_bias) = params.layer("decoder.conv0");
-    let grids = grid(rows).conv(kernel, doubling()).reshape(&[count + 1, 16 * CHANNELS[1]]);
-    let [weight, bias] = [(0, count), (count, count + 1)].map(|(from, to)| grids.slice_axis(0, from, to));
-    let bias = bias.reshape(&[16, CHANNELS[1]]) + first_bias;
-    params.with_layer(START, weight, bias.reshape(&[16 * CHANNELS[1]]))
-}
+/// The report's convolutional decoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConvDecoder;
 
 /// The window of a transposed convolution that doubles the grid.
 fn doubling() -> Window {
@@ -51,21 +30,61 @@ fn grid(features: Sym<'_>) -> Sym<'_> {
     features.reshape(&[features.dims()[0], CHANNELS[0], 2, 2]).transpose(&[0, 2, 3, 1])
 }
 
-/// Bernoulli logits (n, 32, 32, 1) of latents (n, Z): −∞ on the margin, whose pixels are 0 with certainty.
-pub fn decode<'g>(params: &Params<'g>, z: Sym<'g>) -> Sym<'g> {
-    let n = z.dims()[0];
-    let doubled = |h: Sym<'g>, i: usize| {
-        let (weight, bias) = params.layer(&format!("decoder.conv{i}"));
-        (h.conv(weight, doubling()) + bias).elu()
-    };
-    let first = match params.has_layer(START) {
-        true => params.linear(START, z).elu().reshape(&[n, 4, 4, CHANNELS[1]]),
-        false => doubled(grid(params.linear("decoder.linear", z)), 0),
-    };
-    let last = (1..4).fold(first, doubled);
-    let (weight, bias) = params.layer("decoder.conv4");
-    let inner = last.expect(&[n, SIDE, SIDE, 32]).conv(weight, Window::transposed(5, 1, 4, 0)) + bias;
-    let margin = Padding::edges(MARGIN as i64, MARGIN as i64);
-    let certain = inner.like(f64::NEG_INFINITY);
-    inner.expect(&[n, 28, 28, 1]).pad(certain, &[Padding::default(), margin, margin, Padding::default()])
+impl Decoder for ConvDecoder {
+    fn parameters(&self, latent: usize, outputs: Outputs) -> Vec<Leaf> {
+        let mut leaves = layer("linear", Role::LinearWeight, &[2048, latent], &[0]).to_vec();
+        let channels = [CHANNELS.as_slice(), &[outputs.channels]].concat();
+        for (i, pair) in channels.windows(2).enumerate() {
+            let shape = [pair[1], pair[0], 5, 5];
+            leaves.extend(layer(&format!("conv{i}"), Role::ConvWeight, &shape, &[1, i]));
+        }
+        scoped(SCOPE, &[], leaves)
+    }
+
+    /// Outputs on the margin are those of the likelihood's outside: its pixels are 0 with certainty, of Bernoulli logits.
+    fn decode<'g>(
+        &self,
+        params: &Params<'g>,
+        z: Sym<'g>,
+        _keys: Sym<'g>,
+        outputs: Outputs,
+        _options: &GrowOptions<'g>,
+    ) -> Sym<'g> {
+        let n = z.dims()[0];
+        let params = params.scope(SCOPE);
+        let doubled = |h: Sym<'g>, i: usize| params.conv(&format!("conv{i}"), h, doubling()).elu();
+        let first = match params.has_layer(START) {
+            true => params.linear(START, z).elu().reshape(&[n, 4, 4, CHANNELS[1]]),
+            false => doubled(grid(params.linear("linear", z)), 0),
+        };
+        let last = (1..4).fold(first, doubled);
+        let last = last.expect(&[n, SIDE, SIDE, 32]);
+        let inner = params.conv("conv4", last, Window::transposed(5, 1, 4, 0));
+        let margin = Padding::edges(MARGIN as i64, MARGIN as i64);
+        let outside = inner.like(outputs.outside);
+        let inner = inner.expect(&[n, 28, 28, outputs.channels]);
+        inner.pad(outside, &[Padding::default(), margin, margin, Padding::default()])
+    }
+
+    fn draws(&self) -> bool {
+        false
+    }
+
+    /// Between the linear layer and the first transposed convolution is nothing but a change of shape, so that both are one
+    /// affine map, of Z latents to 4 x 4 x 256 numbers: a twelfth of the multiplications, once the convolution has been
+    /// computed of the linear layer's Z columns and its bias.
+    fn prepared<'g>(&self, whole: &Params<'g>, latents: usize) -> Params<'g> {
+        let params = whole.scope(SCOPE);
+        let (columns, bias) = params.layer("linear");
+        let (count, features) = (columns.dims()[0], columns.dims()[1]);
+        if latents < 2 * count {
+            return whole.clone();
+        }
+        let rows = Sym::concat(&[columns, bias.reshape(&[1, features])], 0);
+        let (kernel, first_bias) = params.layer("conv0");
+        let grids = grid(rows).conv(kernel, doubling()).reshape(&[count + 1, 16 * CHANNELS[1]]);
+        let [weight, bias] = [(0, count), (count, count + 1)].map(|(from, to)| grids.slice_axis(0, from, to));
+        let bias = bias.reshape(&[16, CHANNELS[1]]) + first_bias;
+        whole.with_layer(&format!("{SCOPE}.{START}"), weight, bias.reshape(&[16 * CHANNELS[1]]))
+    }
 }

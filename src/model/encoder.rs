@@ -1,37 +1,52 @@
-//! The encoder of all models, q(z | x): five 5x5 convolutions with ELU, four of them halving the grid, and a linear
+//! Encoders, q(z | x): a normal distribution over latents for each image.
+//!
+//! The report's is the same for all its models: five 5x5 convolutions with ELU, four of them halving the grid, and a linear
 //! layer to means and log-variances. The report, section 3.1; layer sizes as in its code.
 
 use crate::engine::ir::Sym;
 use crate::engine::ir::ops::conv::Window;
 use crate::nn::params::{Leaf, Params, Role, layer};
 
-/// Channels before and after each convolution.
-const CHANNELS: [usize; 6] = [1, 32, 64, 128, 256, 512];
-/// Numbers that the last convolution leaves of an image: 2 x 2 places of 512 channels.
-const FEATURES: usize = 2048;
+/// An encoder of images to latents of any size.
+pub trait Encoder: Send + Sync {
+    /// Returns the parameters for latents of a size. The model puts them under the scope `encoder`.
+    fn parameters(&self, latent: usize) -> Vec<Leaf>;
 
-pub fn leaves(latent: usize) -> Vec<Leaf> {
-    let mut leaves = Vec::new();
-    for (i, pair) in CHANNELS.windows(2).enumerate() {
-        let shape = [pair[1], pair[0], 5, 5];
-        leaves.extend(layer(&format!("encoder.conv{i}"), Role::ConvWeight, &shape, &[0, i]));
-    }
-    leaves.extend(layer("encoder.linear", Role::LinearWeight, &[2 * latent, FEATURES], &[0, 5]));
-    leaves
+    /// Returns mean and log-variance of q(z | x), (n, Z) each, for images (n, 32, 32, 1).
+    fn encode<'g>(&self, params: &Params<'g>, images: Sym<'g>) -> (Sym<'g>, Sym<'g>);
 }
 
-/// Mean and log-variance, (n, Z) each, of images (n, 32, 32, 1).
-pub fn encode<'g>(params: &Params<'g>, images: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
-    let n = images.dims()[0];
-    let mut h = images.expect(&[n, 32, 32, 1]);
-    for i in 0..5 {
-        let (weight, bias) = params.layer(&format!("encoder.conv{i}"));
-        let stride = if i == 0 { 1 } else { 2 };
-        h = (h.conv(weight, Window::new(stride, (2, 2))) + bias).elu();
+/// Channels before and after each convolution.
+const CHANNELS: [usize; 6] = [1, 32, 64, 128, 256, 512];
+/// Numbers that the last convolution leaves of an image: 2 x 2 pixels of 512 channels.
+const FEATURES: usize = 2048;
+
+/// The report's encoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConvEncoder;
+
+impl Encoder for ConvEncoder {
+    fn parameters(&self, latent: usize) -> Vec<Leaf> {
+        let mut leaves = Vec::new();
+        for (i, pair) in CHANNELS.windows(2).enumerate() {
+            let shape = [pair[1], pair[0], 5, 5];
+            leaves.extend(layer(&format!("conv{i}"), Role::ConvWeight, &shape, &[i]));
+        }
+        leaves.extend(layer("linear", Role::LinearWeight, &[2 * latent, FEATURES], &[5]));
+        leaves
     }
-    // Features are counted with the channel slowest.
-    let features = h.expect(&[n, 2, 2, 512]).transpose(&[0, 3, 1, 2]).reshape(&[n, FEATURES]);
-    let out = params.linear("encoder.linear", features);
-    let latent = out.dims()[1] / 2;
-    (out.slice_axis(1, 0, latent), out.slice_axis(1, latent, 2 * latent))
+
+    fn encode<'g>(&self, params: &Params<'g>, images: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
+        let n = images.dims()[0];
+        let mut h = images.expect(&[n, 32, 32, 1]);
+        for i in 0..5 {
+            let stride = if i == 0 { 1 } else { 2 };
+            h = params.conv(&format!("conv{i}"), h, Window::new(stride, (2, 2))).elu();
+        }
+        // Features are counted with the channel slowest.
+        let features = h.expect(&[n, 2, 2, 512]).transpose(&[0, 3, 1, 2]).reshape(&[n, FEATURES]);
+        let out = params.linear("linear", features);
+        let latent = out.dims()[1] / 2;
+        (out.slice_axis(1, 0, latent), out.slice_axis(1, latent, 2 * latent))
+    }
 }

@@ -3,19 +3,11 @@
 //! Kingma & Welling, "Auto-Encoding Variational Bayes" (2014); Burda, Grosse & Salakhutdinov, "Importance Weighted
 //! Autoencoders" (2016).
 
-use super::Model;
-use super::encoder::encode;
+use super::vae::Vae;
 use crate::engine::ir::Sym;
 use crate::engine::random::graph as draw;
 use crate::engine::shape::{DType, divisor};
 use crate::nn::params::Params;
-
-/// log p(x | logits), summed over the pixels of each image: (n). `images` is 0 or 1, broadcast to `logits`.
-/// A logit of −∞ makes a 0 certain: 0 nats, with a gradient of 0.
-pub fn bernoulli_log_likelihood<'g>(images: Sym<'g>, logits: Sym<'g>) -> Sym<'g> {
-    let on = images.gt(images.like(0.5));
-    (on.mask(logits) - logits.softplus()).sum(&[1, 2, 3])
-}
 
 /// KL(N(mean, exp(logvar)) ‖ N(0, I)), summed over the latent's dimensions: (n).
 pub fn kl_to_standard_normal<'g>(mean: Sym<'g>, logvar: Sym<'g>) -> Sym<'g> {
@@ -50,7 +42,7 @@ pub struct Scores<'g> {
 /// Images are encoded once. Samples are drawn and decoded `at_once` images at a time at most (or one sample of each
 /// image), so that memory does not grow with their number.
 pub fn scores<'g>(
-    model: &Model,
+    model: &Vae,
     params: &Params<'g>,
     images: Sym<'g>,
     keys: Sym<'g>,
@@ -59,7 +51,7 @@ pub fn scores<'g>(
 ) -> Scores<'g> {
     let g = images.graph();
     let (n, latent) = (images.dims()[0], model.latent);
-    let (mean, logvar) = encode(params, images);
+    let (mean, logvar) = model.encode(params, images);
     let group = divisor(samples, at_once / n.max(1));
     let rows = group * n;
     let tile = |x: Sym<'g>| {
@@ -78,7 +70,7 @@ pub fn scores<'g>(
         let eps = by_sample(draw::normal_from(keys, first * latent as f64, &[group, latent]), latent);
         let z = sample(tiled_mean, tiled_logvar, eps);
         let logits = model.decode(&params, z, by_sample(draw::split_from(stepping, first, group), 2));
-        let log_likelihood = bernoulli_log_likelihood(tiled_images, logits);
+        let log_likelihood = model.likelihood.log_prob(tiled_images, logits);
         // log p(z) − log q(z | x): the normalising constants cancel.
         let log_ratio = (tiled_logvar + eps.square() - z.square()).sum(&[1]) * 0.5;
         (vec![], vec![log_likelihood + log_ratio, log_likelihood])

@@ -2,4 +2,5 @@
 
 pub mod optimiser;
 pub mod params;
+pub mod tree;
 pub mod weights;

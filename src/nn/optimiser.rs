@@ -7,96 +7,94 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::params::Leaf;
+use super::tree::Tree;
 use crate::engine::ir::Sym;
-use crate::engine::shape::DType;
+use crate::engine::shape::{DType, Shape};
 
-/// Where the norm is clipped: the gradient before Adam, or the update after it (as the report's code does, where a
-/// limit of 10 never bites).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum ClipOrder {
-    Before,
-    After,
+/// Updates on their way from the gradients to what is added to the parameters: one for each, in their order.
+pub struct Updates<'g> {
+    values: Vec<Sym<'g>>,
+    norm: Option<Sym<'g>>,
 }
 
-/// Whose norm is clipped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum ClipScope {
-    /// That of all parameters' gradients together
-    #[default]
-    All,
-    /// Each parameter's own: a gradient that explodes in one leaves the others as they are
-    Each,
-}
+impl<'g> Updates<'g> {
+    /// Takes values whose global norm is known.
+    pub fn with_norm(values: Vec<Sym<'g>>, norm: Sym<'g>) -> Updates<'g> {
+        Updates { values, norm: Some(norm) }
+    }
 
-/// How the weights of an automaton's cell are updated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum CellRule {
-    /// As all other parameters
-    #[default]
-    Adam,
-    /// By their orthogonalised momentum: learns in fewer steps
-    Muon,
-}
+    /// Takes values in the order of the parameters.
+    pub fn new(values: Vec<Sym<'g>>) -> Updates<'g> {
+        Updates { values, norm: None }
+    }
 
-/// A learning rate that falls evenly, to so large a share of it at step `steps`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Fall {
-    pub end_factor: f64,
-    pub steps: usize,
-}
+    /// Returns the values, in the order of the parameters.
+    pub fn values(&self) -> &[Sym<'g>] {
+        &self.values
+    }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Optimiser {
-    pub learning_rate: f64,
-    pub b1: f64,
-    pub b2: f64,
-    pub eps: f64,
-    pub clip_norm: f64,
-    pub clip_order: ClipOrder,
-    #[serde(default)]
-    pub clip_scope: ClipScope,
-    #[serde(default)]
-    pub cell: CellRule,
-    /// Updates in which the learning rate rises evenly to its full height.
-    #[serde(default)]
-    pub warmup: usize,
-    #[serde(default)]
-    pub fall: Option<Fall>,
-}
-
-impl Optimiser {
-    /// The report's: Adam with its usual constants, gradients clipped to a norm of 10.
-    pub const REPORT: Optimiser = Optimiser {
-        learning_rate: 1e-4,
-        b1: 0.9,
-        b2: 0.999,
-        eps: 1e-8,
-        clip_norm: 10.0,
-        clip_order: ClipOrder::Before,
-        clip_scope: ClipScope::All,
-        cell: CellRule::Adam,
-        warmup: 0,
-        fall: None,
-    };
-
-    /// The share of the learning rate that is left at the end.
-    pub fn end_factor(&self) -> f64 {
-        self.fall.map_or(1.0, |fall| fall.end_factor)
+    /// Returns the square root of the sum of all squares.
+    pub fn norm(&self) -> Sym<'g> {
+        self.norm.unwrap_or_else(|| global_norm(&self.values))
     }
 }
 
-/// First and second moments, and the number of updates made.
-#[derive(Clone)]
-pub struct Moments<'g> {
-    pub first: Vec<Sym<'g>>,
-    pub second: Vec<Sym<'g>>,
-    pub count: Sym<'g>,
+/// What a transform of a step's updates may look at.
+pub struct Context<'g, 'a> {
+    /// The parameters, in the order of the updates.
+    pub leaves: &'a [Leaf],
+    /// Whether the step holds: the loss and all gradients are finite.
+    pub healthy: Sym<'g>,
 }
 
-/// Square root of the sum of all squares.
+impl<'g> Context<'g, '_> {
+    /// Returns the new value where the step holds, else the old one.
+    pub fn keep(&self, new: Sym<'g>, old: Sym<'g>) -> Sym<'g> {
+        self.healthy.select(new, old)
+    }
+}
+
+/// One part of an optimiser: it turns updates into others. The first of a chain gets the gradients, averaged over the
+/// replicas; what the last one gives is added to the parameters.
+pub trait Transform: Send + Sync {
+    /// Returns the names and shapes of what it remembers from step to step. All of it is zero at first, and the same on
+    /// every replica.
+    fn state(&self, _leaves: &[Leaf]) -> Vec<Slot> {
+        vec![]
+    }
+
+    /// Returns the next updates, and the next state under the names of [`Transform::state`]: the old one where the step
+    /// does not hold ([`Context::keep`]).
+    fn apply<'g>(
+        &self,
+        context: &Context<'g, '_>,
+        updates: Updates<'g>,
+        state: &Tree<Sym<'g>>,
+    ) -> (Updates<'g>, Tree<Sym<'g>>);
+}
+
+/// Something that a transform remembers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Slot {
+    /// An array of the shape of a parameter, named `prefix` and the parameter's name; checkpoints hold it in the same layout.
+    Like { prefix: &'static str, leaf: Leaf },
+    /// An array of any shape.
+    Array { name: String, shape: Shape },
+}
+
+/// The transforms of an optimiser, the first one first.
+pub type Chain = Vec<Box<dyn Transform>>;
+
+/// Writes an optimiser as its transforms: `chain![ClipByGlobalNorm(10.0), Adam::new(1e-4)]`.
+#[macro_export]
+macro_rules! chain {
+    ($($transform:expr),* $(,)?) => {
+        vec![$(Box::new($transform) as Box<dyn $crate::nn::optimiser::Transform>),*]
+    };
+}
+
+/// Returns the square root of the sum of all squares.
 pub fn global_norm<'g>(values: &[Sym<'g>]) -> Sym<'g> {
     let squares: Vec<Sym<'g>> = values.iter().map(|v| v.square().sum_all()).collect();
     squares.iter().skip(1).fold(squares[0], |sum, s| sum + *s).sqrt()
@@ -107,71 +105,64 @@ fn clip_factor<'g>(norm: Sym<'g>, limit: f64) -> Sym<'g> {
     norm.lt(norm.like(limit)).select(norm.like(1.0), norm.like(limit) / norm)
 }
 
-impl<'g> Moments<'g> {
-    /// These where it is true, else the others.
-    pub fn or(&self, these: Sym<'g>, others: &Moments<'g>) -> Moments<'g> {
-        let chosen = |new: &[Sym<'g>], old: &[Sym<'g>]| -> Vec<Sym<'g>> {
-            new.iter().zip(old).map(|(new, old)| these.select(*new, *old)).collect()
-        };
-        Moments {
-            first: chosen(&self.first, &others.first),
-            second: chosen(&self.second, &others.second),
-            count: these.select(self.count, others.count),
-        }
+/// Scales all updates by one factor, so that their global norm is at most the limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipByGlobalNorm(pub f64);
+
+impl Transform for ClipByGlobalNorm {
+    fn apply<'g>(
+        &self,
+        _context: &Context<'g, '_>,
+        updates: Updates<'g>,
+        _state: &Tree<Sym<'g>>,
+    ) -> (Updates<'g>, Tree<Sym<'g>>) {
+        let factor = clip_factor(updates.norm(), self.0);
+        (Updates::new(updates.values.iter().map(|u| *u * factor).collect()), Tree::default())
     }
 }
 
-impl Optimiser {
-    /// The moments after gradients whose global norm is `norm`.
-    pub fn moments<'g>(&self, gradients: &[Sym<'g>], norm: Sym<'g>, before: &Moments<'g>) -> Moments<'g> {
-        let clipped: Vec<Sym<'g>> = match (self.clip_order, self.clip_scope) {
-            (ClipOrder::After, _) => gradients.to_vec(),
-            (ClipOrder::Before, ClipScope::All) => {
-                let factor = clip_factor(norm, self.clip_norm);
-                gradients.iter().map(|g| *g * factor).collect()
-            }
-            (ClipOrder::Before, ClipScope::Each) => {
-                let own = |g: &Sym<'g>| *g * clip_factor(global_norm(&[*g]), self.clip_norm);
-                gradients.iter().map(own).collect()
-            }
-        };
-        let decayed = |m: &[Sym<'g>], decay: f64, power: fn(Sym<'g>) -> Sym<'g>| -> Vec<Sym<'g>> {
-            m.iter().zip(&clipped).map(|(m, g)| *m * decay + power(*g) * (1.0 - decay)).collect()
-        };
-        let first = decayed(&before.first, self.b1, |g| g);
-        let second = decayed(&before.second, self.b2, Sym::square);
-        Moments { first, second, count: before.count + 1.0 }
+/// Scales each parameter's update so that its own norm is at most the limit: a gradient that explodes in one parameter
+/// leaves the others as they are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipEach(pub f64);
+
+impl Transform for ClipEach {
+    fn apply<'g>(
+        &self,
+        _context: &Context<'g, '_>,
+        updates: Updates<'g>,
+        _state: &Tree<Sym<'g>>,
+    ) -> (Updates<'g>, Tree<Sym<'g>>) {
+        let own = |u: &Sym<'g>| *u * clip_factor(global_norm(&[*u]), self.0);
+        (Updates::new(updates.values.iter().map(own).collect()), Tree::default())
+    }
+}
+
+/// A learning rate over the updates, of which the first is number 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    pub learning_rate: f64,
+    /// Updates in which the rate rises evenly to its full height.
+    pub warmup: usize,
+    /// An even fall from the first update on, to a share of the rate at a last update.
+    pub fall: Option<Fall>,
+}
+
+/// An even fall of the learning rate, to `end_factor` times its height at update `steps`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fall {
+    pub end_factor: f64,
+    pub steps: usize,
+}
+
+impl Schedule {
+    /// Returns a rate that stays as it is.
+    pub fn constant(learning_rate: f64) -> Schedule {
+        Schedule { learning_rate, warmup: 0, fall: None }
     }
 
-    /// What to add to each parameter, after the moments of this step. `muon` says which parameters that one updates; where it
-    /// says nothing, Adam does.
-    pub fn updates<'g>(&self, moments: &Moments<'g>, muon: &[bool]) -> Vec<Sym<'g>> {
-        let count = moments.count.convert(DType::F32);
-        // 1 − decay^count, without the cancellation.
-        let correction = |decay: f64| -(count * decay.ln()).expm1();
-        let (first_correction, second_correction) = (correction(self.b1), correction(self.b2));
-        let part = self.part_of_rate(count);
-        let update = |(i, (m, v)): (usize, (&Sym<'g>, &Sym<'g>))| {
-            let direction = match muon.get(i) {
-                Some(true) => orthogonalised(*m) * MUON_SCALE,
-                _ => (*m / first_correction) / ((*v / second_correction).sqrt() + self.eps),
-            };
-            let full = direction * -self.learning_rate;
-            part.map_or(full, |part| full * part)
-        };
-        let updates: Vec<Sym<'g>> =
-            moments.first.iter().zip(&moments.second).enumerate().map(update).collect();
-        match self.clip_order {
-            ClipOrder::Before => updates,
-            ClipOrder::After => {
-                let factor = clip_factor(global_norm(&updates), self.clip_norm);
-                updates.iter().map(|u| *u * factor).collect()
-            }
-        }
-    }
-
-    /// By what the learning rate is multiplied at an update, of which the first is 1.
-    fn part_of_rate<'g>(&self, count: Sym<'g>) -> Option<Sym<'g>> {
+    /// By what the learning rate is multiplied at an update; `None`: by nothing, ever.
+    fn factor<'g>(&self, count: Sym<'g>) -> Option<Sym<'g>> {
         let one = || count.like(1.0);
         let up = (self.warmup > 0).then(|| (count / self.warmup as f64).min(one()));
         let down = self.fall.map(|fall| {
@@ -179,6 +170,94 @@ impl Optimiser {
             passed * (fall.end_factor - 1.0) + 1.0
         });
         [up, down].into_iter().flatten().reduce(|up, down| up * down)
+    }
+}
+
+/// Adam; and Muon for the weights that are chosen for it. Its state is `adam.m.NAME` and `adam.v.NAME`, the moments of each
+/// parameter, and `count`, the number of updates.
+#[derive(Clone, Copy, Debug)]
+pub struct Adam {
+    pub schedule: Schedule,
+    pub b1: f64,
+    pub b2: f64,
+    pub eps: f64,
+    /// Which parameters Muon updates, by their orthogonalised first moment.
+    pub muon: fn(&Leaf) -> bool,
+}
+
+const FIRST: &str = "adam.m.";
+const SECOND: &str = "adam.v.";
+const COUNT: &str = "count";
+
+impl Adam {
+    /// Returns Adam with its usual constants, for all parameters.
+    pub fn new(learning_rate: f64) -> Adam {
+        let schedule = Schedule::constant(learning_rate);
+        Adam { schedule, b1: 0.9, b2: 0.999, eps: 1e-8, muon: |_| false }
+    }
+}
+
+impl Transform for Adam {
+    fn state(&self, leaves: &[Leaf]) -> Vec<Slot> {
+        let moments = |prefix| leaves.iter().map(move |leaf| Slot::Like { prefix, leaf: leaf.clone() });
+        let count = Slot::Array { name: COUNT.into(), shape: Shape::s32(&[]) };
+        moments(FIRST).chain(moments(SECOND)).chain([count]).collect()
+    }
+
+    fn apply<'g>(
+        &self,
+        context: &Context<'g, '_>,
+        updates: Updates<'g>,
+        state: &Tree<Sym<'g>>,
+    ) -> (Updates<'g>, Tree<Sym<'g>>) {
+        let old = |prefix: &str| -> Vec<Sym<'g>> {
+            context.leaves.iter().map(|leaf| state[&format!("{prefix}{}", leaf.name)]).collect()
+        };
+        let (old_first, old_second) = (old(FIRST), old(SECOND));
+        let decayed = |m: &[Sym<'g>], decay: f64, power: fn(Sym<'g>) -> Sym<'g>| -> Vec<Sym<'g>> {
+            m.iter().zip(&updates.values).map(|(m, g)| *m * decay + power(*g) * (1.0 - decay)).collect()
+        };
+        let first = decayed(&old_first, self.b1, |g| g);
+        let second = decayed(&old_second, self.b2, Sym::square);
+        let count = state[COUNT] + 1.0;
+        // Select before computing updates. Otherwise XLA evaluates the new moments twice and copies the old ones.
+        let kept = |new: Vec<Sym<'g>>, old: &[Sym<'g>]| -> Vec<Sym<'g>> {
+            new.into_iter().zip(old).map(|(new, old)| context.keep(new, *old)).collect()
+        };
+        let (first, second) = (kept(first, &old_first), kept(second, &old_second));
+        let count = context.keep(count, state[COUNT]);
+        let directions = self.updates(context.leaves, &first, &second, count);
+        let names = |prefix: &'static str| context.leaves.iter().map(move |l| format!("{prefix}{}", l.name));
+        let mut next: Tree<Sym<'g>> = names(FIRST).zip(first).collect();
+        next.extend(names(SECOND).zip(second));
+        next.set(COUNT, count);
+        (Updates::new(directions), next)
+    }
+}
+
+impl Adam {
+    /// What to add to each parameter, after the moments of this step.
+    fn updates<'g>(
+        &self,
+        leaves: &[Leaf],
+        first: &[Sym<'g>],
+        second: &[Sym<'g>],
+        count: Sym<'g>,
+    ) -> Vec<Sym<'g>> {
+        let count = count.convert(DType::F32);
+        // 1 − decay^count, without the cancellation.
+        let correction = |decay: f64| -(count * decay.ln()).expm1();
+        let (first_correction, second_correction) = (correction(self.b1), correction(self.b2));
+        let factor = self.schedule.factor(count);
+        let update = |(leaf, (m, v)): (&Leaf, (&Sym<'g>, &Sym<'g>))| {
+            let direction = match (self.muon)(leaf) {
+                true => orthogonalised(*m) * MUON_SCALE,
+                false => (*m / first_correction) / ((*v / second_correction).sqrt() + self.eps),
+            };
+            let full = direction * -self.schedule.learning_rate;
+            factor.map_or(full, |factor| full * factor)
+        };
+        leaves.iter().zip(first.iter().zip(second)).map(update).collect()
     }
 }
 

@@ -6,7 +6,9 @@
 
 use anyhow::{Result, ensure};
 
+use super::tree::Tree;
 use crate::engine::array::Array;
+use crate::engine::ir::ops::conv::Window;
 use crate::engine::ir::{Graph, Sym};
 use crate::engine::random::{Key, graph as draw};
 
@@ -36,11 +38,6 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// Whether it is of an automaton's update rule.
-    pub fn is_of_cell(&self) -> bool {
-        self.name.starts_with("cell.")
-    }
-
     pub fn is_weight(&self) -> bool {
         matches!(self.role, Role::ConvWeight | Role::PointWeight | Role::LinearWeight)
     }
@@ -113,18 +110,30 @@ pub fn layer(name: &str, role: Role, shape: &[usize], path: &[usize]) -> [Leaf; 
     [leaf("weight", shape.to_vec(), role, 0), leaf("bias", bias_shape, bias_role, 1)]
 }
 
+/// Puts parameters under a scope: `conv0.weight` becomes `cell.conv0.weight` of the scope `cell`, and the keys of their
+/// initial values follow `path` first.
+pub fn scoped(scope: &str, path: &[usize], leaves: Vec<Leaf>) -> Vec<Leaf> {
+    let inner = |leaf: Leaf| Leaf {
+        name: format!("{scope}.{}", leaf.name),
+        path: [path, leaf.path.as_slice()].concat(),
+        ..leaf
+    };
+    leaves.into_iter().map(inner).collect()
+}
+
 /// Parameters in a graph, by name, in the inner layout.
 #[derive(Clone)]
 pub struct Params<'g> {
-    named: Vec<(String, Sym<'g>)>,
+    named: Tree<Sym<'g>>,
 }
 
 impl<'g> Params<'g> {
+    /// Names values as the leaves are named; both are in the same order.
     pub fn new(leaves: &[Leaf], values: &[Sym<'g>]) -> Params<'g> {
         Params { named: leaves.iter().map(|l| l.name.clone()).zip(values.iter().copied()).collect() }
     }
 
-    /// Declares an input for each leaf, named `prefix` and its name.
+    /// Declares an input of the program for each leaf, named `prefix` and its name.
     pub fn inputs(g: &'g Graph, leaves: &[Leaf], prefix: &str) -> Vec<Sym<'g>> {
         use crate::engine::shape::Shape;
         leaves
@@ -133,32 +142,47 @@ impl<'g> Params<'g> {
             .collect()
     }
 
-    /// Weight and bias of a layer.
+    /// Returns the parameters of a scope, under their names in it.
+    pub fn scope(&self, scope: &str) -> Params<'g> {
+        Params { named: self.named.scope(scope) }
+    }
+
+    /// Returns the parameter of a name.
+    ///
+    /// # Panics
+    /// When there is none: a mistake in the model's code.
+    pub fn get(&self, name: &str) -> Sym<'g> {
+        self.named[name]
+    }
+
+    /// Returns weight and bias of a layer.
     ///
     /// # Panics
     /// When the model has no such layer: a mistake in the model's code.
     pub fn layer(&self, name: &str) -> (Sym<'g>, Sym<'g>) {
-        let find = |part: &str| {
-            let full = format!("{name}.{part}");
-            let found = self.named.iter().find(|(n, _)| *n == full);
-            found.unwrap_or_else(|| panic!("the model lists no parameter {full}")).1
-        };
-        (find("weight"), find("bias"))
+        (self.get(&format!("{name}.weight")), self.get(&format!("{name}.bias")))
     }
 
-    /// Whether there is a layer of that name.
+    /// Reports whether there is a layer of that name.
     pub fn has_layer(&self, name: &str) -> bool {
-        self.named.iter().any(|(n, _)| n.strip_suffix(".weight") == Some(name))
+        self.named.get(&format!("{name}.weight")).is_some()
     }
 
-    /// These, and a layer that is made of them.
+    /// Returns these parameters and a layer that is computed from them.
     pub fn with_layer(&self, name: &str, weight: Sym<'g>, bias: Sym<'g>) -> Params<'g> {
         let mut named = self.named.clone();
         named.extend([(format!("{name}.weight"), weight), (format!("{name}.bias"), bias)]);
         Params { named }
     }
 
-    /// x W + b over the last dimension: a linear layer, or a 1x1 convolution of an NHWC grid.
+    /// Applies a convolution and its bias to grids (n, h, w, in): (n, h', w', out).
+    #[track_caller]
+    pub fn conv(&self, name: &str, x: Sym<'g>, window: Window) -> Sym<'g> {
+        let (weight, bias) = self.layer(name);
+        x.conv(weight, window) + bias
+    }
+
+    /// Computes x W + b over the last dimension: a linear layer, or a 1x1 convolution of an NHWC grid.
     #[track_caller]
     pub fn linear(&self, name: &str, x: Sym<'g>) -> Sym<'g> {
         let (weight, bias) = self.layer(name);

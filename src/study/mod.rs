@@ -6,3 +6,4 @@ pub mod figure;
 pub mod gallery;
 pub mod pictures;
 pub mod session;
+pub mod validation;

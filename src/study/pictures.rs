@@ -12,7 +12,7 @@ use crate::engine::ir::{Function, Sym};
 use crate::engine::random::{Key, graph as draw};
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
 use crate::engine::shape::{DType, Shape};
-use crate::model::{Model, SIDE, encoder, padded};
+use crate::model::{SIDE, Vae};
 use crate::nn::params::Params;
 use crate::study::figure::grids;
 
@@ -27,20 +27,20 @@ const RECONSTRUCTED: usize = 2 * COLUMNS;
 ///
 /// # Errors
 /// When the graph is wrong, which is a mistake in the program.
-pub fn function(model: &Model) -> Result<Function> {
+pub fn function(model: &Vae) -> Result<Function> {
     let leaves = model.leaves();
-    let g = model.graph(&format!("pictures_{}", model.kind));
+    let g = model.graph(&format!("pictures_{}", model.name));
     let values = Params::inputs(&g, &leaves, "");
     let images = g.input("images", &Shape::new(DType::U8, &[RECONSTRUCTED, 28, 28]));
     let keys = g.input("keys", &Shape::u32(&[SAMPLES, 2]));
     let params = Params::new(&leaves, &values);
     let prior = draw::normal(keys, &[model.latent]);
-    let (mean, _) = encoder::encode(&params, padded(&g, images));
+    let (mean, _) = model.encode(&params, model.padded(images));
     let latents = Sym::concat(&[prior, mean], 0);
     // What the draws of the prior left unused.
     let chosen = draw::split_at(keys, model.latent);
     let chosen = Sym::concat(&[chosen, chosen.slice_axis(0, 0, RECONSTRUCTED)], 0);
-    let decoded = model.decode(&params, latents, chosen).sigmoid();
+    let decoded = model.likelihood.mean(model.decode(&params, latents, chosen));
     g.finish(&[("probabilities".into(), decoded)], &[])
 }
 
@@ -57,7 +57,7 @@ impl Pictures {
     ///
     /// # Errors
     /// When the program does not compile.
-    pub fn new(mesh: &Mesh, model: &Model, split: &Split, key: Key) -> Result<Pictures> {
+    pub fn new(mesh: &Mesh, model: &Vae, split: &Split, key: Key) -> Result<Pictures> {
         let shown = split.spread(RECONSTRUCTED);
         let images = (0..RECONSTRUCTED).flat_map(|i| shown.image(i % shown.len())).copied().collect();
         Ok(Pictures { executable: compile(mesh, &function(model)?)?, mesh: mesh.clone(), images, key })
@@ -67,10 +67,10 @@ impl Pictures {
     ///
     /// # Errors
     /// When the device fails or a file cannot be written.
-    pub fn write(&self, parameters: &[Buffers], folder: &Path, step: usize) -> Result<()> {
+    pub fn write(&self, parameters: &[&Buffers], folder: &Path, step: usize) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let keys: Vec<u32> = self.key.split(SAMPLES).into_iter().flat_map(|k| k.0).collect();
-        let mut arguments: Vec<Arg<'_>> = parameters.iter().map(Arg::from).collect();
+        let mut arguments: Vec<Arg<'_>> = parameters.iter().map(|b| Arg::from(*b)).collect();
         arguments.push(self.mesh.replicate(&Array::new(&[RECONSTRUCTED, 28, 28], &self.images))?.into());
         arguments.push(self.mesh.replicate(&Array::new(&[SAMPLES, 2], &keys))?.into());
         let probabilities = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();

@@ -6,15 +6,15 @@ use crate::engine::array::Array;
 use crate::engine::compile;
 use crate::engine::ir::{Graph, Sym};
 use crate::engine::runtime::{Arg, Buffers, Device, Executable, Mesh};
-use crate::model::Model;
+use crate::model::Vae;
 use crate::nn::params::Params;
 
 /// A model whose parameters lie on every device of a mesh.
 pub struct Session {
     pub mesh: Mesh,
-    pub model: Model,
+    pub model: Vae,
     /// In the order of the model's leaves, in the inner layout.
-    pub parameters: Vec<Buffers>,
+    parameters: Vec<Buffers>,
 }
 
 impl Session {
@@ -22,7 +22,7 @@ impl Session {
     ///
     /// # Errors
     /// When the device cannot be had.
-    pub fn open(device: &Device, replicas: usize, model: Model, weights: &[Array]) -> Result<Session> {
+    pub fn open(device: &Device, replicas: usize, model: Vae, weights: &[Array]) -> Result<Session> {
         let mesh = Mesh::open(device, replicas)?;
         let leaves = model.leaves();
         let put = leaves.iter().zip(weights).map(|(leaf, a)| mesh.replicate(&leaf.to_inner(a)));
@@ -30,7 +30,12 @@ impl Session {
         Ok(Session { mesh, model, parameters })
     }
 
-    /// Compiles a [`Model::function`].
+    /// Returns the parameters, in the order of the model's leaves, in the inner layout.
+    pub fn parameters(&self) -> Vec<&Buffers> {
+        self.parameters.iter().collect()
+    }
+
+    /// Compiles a [`Vae::function`].
     ///
     /// # Errors
     /// When the graph is wrong or does not compile.

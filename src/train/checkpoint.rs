@@ -11,7 +11,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::array::Array;
-use crate::model::Model;
 use crate::nn::weights::npz;
 
 const META: &str = "meta";
@@ -20,15 +19,17 @@ const META: &str = "meta";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     pub version: u32,
-    pub model: Model,
+    /// What the run says of its model.
+    pub model: serde_json::Value,
     /// Gradient steps made.
     pub step: usize,
     /// The data key of the chunk that the next step belongs to.
     pub data_key: [u32; 2],
     /// CRC-32 of the training set's pixels.
     pub data_crc: u32,
-    /// Best test IWELBO so far, in nats.
-    pub best_iwelbo: Option<f64>,
+    /// Best evaluation so far. The name in files is that of their first version.
+    #[serde(rename = "best_iwelbo")]
+    pub best: Option<f64>,
 }
 
 #[derive(Clone, Debug)]
@@ -177,10 +178,4 @@ pub fn chosen(run: &Path) -> Result<PathBuf> {
     }
     let step = store.steps()?.pop();
     step.map(|s| store.path(s)).ok_or_else(|| anyhow!("{} has no checkpoint", store.folder.display()))
-}
-
-/// An array of keys for all replicas, (replicas, 2).
-pub fn keys_array(keys: &[[u32; 2]]) -> Array {
-    let words: Vec<u32> = keys.iter().flatten().copied().collect();
-    Array::new(&[keys.len(), 2], &words)
 }

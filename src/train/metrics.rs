@@ -1,5 +1,6 @@
 //! What a run writes down: `metrics.jsonl`, a line a gradient step, and TensorBoard's event files.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -17,9 +18,17 @@ pub struct Line {
     pub loss: f32,
     /// Norm of the averaged gradient, before clipping.
     pub grad_norm: f32,
-    /// IWELBO of the test images in nats, when it was due.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub test_iwelbo: Option<f64>,
+    /// What an evaluation gave when it was due, by its name with `_` for `/`: `test_iwelbo`, in nats.
+    #[serde(flatten)]
+    pub scores: BTreeMap<String, f64>,
+}
+
+impl Line {
+    /// Returns a step's line, with the name and value of an evaluation if there was one.
+    pub fn new(step: usize, loss: f32, grad_norm: f32, score: Option<(&str, f64)>) -> Line {
+        let scores = score.into_iter().map(|(name, value)| (name.replace('/', "_"), value)).collect();
+        Line { step, loss, grad_norm, scores }
+    }
 }
 
 /// Writes both files of a run.
@@ -52,8 +61,8 @@ impl Metrics {
         self.lines.write_all(b"\n").with_context(|| format!("cannot write {}", self.path.display()))?;
         self.events.scalar(line.step, "train/loss", line.loss)?;
         self.events.scalar(line.step, "train/grad_norm", line.grad_norm)?;
-        if let Some(value) = line.test_iwelbo {
-            self.events.scalar(line.step, "test/iwelbo", value as f32)?;
+        for (name, value) in &line.scores {
+            self.events.scalar(line.step, &name.replacen('_', "/", 1), *value as f32)?;
         }
         Ok(())
     }
@@ -171,7 +180,7 @@ mod tests {
     #[test]
     fn lines_after_the_step_are_cut() {
         let folder = tempfile::tempdir().unwrap();
-        let line = |step| Line { step, loss: 1.5, grad_norm: 2.5, test_iwelbo: None };
+        let line = |step| Line::new(step, 1.5, 2.5, None);
         let mut metrics = Metrics::open(folder.path(), 0).unwrap();
         for step in 1..=5 {
             metrics.write(&line(step)).unwrap();

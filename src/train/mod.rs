@@ -1,11 +1,15 @@
-//! Training: one gradient step as a graph, many of them a device call, and the run around them.
+//! Training: a task becomes a train program, and a run of it with metrics and checkpoints. Knows no model.
+//!
+//! [`task::Task`] is what one writes; [`trainer::Trainer`] runs it.
 
 pub mod checkpoint;
-pub mod exchange;
 pub mod metrics;
 pub mod order;
-pub mod pool;
-pub mod pool_run;
-pub mod run;
+pub mod program;
 pub mod state;
-pub mod step;
+pub mod task;
+pub mod trainer;
+
+pub use program::TrainProgram;
+pub use task::{Outcome, Sizes, Step, Task};
+pub use trainer::{RunOptions, Trainer, Watch};

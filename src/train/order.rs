@@ -14,9 +14,13 @@ pub struct ChunkOrder {
 /// The order of a chunk of `steps` steps with `batch` images each over all replicas, of a data set of `images`.
 ///
 /// The chunk's key is split into the next chunk's and one an epoch; an epoch is the first `(images // batch) · batch`
-/// entries of a permutation.
+/// entries of a permutation. A set smaller than a batch has no order.
 pub fn chunk_order(key: Key, images: usize, batch: usize, steps: usize) -> ChunkOrder {
+    let next = key.split_at(0);
     let per_epoch = images / batch;
+    if per_epoch == 0 {
+        return ChunkOrder { images: vec![], next };
+    }
     let epochs = steps / per_epoch + 1;
     let mut order = Vec::with_capacity(epochs * per_epoch * batch);
     for epoch in 0..epochs {
@@ -26,7 +30,7 @@ pub fn chunk_order(key: Key, images: usize, batch: usize, steps: usize) -> Chunk
         }
     }
     order.truncate(steps * batch);
-    ChunkOrder { images: order, next: key.split_at(0) }
+    ChunkOrder { images: order, next }
 }
 
 /// The key with which a replica begins a chunk.

@@ -2,166 +2,199 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::checkpoint::{Checkpoint, keys_array};
 use super::order::replica_key;
-use super::pool_run::PoolRun;
-use super::step::{MOMENT_PREFIXES, Spread, StepSpec};
+use super::program::{HEALTHY, KEY, StateEntry, TrainProgram};
+use super::task::{Host, Sizes, Spread};
 use crate::engine::array::Array;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::DType;
 use crate::nn::params::{Leaf, arrange, init};
+use crate::nn::tree::Tree;
 
-/// The state, in the order of the train program's inputs.
+/// The state, under the names and in the order of the train program's inputs.
 pub struct State {
-    pub buffers: Vec<Buffers>,
-    spec: StepSpec,
-    leaves: Vec<Leaf>,
+    entries: Vec<StateEntry>,
+    buffers: Tree<Buffers>,
+    parameters: usize,
 }
 
 impl State {
-    /// The state of a run that begins: initial values, moments of zero, a pool of nothing.
+    /// Returns the state of a run that begins: initial parameters, zeros for the optimiser, the task's first values.
     ///
     /// # Errors
     /// When a device fails.
-    pub fn fresh(spec: &StepSpec, mesh: &Mesh, model_key: Key) -> Result<State> {
-        let leaves = spec.model.leaves();
-        let mut buffers = Vec::new();
-        for (leaf, values) in leaves.iter().zip(init(&leaves, model_key)) {
-            buffers.push(mesh.replicate(&leaf.to_inner(&values))?);
+    pub fn fresh(program: &TrainProgram<'_>, mesh: &Mesh, model_key: Key) -> Result<State> {
+        let leaves = program.task.parameters();
+        let own = program.task.state(&program.sizes);
+        let mut initial: Tree<Array> = (leaves.iter().zip(init(&leaves, model_key)))
+            .map(|(leaf, values)| (leaf.name.clone(), leaf.to_inner(&values)))
+            .collect();
+        initial.extend(own.into_iter().filter_map(|e| Some((e.name, e.initial?))));
+        initial.set(HEALTHY, Array::truth(true));
+        let entries = program.state();
+        let mut buffers = Tree::default();
+        for entry in &entries {
+            let value = initial.remove(&entry.name).unwrap_or_else(|| Array::zeros(&entry.shape));
+            buffers.extend([(entry.name.clone(), mesh.replicate(&value)?)]);
         }
-        for entry in &spec.state()[leaves.len()..] {
-            buffers.push(mesh.replicate(&match entry.shape.dtype {
-                DType::Pred => Array::truth(true),
-                _ => Array::zeros(&entry.shape),
-            })?);
-        }
-        Ok(State { buffers, spec: spec.clone(), leaves })
+        Ok(State { entries, buffers, parameters: leaves.len() })
     }
 
-    /// The state of a checkpoint but for its pool, which `pool` puts in place. Replicas whose number has changed get the
-    /// keys with which they would stand at this step, had there been as many from the chunk's beginning.
+    /// Returns the state of a checkpoint that was taken before a step. Replicas whose number has changed get the keys with
+    /// which they would stand at this step, had there been as many from the chunk's beginning.
     ///
     /// # Errors
-    /// When the checkpoint is of another model or other data, or lacks a part.
+    /// When the arrays are of another task or lack one.
     pub fn restored(
-        spec: &StepSpec,
+        program: &TrainProgram<'_>,
         mesh: &Mesh,
-        checkpoint: Checkpoint,
+        mut arrays: Tree<Array>,
+        step: usize,
         seed_data: Key,
-        pool: Option<&mut PoolRun>,
+        host: &mut dyn Host,
     ) -> Result<State> {
-        let Checkpoint { meta, mut arrays } = checkpoint;
-        ensure!(meta.model == spec.model, "the checkpoint is of another model: {:?}", meta.model);
-        let leaves = spec.model.leaves();
-        let mut take = |name: &str| {
-            let at = arrays.iter().position(|(n, _)| n == name);
-            at.map(|at| arrays.swap_remove(at).1).ok_or_else(|| anyhow!("the checkpoint has no {name}"))
-        };
-        let (count, keys) = (take("count")?, take("key")?);
-        let pooled = match &pool {
-            Some(_) => Some([take("pool.key")?, take("pool.images")?, take("pool.grids")?]),
-            None => None,
-        };
-        let mut buffers = Vec::new();
-        for prefix in ["", MOMENT_PREFIXES[0], MOMENT_PREFIXES[1]] {
-            let mut part = Vec::new();
-            arrays.retain(|(name, array)| {
-                let own = match MOMENT_PREFIXES.iter().find(|p| name.starts_with(**p)) {
-                    Some(found) => *found == prefix,
-                    None => prefix.is_empty(),
-                };
-                if own {
-                    part.push((name[prefix.len()..].to_string(), array.clone()));
-                }
-                !own
-            });
-            for (leaf, values) in leaves.iter().zip(arrange(&leaves, part)?) {
-                buffers.push(mesh.replicate(&leaf.to_inner(&values))?);
+        let sizes = &program.sizes;
+        let entries = program.state();
+        let mut restored: Tree<Buffers> = host.restore(mesh, &mut arrays)?.into_iter().collect();
+        for entry in entries.iter().filter(|e| e.leaf.is_none() && e.name != HEALTHY) {
+            if restored.get(&entry.name).is_some() {
+                continue;
             }
+            let whole = arrays.remove(&entry.name);
+            let whole = whole.ok_or_else(|| anyhow!("the checkpoint has no {}", entry.name))?;
+            let buffers = match entry.spread {
+                Spread::Own if entry.name == KEY => put_keys(mesh, &keys(&whole, sizes, seed_data, step)?)?,
+                Spread::Own => mesh.shard(&rows(&whole, entry, sizes.replicas)?)?,
+                Spread::Same => {
+                    ensure!(
+                        *whole.shape() == entry.shape,
+                        "the checkpoint's {} is {}, not {}",
+                        entry.name,
+                        whole.shape(),
+                        entry.shape
+                    );
+                    mesh.replicate(&whole)?
+                }
+            };
+            restored.set(&entry.name, buffers);
         }
-        buffers.push(mesh.replicate(&count)?);
-        let keys = match keys.dims() == [spec.replicas, 2] {
-            true => keys.to_vec::<u32>().chunks_exact(2).map(|k| Key([k[0], k[1]])).collect(),
-            false => keys_at(spec, seed_data, meta.step),
+        let leaves: Vec<Leaf> = entries.iter().filter_map(|e| e.leaf.clone()).collect();
+        for (leaf, values) in leaves.iter().zip(arrange(&leaves, arrays.into_iter().collect())?) {
+            restored.set(&leaf.name, mesh.replicate(&leaf.to_inner(&values))?);
+        }
+        restored.set(HEALTHY, mesh.replicate(&Array::truth(true))?);
+        let mut take = |e: &StateEntry| {
+            let found = restored.remove(&e.name);
+            found.map(|b| (e.name.clone(), b)).ok_or_else(|| anyhow!("the checkpoint has no {}", e.name))
         };
-        buffers.push(put_keys(mesh, &keys)?);
-        if let (Some(pool), Some([key, images, grids])) = (pool, pooled) {
-            buffers.push(mesh.replicate(&key)?);
-            buffers.extend(pool.put(mesh, &images, &grids)?);
-        }
-        buffers.push(mesh.replicate(&Array::truth(true))?);
-        Ok(State { buffers, spec: spec.clone(), leaves })
+        let buffers = entries.iter().map(&mut take).collect::<Result<_>>()?;
+        Ok(State { entries, buffers, parameters: program.task.parameters().len() })
     }
 
-    pub fn parameters(&self) -> &[Buffers] {
-        &self.buffers[..self.leaves.len()]
+    /// Returns the parameters, in the order of the task's, in the inner layout.
+    pub fn parameters(&self) -> Vec<&Buffers> {
+        self.buffers.values().take(self.parameters).collect()
+    }
+
+    /// Gives all buffers away, in order. A call consumes them; [`State::put_all`] takes what it gives back.
+    pub fn take_all(&mut self) -> Vec<Buffers> {
+        std::mem::take(&mut self.buffers).into_iter().map(|(_, b)| b).collect()
+    }
+
+    /// Takes buffers in the order of the state.
+    pub fn put_all(&mut self, buffers: Vec<Buffers>) {
+        self.buffers = self.entries.iter().map(|e| e.name.clone()).zip(buffers).collect();
     }
 
     /// Replaces an entry.
     pub fn set(&mut self, name: &str, value: Buffers) {
-        let at = self.spec.place_of(name);
-        self.buffers[at] = value;
+        self.buffers.set(name, value);
     }
 
-    /// An entry, one array a replica.
+    /// Copies an entry to the host: one array a replica, or one for all where they hold the same.
     ///
     /// # Errors
-    /// When a device fails.
+    /// When there is no such entry, or a device fails.
     pub fn get(&self, name: &str) -> Result<Vec<Array>> {
-        let entry = &self.spec.state()[self.spec.place_of(name)];
-        let buffers = &self.buffers[self.spec.place_of(name)];
+        let entry = self.entries.iter().find(|e| e.name == name);
+        let (entry, buffers) =
+            entry.zip(self.buffers.get(name)).with_context(|| format!("the state has no {name}"))?;
         match entry.spread {
             Spread::Same => Ok(vec![buffers.get(0)?]),
             Spread::Own => buffers.all(),
         }
     }
 
-    /// Whether all was finite so far.
+    /// Reports whether all was finite so far.
     ///
     /// # Errors
     /// When a device fails.
     pub fn healthy(&self) -> Result<bool> {
-        Ok(self.buffers.last().context("the state ends with its health")?.get(0)?.bytes() == [1])
+        Ok(self.get(HEALTHY)?[0].bytes() == [1])
     }
 
-    /// Each replica's key at the beginning of a chunk, and the pool's.
+    /// Gives each replica its key of a chunk's first step.
     ///
     /// # Errors
     /// When a device fails.
-    pub fn enter_chunk(&mut self, mesh: &Mesh, seed_data: Key, chunk: usize) -> Result<()> {
-        let keys = keys_at(&self.spec, seed_data, chunk * self.spec.chunk);
-        self.set("key", put_keys(mesh, &keys)?);
-        if self.spec.pool.is_some() {
-            let key = Array::new(&[2], &seed_data.split_at(chunk as u64).0);
-            self.set("pool.key", mesh.replicate(&key)?);
-        }
+    pub fn enter_chunk(&mut self, mesh: &Mesh, sizes: &Sizes, seed_data: Key, chunk: usize) -> Result<()> {
+        let keys = keys_at(sizes, seed_data, chunk * sizes.chunk);
+        self.set(KEY, put_keys(mesh, &keys)?);
         Ok(())
     }
 
-    /// Everything under its name in a checkpoint, in the edges' layout.
+    /// Returns everything under its name in a checkpoint, in the checkpoint layout. What the host gives takes the place of
+    /// the state's entries of its names.
     ///
     /// # Errors
     /// When a device fails.
-    pub fn arrays(&self, pool: Option<(&PoolRun, usize)>) -> Result<Vec<(String, Array)>> {
-        let mut arrays = Vec::new();
-        let parts = self.buffers.chunks(self.leaves.len());
-        for (prefix, part) in ["", MOMENT_PREFIXES[0], MOMENT_PREFIXES[1]].iter().zip(parts) {
-            for (leaf, buffers) in self.leaves.iter().zip(part) {
-                arrays.push((format!("{prefix}{}", leaf.name), leaf.to_edge(&buffers.get(0)?)));
-            }
-        }
-        let keys: Result<Vec<[u32; 2]>> = self.get("key")?.iter().map(words).collect();
-        arrays.push(("count".into(), self.get("count")?.swap_remove(0)));
-        arrays.push(("key".into(), keys_array(&keys?)));
-        if let Some((pool, step)) = pool {
-            let [images, grids] = pool.in_order(self, step)?;
-            arrays.push(("pool.key".into(), self.get("pool.key")?.swap_remove(0)));
-            arrays.push(("pool.images".into(), images));
-            arrays.push(("pool.grids".into(), grids));
+    pub fn arrays(&self, host: &dyn Host, step: usize) -> Result<Tree<Array>> {
+        let mut hosted: Tree<Array> = host.save(self, step)?.into_iter().collect();
+        let mut arrays = Tree::default();
+        for entry in self.entries.iter().filter(|e| e.name != HEALTHY) {
+            let array = match (hosted.remove(&entry.name), &entry.leaf) {
+                (Some(array), _) => array,
+                (None, Some(leaf)) => leaf.to_edge(&self.get(&entry.name)?[0]),
+                (None, None) if entry.name == KEY => {
+                    let keys: Result<Vec<[u32; 2]>> = self.get(KEY)?.iter().map(words).collect();
+                    keys_array(&keys?)
+                }
+                (None, None) => whole(entry, self.get(&entry.name)?)?,
+            };
+            arrays.extend([(entry.name.clone(), array)]);
         }
         Ok(arrays)
     }
+}
+
+/// All replicas' rows as one array.
+fn whole(entry: &StateEntry, mut parts: Vec<Array>) -> Result<Array> {
+    if entry.spread == Spread::Same {
+        return Ok(parts.swap_remove(0));
+    }
+    let (first, rest) = entry.shape.dims.split_first().with_context(|| {
+        format!("state {}: each replica's own has at least one dimension, of rows", entry.name)
+    })?;
+    let bytes = parts.iter().flat_map(|p| p.bytes()).copied().collect();
+    Array::from_bytes(entry.shape.with_dims(&[&[first * parts.len()], rest].concat()), bytes)
+}
+
+/// Each replica's rows of a whole.
+fn rows(whole: &Array, entry: &StateEntry, replicas: usize) -> Result<Vec<Array>> {
+    let dims = &entry.shape.dims;
+    let expected = dims.first().map(|first| [&[first * replicas], &dims[1..]].concat());
+    ensure!(
+        expected.as_deref() == Some(whole.dims()) && whole.shape().dtype == entry.shape.dtype,
+        "the checkpoint's {} is {}, which {replicas} replicas do not share as {} each",
+        entry.name,
+        whole.shape(),
+        entry.shape
+    );
+    let size = entry.shape.bytes();
+    let part =
+        |r: usize| Array::from_bytes(entry.shape.clone(), whole.bytes()[r * size..(r + 1) * size].to_vec());
+    (0..replicas).map(part).collect()
 }
 
 /// The two words of a key.
@@ -175,13 +208,27 @@ pub fn words(key: &Array) -> Result<[u32; 2]> {
     }
 }
 
+/// An array of keys for all replicas, (replicas, 2).
+fn keys_array(keys: &[[u32; 2]]) -> Array {
+    Array::new(&[keys.len(), 2], keys.as_flattened())
+}
+
+/// The replicas' keys of a checkpoint, or, if it was made by another number of replicas, those that they would have.
+fn keys(saved: &Array, sizes: &Sizes, seed_data: Key, step: usize) -> Result<Vec<Key>> {
+    ensure!(saved.shape().dtype == DType::U32, "the checkpoint's {KEY} is {}", saved.shape());
+    Ok(match saved.dims() == [sizes.replicas, 2] {
+        true => saved.to_vec::<u32>().chunks_exact(2).map(|k| Key([k[0], k[1]])).collect(),
+        false => keys_at(sizes, seed_data, step),
+    })
+}
+
 /// The replicas' keys before a step: those of its chunk, split as often as steps were made since.
-fn keys_at(spec: &StepSpec, seed_data: Key, step: usize) -> Vec<Key> {
+fn keys_at(sizes: &Sizes, seed_data: Key, step: usize) -> Vec<Key> {
     let key = |r| {
-        let first = replica_key(seed_data, step / spec.chunk, spec.replicas, r);
-        (0..step % spec.chunk).fold(first, |key, _| key.split_at(0))
+        let first = replica_key(seed_data, step / sizes.chunk, sizes.replicas, r);
+        (0..step % sizes.chunk).fold(first, |key, _| key.split_at(0))
     };
-    (0..spec.replicas).map(key).collect()
+    (0..sizes.replicas).map(key).collect()
 }
 
 fn put_keys(mesh: &Mesh, keys: &[Key]) -> Result<Buffers> {

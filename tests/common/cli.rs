@@ -6,8 +6,8 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use vnca::cli::models::{Kind, Model};
 use vnca::engine::random::Key;
-use vnca::model::{Kind, Model};
 use vnca::nn::params::init;
 use vnca::study::analysis::npy;
 
@@ -90,7 +90,7 @@ pub fn data_folder(root: &Path) -> PathBuf {
 /// Writes the initial values of a small model into `weights.npz`; gives the flags that name them.
 pub fn weights(folder: &Path, kind: Kind, latent: usize) -> Vec<String> {
     let model = Model::new(kind, Some(latent)).expect("the size is in range");
-    let leaves = model.leaves();
+    let leaves = model.vae().leaves();
     let mut files = Vec::new();
     for (leaf, array) in leaves.iter().zip(init(&leaves, Key::new(0))) {
         let file = folder.join(format!("{}.npy", leaf.name));

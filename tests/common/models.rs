@@ -1,9 +1,9 @@
 //! The models of JAX's forward numbers.
 #![allow(dead_code)]
 
+use vnca::cli::models::{Kind, Model};
 use vnca::engine::array::Array;
 use vnca::engine::random::Key;
-use vnca::model::{Kind, Model};
 use vnca::nn::params::{Leaf, init};
 
 /// The models of the forward goldens: at the report's sizes, and tiny ones.
@@ -34,7 +34,7 @@ pub fn woken(model: &Model) -> Vec<Array> {
         let values: Vec<f32> = key.normal(array.shape().count()).iter().map(|v| scale * v).collect();
         Array::new(array.dims(), &values)
     };
-    let leaves = model.leaves();
+    let leaves = model.vae().leaves();
     let values = init(&leaves, Key::new(0));
     leaves.iter().zip(values).map(|(leaf, array)| leaf.to_inner(&awake(leaf, array))).collect()
 }

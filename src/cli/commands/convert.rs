@@ -24,9 +24,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     FileType::of(&args.out).exit(Exit::Usage)?;
     let weights = args.source.load_or_init(args.seed)?;
-    let leaves = weights.model.leaves();
+    let leaves = weights.model.vae().leaves();
     write(&args.out, &leaves, &weights.arrays)?;
-    let parameters = weights.model.parameter_count();
+    let parameters = weights.model.vae().parameter_count();
     print(&match args.json {
         true => {
             serde_json::json!({"out": args.out, "parameters": parameters, "leaves": leaves.len()}).to_string()

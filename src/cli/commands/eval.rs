@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use super::{On, Outcome, Source, Weights, bar, print};
 use crate::cli::error::{Exit, WithExit};
+use crate::cli::models::{Kind, Model};
 use crate::data::{self, Part as DataPart, Split};
 use crate::engine::random::Key;
 use crate::study::eval::Evaluator;
 use crate::study::eval::part::{Part, Shard, Task, merge};
-use crate::study::eval::summary::Summary;
+use crate::study::eval::summary::{About, Summary};
 use crate::study::session::Session;
 
 #[derive(Debug, clap::Args)]
@@ -83,7 +84,7 @@ struct Options {
 pub fn run(args: &Args) -> Outcome {
     let (summary, json) = match &args.action {
         Some(Action::Merge { files, json }) => {
-            (Summary::of(&merge(files).exit(Exit::BadInput)?).exit(Exit::BadInput)?, *json)
+            (summary(&merge(files).exit(Exit::BadInput)?).exit(Exit::BadInput)?, *json)
         }
         None => match evaluated(&args.options)? {
             Some(summary) => (summary, args.options.json),
@@ -101,12 +102,13 @@ fn evaluated(args: &Options) -> Result<Option<Summary>> {
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
     let (split, train) = images(args, &spec, part)?;
     let device = args.device.get()?;
-    let session = Session::open(&device, args.replicas, weights.model, &weights.arrays).exit(Exit::Device)?;
+    let session =
+        Session::open(&device, args.replicas, weights.model.vae(), &weights.arrays).exit(Exit::Device)?;
     let began = Instant::now();
     let evaluator =
         Evaluator::new(&session.mesh, &session.model, args.batch_size, args.samples).exit(Exit::Usage)?;
     let shard = args.shard.unwrap_or(Shard::WHOLE);
-    let measured = measure(args, &evaluator, &session, task(args, &weights, &split), shard, &split, began)?;
+    let measured = measure(args, &evaluator, &session, task(args, &weights, &split)?, shard, &split, began)?;
     if let Some(out) = &args.out {
         measured.save(out)?;
     }
@@ -114,11 +116,26 @@ fn evaluated(args: &Options) -> Result<Option<Summary>> {
         print(&shard_line(args, &measured))?;
         return Ok(None);
     }
-    let summary = Summary::of(&measured).exit(Exit::Usage)?;
-    let Some(train) = train else { return Ok(Some(summary)) };
-    let task = task(args, &weights, &train);
+    let found = summary(&measured).exit(Exit::Usage)?;
+    let Some(train) = train else { return Ok(Some(found)) };
+    let task = task(args, &weights, &train)?;
     let train = measure(args, &evaluator, &session, task, shard, &train, Instant::now())?;
-    Ok(Some(summary.compared_to(&Summary::of(&train)?)))
+    Ok(Some(found.compared_to(&summary(&train)?)))
+}
+
+/// The figures of a whole evaluation of a model of the table.
+fn summary(part: &Part) -> Result<Summary> {
+    let model: Model =
+        serde_json::from_value(part.task.model.clone()).context("its model is not understood")?;
+    let automaton = model.kind != Kind::Baseline;
+    let about = About {
+        model: model.kind.to_string(),
+        precision: model.precision,
+        latent: model.latent,
+        nca_steps: automaton.then_some(model.nca_steps),
+        doublings: (model.kind == Kind::Doubling).then_some(model.doublings),
+    };
+    Summary::from_part(part, about)
 }
 
 /// The images to evaluate, and for the gap as many training images.
@@ -140,11 +157,11 @@ fn images(args: &Options, spec: &str, part: DataPart) -> Result<(Split, Option<S
     }
 }
 
-fn task(args: &Options, weights: &Weights, images: &Split) -> Task {
+fn task(args: &Options, weights: &Weights, images: &Split) -> Result<Task> {
     let mut hasher = crc32fast::Hasher::new();
     weights.arrays.iter().for_each(|array| hasher.update(array.bytes()));
-    Task {
-        model: weights.model,
+    Ok(Task {
+        model: serde_json::to_value(weights.model)?,
         weights: format!("{:08x}", hasher.finalize()),
         data: images.name.clone(),
         pixels: format!("{:08x}", crc32fast::hash(&images.pixels)),
@@ -153,7 +170,7 @@ fn task(args: &Options, weights: &Weights, images: &Split) -> Task {
         seeds: (args.seed..args.seed.saturating_add(args.repeat)).collect(),
         batch_size: args.batch_size,
         replicas: args.replicas,
-    }
+    })
 }
 
 /// Evaluates a shard of the images with every seed.
@@ -172,7 +189,7 @@ fn measure(
     for seed in &task.seeds {
         let before = scores.len() * range.len();
         let done = |n: usize| progress.set_position((before + n) as u64);
-        scores.push(evaluator.run(&session.parameters, images, Key::new(*seed), range.clone(), done)?);
+        scores.push(evaluator.run(&session.parameters(), images, Key::new(*seed), range.clone(), done)?);
     }
     progress.finish_and_clear();
     Part::new(task, shard, scores, began.elapsed().as_secs_f64())

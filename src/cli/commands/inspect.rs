@@ -28,9 +28,9 @@ struct Row<'a> {
 
 pub fn run(args: &Args) -> Outcome {
     let Weights { model, arrays, .. } = args.source.load_or_init(args.seed)?;
-    let leaves = model.leaves();
+    let leaves = model.vae().leaves();
     let rows: Vec<Row<'_>> = leaves.iter().zip(&arrays).map(|(leaf, array)| row(leaf, array)).collect();
-    let count = model.parameter_count();
+    let count = model.vae().parameter_count();
     print(&if args.json { json(count, &rows) } else { table(count, &rows) })?;
     Ok(None)
 }

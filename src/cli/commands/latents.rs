@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_deref())?;
     let device = args.device.get()?;
-    let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
+    let session = Session::open(&device, 1, weights.model.vae(), &weights.arrays).exit(Exit::Device)?;
     let count = args.limit.unwrap_or(split.len()).min(split.len());
     let began = Instant::now();
     let archive = args.out.extension().is_some_and(|e| e == "npz");

@@ -37,11 +37,11 @@ use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::cli::config::TrainConfig;
 use crate::cli::error::{Exit, WithExit};
+use crate::cli::models::{Kind, Model};
 use crate::engine::array::Array;
 use crate::engine::random::Key;
 use crate::engine::runtime::Device;
 use crate::engine::shape::Precision;
-use crate::model::{Kind, Model};
 use crate::nn::params::init;
 use crate::nn::weights;
 use crate::train::checkpoint::chosen;
@@ -138,7 +138,7 @@ impl Source {
     pub fn bare_model(&self) -> Result<Model> {
         let Some(name) = &self.model else { bail!("one of --run, --weights and --model is needed") };
         let kind: Kind = name.parse().exit(Exit::Usage)?;
-        self.computed(Model::new(kind, self.latent).context("--latent").exit(Exit::Usage)?)
+        self.computed(Model::new(kind, self.latent).exit(Exit::Usage)?)
     }
 
     /// The model, computed as these options say.
@@ -156,7 +156,7 @@ impl Source {
             return self.load();
         }
         let model = self.bare_model()?;
-        Ok(Weights { arrays: init(&model.leaves(), Key::new(seed)), model, data: None })
+        Ok(Weights { arrays: init(&model.vae().leaves(), Key::new(seed)), model, data: None })
     }
 
     /// Reads the weights.
@@ -167,13 +167,17 @@ impl Source {
         if let Some(run) = &self.run {
             let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
             let path = chosen(run).exit(Exit::BadInput)?;
-            let arrays = weights::read(&path, &config.model.leaves()).exit(Exit::BadInput)?;
+            let arrays = weights::read(&path, &config.model.vae().leaves()).exit(Exit::BadInput)?;
             let model = self.computed(config.model)?;
             return Ok(Weights { model, arrays, data: Some(config.data) });
         }
         let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
         let model = self.bare_model()?;
-        Ok(Weights { arrays: weights::read(path, &model.leaves()).exit(Exit::BadInput)?, model, data: None })
+        Ok(Weights {
+            arrays: weights::read(path, &model.vae().leaves()).exit(Exit::BadInput)?,
+            model,
+            data: None,
+        })
     }
 }
 

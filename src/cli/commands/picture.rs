@@ -67,7 +67,7 @@ impl Common {
     /// When the device cannot be had.
     pub fn session(&self, weights: &Weights) -> Result<Session> {
         let device = self.device.get()?;
-        Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)
+        Session::open(&device, 1, weights.model.vae(), &weights.arrays).exit(Exit::Device)
     }
 
     /// Where the verb's files go; makes the folder.

@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Outcome {
     check_count("--samples", args.samples).exit(Exit::Usage)?;
     let weights = common.weights()?;
     let z = weights.model.latent;
-    gallery::check_growth(&weights.model).exit(Exit::Usage)?;
+    gallery::automaton(&weights.model.vae()).exit(Exit::Usage)?;
     let channels = args.channels.unwrap_or(z.min(7));
     let fits = || {
         anyhow::ensure!((1..=z).contains(&channels), "--channels {channels}: the cells have 1 to {z}");

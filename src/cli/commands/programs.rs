@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::cli::config::{TrainConfig, TrainOptions, preset_names};
+use crate::cli::models::Kind;
 use crate::engine::ir::{Cost, Function};
 use crate::engine::shape::Precision;
-use crate::model::{Kind, Model};
+use crate::model::{Vae, pool};
 use crate::study::pictures;
 use crate::study::{eval, gallery};
-use crate::train::pool_run;
 
 /// What programs depend on; as in the report unless given.
 #[derive(Clone, Debug, clap::Args)]
@@ -83,8 +83,8 @@ impl Sizes {
         let mut made = Vec::new();
         for kind in self.kinds()? {
             let config = self.config(kind)?;
-            let spec = config.step_spec(self.images)?;
-            made.push(Made { function: spec.function()?, replicas: config.replicas, steps: config.chunk });
+            let function = config.train_function(self.images)?;
+            made.push(Made { function, replicas: config.replicas, steps: config.chunk });
             for samples in self.samples.iter().filter(|_| !self.train_only) {
                 made.push(self.eval(&config, *samples)?);
             }
@@ -98,7 +98,11 @@ impl Sizes {
             samples > 0 && batch > 0 && batch.is_multiple_of(replicas),
             "--eval-batch-size {batch} is not divided evenly by --replicas {replicas}, or --samples is 0"
         );
-        Ok(Made { function: eval::function(&config.model, batch / replicas, samples)?, replicas, steps: 1 })
+        Ok(Made {
+            function: eval::function(&config.model.vae(), batch / replicas, samples)?,
+            replicas,
+            steps: 1,
+        })
     }
 
     /// Those, and what else a run of training and a look at its model take.
@@ -109,10 +113,10 @@ impl Sizes {
         let mut made = self.train_and_eval()?;
         for kind in self.kinds()? {
             let config = self.config(kind)?;
-            let (model, replicas) = (config.model, config.replicas);
+            let (model, replicas) = (config.model.vae(), config.replicas);
             if let Some(pool) = &config.pool {
                 let share = pool.size / replicas;
-                let function = pool_run::seeding(&model, share, pool.rows(replicas))?;
+                let function = pool::seeding(&model, share, pool.rows(replicas))?;
                 made.push(Made { function, replicas, steps: 1 });
             }
             if !self.train_only {
@@ -171,6 +175,6 @@ impl Sizes {
 }
 
 /// The decoder as `vnca sample` has it: parameters, latents and keys in, logits out.
-fn decode(model: &Model) -> Result<Function> {
-    model.function("decode", |g, params| model.decoder(gallery::AT_ONCE, g, params))
+fn decode(model: &Vae) -> Result<Function> {
+    model.function("decode", |g, params| model.decoder_program(gallery::AT_ONCE, g, params))
 }

@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Outcome {
     let common = &args.common;
     let damages = damages(args).exit(Exit::Usage)?;
     let weights = common.weights()?;
-    gallery::check_growth(&weights.model).exit(Exit::Usage)?;
+    gallery::automaton(&weights.model.vae()).exit(Exit::Usage)?;
     let steps = args.steps.unwrap_or(weights.model.nca_steps);
     check_steps(steps).exit(Exit::Usage)?;
     let split = match args.of.as_str() {

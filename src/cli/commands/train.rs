@@ -6,19 +6,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::{Outcome, bar, print};
 use crate::cli::config::{TrainConfig, TrainOptions};
-use crate::cli::error::{Exit, WithExit};
-use crate::data::{self, Part};
-use crate::engine::runtime::Mesh;
+use crate::cli::error::{Exit, WithExit, coded};
+use crate::cli::models::Model;
+use crate::data::{self, Part, Split};
+use crate::engine::array::Array;
+use crate::engine::random::Key;
+use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::Precision;
+use crate::study::eval::Bound;
+use crate::study::validation::Validation;
 use crate::train::checkpoint::{Store, publish};
-use crate::train::run::{End, Run, Watch};
+use crate::train::trainer::{End, Run, Score, TrainError, Trainer, Watch};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -55,48 +60,59 @@ pub fn run(args: Args) -> Outcome {
         ))
         .exit(Exit::Usage);
     }
-    // What can be wrong with the sizes comes before anything is written.
-    config.step_spec(train.len()).exit(Exit::Usage)?;
+    // What can be wrong comes before anything is written.
+    config.check_sizes(train.len()).exit(Exit::Usage)?;
     let checkpoint = match args.resume {
         true => Store::open(&folder, config.keep)?.latest().exit(Exit::BadInput)?,
         false => None,
     };
-    if checkpoint.as_ref().is_some_and(|c| c.meta.step > config.steps) {
-        return Err(anyhow::anyhow!(
-            "the run is at step {} already, beyond --steps {}",
-            checkpoint.map_or(0, |c| c.meta.step),
-            config.steps
-        ))
-        .exit(Exit::Usage);
+    if let Some(meta) = checkpoint.as_ref().map(|c| &c.meta) {
+        let model: Model = serde_json::from_value(meta.model.clone())
+            .with_context(|| format!("the checkpoint's model is not understood: {}", meta.model))?;
+        ensure!(model == config.model, "the checkpoint is of another model: {model:?}");
+        if meta.step > config.steps {
+            let (step, steps) = (meta.step, config.steps);
+            return Err(anyhow!("the run is at step {step} already, beyond --steps {steps}"))
+                .exit(Exit::Usage);
+        }
     }
-    // A device that cannot be had leaves no folder behind. It is opened once a process.
-    let device = config.device().exit(Exit::Usage)?;
-    Mesh::open(&device, config.replicas).exit(Exit::Device)?;
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    write_config(&folder, &config)?;
-    let mut watch = Screen { bar: ProgressBar::hidden(), signal };
-    let model = config.model;
-    let products = match model.precision {
+    let mesh = Mesh::open(&config.device().exit(Exit::Usage)?, config.replicas).exit(Exit::Device)?;
+    let test = test.map(|t| t.spread(config.eval_images));
+    let mut watch = Screen {
+        bar: ProgressBar::hidden(),
+        signal,
+        config: &config,
+        folder: &folder,
+        mesh: &mesh,
+        test,
+        validation: None,
+    };
+    let vae = config.model.vae();
+    let products = match vae.precision {
         Precision::F32 => String::new(),
         precision => format!(", products in {precision}"),
     };
-    let count = model.parameter_count();
-    watch.say(&format!("model   {}, Z {}, {count} parameters{products}", model.kind, model.latent));
+    let count = vae.parameter_count();
+    watch.say(&format!("model   {}, Z {}, {count} parameters{products}", vae.name, vae.latent));
     watch.say(&format!(
         "data    {}: {} training images, {} test images",
         config.data,
         train.len(),
-        test.as_ref().map_or(0, |t| t.len())
+        dataset.test.as_ref().map_or(0, |t| t.len())
     ));
     watch.say(&format!("run     {}", folder.display()));
-    let mut run = Run::start(config.clone(), &folder, &train, test, checkpoint)?;
-    watch.say(&format!("device  {}, {} replica(s)", run.mesh().describe(), config.replicas));
+    let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
+    let trainer = Trainer::boxed(&mesh, config.task()).optimiser(config.optimiser.chain()).options(options);
+    let examples = Array::new(&[train.len(), 28, 28], &train.pixels);
+    let mut run = trainer.start(&folder, Some(examples), checkpoint).map_err(with_advice)?;
+    write_config(&folder, &config)?;
+    watch.say(&format!("device  {}, {} replica(s)", mesh.describe(), config.replicas));
     watch.bar = bar(config.steps, "steps");
     watch.bar.set_position(run.step() as u64);
     watch.bar.reset_eta();
-    let end = run.go(&mut watch);
+    let end = run.train(&mut watch);
     watch.bar.finish_and_clear();
-    let end = end?;
+    let end = end.map_err(with_advice)?;
     report(&args.json, &run, &folder, began)?;
     Ok(match (end, watch.signal.load(Ordering::Relaxed)) {
         (End::Done, _) => None,
@@ -110,6 +126,17 @@ pub fn run(args: Args) -> Outcome {
             Some(if n == SIGTERM as usize { Exit::Terminated } else { Exit::Interrupted })
         }
     })
+}
+
+/// The error with its exit code and the flags that may help.
+fn with_advice(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(TrainError::NotFinite { .. }) => {
+            coded(Exit::NotFinite, anyhow!("{error}. Try a lower --learning-rate or --clip-norm"))
+        }
+        Some(TrainError::OtherExamples) => anyhow!("{error}: give it the same --data"),
+        None => error,
+    }
 }
 
 /// Signals that come this soon after the first are the same wish: `timeout` and job schedulers send one to the process and one to
@@ -167,7 +194,7 @@ fn write_config(folder: &Path, config: &TrainConfig) -> Result<()> {
     publish(&aside, &folder.join("config.json"))
 }
 
-fn report(json: &bool, run: &Run, folder: &Path, began: Instant) -> Result<()> {
+fn report(json: &bool, run: &Run<'_>, folder: &Path, began: Instant) -> Result<()> {
     if *json {
         let summary = serde_json::json!({
             "run": folder,
@@ -181,24 +208,48 @@ fn report(json: &bool, run: &Run, folder: &Path, began: Instant) -> Result<()> {
     }
 }
 
-struct Screen {
+/// What a run shows on the screen, and what it measures while it goes.
+struct Screen<'a> {
     bar: ProgressBar,
     /// The number of the signal that came, 0 before.
     signal: Arc<AtomicUsize>,
+    config: &'a TrainConfig,
+    folder: &'a Path,
+    mesh: &'a Mesh,
+    test: Option<Split>,
+    validation: Option<Validation>,
 }
 
-impl Watch for Screen {
-    fn steps(&mut self, step: usize, loss: f32) {
-        self.bar.set_position(step as u64);
-        self.bar.set_message(format!("loss {loss:.2}"));
-    }
-
-    fn say(&mut self, text: &str) {
+impl Screen<'_> {
+    /// Shows a line of text for people.
+    fn say(&self, text: &str) {
         if self.bar.is_hidden() {
             eprintln!("{text}");
         } else {
             self.bar.println(text);
         }
+    }
+}
+
+impl Watch for Screen<'_> {
+    fn steps(&mut self, step: usize, loss: f32) {
+        self.bar.set_position(step as u64);
+        self.bar.set_message(format!("loss {loss:.2}"));
+    }
+
+    fn evaluate(&mut self, parameters: &[&Buffers], step: usize) -> Result<Option<Score>> {
+        let TrainConfig { model, eval_samples, seed_test, seed_logging, .. } = *self.config;
+        if let Some(test) = self.test.take() {
+            let (keys, folder) = ([seed_test, seed_logging].map(Key::new), self.folder.join("pictures"));
+            self.validation =
+                Some(Validation::new(self.mesh, &model.vae(), test, eval_samples, keys, folder)?);
+        }
+        let Some(validation) = &self.validation else { return Ok(None) };
+        let Bound { mean, stderr, images } = validation.run(parameters, step)?;
+        self.say(&format!(
+            "step {step}: test IWELBO {mean:.2} ± {stderr:.2} nats ({images} images, {eval_samples} samples)"
+        ));
+        Ok(Some(Score { name: "test/iwelbo", value: mean }))
     }
 
     fn stop(&self) -> bool {

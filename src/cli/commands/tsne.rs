@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     enough().exit(Exit::Usage)?;
     let device = args.device.get()?;
-    let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
+    let session = Session::open(&device, 1, weights.model.vae(), &weights.arrays).exit(Exit::Device)?;
     let began = Instant::now();
     let [choice, first] = Key::new(args.seed).split2();
     let mut chosen: Vec<usize> =
@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Outcome {
 
     let title = format!(
         "{}: {points} of {} ({voters}-NN accuracy {:.1} % in latent, {:.1} % in map)",
-        session.model.kind,
+        session.model.name,
         split.name,
         100.0 * in_latent,
         100.0 * in_map

@@ -2,13 +2,13 @@
 
 use anyhow::{Result, ensure};
 
-use crate::cli::error::{Exit, WithExit};
 use crate::data::{PIXELS, SIDE as INNER_SIDE, Split};
 use crate::engine::array::Array;
 use crate::engine::random::Key;
 use crate::engine::shape::{DType, Shape};
+use crate::model::SIDE;
+use crate::model::decoder::GrowOptions;
 use crate::model::objective::{noise, sample};
-use crate::model::{Kind, SIDE, encoder, padded, vnca};
 use crate::study::session::{Session, SessionProgram};
 
 /// Cells of a grid.
@@ -35,11 +35,11 @@ impl<'s> Encoder<'s> {
     /// # Errors
     /// When the program does not compile.
     pub fn new(session: &'s Session, batch: usize) -> Result<Encoder<'s>> {
-        let latent = session.model.latent;
+        let (model, latent) = (&session.model, session.model.latent);
         let program = session.compile("encode", |g, params| {
             let images = g.input("images", &Shape::new(DType::U8, &[batch, INNER_SIDE, INNER_SIDE]));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
-            let (means, logvars) = encoder::encode(params, padded(g, images));
+            let (means, logvars) = model.encode(params, model.padded(images));
             let (eps, keys) = noise(keys, 1, latent);
             let samples = sample(means, logvars, eps.reshape(&[batch, latent]));
             let outputs = [("means", means), ("logvars", logvars), ("samples", samples), ("keys", keys)];
@@ -86,19 +86,12 @@ impl<'s> Grower<'s> {
     /// # Errors
     /// When the model has no cells, or the program does not compile.
     pub fn new(session: &'s Session, batch: usize) -> Result<Grower<'s>> {
-        let model = session.model;
-        let cells = || -> Result<()> {
-            ensure!(
-                model.kind != Kind::Baseline,
-                "the baseline's decoder has no cells: states of cells are of the doubling and nondoubling models"
-            );
-            Ok(())
-        };
-        cells().exit(Exit::Usage)?;
+        let model = &session.model;
+        let grow = model.automaton()?;
         let program = session.compile("grow", |g, params| {
             let latents = g.input("latents", &Shape::f32(&[batch, model.latent]));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
-            vec![("states".to_string(), vnca::Automaton::new(&model, params).grow(latents, keys))]
+            vec![("states".to_string(), grow.grow(params, latents, keys, &GrowOptions::default()))]
         })?;
         Ok(Grower { program, latent: model.latent, batch })
     }

@@ -9,13 +9,16 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::latents::CELLS;
+use crate::chain;
 use crate::engine::array::Array;
 use crate::engine::compile::compile;
 use crate::engine::ir::{Function, Graph, Sym, gradient};
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Mesh};
 use crate::engine::shape::{DType, Shape};
-use crate::nn::optimiser::{Moments, Optimiser, global_norm};
+use crate::nn::optimiser::{Adam, ClipByGlobalNorm, Context as StepContext, Updates};
+use crate::nn::params::{Role, layer};
+use crate::nn::tree::Tree;
 
 pub const CLASSES: usize = 10;
 /// Images a call: 8,192 cells.
@@ -216,9 +219,15 @@ fn unstandardised(weight: &Array, bias: &Array, mean: &Array, scale: &Array) -> 
 fn step(z: usize) -> Result<Function> {
     let g = Graph::new("probe_step");
     let shapes = [Shape::f32(&[z, CLASSES]), Shape::f32(&[CLASSES])];
-    let names = ["weight", "bias", "m/weight", "m/bias", "v/weight", "v/bias"];
+    let leaves = layer("probe", Role::LinearWeight, &[CLASSES, z], &[]);
+    let names = leaves.iter().map(|l| l.name.clone());
+    let moments =
+        ["adam.m.", "adam.v."].into_iter().flat_map(|m| leaves.iter().map(move |l| format!("{m}{}", l.name)));
+    let names: Vec<String> = names.chain(moments).collect();
     let state: Vec<Sym<'_>> = names.iter().zip(shapes.iter().cycle()).map(|(n, s)| g.input(n, s)).collect();
     let count = g.input("count", &Shape::s32(&[]));
+    let mut remembered: Tree<Sym<'_>> = names.iter().cloned().zip(state.iter().copied()).skip(2).collect();
+    remembered.set("count", count);
     let (mean, scale) = (g.input("mean", &Shape::f32(&[z])), g.input("scale", &Shape::f32(&[z])));
     let rate = g.input("rate", &Shape::f32(&[]));
     let states = g.input("states", &Shape::f32(&[BATCH, CELLS, z]));
@@ -236,16 +245,17 @@ fn step(z: usize) -> Result<Function> {
     let total = weights.sum_all();
     let loss = (entropy * weights).sum_all() / total.max(total.like(1.0));
     let gradients = gradient(loss, &state[..2]);
-    let moments = Moments { first: state[2..4].to_vec(), second: state[4..6].to_vec(), count };
-    let optimiser = Optimiser { learning_rate: LEARNING_RATE, ..Optimiser::REPORT };
-    let moments = optimiser.moments(&gradients, global_norm(&gradients), &moments);
-    let updates = optimiser.updates(&moments, &[]);
-    let mut next: Vec<Sym<'_>> = state[..2].iter().zip(&updates).map(|(s, u)| *s + *u * rate).collect();
-    next.extend(moments.first);
-    next.extend(moments.second);
-    next.push(moments.count);
-    let names = names.iter().chain(&["count"]).map(ToString::to_string);
-    g.finish(&names.zip(next).collect::<Vec<_>>(), &[])
+    let context = StepContext { leaves: &leaves, healthy: count.eq(count) };
+    let mut updates = Updates::new(gradients);
+    let mut after = Tree::default();
+    for transform in chain![ClipByGlobalNorm(10.0), Adam::new(LEARNING_RATE)] {
+        let next;
+        (updates, next) = transform.apply(&context, updates, &remembered);
+        after.extend(next);
+    }
+    let moved = state[..2].iter().zip(updates.values()).map(|(s, u)| *s + *u * rate);
+    let outputs: Vec<_> = names.into_iter().zip(moved).chain(after).collect();
+    g.finish(&outputs, &[])
 }
 
 /// The class told from each cell, the first of equals, and its softmax value.

@@ -15,7 +15,7 @@ use crate::engine::ir::Function;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
 use crate::engine::shape::{DType, Shape};
-use crate::model::{Model, objective, padded};
+use crate::model::{Vae, objective};
 use crate::nn::params::Params;
 use spread::Spread;
 
@@ -72,14 +72,14 @@ impl Scores {
 ///
 /// # Errors
 /// When the graph is wrong, which is a mistake in the program.
-pub fn function(model: &Model, batch: usize, samples: usize) -> Result<Function> {
+pub fn function(model: &Vae, batch: usize, samples: usize) -> Result<Function> {
     let leaves = model.leaves();
-    let g = model.graph(&format!("eval_{}_k{samples}", model.kind));
+    let g = model.graph(&format!("eval_{}_k{samples}", model.name));
     let values = Params::inputs(&g, &leaves, "");
     let images = g.input("images", &Shape::new(DType::U8, &[batch, 28, 28]));
     let keys = g.input("keys", &Shape::u32(&[batch, 2]));
     let params = Params::new(&leaves, &values);
-    let s = objective::scores(model, &params, padded(&g, images), keys, samples, DECODED_AT_ONCE);
+    let s = objective::scores(model, &params, model.padded(images), keys, samples, DECODED_AT_ONCE);
     let outputs =
         [("iwelbo", s.iwelbo), ("reconstruction", s.reconstruction), ("kl", s.kl), ("mean", s.mean)];
     g.finish(&outputs.map(|(name, sym)| (name.into(), sym)), &[])
@@ -98,7 +98,7 @@ impl Evaluator {
     ///
     /// # Errors
     /// When the batch is not divided evenly by the replicas, or there are no samples.
-    pub fn new(mesh: &Mesh, model: &Model, batch: usize, samples: usize) -> Result<Evaluator> {
+    pub fn new(mesh: &Mesh, model: &Vae, batch: usize, samples: usize) -> Result<Evaluator> {
         let replicas = mesh.replicas();
         ensure!(samples > 0, "--samples is 0: a bound takes at least one");
         ensure!(
@@ -120,7 +120,7 @@ impl Evaluator {
     /// When the device fails, or `parameters` are not the model's.
     pub fn run(
         &self,
-        parameters: &[Buffers],
+        parameters: &[&Buffers],
         split: &Split,
         key: Key,
         range: Range<usize>,
@@ -142,7 +142,7 @@ impl Evaluator {
                 pixels.push(Array::new(&[self.batch, 28, 28], &bytes));
                 keys.push(Array::new(&[self.batch, 2], &words));
             }
-            let mut arguments: Vec<Arg<'_>> = parameters.iter().map(Arg::from).collect();
+            let mut arguments: Vec<Arg<'_>> = parameters.iter().map(|b| Arg::from(*b)).collect();
             arguments.push(self.mesh.shard(&pixels)?.into());
             arguments.push(self.mesh.shard(&keys)?.into());
             let results = self.executable.call(arguments)?;

@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Scores;
 use super::spread::Spread;
-use crate::model::Model;
 
 /// What an evaluation is of. Parts of one evaluation have it in common.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
-    pub model: Model,
+    /// What its owner says of the model.
+    pub model: serde_json::Value,
     /// Checksum of the weights.
     pub weights: String,
     /// Name and checksum of the images.

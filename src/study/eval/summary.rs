@@ -6,12 +6,22 @@ use serde::Serialize;
 use super::Bound;
 use super::part::Part;
 use crate::engine::shape::Precision;
-use crate::model::Kind;
+
+/// What figures say of the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    pub model: String,
+    pub precision: Precision,
+    pub latent: usize,
+    /// Steps of the automaton, if it is one: after each of the doublings, or in all.
+    pub nca_steps: Option<usize>,
+    pub doublings: Option<usize>,
+}
 
 /// Means over the images, in nats; standard errors are over the images, where nothing else is said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    pub model: Kind,
+    pub model: String,
     pub precision: Precision,
     pub data: String,
     /// log p(x) ≥ this; the mean over the seeds too.
@@ -58,7 +68,7 @@ pub struct Gap {
 impl Summary {
     /// # Errors
     /// When the evaluation is of no images.
-    pub fn of(part: &Part) -> Result<Summary> {
+    pub fn from_part(part: &Part, about: About) -> Result<Summary> {
         let task = &part.task;
         let seeds = part.draws.len().max(1) as f64;
         let over_seeds = |pick: fn(&super::part::Draws) -> &Vec<f32>| -> Vec<f64> {
@@ -72,10 +82,9 @@ impl Summary {
         let by_seed: Vec<f64> =
             part.draws.iter().map(|d| Ok(Bound::of(&d.iwelbo)?.mean)).collect::<Result<_>>()?;
         let several = by_seed.len() > 1;
-        let automaton = task.model.kind != Kind::Baseline;
         Ok(Summary {
-            model: task.model.kind,
-            precision: task.model.precision,
+            model: about.model,
+            precision: about.precision,
             data: task.data.clone(),
             iwelbo: iwelbo.mean,
             stderr: iwelbo.stderr,
@@ -87,12 +96,12 @@ impl Summary {
             reconstruction: Bound::of(&reconstruction)?.mean,
             kl: Bound::of(&part.kl)?.mean,
             active_units: part.spread.active(),
-            latent: task.model.latent,
+            latent: about.latent,
             seeds: task.seeds.clone(),
             stderr_over_seeds: several.then(|| Bound::of(&by_seed).map(|b| b.stderr)).transpose()?,
             iwelbo_by_seed: if several { by_seed } else { vec![] },
-            nca_steps: automaton.then_some(task.model.nca_steps),
-            doublings: (task.model.kind == Kind::Doubling).then_some(task.model.doublings),
+            nca_steps: about.nca_steps,
+            doublings: about.doublings,
             gap: None,
         })
     }

@@ -8,9 +8,11 @@ use anyhow::{Result, ensure};
 
 use crate::data::Split;
 use crate::engine::array::Array;
+use crate::engine::invalid::valid;
 use crate::engine::random::Key;
 use crate::engine::shape::{DType, Shape};
-use crate::model::{Kind, Model, SIDE, encoder, padded, vnca};
+use crate::model::grow::Growth as Growing;
+use crate::model::{Grow, SIDE, Vae};
 use crate::study::session::{Session, SessionProgram};
 
 /// Logits of a picture.
@@ -69,8 +71,8 @@ fn batch_of(count: usize) -> Result<usize> {
 /// # Errors
 /// When there are no latents, or the device fails.
 pub fn decode(session: &Session, latents: &[Latent]) -> Result<Vec<f32>> {
-    let (model, batch) = (session.model, batch_of(latents.len())?);
-    let program = session.compile("decode", |g, params| model.decoder(batch, g, params))?;
+    let (model, batch) = (&session.model, batch_of(latents.len())?);
+    let program = session.compile("decode", |g, params| model.decoder_program(batch, g, params))?;
     let mut logits = Vec::with_capacity(latents.len() * PIXELS);
     for part in latents.chunks(batch) {
         let results = program.call(&arguments(part, batch))?;
@@ -114,10 +116,11 @@ impl Encoded {
 /// # Errors
 /// When there are none, or the device fails.
 pub fn encode(session: &Session, images: &Split) -> Result<Vec<Encoded>> {
-    let (batch, size) = (batch_of(images.len())?, session.model.latent);
+    let (batch, model) = (batch_of(images.len())?, &session.model);
+    let size = model.latent;
     let program = session.compile("encode", |g, params| {
         let pixels = g.input("images", &Shape::new(DType::U8, &[batch, 28, 28]));
-        let (mean, logvar) = encoder::encode(params, padded(g, pixels));
+        let (mean, logvar) = model.encode(params, model.padded(pixels));
         vec![("mean".into(), mean), ("logvar".into(), logvar)]
     })?;
     let mut encoded = Vec::with_capacity(images.len());
@@ -133,7 +136,7 @@ pub fn encode(session: &Session, images: &Split) -> Result<Vec<Encoded>> {
     Ok(encoded)
 }
 
-/// The growth of latents' pictures: logits of each stage (see [`vnca::stages`]) and picture, stage after stage.
+/// The growth of latents' pictures: logits of each stage (see [`Grow::stages`](crate::model::Grow::stages)) and picture, stage after stage.
 #[derive(Clone, Debug)]
 pub struct Growth {
     pub stages: usize,
@@ -161,22 +164,28 @@ pub fn grow(session: &Session, latents: &[Latent]) -> Result<Growth> {
     Ok(Growth { stages, logits: (0..stages).flat_map(of_stage).collect() })
 }
 
+/// Returns the automaton of a model, which something grows by.
+///
 /// # Errors
-/// When the model has no automaton that grows.
-pub fn check_growth(model: &Model) -> Result<()> {
-    ensure!(model.kind != Kind::Baseline, "the baseline has no automaton: doubling and nondoubling have one");
-    ensure!(model.kind != Kind::Doubling || model.doublings > 0, "--doublings 0: nothing grows without one");
-    Ok(())
+/// When the model has none, or it has no step and no doubling.
+pub fn automaton(model: &Vae) -> Result<&Grow> {
+    let grow = model.automaton()?;
+    valid!(
+        !matches!(grow.growth, Growing::Doublings { doublings: 0, .. }),
+        "doublings",
+        "0: nothing grows without one"
+    );
+    Ok(grow)
 }
 
-/// The program that grows latents: last grids, their keys, and the logits of all stages out.
+/// The program that grows latents: last grids, their keys, and the outputs of all stages out.
 fn compile_growth(session: &Session, batch: usize) -> Result<SessionProgram<'_>> {
-    let model = session.model;
-    check_growth(&model)?;
+    let model = &session.model;
+    let grow = automaton(model)?;
     session.compile("grow", |g, params| {
         let z = g.input("latents", &Shape::f32(&[batch, model.latent]));
         let keys = g.input("keys", &Shape::u32(&[batch, 2]));
-        let (grids, logits) = vnca::stages(&model, params, z, keys);
+        let (grids, logits) = grow.stages(params, z, keys, model.likelihood.outputs());
         vec![("cells".into(), grids.cells), ("keys".into(), grids.keys), ("logits".into(), logits)]
     })
 }

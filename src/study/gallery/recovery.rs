@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::{Latent, PIXELS, arguments, batch_of, compile_growth, log_likelihood, probability};
 use crate::engine::array::Array;
 use crate::engine::shape::{DType, Shape};
-use crate::model::{SIDE, vnca};
+use crate::model::SIDE;
+use crate::model::grow::{self, Grids, first_channels};
 use crate::study::eval::Bound;
 use crate::study::session::{Session, SessionProgram};
 
@@ -44,7 +45,7 @@ impl Damage {
     /// The corner of each damage of a picture: as in the report's code `key, sub = split(key)` before each, from the key
     /// of the picture, and a corner drawn with `sub`.
     fn corners(&self, latent: &Latent) -> Vec<[i32; 2]> {
-        let places = vnca::damage_places(self.side, SIDE) as i32;
+        let places = grow::damage_corners(self.side, SIDE) as i32;
         let mut key = latent.key;
         let draw = |_| {
             let [next, sub] = key.split2();
@@ -122,20 +123,22 @@ impl<'s> Recovery<'s> {
     /// When the model has no automaton, or a number is out of range.
     pub fn new(session: &'s Session, pictures: usize, steps: usize) -> Result<Recovery<'s>> {
         check_steps(steps)?;
-        let (batch, model) = (batch_of(pictures)?, session.model);
+        let (batch, model) = (batch_of(pictures)?, &session.model);
+        let automaton = super::automaton(model)?;
+        let channels = model.likelihood.outputs().channels;
         let grow = compile_growth(session, batch)?;
         let segment = session.compile("recover", |g, params| {
             let cells = g.input("cells", &Shape::f32(&[batch, SIDE, SIDE, model.latent]));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
             let corners = g.input("corners", &Shape::s32(&[batch, 2]));
             let side = g.input("side", &Shape::new(DType::S32, &[]));
-            let damaged = vnca::damage_at(cells, corners, side);
-            let automaton = vnca::Automaton::new(&model, params);
-            let (grids, course) = automaton.watched(vnca::Grids { cells: damaged, keys }, steps);
+            let damaged = grow::damage_at(cells, corners, side);
+            let grids = Grids { cells: damaged, keys };
+            let (grids, course) = automaton.automaton(params).watched(grids, steps, channels);
             let outputs = [
                 ("cells", grids.cells),
                 ("keys", grids.keys),
-                ("damaged", vnca::logits(damaged)),
+                ("damaged", first_channels(damaged, channels)),
                 ("course", course),
             ];
             outputs.map(|(name, sym)| (name.to_string(), sym)).to_vec()

@@ -1,17 +1,20 @@
 //! What is computed, and from what: a model's task, and the inputs that every contestant gets.
 
 use anyhow::{Context, Result, bail, ensure};
+use vnca::cli::models::{Kind, Model};
+use vnca::cli::optimiser::Optimiser;
 use vnca::engine::array::Array;
 use vnca::engine::ir::{Cost, Function, gradient};
 use vnca::engine::random::Key;
 use vnca::engine::shape::{Precision, Shape};
-use vnca::model::vnca::{Automaton, Grids};
-use vnca::model::{Kind, Model};
+use vnca::model::grow::Grids;
+use vnca::model::pool::PoolSpec;
+use vnca::model::{Elbo, Pooled};
 use vnca::nn::params::{Leaf, Params, arrange, init};
 use vnca::train::checkpoint::{Checkpoint, Meta};
 use vnca::train::order::chunk_order;
-use vnca::train::pool::PoolSpec;
-use vnca::train::step::StepSpec;
+use vnca::train::program::StateEntry;
+use vnca::train::{Sizes, TrainProgram};
 
 /// Images of the training set.
 const IMAGES: usize = 2048;
@@ -111,17 +114,30 @@ pub struct Inputs {
 const NAMES: [&str; 3] = ["bench.pixels", "bench.order", "bench.eps"];
 
 impl Case {
-    pub fn spec(&self) -> StepSpec {
-        // Without the pool, so that a step is the same for every contestant, unless one is asked for.
-        let damage = if self.pool.is_some() { 0.25 } else { 0.0 };
-        StepSpec { pool: self.pool, damage, ..StepSpec::new(self.model, self.batch, STEPS, IMAGES) }
+    /// The train program: without the pool, so that a step is the same for every contestant, unless one is asked for.
+    fn with_program<R>(&self, f: impl FnOnce(&TrainProgram<'_>) -> R) -> R {
+        let sizes = Sizes { replicas: 1, batch: self.batch, chunk: STEPS, examples: IMAGES };
+        let optimiser = Optimiser::REPORT.chain();
+        let model = self.model.vae();
+        match self.pool {
+            Some(pool) => {
+                let task = Pooled { pool, ..Pooled::new(model) };
+                f(&TrainProgram { task: &task, optimiser: &optimiser, sizes })
+            }
+            None => f(&TrainProgram { task: &Elbo::new(model), optimiser: &optimiser, sizes }),
+        }
+    }
+
+    /// The state of the train program.
+    pub fn state(&self) -> Vec<StateEntry> {
+        self.with_program(|program| program.state())
     }
 
     /// The task's computation.
     pub fn function(&self) -> Result<Function> {
         match self.task {
-            Task::Step => self.spec().function(),
-            Task::Iwelbo => vnca::study::eval::function(&self.model, self.batch, self.samples),
+            Task::Step => self.with_program(|program| program.function()),
+            Task::Iwelbo => vnca::study::eval::function(&self.model.vae(), self.batch, self.samples),
             Task::Cells => self.cells(true),
         }
     }
@@ -138,7 +154,7 @@ impl Case {
 
     /// Initial values, with the last layer of an automaton's cell drawn anew: at zero its steps would do nothing.
     pub fn inputs(&self) -> Inputs {
-        let leaves = self.model.leaves();
+        let leaves = self.model.vae().leaves();
         let mut weights = init(&leaves, Key::new(0));
         for (i, (leaf, array)) in leaves.iter().zip(&mut weights).enumerate() {
             if leaf.name.starts_with("cell.conv1.") {
@@ -181,13 +197,13 @@ impl Case {
         match self.task {
             Task::Step => {}
             Task::Iwelbo => {
-                let function = vnca::study::eval::function(&self.model, self.batch, self.samples)?;
+                let function = vnca::study::eval::function(&self.model.vae(), self.batch, self.samples)?;
                 return Ok(Cost::of(&function).flops);
             }
             // The cells' own gradient is wanted too, unless there is but one step: each product has two.
             Task::Cells => return Ok(3 * Cost::of(&self.cells(false)?).flops),
         }
-        let forward = Cost::of(&vnca::study::eval::function(&self.model, self.batch, 1)?).flops;
+        let forward = Cost::of(&vnca::study::eval::function(&self.model.vae(), self.batch, 1)?).flops;
         // Each product has two gradients, but for the first convolution: the images need none.
         let first = 2 * self.batch as u64 * 32 * 32 * 25 * 32;
         Ok(3 * forward - first)
@@ -195,18 +211,19 @@ impl Case {
 
     /// The automaton's parameters.
     pub fn cell_leaves(&self) -> Vec<Leaf> {
-        self.model.leaves().into_iter().filter(|leaf| leaf.name.starts_with("cell.")).collect()
+        self.model.vae().leaves().into_iter().filter(|leaf| leaf.name.starts_with("cell.")).collect()
     }
 
     /// Steps of the automaton from grids `cells`, `loss` the mean square of the last ones, and its gradients.
     pub fn cells(&self, gradients: bool) -> Result<Function> {
         let leaves = self.cell_leaves();
-        let g = self.model.graph("cells");
+        let model = self.model.vae();
+        let g = model.graph("cells");
         let values = Params::inputs(&g, &leaves, "");
         let grid = [self.batch, self.grid, self.grid, self.model.latent];
         let cells = g.input("cells", &Shape::f32(&grid));
         let keys = g.input("keys", &Shape::u32(&[self.batch, 2]));
-        let automaton = Automaton::new(&self.model, &Params::new(&leaves, &values));
+        let automaton = model.automaton()?.automaton(&Params::new(&leaves, &values));
         let last = automaton.steps(Grids { cells, keys }, self.model.nca_steps).cells;
         let loss = last.square().mean(&[0, 1, 2, 3]);
         let mut outputs = vec![("loss".to_string(), loss)];
@@ -221,11 +238,11 @@ impl Case {
     /// Inputs from a file that [`Inputs::save`] wrote.
     pub fn load(&self, file: &std::path::Path) -> Result<Inputs> {
         let Checkpoint { meta, mut arrays } = Checkpoint::load(file)?;
+        let model: Model = serde_json::from_value(meta.model)?;
         ensure!(
-            Model { precision: self.model.precision, ..meta.model } == self.model,
-            "{} is for another model: {:?}",
-            file.display(),
-            meta.model
+            Model { precision: self.model.precision, ..model } == self.model,
+            "{} is for another model: {model:?}",
+            file.display()
         );
         let mut others = Vec::new();
         for name in NAMES {
@@ -234,7 +251,7 @@ impl Case {
             };
             others.push(arrays.swap_remove(at).1);
         }
-        let weights = arrange(&self.model.leaves(), arrays)?;
+        let weights = arrange(&self.model.vae().leaves(), arrays)?;
         let [pixels, order, eps] = others.try_into().ok().context("three arrays")?;
         ensure!(order.dims() == [STEPS, self.batch], "{} is for batches of another size", file.display());
         Ok(Inputs { weights, pixels, order, eps })
@@ -243,10 +260,11 @@ impl Case {
 
 impl Inputs {
     pub fn save(self, model: Model, file: &std::path::Path) -> Result<()> {
-        let names = model.leaves().into_iter().map(|leaf| leaf.name);
+        let names = model.vae().leaves().into_iter().map(|leaf| leaf.name);
         let mut arrays: Vec<(String, Array)> = names.zip(self.weights).collect();
         arrays.extend(NAMES.map(String::from).into_iter().zip([self.pixels, self.order, self.eps]));
-        let meta = Meta { version: 1, model, step: 0, data_key: [0, 1], data_crc: 0, best_iwelbo: None };
+        let model = serde_json::to_value(model)?;
+        let meta = Meta { version: 1, model, step: 0, data_key: [0, 1], data_crc: 0, best: None };
         Checkpoint { meta, arrays }.save(file)
     }
 }

@@ -19,7 +19,7 @@ use vnca::engine::program::Target;
 use vnca::engine::random::Key;
 use vnca::engine::runtime::{Arg, Buffers, Device, Executable, Mesh};
 use vnca::engine::shape::{DType, Shape};
-use vnca::train::exchange::{Plan, Sizes};
+use vnca::model::exchange::{Plan, Sizes};
 
 #[derive(Parser)]
 #[command(about = "Time a gradient step or an evaluation")]
@@ -144,7 +144,7 @@ impl Contestant {
 /// A task's arguments on the device: what a step changes (an evaluation's parameters, which it does not), and the others.
 fn arguments(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<(Vec<Buffers>, Vec<Buffers>)> {
     let put = |arrays: &[Array]| arrays.iter().map(|a| mesh.replicate(a)).collect::<Result<Vec<_>>>();
-    let leaves = case.model.leaves();
+    let leaves = case.model.vae().leaves();
     let mut inner: Vec<Array> = leaves.iter().zip(&inputs.weights).map(|(l, a)| l.to_inner(a)).collect();
     let keys: Vec<u32> = case.key().split(case.batch).iter().flat_map(|k| k.0).collect();
     let keys = Array::new(&[case.batch, 2], &keys);
@@ -184,7 +184,7 @@ fn pool_feed(case: &Case) -> Vec<Array> {
 fn training_state(mesh: &Mesh, case: &Case, weights: Vec<Buffers>) -> Result<Vec<Buffers>> {
     let first = weights.len();
     let mut state = weights;
-    for entry in &case.spec().state()[first..] {
+    for entry in &case.state()[first..] {
         let array = match (entry.name.as_str(), entry.shape.dtype) {
             ("key", _) => Array::new(&[2], &case.key().0),
             (_, DType::Pred) => Array::truth(true),

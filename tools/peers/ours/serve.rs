@@ -24,7 +24,7 @@ pub fn serve(mesh: &Mesh, case: &Case, mut contestant: Contestant) -> Result<()>
         "least_flops": case.least_flops()?,
         "flops": contestant.cost.flops,
         "stacked_bytes": contestant.cost.stacked_bytes,
-        "parameters": case.model.parameter_count(),
+        "parameters": case.model.vae().parameter_count(),
         "versions": { "vnca": env!("CARGO_PKG_VERSION"), "device": mesh.describe() },
     }))?;
     for line in std::io::stdin().lock().lines() {

@@ -31,7 +31,7 @@ impl Course {
             let wrong = || format!("{}: line {} is no step's", path.display(), number + 1);
             let line: metrics::Line = serde_json::from_str(&text).with_context(wrong)?;
             course.losses.push(f64::from(line.loss));
-            course.bounds.extend(line.test_iwelbo.map(|bound| (line.step as f64, bound)));
+            course.bounds.extend(line.scores.get("test_iwelbo").map(|bound| (line.step as f64, *bound)));
         }
         Ok(course)
     }

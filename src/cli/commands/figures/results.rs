@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::sections::EVAL;
 use super::{Args, Run};
-use crate::model::Kind;
+use crate::cli::models::Kind;
 use crate::study::figure::page::Page;
 
 /// What the report published of a model: [Re] Variational Neural Cellular Automata, ReScience 2023.
@@ -117,7 +117,7 @@ fn column(run: &Run) -> Result<Vec<String>> {
         minus(of("kl")?, 2),
         format!("{} of {}", eval["active_units"], run.model.latent),
         grouped(p.parameters),
-        grouped(run.model.parameter_count()),
+        grouped(run.model.vae().parameter_count()),
         p.probe.map_or(NONE.into(), percent),
         run.numbers.get("probe").and_then(|probe| probe["accuracy"].as_f64()).map_or(NONE.into(), percent),
         p.training.into(),

@@ -1,0 +1,155 @@
+//! The table of models: those of the report by their names, as options and run folders have them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::invalid::valid;
+use crate::engine::shape::Precision;
+use crate::model::{Grow, SIDE, Vae, report};
+
+/// Which decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Baseline,
+    Doubling,
+    NonDoubling,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::Baseline, Kind::Doubling, Kind::NonDoubling];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Baseline => "baseline",
+            Kind::Doubling => "doubling",
+            Kind::NonDoubling => "nondoubling",
+        }
+    }
+
+    /// Latent size in the report.
+    pub fn default_latent(self) -> usize {
+        match self {
+            Kind::Baseline | Kind::Doubling => 256,
+            Kind::NonDoubling => 128,
+        }
+    }
+
+    /// NCA steps in evaluation: after each doubling, or in all. The baseline has none.
+    pub fn default_nca_steps(self) -> usize {
+        match self {
+            Kind::Baseline => 0,
+            Kind::Doubling => 8,
+            Kind::NonDoubling => 36,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Kind {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Kind> {
+        match Kind::ALL.into_iter().find(|k| k.name() == name) {
+            Some(kind) => Ok(kind),
+            None => bail!("no model {name:?}: there are baseline, doubling, nondoubling"),
+        }
+    }
+}
+
+/// A model's sizes, and how it is computed. Two models of equal sizes have equal parameters' names and shapes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    pub kind: Kind,
+    /// Latent size Z.
+    pub latent: usize,
+    /// Times that the doubling decoder doubles its grid.
+    pub doublings: usize,
+    /// NCA steps after each doubling (doubling), or in evaluation (non-doubling).
+    pub nca_steps: usize,
+    /// Chance that a cell takes part in a step of the automaton, drawn for every cell and step: 1 in the report.
+    pub update_prob: f64,
+    /// Side of the square in the middle of the non-doubling model's grid that starts as the latent, zeros around it: the
+    /// whole grid in the report.
+    #[serde(default = "whole_grid")]
+    pub start_side: usize,
+    /// Of its matrix products and convolutions.
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+/// The report's [`Model::start_side`].
+fn whole_grid() -> usize {
+    SIDE
+}
+
+/// Doublings from one cell to a grid of [`SIDE`].
+const MOST_DOUBLINGS: usize = SIDE.trailing_zeros() as usize;
+
+impl Model {
+    /// The model of the report, with another latent size if one is given.
+    ///
+    /// # Errors
+    /// When the latent size is 0 or beyond what memory could hold.
+    pub fn new(kind: Kind, latent: Option<usize>) -> Result<Model> {
+        let latent = latent.unwrap_or(kind.default_latent());
+        valid!((1..=65_536).contains(&latent), "latent", "{latent}: it must be from 1 to 65536");
+        let nca_steps = kind.default_nca_steps();
+        let precision = Precision::F32;
+        let (doublings, start_side) = (MOST_DOUBLINGS, whole_grid());
+        Ok(Model { kind, latent, doublings, nca_steps, update_prob: 1.0, start_side, precision })
+    }
+
+    /// # Errors
+    /// A size that is out of range or that the kind of model does not have; the error names the flag.
+    pub fn check(&self) -> Result<()> {
+        let report = Model::new(self.kind, Some(self.latent))?;
+        let only = |flag: &str, other: bool, kinds: &str| {
+            ensure!(!other, "{flag} is of the {kinds} model, not of the {}", self.kind);
+            Ok(())
+        };
+        if self.kind != Kind::Doubling {
+            only("--doublings", self.doublings != report.doublings, "doubling")?;
+        }
+        if self.kind != Kind::NonDoubling {
+            only("--start-side", self.start_side != report.start_side, "nondoubling")?;
+        }
+        if self.kind == Kind::Baseline {
+            only("--nca-steps", self.nca_steps != report.nca_steps, "doubling or nondoubling")?;
+            only("--update-prob", self.update_prob != report.update_prob, "doubling or nondoubling")?;
+        }
+        // Numbers that the kind does not have are the report's, and so in their range.
+        self.vae().check()
+    }
+
+    /// Builds the model.
+    pub fn vae(&self) -> Vae {
+        let vae = match self.kind {
+            Kind::Baseline => report::baseline(self.latent),
+            Kind::Doubling => self.grown(report::doubling(self.latent, self.doublings, self.nca_steps)),
+            Kind::NonDoubling => self.grown(report::nondoubling(self.latent, self.nca_steps)),
+        };
+        Vae { precision: self.precision, ..vae }
+    }
+
+    /// The model with this one's way of growing.
+    fn grown(&self, vae: Vae) -> Vae {
+        let Some(grow) = vae.decoder.automaton() else { return vae };
+        let grow = Grow { start_side: self.start_side, update_prob: self.update_prob, ..grow.clone() };
+        Vae { decoder: Arc::new(grow), ..vae }
+    }
+
+    /// Side of the grid that the automaton starts on.
+    pub fn seed_side(&self) -> usize {
+        self.vae().decoder.automaton().map_or(SIDE, Grow::first_side)
+    }
+}

@@ -1,0 +1,96 @@
+//! The optimiser as options have it: Adam or Muon, with clipping before or after.
+
+use serde::{Deserialize, Serialize};
+
+use crate::chain;
+use crate::nn::optimiser::{Adam, Chain, ClipByGlobalNorm, ClipEach, Fall, Schedule};
+
+/// Where the norm is clipped: the gradient before Adam, or the update after it (as the report's code does, where a
+/// limit of 10 never bites).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ClipOrder {
+    Before,
+    After,
+}
+
+/// Whose norm is clipped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ClipScope {
+    /// That of all parameters' gradients together
+    #[default]
+    All,
+    /// Each parameter's own: a gradient that explodes in one leaves the others as they are
+    Each,
+}
+
+/// How the weights of an automaton's cell are updated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CellRule {
+    /// As all other parameters
+    #[default]
+    Adam,
+    /// By their orthogonalised momentum: learns in fewer steps
+    Muon,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Optimiser {
+    pub learning_rate: f64,
+    pub b1: f64,
+    pub b2: f64,
+    pub eps: f64,
+    pub clip_norm: f64,
+    pub clip_order: ClipOrder,
+    #[serde(default)]
+    pub clip_scope: ClipScope,
+    #[serde(default)]
+    pub cell: CellRule,
+    /// Updates in which the learning rate rises evenly to its full height.
+    #[serde(default)]
+    pub warmup: usize,
+    #[serde(default)]
+    pub fall: Option<Fall>,
+}
+
+impl Optimiser {
+    /// The report's: Adam with its usual constants, gradients clipped to a norm of 10.
+    pub const REPORT: Optimiser = Optimiser {
+        learning_rate: 1e-4,
+        b1: 0.9,
+        b2: 0.999,
+        eps: 1e-8,
+        clip_norm: 10.0,
+        clip_order: ClipOrder::Before,
+        clip_scope: ClipScope::All,
+        cell: CellRule::Adam,
+        warmup: 0,
+        fall: None,
+    };
+
+    /// The share of the learning rate that is left at the end.
+    pub fn end_factor(&self) -> f64 {
+        self.fall.map_or(1.0, |fall| fall.end_factor)
+    }
+
+    /// The transforms that these options stand for.
+    pub fn chain(&self) -> Chain {
+        let adam = Adam {
+            schedule: Schedule { learning_rate: self.learning_rate, warmup: self.warmup, fall: self.fall },
+            b1: self.b1,
+            b2: self.b2,
+            eps: self.eps,
+            muon: match self.cell {
+                CellRule::Adam => |_| false,
+                CellRule::Muon => |leaf| leaf.name.starts_with("cell.") && leaf.is_weight(),
+            },
+        };
+        match (self.clip_order, self.clip_scope) {
+            (ClipOrder::After, _) => chain![adam, ClipByGlobalNorm(self.clip_norm)],
+            (ClipOrder::Before, ClipScope::All) => chain![ClipByGlobalNorm(self.clip_norm), adam],
+            (ClipOrder::Before, ClipScope::Each) => chain![ClipEach(self.clip_norm), adam],
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Bounds on log p(x) as things to learn.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::decoder::GrowOptions;
+use super::grow::{Damage, Growth};
+use super::objective::{kl_to_standard_normal, noise, sample};
+use super::vae::Vae;
+use crate::engine::invalid::valid;
+use crate::engine::ir::{RepeatOptions, Sym};
+use crate::engine::random::graph as draw;
+use crate::engine::shape::{DType, Precision, Shape};
+use crate::nn::params::{Leaf, Params};
+use crate::train::task::{Outcome, Sizes, Step, Task};
+
+/// What is trained on when an image has more than one latent sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ManySamples {
+    /// The importance-weighted bound: log mean of p(x | z) p(z) / q(z | x)
+    Importance,
+    /// What the report's code does, which bounds nothing: log mean of p(x | z), less the KL
+    Report,
+}
+
+/// The training loss: minus a bound on log p(x), the mean over images, in nats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Weight of the part that draws q(z | x) to the prior.
+    pub beta: f64,
+    /// Latents an image. With one, the loss is minus the ELBO with its KL in closed form.
+    pub samples: usize,
+    pub many: ManySamples,
+}
+
+impl Loss {
+    /// Minus the ELBO of one sample.
+    pub const ELBO: Loss = Loss { beta: 1.0, samples: 1, many: ManySamples::Importance };
+}
+
+/// Latents of images and what they were drawn from.
+pub struct Latents<'g> {
+    pub mean: Sym<'g>,
+    pub logvar: Sym<'g>,
+    /// (n, M, Z), as is `z`.
+    pub eps: Sym<'g>,
+    pub z: Sym<'g>,
+}
+
+impl<'g> Latents<'g> {
+    /// Encodes images (n, 32, 32, 1) and samples with `eps` (n, M, Z).
+    pub fn from_images(model: &Vae, params: &Params<'g>, images: Sym<'g>, eps: Sym<'g>) -> Latents<'g> {
+        let (mean, logvar) = model.encode(params, images);
+        let d = mean.dims();
+        let row = |x: Sym<'g>| x.reshape(&[d[0], 1, d[1]]);
+        Latents { mean, logvar, eps, z: sample(row(mean), row(logvar), eps) }
+    }
+}
+
+impl Loss {
+    /// Returns the loss of latents whose log-likelihoods are (n, M).
+    pub fn from_latents<'g>(&self, latents: &Latents<'g>, log_likelihood: Sym<'g>) -> Sym<'g> {
+        let Latents { mean, logvar, eps, z } = *latents;
+        let n = log_likelihood.dims()[0];
+        let kl = || kl_to_standard_normal(mean, logvar) * self.beta;
+        let log_mean = |weights: Sym<'g>| weights.logsumexp(1) - (self.samples as f64).ln();
+        let bound = match (self.samples, self.many) {
+            (1, _) => log_likelihood.reshape(&[n]) - kl(),
+            (_, ManySamples::Report) => log_mean(log_likelihood) - kl(),
+            (_, ManySamples::Importance) => {
+                // log p(z) − log q(z | x): the normalising constants cancel.
+                let logvar = logvar.reshape(&[n, 1, logvar.dims()[1]]);
+                let log_ratio = (logvar + eps.square() - z.square()).sum(&[2]) * 0.5;
+                log_mean(log_likelihood + log_ratio * self.beta)
+            }
+        };
+        -bound.mean(&[0])
+    }
+
+    /// Returns the loss of images (n, 32, 32, 1). A batch's key is split into one an image, of which its M latents are one
+    /// draw.
+    pub fn from_images<'g>(
+        &self,
+        model: &Vae,
+        params: &Params<'g>,
+        images: Sym<'g>,
+        key: Sym<'g>,
+        options: &GrowOptions<'g>,
+    ) -> Sym<'g> {
+        let (n, m) = (images.dims()[0], self.samples);
+        let (eps, keys) = noise(draw::split(key, n), m, model.latent);
+        let latents = Latents::from_images(model, params, images, eps);
+        let z = latents.z.reshape(&[n * m, model.latent]);
+        let keys = if model.decoder.draws() { draw::split(keys, m).reshape(&[n * m, 2]) } else { keys };
+        let outputs = model.decode_with(params, z, keys, options);
+        let d = images.dims();
+        let tiled = images.broadcast_in_dim(&[n, m, d[1], d[2], d[3]], &[0, 2, 3, 4]);
+        let tiled = tiled.reshape(&[n * m, d[1], d[2], d[3]]);
+        self.from_latents(&latents, model.likelihood.log_prob(tiled, outputs).reshape(&[n, m]))
+    }
+}
+
+/// Learns a model by a bound on log p(x).
+#[derive(Clone)]
+pub struct Elbo {
+    pub model: Vae,
+    pub loss: Loss,
+    /// What the gradient of an automaton's steps saves.
+    pub memory: RepeatOptions,
+    /// Share of a batch whose grids are damaged at a random doubling; 0 for a decoder that does not double a grid.
+    pub damage: f64,
+}
+
+impl Elbo {
+    /// Returns the task of minimising minus the ELBO, without damage.
+    pub fn new(model: Vae) -> Elbo {
+        Elbo { memory: RepeatOptions::of(model.precision), model, loss: Loss::ELBO, damage: 0.0 }
+    }
+
+    /// Grids that are damaged in a step on each replica.
+    fn damaged(&self, sizes: &Sizes) -> usize {
+        damaged(self.damage, sizes.each() * self.loss.samples)
+    }
+}
+
+/// How many of some grids a share is.
+pub(super) fn damaged(share: f64, grids: usize) -> usize {
+    (share * grids as f64 + 1e-9) as usize
+}
+
+/// An example of all models here: the pixels of an image.
+pub(super) fn pixels() -> (&'static str, Shape) {
+    ("images", Shape::new(DType::U8, &[28, 28]))
+}
+
+impl Task for Elbo {
+    fn name(&self) -> String {
+        self.model.name.clone()
+    }
+
+    fn precision(&self) -> Precision {
+        self.model.precision
+    }
+
+    fn parameters(&self) -> Vec<Leaf> {
+        self.model.leaves()
+    }
+
+    fn example(&self) -> Option<(&'static str, Shape)> {
+        Some(pixels())
+    }
+
+    fn check(&self, _sizes: &Sizes) -> Result<()> {
+        self.model.check()?;
+        valid!(self.loss.samples > 0, "train_samples", "0: an image has at least one latent");
+        let doubles =
+            self.model.decoder.automaton().is_some_and(|a| matches!(a.growth, Growth::Doublings { .. }));
+        let most = if doubles { 1.0 } else { 0.0 };
+        valid!(
+            (0.0..=most).contains(&self.damage),
+            "damage",
+            "{}: for the {} model it is from 0 to {most}",
+            self.damage,
+            self.model.name
+        );
+        Ok(())
+    }
+
+    fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
+        let [noise, hurt] = step.keys;
+        let images = self.model.padded(step.examples.expect("the task has examples"));
+        let damage = Some(Damage { grids: self.damaged(step.sizes), key: hurt }).filter(|d| d.grids > 0);
+        let options = GrowOptions { memory: self.memory, damage };
+        Outcome::new(self.loss.from_images(&self.model, &step.params, images, noise, &options))
+    }
+}

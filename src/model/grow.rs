@@ -1,0 +1,336 @@
+//! Automata as decoders: their only parameters are those of one local update rule, z ← z + u(z), applied to every cell of a
+//! grid again and again.
+//!
+//! Palm, González-Duque, Sudhakaran, Risi: "Variational Neural Cellular Automata" (ICLR 2022). Grids are (n, h, w, Z); the
+//! first channels of the last one are the likelihood's outputs.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::SIDE;
+use super::cell::Cell;
+use super::decoder::{Decoder, GrowOptions};
+use super::likelihood::Outputs;
+use crate::engine::invalid::valid;
+use crate::engine::ir::ops::layout::Padding;
+use crate::engine::ir::{Loop, RepeatOptions, Sym};
+use crate::engine::random::graph::{bernoulli, randint, split, split_each};
+use crate::engine::shape::{DType, Shape};
+use crate::nn::params::{Leaf, Params, scoped};
+
+/// The scope of an automaton's parameters.
+pub const SCOPE: &str = "cell";
+
+/// How a grid grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// So many steps on a grid that has its full size from the start.
+    Steps(usize),
+    /// As often as said, every cell becomes four and then so many steps follow.
+    Doublings { doublings: usize, steps: usize },
+}
+
+/// A decoder that grows a grid by an automaton.
+#[derive(Clone)]
+pub struct Grow {
+    pub cell: Arc<dyn Cell>,
+    pub growth: Growth,
+    /// Side of the square in the middle of the first grid that starts as the latent, with zeros around it; at most the grid.
+    ///
+    /// Where all cells start alike, the grid's edges alone tell them where they are. Around a seed the seed tells, as in
+    /// Mordvintsev, Randazzo, Niklasson, Levin: "Growing Neural Cellular Automata" (2020).
+    pub start_side: usize,
+    /// Probability that a cell takes part in a step, drawn for every cell and step.
+    pub update_prob: f64,
+}
+
+/// An automaton in a graph: its cell with its parameters, and how its steps are run.
+pub struct Automaton<'g, 'a> {
+    cell: &'a dyn Cell,
+    params: Params<'g>,
+    update_prob: f64,
+    memory: RepeatOptions,
+}
+
+/// Damage of the first `grids` of a batch, at a place and (while a grid doubles) a time drawn from the key (2).
+#[derive(Clone, Copy)]
+pub struct Damage<'g> {
+    pub grids: usize,
+    pub key: Sym<'g>,
+}
+
+impl<'g> Damage<'g> {
+    /// The grids, damaged by half of their height and width.
+    pub fn of(&self, cells: Sym<'g>) -> Sym<'g> {
+        let d = cells.dims();
+        let (hurt, whole) = (cells.slice_axis(0, 0, self.grids), cells.slice_axis(0, self.grids, d[0]));
+        let hurt = damage(hurt, split(self.key, self.grids), d[1] / 2);
+        Sym::concat(&[hurt, whole], 0)
+    }
+
+    /// The grids after doubling `i` of `doublings`, damaged if that is the one.
+    fn after_doubling(&self, i: usize, doublings: usize, cells: Sym<'g>) -> Sym<'g> {
+        let [time, place] = split_each(self.key);
+        let now = randint(time, &[], 0, doublings as i32).eq(time.graph().scalar(DType::S32, i as f64));
+        now.select(Damage { key: place, ..*self }.of(cells), cells)
+    }
+}
+
+/// Grids (n, h, w, Z), and for each the key (n, 2) that chooses the cells of the next steps. Where every cell takes
+/// every step, the keys serve nothing.
+#[derive(Clone, Copy)]
+pub struct Grids<'g> {
+    pub cells: Sym<'g>,
+    pub keys: Sym<'g>,
+}
+
+impl<'g> Automaton<'g, '_> {
+    /// Returns the same automaton whose gradient saves what `memory` says.
+    pub fn saving(self, memory: RepeatOptions) -> Self {
+        Automaton { memory, ..self }
+    }
+
+    /// The grids after one step: z + u(z), in the cells that take it.
+    pub fn step(&self, grids: Grids<'g>) -> Grids<'g> {
+        let Grids { cells, keys } = grids;
+        let change = self.cell.update(&self.params, cells);
+        if self.update_prob == 1.0 {
+            return Grids { cells: cells + change, keys };
+        }
+        let d = cells.dims();
+        let [next, draw] = split_each(keys);
+        let chosen = bernoulli(draw, &[d[1], d[2], 1], cells.like(self.update_prob));
+        Grids { cells: cells + chosen.mask(change), keys: next }
+    }
+
+    /// The grids after `count` steps.
+    pub fn steps(&self, grids: Grids<'g>, count: usize) -> Grids<'g> {
+        self.repeated(grids, None, count)
+    }
+
+    /// The grids after `count` steps, an s32 scalar known at run time and at most `most`.
+    pub fn steps_upto(&self, grids: Grids<'g>, count: Sym<'g>, most: usize) -> Grids<'g> {
+        self.repeated(grids, Some(count), most)
+    }
+
+    /// Returns the grids after `count` steps, at least one, and the first `channels` after each: (count, n, h, w, channels).
+    pub fn watched(&self, grids: Grids<'g>, count: usize, channels: usize) -> (Grids<'g>, Sym<'g>) {
+        let g = grids.cells.graph();
+        let last = g.repeat(count, &[grids.cells, grids.keys], |_, carry| {
+            let next = self.step(Grids { cells: carry[0], keys: carry[1] });
+            (vec![next.cells, next.keys], vec![first_channels(next.cells, channels)])
+        });
+        (Grids { cells: last[0], keys: last[1] }, last[2])
+    }
+
+    fn repeated(&self, grids: Grids<'g>, count: Option<Sym<'g>>, most: usize) -> Grids<'g> {
+        let carry = [grids.cells, grids.keys];
+        let how = Loop { options: self.memory, trips: count, max_trips: most, init: &carry };
+        let last = grids.cells.graph().repeat_with(how, |_, carry| {
+            let next = self.step(Grids { cells: carry[0], keys: carry[1] });
+            (vec![next.cells, next.keys], vec![])
+        });
+        Grids { cells: last[0], keys: last[1] }
+    }
+}
+
+impl Grow {
+    /// Returns an automaton that takes so many steps from a full grid of latents.
+    pub fn new(cell: impl Cell + 'static, steps: usize) -> Grow {
+        Grow { cell: Arc::new(cell), growth: Growth::Steps(steps), start_side: SIDE, update_prob: 1.0 }
+    }
+
+    /// Returns an automaton whose grid doubles so often up to the full size, with so many steps after each doubling.
+    pub fn doubling(cell: impl Cell + 'static, doublings: usize, steps: usize) -> Grow {
+        Grow { growth: Growth::Doublings { doublings, steps }, ..Grow::new(cell, steps) }
+    }
+
+    /// Returns the automaton that starts from a square of so many cells in the middle of its grid.
+    pub fn from_seed(self, side: usize) -> Grow {
+        Grow { start_side: side, ..self }
+    }
+
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::engine::invalid::Invalid), with the field that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let (Growth::Steps(steps) | Growth::Doublings { steps, .. }) = self.growth;
+        if let Growth::Doublings { doublings, .. } = self.growth {
+            let most = SIDE.trailing_zeros() as usize;
+            valid!(
+                doublings <= most,
+                "doublings",
+                "{doublings}: after {most} of them one cell fills the {SIDE} x {SIDE} grid"
+            );
+        }
+        valid!(steps <= 10_000, "nca_steps", "{steps} is too many: at most 10000");
+        valid!(
+            (1..=SIDE).contains(&self.start_side),
+            "start_side",
+            "{}: it must be from 1 to {SIDE}, the whole grid",
+            self.start_side
+        );
+        valid!(
+            self.update_prob > 0.0 && self.update_prob <= 1.0,
+            "update_prob",
+            "{}: it must be over 0 and at most 1",
+            self.update_prob
+        );
+        Ok(())
+    }
+
+    /// Returns the side of the first grid: as much smaller as the doublings make up for.
+    pub fn first_side(&self) -> usize {
+        match self.growth {
+            Growth::Steps(_) => SIDE,
+            Growth::Doublings { doublings, .. } => SIDE >> doublings,
+        }
+    }
+
+    /// Returns what the growth is made of: whether the grid doubles, and the steps after it.
+    fn phases(&self) -> impl Iterator<Item = (bool, usize)> {
+        let (doubles, count, steps) = match self.growth {
+            Growth::Steps(steps) => (false, 1, steps),
+            Growth::Doublings { doublings, steps } => (true, doublings, steps),
+        };
+        (0..count).map(move |_| (doubles, steps))
+    }
+
+    /// Returns the automaton over a model's parameters.
+    pub fn automaton<'g>(&self, params: &Params<'g>) -> Automaton<'g, '_> {
+        let params = params.scope(SCOPE);
+        let (update_prob, memory) = (self.update_prob, RepeatOptions::default());
+        Automaton { cell: self.cell.as_ref(), params, update_prob, memory }
+    }
+
+    /// Returns the grids that growth starts from, for latents (n, Z).
+    pub fn start<'g>(&self, z: Sym<'g>) -> Sym<'g> {
+        let (d, grid) = (z.dims(), self.first_side());
+        let square = grid.min(self.start_side);
+        let seed = z.broadcast_in_dim(&[d[0], square, square, d[1]], &[0, 3]);
+        in_the_middle(seed, 1, grid, 0.0)
+    }
+
+    /// Returns the grids (n, 32, 32, Z) that growth ends with, from latents (n, Z) and keys (n, 2).
+    pub fn grow<'g>(
+        &self,
+        params: &Params<'g>,
+        z: Sym<'g>,
+        keys: Sym<'g>,
+        options: &GrowOptions<'g>,
+    ) -> Sym<'g> {
+        let automaton = self.automaton(params).saving(options.memory);
+        let phases: Vec<(bool, usize)> = self.phases().collect();
+        let mut grids = Grids { cells: self.start(z), keys };
+        for (i, (doubles, steps)) in phases.iter().enumerate() {
+            if *doubles {
+                let doubled = grids.cells.double_grid();
+                grids.cells = match &options.damage {
+                    Some(damage) => damage.after_doubling(i, phases.len(), doubled),
+                    None => doubled,
+                };
+            }
+            grids = automaton.steps(grids, *steps);
+        }
+        grids.cells
+    }
+
+    /// Returns what growth goes through: the grids that it ends with, and the outputs (stages, n, 32, 32, channels) after every
+    /// doubling and every step; without doublings, at the start and after every step. A grid that is smaller than the image
+    /// stands in its middle, with the likelihood's outside around it.
+    pub fn stages<'g>(
+        &self,
+        params: &Params<'g>,
+        z: Sym<'g>,
+        keys: Sym<'g>,
+        outputs: Outputs,
+    ) -> (Grids<'g>, Sym<'g>) {
+        let automaton = self.automaton(params);
+        let mut grids = Grids { cells: self.start(z), keys };
+        let framed = |shown| in_the_middle(shown, 2, SIDE, outputs.outside);
+        let mut shown = Vec::new();
+        for (doubles, steps) in self.phases() {
+            if doubles {
+                grids.cells = grids.cells.double_grid();
+            }
+            let first = first_channels(grids.cells, outputs.channels);
+            shown.push(framed(first.reshape(&[&[1], first.dims().as_slice()].concat())));
+            if steps > 0 {
+                let (next, stages) = automaton.watched(grids, steps, outputs.channels);
+                grids = next;
+                shown.push(framed(stages));
+            }
+        }
+        (grids, Sym::concat(&shown, 0))
+    }
+}
+
+impl Decoder for Grow {
+    fn parameters(&self, latent: usize, _outputs: Outputs) -> Vec<Leaf> {
+        scoped(SCOPE, &[], self.cell.parameters(latent))
+    }
+
+    fn decode<'g>(
+        &self,
+        params: &Params<'g>,
+        z: Sym<'g>,
+        keys: Sym<'g>,
+        outputs: Outputs,
+        options: &GrowOptions<'g>,
+    ) -> Sym<'g> {
+        first_channels(self.grow(params, z, keys, options), outputs.channels)
+    }
+
+    fn automaton(&self) -> Option<&Grow> {
+        Some(self)
+    }
+}
+
+/// The first channels of grids (n, h, w, Z), which the likelihood takes.
+pub fn first_channels(cells: Sym<'_>, channels: usize) -> Sym<'_> {
+    cells.slice_axis(3, 0, channels)
+}
+
+/// Squares whose height and width are the dimensions from `axis`, in a margin that makes them as large as `side`.
+fn in_the_middle(squares: Sym<'_>, axis: usize, side: usize, fill: f64) -> Sym<'_> {
+    let around = side - squares.dims()[axis];
+    if around == 0 {
+        return squares;
+    }
+    let low = around / 2;
+    let mut padding = vec![Padding::default(); squares.rank()];
+    padding[axis..axis + 2].fill(Padding::edges(low as i64, (around - low) as i64));
+    squares.pad(squares.like(fill), &padding)
+}
+
+/// Returns how many corners a square of `side` cells can have along an axis of `length`.
+pub fn damage_corners(side: usize, length: usize) -> usize {
+    // JAX's draw below 0 or 1 is 0: a square as large as the grid has one place.
+    (length - side).max(1)
+}
+
+/// The grids with a square of `side` cells set to zero in every channel, at a corner that each grid's key (n, 2)
+/// draws.
+pub fn damage<'g>(cells: Sym<'g>, keys: Sym<'g>, side: usize) -> Sym<'g> {
+    let places = damage_corners(side, cells.dims()[1]) as i32;
+    let corners = randint(keys, &[2], 0, places);
+    damage_at(cells, corners, corners.like(side as f64))
+}
+
+/// The grids with a square set to zero in every channel: corners (n, 2) of s32, row and column, and the side, an s32
+/// scalar.
+pub fn damage_at<'g>(cells: Sym<'g>, corners: Sym<'g>, side: Sym<'g>) -> Sym<'g> {
+    let d = cells.dims();
+    let n = d[0];
+    let inside = |axis: usize| {
+        let corner = corners.slice_axis(1, axis, axis + 1);
+        let place = cells.graph().iota(&Shape::s32(&[n, d[1 + axis]]), 1);
+        let inside = place.ge(corner).and(place.lt(corner + side));
+        let mut sizes = [n, 1, 1, 1];
+        sizes[1 + axis] = d[1 + axis];
+        inside.reshape(&sizes)
+    };
+    inside(0).and(inside(1)).logical_not().mask(cells)
+}

@@ -1,0 +1,353 @@
+//! The pool of the non-doubling model: images and the grids that their automata ended with, from which half of a batch
+//! goes on. What is kept alive so need not start from a latent, and learns to persist. The report, section 3.3.
+//!
+//! Every replica has a share of the pool, and takes from the head of its own: the first half a batch of entries start
+//! its grids, and the first batch of entries is replaced by what came of it. Then the entries are shuffled.
+
+use std::fmt;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::SIDE;
+use super::elbo::{Latents, Loss, damaged, pixels};
+use super::grow::{Damage, Grids, first_channels};
+use super::pool_host::PoolHost;
+pub use super::pool_host::seeding;
+use super::vae::Vae;
+use crate::engine::invalid::valid;
+use crate::engine::ir::{Graph, RepeatOptions, Sym};
+use crate::engine::random::graph::{self as draw, permutation};
+use crate::engine::runtime::Mesh;
+use crate::engine::shape::{DType, Precision, Shape};
+use crate::nn::params::Leaf;
+use crate::train::task::{Entry, Feed, Host, Outcome, Sizes, Spread, Step, Task};
+
+/// How the pool's entries change places after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Shuffle {
+    /// The result of `global`, bit for bit, by moving only the entries that a replica needs next
+    Exchange,
+    /// One permutation of all replicas' entries, after an all-gather: what the report describes
+    Global,
+    /// Each replica permutes its own entries
+    Local,
+    /// Whole shares change places among the replicas: what the report's code does
+    Replica,
+}
+
+impl Shuffle {
+    /// The shuffle that gives the same numbers by permuting the entries themselves.
+    pub fn result(self) -> Shuffle {
+        match self {
+            Shuffle::Exchange => Shuffle::Global,
+            Shuffle::Global | Shuffle::Local | Shuffle::Replica => self,
+        }
+    }
+}
+
+impl fmt::Display for Shuffle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Shuffle::Exchange => "exchange",
+            Shuffle::Global => "global",
+            Shuffle::Local => "local",
+            Shuffle::Replica => "replica",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSpec {
+    /// Entries, over all replicas.
+    pub size: usize,
+    pub shuffle: Shuffle,
+    /// Steps of the automaton in training: drawn from `steps_min` to `steps_max`, which is excluded.
+    pub steps_min: usize,
+    pub steps_max: usize,
+}
+
+impl PoolSpec {
+    /// The report's.
+    pub const REPORT: PoolSpec =
+        PoolSpec { size: 1024, shuffle: Shuffle::Exchange, steps_min: 32, steps_max: 64 };
+
+    /// Rows in which each of `replicas` holds its share. Where entries stay on the replica that made them, the shares'
+    /// sizes vary about their mean, by far less than the room given here; whoever plans the places sees to the rest.
+    pub fn rows(&self, replicas: usize) -> usize {
+        let share = self.size / replicas;
+        match self.shuffle {
+            Shuffle::Exchange => self.size.min(share + 6 * (share as f64).sqrt().ceil() as usize),
+            Shuffle::Global | Shuffle::Local | Shuffle::Replica => share,
+        }
+    }
+}
+
+/// Images (rows, 28, 28) of u8 and grids (rows, 32, 32, Z), on one replica.
+#[derive(Clone, Copy)]
+pub(super) struct Entries<'g> {
+    pub images: Sym<'g>,
+    pub grids: Sym<'g>,
+}
+
+impl<'g> Entries<'g> {
+    /// Shapes of so many entries.
+    pub fn shapes(model: &Vae, rows: usize) -> [Shape; 2] {
+        [Shape::new(DType::U8, &[rows, 28, 28]), Shape::f32(&[rows, SIDE, SIDE, model.latent])]
+    }
+
+    fn map(self, f: impl Fn(Sym<'g>) -> Sym<'g>) -> Entries<'g> {
+        Entries { images: f(self.images), grids: f(self.grids) }
+    }
+
+    fn zip(self, other: Entries<'g>, f: impl Fn(Sym<'g>, Sym<'g>) -> Sym<'g>) -> Entries<'g> {
+        Entries { images: f(self.images, other.images), grids: f(self.grids, other.grids) }
+    }
+}
+
+/// Where a replica's entries are in a step under `exchange`: rows of the inputs that [`super::exchange`] plans.
+#[derive(Clone, Copy)]
+struct Places<'g> {
+    /// Rows to send to each replica: (replicas, half a batch).
+    send: Sym<'g>,
+    /// From which replica each taken entry comes: (half a batch).
+    holder: Sym<'g>,
+    /// Rows for the new entries: (batch).
+    place: Sym<'g>,
+}
+
+/// A replica's share within a step.
+struct Pool<'g> {
+    entries: Entries<'g>,
+    shuffle: Shuffle,
+    replicas: usize,
+    /// This replica's index.
+    replica: Sym<'g>,
+    /// Given under `exchange`.
+    places: Option<Places<'g>>,
+}
+
+impl<'g> Pool<'g> {
+    fn graph(&self) -> &'g Graph {
+        self.replica.graph()
+    }
+
+    /// The first `count` entries.
+    fn head(&self, count: usize) -> Entries<'g> {
+        let Some(places) = self.places else {
+            return self.entries.map(|x| x.slice_axis(0, 0, count));
+        };
+        let sent = self.entries.map(|x| x.take(places.send));
+        if self.replicas == 1 {
+            return sent.map(|x| x.reshape(&x.dims()[1..]));
+        }
+        let got = sent.map(|x| x.all_to_all(self.replicas));
+        let order = self.graph().iota(&Shape::s32(&[count]), 0);
+        let rows = places.holder * count as f64 + order;
+        got.map(|x| x.reshape(&[&[self.replicas * count], &x.dims()[2..]].concat()).take(rows))
+    }
+
+    /// The pool after a step whose batch ended as `new`: these in the place of its first entries, then shuffled with
+    /// `key`. Nothing changes where `healthy` does not hold.
+    fn after(&self, new: Entries<'g>, key: Sym<'g>, healthy: Sym<'g>) -> Entries<'g> {
+        if let Some(places) = self.places {
+            let old = self.entries.map(|x| x.take(places.place));
+            let kept = new.zip(old, |new, old| healthy.select(new, old));
+            return self.entries.zip(kept, |x, kept| x.set_rows(places.place, kept));
+        }
+        let zero = self.replica.like(0.0);
+        let replaced = self.entries.zip(new, |x, new| {
+            let starts: Vec<Sym<'g>> = (0..x.rank()).map(|_| zero).collect();
+            x.dynamic_update_slice(new, &starts)
+        });
+        let shuffled = replaced.map(|x| self.shuffled(x, key));
+        shuffled.zip(self.entries, |new, old| healthy.select(new, old))
+    }
+
+    fn shuffled(&self, x: Sym<'g>, key: Sym<'g>) -> Sym<'g> {
+        let share = x.dims()[0];
+        let all = || match self.replicas {
+            1 => x.reshape(&[&[1], x.dims().as_slice()].concat()),
+            replicas => x.all_gather(self.replica, replicas),
+        };
+        match self.shuffle {
+            Shuffle::Global | Shuffle::Exchange => {
+                let size = self.replicas * share;
+                let order = permutation(key, size).reshape(&[self.replicas, share]).row(self.replica);
+                all().reshape(&[&[size], &x.dims()[1..]].concat()).take(order)
+            }
+            Shuffle::Local => x.take(permutation(key, share)),
+            Shuffle::Replica => all().row(permutation(key, self.replicas).row(self.replica)),
+        }
+    }
+}
+
+/// Names of the state's entries.
+pub(super) const KEY: &str = "pool.key";
+pub(super) const IMAGES: &str = "pool.images";
+pub(super) const GRIDS: &str = "pool.grids";
+/// Names of the inputs that the host feeds: the replica's index, and under `exchange` what [`super::exchange`] plans.
+const REPLICA: &str = "replica";
+const PLANNED: [&str; 3] = ["send", "holder", "place"];
+
+/// Learns an automaton by the ELBO of batches whose last half goes on from a pool.
+#[derive(Clone)]
+pub struct Pooled {
+    pub model: Vae,
+    pub loss: Loss,
+    /// What the gradient of the automaton's steps saves.
+    pub memory: RepeatOptions,
+    /// Share of a batch whose grids are damaged, of those from the pool.
+    pub damage: f64,
+    pub pool: PoolSpec,
+}
+
+impl Pooled {
+    /// Returns the report's task: half of the grids that come from the pool are damaged.
+    pub fn new(model: Vae) -> Pooled {
+        let memory = RepeatOptions::of(model.precision);
+        Pooled { model, loss: Loss::ELBO, memory, damage: 0.25, pool: PoolSpec::REPORT }
+    }
+
+    /// What the host feeds, as the pool takes it.
+    fn pool<'g>(&self, step: &Step<'g, '_>, entries: Entries<'g>) -> Pool<'g> {
+        let [send, holder, place] = PLANNED;
+        let places = (self.pool.shuffle == Shuffle::Exchange).then(|| Places {
+            send: step.feed[send],
+            holder: step.feed[holder],
+            place: step.feed[place],
+        });
+        let (replicas, replica) = (step.sizes.replicas, step.feed[REPLICA]);
+        Pool { entries, shuffle: self.pool.shuffle, replicas, replica, places }
+    }
+}
+
+impl Task for Pooled {
+    fn name(&self) -> String {
+        self.model.name.clone()
+    }
+
+    fn precision(&self) -> Precision {
+        self.model.precision
+    }
+
+    fn parameters(&self) -> Vec<Leaf> {
+        self.model.leaves()
+    }
+
+    fn example(&self) -> Option<(&'static str, Shape)> {
+        Some(pixels())
+    }
+
+    fn check(&self, sizes: &Sizes) -> Result<()> {
+        self.model.check()?;
+        self.model.automaton()?;
+        let PoolSpec { size, steps_min, steps_max, .. } = self.pool;
+        let (replicas, each) = (sizes.replicas, sizes.each());
+        // The other half of the batch comes from latents, and is whole.
+        valid!(
+            (0.0..=0.5).contains(&self.damage),
+            "damage",
+            "{}: for the {} model it is from 0 to 0.5",
+            self.damage,
+            self.model.name
+        );
+        valid!(
+            each.is_multiple_of(2),
+            "batch_size",
+            "{}: half of each replica's {each} images come from the pool, which takes an even number",
+            sizes.batch
+        );
+        valid!(
+            size > 0 && size.is_multiple_of(replicas),
+            "pool_size",
+            "{size} is not divided evenly by {replicas} replicas"
+        );
+        valid!(
+            size / replicas >= each,
+            "pool_size",
+            "{size}: a replica's share of {} is less than the {each} images of its batch",
+            size / replicas
+        );
+        valid!(
+            size <= sizes.examples,
+            "pool_size",
+            "{size} is more than the {} training images that the pool starts with",
+            sizes.examples
+        );
+        valid!(
+            steps_min < steps_max && steps_max <= 10_000,
+            "nca_steps_min",
+            "{steps_min} and nca_steps_max {steps_max}: the least must be below the most, which is excluded and at most 10000"
+        );
+        valid!(self.loss.samples == 1, "train_samples", "{}: with the pool it is 1", self.loss.samples);
+        Ok(())
+    }
+
+    fn state(&self, sizes: &Sizes) -> Vec<Entry> {
+        let [images, grids] = Entries::shapes(&self.model, self.pool.rows(sizes.replicas));
+        vec![
+            Entry::zeros(KEY, Shape::u32(&[2]), Spread::Same),
+            Entry::zeros(IMAGES, images, Spread::Own),
+            Entry::zeros(GRIDS, grids, Spread::Own),
+        ]
+    }
+
+    fn feeds(&self, sizes: &Sizes) -> Vec<Feed> {
+        let feed = |name: &str, dims: &[usize], by_step| Feed {
+            name: name.into(),
+            shape: Shape::s32(dims),
+            by_step,
+        };
+        let mut feeds = vec![feed(REPLICA, &[], false)];
+        if self.pool.shuffle == Shuffle::Exchange {
+            let each = sizes.each();
+            let rows: [&[usize]; 3] = [&[sizes.replicas, each / 2], &[each / 2], &[each]];
+            feeds.extend(PLANNED.iter().zip(rows).map(|(name, dims)| feed(name, dims, true)));
+        }
+        feeds
+    }
+
+    fn host(&self, mesh: &Mesh, sizes: &Sizes) -> Result<Box<dyn Host>> {
+        Ok(Box::new(PoolHost::new(self, mesh, sizes)?))
+    }
+
+    /// The pool's grids take the place of those that grow from latents, so that these images give the encoder the gradient of
+    /// the KL part alone. What a batch ends with, its images and grids, goes into the pool. The number of steps is the same
+    /// on every replica.
+    fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
+        let entries = Entries { images: step.state[IMAGES], grids: step.state[GRIDS] };
+        let pool = self.pool(&step, entries);
+        let grow = self.model.decoder.automaton().expect("checked: the decoder is an automaton");
+        let (spec, params, [noise, hurt]) = (&self.pool, &step.params, step.keys);
+        let [steps, shuffle] = draw::split_each(step.state[KEY]);
+        let (n, z) = (step.sizes.each(), self.model.latent);
+        let half = n / 2;
+        let head = pool.head(half);
+        let images = step.examples.expect("the task has examples");
+        let images = Sym::concat(&[images.slice_axis(0, 0, half), head.images], 0);
+        let padded = self.model.padded(images);
+        let eps = draw::normal(noise, &[n, z]).reshape(&[n, 1, z]);
+        let latents = Latents::from_images(&self.model, params, padded, eps);
+        let grown = grow.start(latents.z.reshape(&[n, z]).slice_axis(0, 0, half));
+        let pooled = match damaged(self.damage, n * self.loss.samples) {
+            0 => head.grids,
+            grids => Damage { grids, key: hurt }.of(head.grids),
+        };
+        let cells = Sym::concat(&[grown, pooled], 0);
+        // A child of the key that the latents' draw left unused.
+        let keys = draw::split(draw::split_at(noise, n * z), n);
+        let count = draw::randint(steps, &[], spec.steps_min as i32, spec.steps_max as i32);
+        let automaton = grow.automaton(params).saving(self.memory);
+        let grids = automaton.steps_upto(Grids { cells, keys }, count, spec.steps_max - 1).cells;
+        let outputs = first_channels(grids, self.model.likelihood.outputs().channels);
+        let log_likelihood = self.model.likelihood.log_prob(padded, outputs);
+        let loss = self.loss.from_latents(&latents, log_likelihood.reshape(&[n, 1]));
+        let next = move |healthy| {
+            let Entries { images, grids } = pool.after(Entries { images, grids }, shuffle, healthy);
+            vec![(IMAGES.to_string(), images), (GRIDS.to_string(), grids)]
+        };
+        Outcome { next: Some(Box::new(next)), ..Outcome::new(loss).with(KEY, shuffle) }
+    }
+}

@@ -1,0 +1,198 @@
+//! The pool of a run: how it begins, what the host feeds to the devices for it, and its order for checkpoints.
+
+use anyhow::{Context, Result, ensure};
+
+use super::elbo::Latents;
+use super::exchange::{Place, Plan, Sizes as PoolSizes};
+use super::pool::{Entries, GRIDS, IMAGES, KEY, Pooled, Shuffle};
+use super::vae::Vae;
+use crate::engine::array::Array;
+use crate::engine::compile::compile;
+use crate::engine::ir::{Function, Graph};
+use crate::engine::random::Key;
+use crate::engine::runtime::{Arg, Buffers, Mesh};
+use crate::engine::shape::{DType, Shape};
+use crate::nn::params::Params;
+use crate::nn::tree::Tree;
+use crate::train::state::{State, words};
+use crate::train::task::{Host, Hosted, Sizes};
+
+/// The state's entries that hold the pool.
+const PARTS: [&str; 2] = [IMAGES, GRIDS];
+
+/// The host part of [`Pooled`].
+pub(super) struct PoolHost {
+    model: Vae,
+    shuffle: Shuffle,
+    sizes: PoolSizes,
+    chunk: usize,
+    /// Where the entries are before the step up to which nothing is planned.
+    places: Vec<Place>,
+    planned: Option<Planned>,
+    /// The replicas' indices.
+    replica: Buffers,
+}
+
+struct Planned {
+    /// The step that the plan begins with.
+    first: usize,
+    plan: Plan,
+    inputs: [Buffers; 3],
+}
+
+/// Makes a replica's entries of the pool that a run begins with: `share` of them, in so many `rows`.
+///
+/// # Errors
+/// None, unless the model is ill-formed.
+pub fn seeding(model: &Vae, share: usize, rows: usize) -> Result<Function> {
+    let leaves = model.leaves();
+    let g = Graph::new("pool");
+    let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
+    let images = g.input("images", &Shape::new(DType::U8, &[share, 28, 28]));
+    let eps = g.input("eps", &Shape::f32(&[share, 1, model.latent]));
+    let z = Latents::from_images(model, &params, model.padded(images), eps).z.reshape(&[share, model.latent]);
+    let grids = model.automaton()?.start(z).pad_rows(rows);
+    let outputs = PARTS.map(String::from).into_iter().zip([images.pad_rows(rows), grids]);
+    g.finish(&outputs.collect::<Vec<_>>(), &[])
+}
+
+impl PoolHost {
+    pub fn new(task: &Pooled, mesh: &Mesh, sizes: &Sizes) -> Result<PoolHost> {
+        let (pool, replicas) = (&task.pool, sizes.replicas);
+        let (share, rows) = (pool.size / replicas, pool.rows(replicas));
+        let indices: Vec<Array> = (0..replicas).map(|r| Array::scalar(r as i32)).collect();
+        let sizes_of_pool = PoolSizes { replicas, share, rows, batch: sizes.each() };
+        Ok(PoolHost {
+            model: task.model.clone(),
+            shuffle: pool.shuffle,
+            sizes: sizes_of_pool,
+            chunk: sizes.chunk,
+            places: sizes_of_pool.in_order(),
+            planned: None,
+            replica: mesh.shard(&indices)?,
+        })
+    }
+
+    /// Puts images (size, 28, 28) and grids (size, 32, 32, Z) on the replicas in their order.
+    ///
+    /// # Errors
+    /// When they are not of these sizes, or a device fails.
+    fn put(&mut self, mesh: &Mesh, images: &Array, grids: &Array) -> Result<[Buffers; 2]> {
+        let PoolSizes { replicas, share, rows, .. } = self.sizes;
+        (self.places, self.planned) = (self.sizes.in_order(), None);
+        let put = |array: &Array, shape: Shape| {
+            let whole = shape.with_dims(&[&[replicas * share], &shape.dims[1..]].concat());
+            ensure!(*array.shape() == whole, "a pool of {whole} is needed, not {}", array.shape());
+            let part = |r: usize| {
+                let size = array.bytes().len() / replicas;
+                let mut bytes = array.bytes()[r * size..(r + 1) * size].to_vec();
+                bytes.resize(shape.bytes(), 0);
+                Array::from_bytes(shape.clone(), bytes)
+            };
+            mesh.shard(&(0..replicas).map(part).collect::<Result<Vec<_>>>()?)
+        };
+        let [image_shape, grid_shape] = Entries::shapes(&self.model, rows);
+        Ok([put(images, image_shape)?, put(grids, grid_shape)?])
+    }
+
+    /// Where the entries are before a step.
+    fn places(&self, step: usize) -> &[Place] {
+        match &self.planned {
+            Some(Planned { first, plan, .. }) => plan.places(step - first),
+            None => &self.places,
+        }
+    }
+
+    /// All images and grids in the pool's order, as they are before a step.
+    ///
+    /// # Errors
+    /// When a device fails.
+    fn in_order(&self, state: &State, step: usize) -> Result<[Array; 2]> {
+        let gather = |name: &str| -> Result<Array> {
+            let parts = state.get(name)?;
+            let shape = parts[0].shape();
+            let size = shape.bytes() / self.sizes.rows;
+            let row = |p: &Place| &parts[p.replica].bytes()[p.row * size..(p.row + 1) * size];
+            let bytes: Vec<u8> = self.places(step).iter().flat_map(row).copied().collect();
+            let entries = self.sizes.replicas * self.sizes.share;
+            Array::from_bytes(shape.with_dims(&[&[entries], &shape.dims[1..]].concat()), bytes)
+        };
+        Ok([gather(PARTS[0])?, gather(PARTS[1])?])
+    }
+
+    /// The step before which a new plan is needed.
+    fn planned_until(&self) -> Option<usize> {
+        self.planned.as_ref().map(|p| p.first + p.plan.len())
+    }
+}
+
+impl Host for PoolHost {
+    /// The pool that a run begins with: the first training images, each with a latent of its own in every cell of its grid,
+    /// drawn as one normal of (size, Z) from the data key.
+    fn begin(&mut self, run: &mut Hosted<'_>, key: Key) -> Result<()> {
+        let PoolSizes { replicas, share, rows, .. } = self.sizes;
+        let executable = compile(run.mesh, &seeding(&self.model, share, rows)?)?;
+        let normal = key.normal(replicas * share * self.model.latent);
+        let latents: Vec<Array> = (normal.chunks_exact(share * self.model.latent))
+            .map(|part| Array::new(&[share, 1, self.model.latent], part))
+            .collect();
+        let pixels = run.examples.context("the pool begins with training images")?.bytes();
+        let images: Vec<Array> = (pixels.chunks_exact(share * 28 * 28).take(replicas))
+            .map(|part| Array::new(&[share, 28, 28], part))
+            .collect();
+        let mut arguments: Vec<Arg<'_>> = run.state.parameters().into_iter().map(Into::into).collect();
+        arguments.extend([run.mesh.shard(&images)?.into(), run.mesh.shard(&latents)?.into()]);
+        let results = executable.call(arguments)?;
+        for (name, buffers) in PARTS.iter().zip(results) {
+            run.state.set(name, buffers);
+        }
+        Ok(())
+    }
+
+    fn enter_chunk(&mut self, run: &mut Hosted<'_>, key: Key) -> Result<()> {
+        run.state.set(KEY, run.mesh.replicate(&Array::new(&[2], &key.0))?);
+        Ok(())
+    }
+
+    /// Plans up to the chunk's end, if nothing is planned yet. Where a replica's rows are short, the entries are first put
+    /// back in their order.
+    fn prepare(&mut self, run: &mut Hosted<'_>, step: usize) -> Result<Option<usize>> {
+        if self.shuffle != Shuffle::Exchange || self.planned_until().is_some_and(|end| step < end) {
+            return Ok(self.planned_until());
+        }
+        let (mesh, within) = (run.mesh, step % self.chunk);
+        let key = Key(words(&run.state.get(KEY)?[0])?);
+        let plan = |places: &[Place]| Plan::new(self.sizes, places, key, self.chunk - within);
+        let mut next = plan(self.places(step));
+        if next.is_empty() {
+            log::info!("the pool's entries are put back in their order");
+            let [images, grids] = self.in_order(run.state, step)?;
+            next = plan(&self.sizes.in_order());
+            for (name, buffers) in PARTS.iter().zip(self.put(mesh, &images, &grids)?) {
+                run.state.set(name, buffers);
+            }
+        }
+        let arrays = next.arrays(within, self.chunk);
+        let inputs = arrays.iter().map(|parts| mesh.shard(parts)).collect::<Result<Vec<_>>>()?;
+        let inputs = inputs.try_into().ok().context("a plan has three inputs")?;
+        self.planned = Some(Planned { first: step, plan: next, inputs });
+        Ok(self.planned_until())
+    }
+
+    fn inputs(&self) -> Vec<&Buffers> {
+        let planned = self.planned.iter().flat_map(|p| &p.inputs);
+        std::iter::once(&self.replica).chain(planned).collect()
+    }
+
+    fn save(&self, state: &State, step: usize) -> Result<Vec<(String, Array)>> {
+        let arrays = self.in_order(state, step)?;
+        Ok(PARTS.map(String::from).into_iter().zip(arrays).collect())
+    }
+
+    fn restore(&mut self, mesh: &Mesh, arrays: &mut Tree<Array>) -> Result<Vec<(String, Buffers)>> {
+        let mut take =
+            |name: &str| arrays.remove(name).with_context(|| format!("the checkpoint has no {name}"));
+        let (images, grids) = (take(IMAGES)?, take(GRIDS)?);
+        Ok(PARTS.map(String::from).into_iter().zip(self.put(mesh, &images, &grids)?).collect())
+    }
+}

@@ -1,0 +1,55 @@
+//! What a run measures and shows while it trains: the IWELBO of test images, samples and reconstructions.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::eval::{Bound, Evaluator};
+use super::pictures::Pictures;
+use crate::data::Split;
+use crate::engine::random::Key;
+use crate::engine::runtime::{Buffers, Mesh};
+use crate::model::Vae;
+
+/// Images an evaluation call, over all replicas.
+const BATCH: usize = 32;
+
+/// The compiled programs of a validation.
+pub struct Validation {
+    evaluator: Evaluator,
+    pictures: Pictures,
+    test: Split,
+    key: Key,
+    folder: PathBuf,
+}
+
+impl Validation {
+    /// Compiles for `samples` latents an image. `key` draws them, `logging` the latents of pictures, which go into `folder`.
+    ///
+    /// # Errors
+    /// When a program does not compile.
+    pub fn new(
+        mesh: &Mesh,
+        model: &Vae,
+        test: Split,
+        samples: usize,
+        [key, logging]: [Key; 2],
+        folder: PathBuf,
+    ) -> Result<Validation> {
+        let batch = BATCH.next_multiple_of(mesh.replicas());
+        let evaluator = Evaluator::new(mesh, model, batch, samples)?;
+        let pictures = Pictures::new(mesh, model, &test, logging)?;
+        Ok(Validation { evaluator, pictures, test, key, folder })
+    }
+
+    /// Returns the IWELBO over all test images, and writes the pictures of a step.
+    ///
+    /// # Errors
+    /// When a device or a file fails.
+    pub fn run(&self, parameters: &[&Buffers], step: usize) -> Result<Bound> {
+        let bound =
+            self.evaluator.run(parameters, &self.test, self.key, 0..self.test.len(), |_| {})?.bound()?;
+        self.pictures.write(parameters, &self.folder, step)?;
+        Ok(bound)
+    }
+}

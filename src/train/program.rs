@@ -1,0 +1,188 @@
+//! The train program: many gradient steps a device call, all state on the device.
+//!
+//! A step on each replica: take the examples that the order names; split the key; the task's loss and its gradient;
+//! average both over the replicas; the optimiser's transforms. A loss or gradient norm that is not finite on any replica
+//! leaves the state as it was, from there to the end of the call.
+
+use anyhow::Result;
+
+use super::task::{Outcome, Sizes, Spread, Step, Task};
+use crate::engine::invalid::valid;
+use crate::engine::ir::{Function, Graph, Sym, gradient};
+use crate::engine::random::graph as draw;
+use crate::engine::shape::{DType, Shape};
+use crate::nn::optimiser::{Context, Slot, Transform, Updates, global_norm};
+use crate::nn::params::{Leaf, Params};
+use crate::nn::tree::Tree;
+
+/// The replica's key, and whether all was finite so far.
+pub const KEY: &str = "key";
+pub const HEALTHY: &str = "healthy";
+
+/// Examples' indices of each step: (chunk, each) on a replica.
+const ORDER: &str = "order";
+
+/// A part of the state that goes into a call and comes out of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateEntry {
+    pub name: String,
+    pub shape: Shape,
+    pub spread: Spread,
+    /// The parameter whose layout it has, under the entry's own name.
+    pub leaf: Option<Leaf>,
+}
+
+/// A task with an optimiser and sizes: all that the train program depends on.
+#[derive(Clone, Copy)]
+pub struct TrainProgram<'a> {
+    pub task: &'a dyn Task,
+    pub optimiser: &'a [Box<dyn Transform>],
+    pub sizes: Sizes,
+}
+
+impl TrainProgram<'_> {
+    /// Checks that the sizes fit each other and the task.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::engine::invalid::Invalid), with the field that does not fit.
+    pub fn check(&self) -> Result<()> {
+        let Sizes { replicas, batch, chunk, examples } = self.sizes;
+        valid!(replicas > 0, "replicas", "0: at least one is needed");
+        valid!(
+            batch > 0 && batch.is_multiple_of(replicas),
+            "batch_size",
+            "{batch} is not divided evenly by {replicas} replicas"
+        );
+        valid!(chunk > 0, "chunk", "0: a device call makes at least one step");
+        valid!(
+            self.task.example().is_none() || examples >= batch,
+            "batch_size",
+            "{batch} is more than the {examples} examples of the training set"
+        );
+        self.task.check(&self.sizes)
+    }
+
+    /// Returns the state in the order of the program's inputs: parameters, what the optimiser remembers, the replica's
+    /// key, the task's own, and whether all was finite so far.
+    pub fn state(&self) -> Vec<StateEntry> {
+        let leaves = self.task.parameters();
+        let like = |prefix: &str, leaf: &Leaf| {
+            let name = format!("{prefix}{}", leaf.name);
+            let shape = Shape::f32(&leaf.inner_shape());
+            let leaf = Leaf { name: name.clone(), ..leaf.clone() };
+            StateEntry { name, shape, spread: Spread::Same, leaf: Some(leaf) }
+        };
+        let array =
+            |name: &str, shape: Shape, spread| StateEntry { name: name.into(), shape, spread, leaf: None };
+        let mut entries: Vec<StateEntry> = leaves.iter().map(|leaf| like("", leaf)).collect();
+        entries.extend(self.optimiser.iter().flat_map(|t| t.state(&leaves)).map(|slot| match slot {
+            Slot::Like { prefix, leaf } => like(prefix, &leaf),
+            Slot::Array { name, shape } => array(&name, shape, Spread::Same),
+        }));
+        entries.push(array(KEY, Shape::u32(&[2]), Spread::Own));
+        let own = self.task.state(&self.sizes);
+        entries.extend(own.into_iter().map(|e| array(&e.name, e.shape, e.spread)));
+        entries.push(array(HEALTHY, Shape::new(DType::Pred, &[]), Spread::Same));
+        entries
+    }
+
+    /// Builds the train program. After the state come the inputs of the examples (all of them) and `order` (which ones each
+    /// step takes), where the task has examples; what the task's host feeds; `start` (the call's first row of the chunk) and
+    /// `trips` (how many steps). After the state come the outputs `loss` and `grad_norm`, a row a step.
+    ///
+    /// # Errors
+    /// When the sizes do not fit, or the task builds a wrong graph.
+    pub fn function(&self) -> Result<Function> {
+        self.check()?;
+        let Sizes { chunk, examples, .. } = self.sizes;
+        let g = Graph::with_precision(&format!("train_{}", self.task.name()), self.task.precision());
+        let leaves = self.task.parameters();
+        let entries = self.state();
+        let state: Vec<Sym<'_>> = entries.iter().map(|e| g.input(&e.name, &e.shape)).collect();
+        let data = self.task.example().map(|(name, shape)| {
+            let all = g.input(name, &shape.with_dims(&[&[examples], shape.dims.as_slice()].concat()));
+            (all, g.input(ORDER, &Shape::s32(&[chunk, self.sizes.each()])))
+        });
+        let feeds = self.task.feeds(&self.sizes);
+        let fed: Vec<Sym<'_>> = (feeds.iter())
+            .map(|feed| {
+                let rows = if feed.by_step { vec![chunk] } else { vec![] };
+                g.input(&feed.name, &feed.shape.with_dims(&[&rows, feed.shape.dims.as_slice()].concat()))
+            })
+            .collect();
+        let start = g.input("start", &Shape::s32(&[]));
+        let trips = g.input("trips", &Shape::s32(&[]));
+        let results = g.repeat_upto(trips, chunk, &state, |i, state| {
+            let at = start + i;
+            let examples = data.map(|(all, order)| all.take(order.row(at)));
+            let mut feed = Tree::default();
+            for (of, all) in feeds.iter().zip(&fed) {
+                feed.set(&of.name, if of.by_step { all.row(at) } else { *all });
+            }
+            let state: Tree<Sym<'_>> =
+                entries.iter().map(|e| e.name.clone()).zip(state.iter().copied()).collect();
+            let (next, loss, norm) = self.step(&g, &leaves, &state, examples, feed);
+            (next, vec![loss, norm])
+        });
+        let names = entries.iter().map(|e| e.name.clone()).chain(["loss".into(), "grad_norm".into()]);
+        let outputs: Vec<(String, Sym<'_>)> = names.zip(results).collect();
+        let donors: Vec<(String, String)> =
+            entries.iter().map(|e| (e.name.clone(), e.name.clone())).collect();
+        g.finish(&outputs, &donors)
+    }
+
+    /// One gradient step: the next state in its order, the loss and the gradient's norm.
+    fn step<'g>(
+        &self,
+        graph: &'g Graph,
+        leaves: &[Leaf],
+        state: &Tree<Sym<'g>>,
+        examples: Option<Sym<'g>>,
+        feed: Tree<Sym<'g>>,
+    ) -> (Vec<Sym<'g>>, Sym<'g>, Sym<'g>) {
+        let values: Vec<Sym<'g>> = leaves.iter().map(|leaf| state[&leaf.name]).collect();
+        let [next_key, first, second] = draw::split_each(state[KEY]);
+        let own = self.task.state(&self.sizes);
+        let Outcome { loss, state: kept, next } = self.task.step(Step {
+            graph,
+            sizes: &self.sizes,
+            params: Params::new(leaves, &values),
+            state: own.iter().map(|e| (e.name.clone(), state[&e.name])).collect(),
+            examples,
+            keys: [first, second],
+            feed,
+        });
+        let gradients: Vec<Sym<'g>> = gradient(loss, &values).into_iter().map(|s| self.average(s)).collect();
+        let loss = self.average(loss);
+        let norm = global_norm(&gradients);
+        let healthy = state[HEALTHY].and(loss.is_finite()).and(norm.is_finite());
+        let context = Context { leaves, healthy };
+        let mut after = Tree::default();
+        let mut updates = Updates::with_norm(gradients, norm);
+        for transform in self.optimiser {
+            let remembered;
+            (updates, remembered) = transform.apply(&context, updates, state);
+            after.extend(remembered);
+        }
+        for ((leaf, value), update) in leaves.iter().zip(&values).zip(updates.values()) {
+            after.set(&leaf.name, context.keep(*value + *update, *value));
+        }
+        after.set(KEY, context.keep(next_key, state[KEY]));
+        for (name, value) in kept {
+            after.set(&name, context.keep(value, state[&name]));
+        }
+        after.extend(next.map(|next| next(healthy)).unwrap_or_default());
+        after.set(HEALTHY, healthy);
+        // What a task says nothing of stays as it is.
+        let in_order = state.iter().map(|(name, old)| after.get(name).copied().unwrap_or(*old));
+        (in_order.collect(), loss, norm)
+    }
+
+    /// The mean over the replicas.
+    fn average<'g>(&self, value: Sym<'g>) -> Sym<'g> {
+        match self.sizes.replicas {
+            1 => value,
+            replicas => value.all_reduce() * (1.0 / replicas as f64),
+        }
+    }
+}
