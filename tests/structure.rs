@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nn::params", &["engine", "nn::tree"]),
     ("nn::optimiser", &["engine", "nn::params", "nn::tree"]),
     ("nn::weights", &["engine", "nn::params", "data::npy"]),
-    ("data", &["engine::random"]),
+    ("data", &["engine::array", "engine::random"]),
     ("data::amat", &[]),
     ("data::download", &["data"]),
     ("data::glyphs", &["engine::random"]),

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::engine::array::Array;
 use crate::engine::random::host::{Key, unit};
 use input::Input;
 
@@ -64,6 +65,11 @@ pub struct Split {
 }
 
 impl Split {
+    /// Returns the pixels as an array of u8, (images, 28, 28).
+    pub fn to_array(&self) -> Array {
+        Array::new(&[self.len(), SIDE, SIDE], &self.pixels)
+    }
+
     /// At most `n` images, evenly spaced: test sets are often sorted by class, and their beginning is then one class.
     pub fn spread(&self, n: usize) -> Split {
         self.chosen(&self.spread_indices(n))

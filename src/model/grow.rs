@@ -85,7 +85,17 @@ pub struct Grids<'g> {
     pub keys: Sym<'g>,
 }
 
-impl<'g> Automaton<'g, '_> {
+impl<'g, 'a> Automaton<'g, 'a> {
+    /// Returns the automaton of a cell with its parameters, all of whose cells take every step.
+    pub fn new(cell: &'a dyn Cell, params: Params<'g>) -> Automaton<'g, 'a> {
+        Automaton { cell, params, update_prob: 1.0, memory: RepeatOptions::default() }
+    }
+
+    /// Returns the same automaton whose cells each take a step with a probability.
+    pub fn with_update_prob(self, update_prob: f64) -> Self {
+        Automaton { update_prob, ..self }
+    }
+
     /// Returns the same automaton whose gradient saves what `memory` says.
     pub fn saving(self, memory: RepeatOptions) -> Self {
         Automaton { memory, ..self }
@@ -200,9 +210,7 @@ impl Grow {
 
     /// Returns the automaton over a model's parameters.
     pub fn automaton<'g>(&self, params: &Params<'g>) -> Automaton<'g, '_> {
-        let params = params.scope(SCOPE);
-        let (update_prob, memory) = (self.update_prob, RepeatOptions::default());
-        Automaton { cell: self.cell.as_ref(), params, update_prob, memory }
+        Automaton::new(self.cell.as_ref(), params.scope(SCOPE)).with_update_prob(self.update_prob)
     }
 
     /// Returns the grids that growth starts from, for latents (n, Z).

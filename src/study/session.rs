@@ -18,16 +18,23 @@ pub struct Session {
 }
 
 impl Session {
-    /// Puts the weights (in the edges' layout, in the leaves' order) on `replicas` devices.
+    /// Opens `replicas` devices for [`Session::new`].
     ///
     /// # Errors
     /// When the device cannot be had.
     pub fn open(device: &Device, replicas: usize, model: Vae, weights: &[Array]) -> Result<Session> {
-        let mesh = Mesh::open(device, replicas)?;
+        Session::new(&Mesh::open(device, replicas)?, model, weights)
+    }
+
+    /// Puts the weights (in the checkpoint layout, in the leaves' order) on every device of a mesh.
+    ///
+    /// # Errors
+    /// When a device fails.
+    pub fn new(mesh: &Mesh, model: Vae, weights: &[Array]) -> Result<Session> {
         let leaves = model.leaves();
         let put = leaves.iter().zip(weights).map(|(leaf, a)| mesh.replicate(&leaf.to_inner(a)));
         let parameters = put.collect::<Result<_>>()?;
-        Ok(Session { mesh, model, parameters })
+        Ok(Session { mesh: mesh.clone(), model, parameters })
     }
 
     /// Returns the parameters, in the order of the model's leaves, in the inner layout.

@@ -16,7 +16,6 @@ use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::error::{Exit, WithExit, coded};
 use crate::cli::models::Model;
 use crate::data::{self, Part, Split};
-use crate::engine::array::Array;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::Precision;
@@ -103,8 +102,7 @@ pub fn run(args: Args) -> Outcome {
     watch.say(&format!("run     {}", folder.display()));
     let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
     let trainer = Trainer::boxed(&mesh, config.task()).optimiser(config.optimiser.chain()).options(options);
-    let examples = Array::new(&[train.len(), 28, 28], &train.pixels);
-    let mut run = trainer.start(&folder, Some(examples), checkpoint).map_err(with_advice)?;
+    let mut run = trainer.start(&folder, Some(train.to_array()), checkpoint).map_err(with_advice)?;
     write_config(&folder, &config)?;
     watch.say(&format!("device  {}, {} replica(s)", mesh.describe(), config.replicas));
     watch.bar = bar(config.steps, "steps");
