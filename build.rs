@@ -17,9 +17,10 @@ fn main() {
             println!("cargo:rerun-if-changed={}", file.display());
         }
     }
+    let mut folders = Vec::new();
     // The real places go into the programs.
     match library.canonicalize() {
-        Ok(real) => search_beside(&real),
+        Ok(real) => folders.extend(real.parent().map(Path::to_path_buf)),
         Err(error) => println!(
             "cargo::error=the XLA library is missing: run tools/setup ({}: {error})",
             library.display()
@@ -29,11 +30,12 @@ fn main() {
     let one_dnn = PathBuf::from(".xla/onednn/libdnnl.so.3");
     println!("cargo:rerun-if-changed={}", one_dnn.display());
     if let Ok(real) = one_dnn.canonicalize() {
-        search_beside(&real);
+        folders.extend(real.parent().map(Path::to_path_buf));
     }
-}
-
-fn search_beside(library: &Path) {
-    let folder = library.parent().expect("a file lies in a folder");
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", folder.display());
+    let places: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    for place in &places {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{place}");
+    }
+    // For crates that depend on this one: arguments for the linker do not reach their programs.
+    println!("cargo::metadata=RPATH={}", places.join(":"));
 }

@@ -1,5 +1,6 @@
 //! Variational Neural Cellular Automata as XLA programs: build, train, evaluate and study them.
 
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod data;
 pub mod engine;

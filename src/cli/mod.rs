@@ -6,6 +6,7 @@ pub mod error;
 pub mod models;
 pub mod optimiser;
 pub mod pages;
+mod values;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -9,6 +9,7 @@
 //! `{train,test}.npy`. Kinds are never mixed; labels go with the images of their own kind only.
 
 pub mod amat;
+#[cfg(feature = "download")]
 pub mod download;
 pub mod glyphs;
 pub mod idx;

@@ -34,9 +34,8 @@ impl Format {
 }
 
 /// Which forms a module is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[value(rename_all = "lower")]
 pub enum Target {
     /// For XLA's CPU compiler: matrix products where it is slow at convolutions, all in f32
     Cpu,

@@ -1,6 +1,7 @@
 //! Settings that XLA reads from the environment before its first use: how much it says, how many devices it makes.
 
 /// Keeps XLA's own messages off the terminal unless they were asked for, and starts our own log.
+#[cfg(feature = "cli")]
 pub fn init(verbose: bool) {
     let asked = verbose || std::env::var_os("RUST_LOG").is_some();
     let default = if verbose { "info" } else { "warn" };

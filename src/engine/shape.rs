@@ -55,7 +55,7 @@ impl fmt::Display for DType {
 
 /// The element type in which matrix products and convolutions take their operands. They are f32 arrays in any case, and so
 /// are the results: with bf16 each operand is rounded to 8 significant bits, the sums of the products are not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     #[default]

@@ -15,7 +15,7 @@ use crate::nn::params::{Leaf, Params};
 use crate::train::task::{Outcome, Sizes, Step, Task};
 
 /// What is trained on when an image has more than one latent sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ManySamples {
     /// The importance-weighted bound: log mean of p(x | z) p(z) / q(z | x)

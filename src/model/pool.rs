@@ -24,7 +24,7 @@ use crate::nn::params::Leaf;
 use crate::train::task::{Entry, Feed, Host, Outcome, Sizes, Spread, Step, Task};
 
 /// How the pool's entries change places after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shuffle {
     /// The result of `global`, bit for bit, by moving only the entries that a replica needs next
