@@ -6,6 +6,7 @@ pub mod conformance;
 pub mod ir;
 #[cfg(feature = "xla")]
 pub mod lower;
+pub mod npy;
 pub mod program;
 pub mod quiet;
 pub mod random;

@@ -9,7 +9,6 @@ use std::process::{Command, Output};
 use vnca::engine::random::Key;
 use vnca::model::{Kind, Model};
 use vnca::nn::params::init;
-use vnca::study::analysis::npy;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vnca");
 
@@ -91,13 +90,8 @@ pub fn data_folder(root: &Path) -> PathBuf {
 pub fn weights(folder: &Path, kind: Kind, latent: usize) -> Vec<String> {
     let model = Model::new(kind, Some(latent)).expect("the size is in range");
     let leaves = model.leaves();
-    let mut files = Vec::new();
-    for (leaf, array) in leaves.iter().zip(init(&leaves, Key::new(0))) {
-        let file = folder.join(format!("{}.npy", leaf.name));
-        npy::write(&file, array.dims(), &array.to_vec::<f32>()).expect("the file can be written");
-        files.push((leaf.name.as_str(), file));
-    }
-    npy::pack(&folder.join("weights.npz"), &files).expect("the archive can be written");
+    vnca::nn::weights::write(&folder.join("weights.npz"), &leaves, &init(&leaves, Key::new(0)))
+        .expect("the file can be written");
     let latent = latent.to_string();
     ["--weights", "weights.npz", "--model", kind.name(), "--latent", &latent].map(String::from).to_vec()
 }

@@ -9,8 +9,8 @@ use anyhow::{Context, anyhow};
 use super::{On, Outcome, bar, print};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{self, Part, labels};
+use crate::engine::npy;
 use crate::engine::runtime::Mesh;
-use crate::study::analysis::npy;
 use crate::study::analysis::originals::{Matches, likeliest};
 
 #[derive(Debug, clap::Args)]
@@ -64,9 +64,9 @@ pub fn run(args: &Args) -> Outcome {
 fn report(args: &Args, matches: &Matches, found: &[u8], originals: usize, seconds: f64) -> Outcome {
     let n = found.len();
     let hashes = serde_json::json!({
-        "labels.npy": npy::write(&args.out.join("labels.npy"), &[n], found)?,
-        "indices.npy": npy::write(&args.out.join("indices.npy"), &[n], &matches.indices)?,
-        "margins.npy": npy::write(&args.out.join("margins.npy"), &[n], &matches.margins)?,
+        "labels.npy": npy::save(&args.out.join("labels.npy"), &[n], found)?,
+        "indices.npy": npy::save(&args.out.join("indices.npy"), &[n], &matches.indices)?,
+        "margins.npy": npy::save(&args.out.join("margins.npy"), &[n], &matches.margins)?,
     });
     let mut counts = [0usize; 10];
     found.iter().for_each(|label| counts[usize::from(*label)] += 1);

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use super::{On, Source, Weights, print};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{self, Part, Split};
+use crate::engine::npy;
+use crate::files;
 use crate::study::gallery::{self, Latent};
 use crate::study::session::Session;
 
@@ -98,13 +100,17 @@ pub struct Files {
 }
 
 impl Files {
+    fn path(&self, ending: &str) -> PathBuf {
+        self.folder.join(format!("{}{ending}", self.name))
+    }
+
     /// Writes the file whose name ends so: `.png`, `-loss.png`.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write(&mut self, ending: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.folder.join(format!("{}{ending}", self.name));
-        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        let path = self.path(ending);
+        files::write_bytes(&path, bytes)?;
         self.written.push(path);
         Ok(())
     }
@@ -114,10 +120,10 @@ impl Files {
     /// # Errors
     /// When there are more or fewer than the sizes say, or the file cannot be written.
     pub fn write_npy(&mut self, ending: &str, dims: &[usize], values: &[f32]) -> Result<()> {
-        use ndarray_npy::WriteNpyExt;
-        let mut bytes = Vec::new();
-        ndarray::ArrayView::from_shape(dims, values)?.write_npy(&mut bytes)?;
-        self.write(ending, &bytes)
+        let path = self.path(ending);
+        npy::save(&path, dims, values)?;
+        self.written.push(path);
+        Ok(())
     }
 
     /// Prints what was made: the numbers and names as JSON, or the names.

@@ -10,10 +10,12 @@ use super::images::Images;
 use super::{On, Outcome, Source, bar, print};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{Split, glyphs};
+use crate::engine::npy;
 use crate::engine::random::Key;
+use crate::files;
 use crate::model::SIDE;
+use crate::nn::weights::npz;
 use crate::study::analysis::latents::{CELLS, Encoder, Grower, prior};
-use crate::study::analysis::npy;
 use crate::study::analysis::probe::{
     BATCH, CLASSES, Cells, HeldOut, Probe, Score, Teller, batch_count, train,
 };
@@ -80,7 +82,7 @@ pub fn run(args: &Args) -> Outcome {
     let teller = Teller::new(&session.mesh, &probe)?;
     let score = teller.score(&cells, labels, &held_out).exit(Exit::Usage)?;
     let seconds = began.elapsed().as_secs_f64();
-    write(args, &probe, &score, latent)?;
+    write(args, &probe, &score)?;
     let latents = prior(shown, args.samples as usize, latent);
     let figure = prior_figure(&grower, &teller, &latents.samples, &latents.keys, latent)?;
     figure.write(&args.out.join("prior.png"))?;
@@ -102,19 +104,16 @@ fn grown(args: &Args, session: &Session, grower: &Grower<'_>, split: &Split) -> 
     Ok(cells)
 }
 
-fn write(args: &Args, probe: &Probe, score: &Score, latent: usize) -> Result<()> {
+fn write(args: &Args, probe: &Probe, score: &Score) -> Result<()> {
     let out = |name: &str| args.out.join(name);
-    let weight = probe.weight.transpose(&[1, 0]).to_vec::<f32>();
-    npy::write(&out("weight.npy"), &[CLASSES, latent], &weight)?;
-    npy::write(&out("bias.npy"), &[CLASSES], &probe.bias.to_vec::<f32>())?;
-    npy::pack(&out("probe.npz"), &[("weight", out("weight.npy")), ("bias", out("bias.npy"))])?;
+    let weight = probe.weight.transpose(&[1, 0]);
+    npz::write(&out("probe.npz"), [("weight", &weight), ("bias", &probe.bias)].into_iter())?;
     let positions = score.per_position();
-    npy::write(&out("positions.npy"), &[SIDE, SIDE], &positions)?;
+    npy::save(&out("positions.npy"), &[SIDE, SIDE], &positions)?;
     let values: Vec<f64> = positions.iter().map(|v| f64::from(*v)).collect();
     let frame = Frame::new("Accuracy of the probe by a cell's place", "column", "row").square();
     let png = heat_map(&frame, &values, SIDE, None, "accuracy")?;
-    fs::write(out("positions.png"), png)
-        .with_context(|| format!("cannot write {}", out("positions.png").display()))
+    files::write_bytes(&out("positions.png"), png)
 }
 
 fn report(args: &Args, split: &Split, score: &Score, seconds: f64) -> Outcome {

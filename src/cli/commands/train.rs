@@ -17,7 +17,8 @@ use crate::cli::error::{Exit, WithExit};
 use crate::data::{self, Part};
 use crate::engine::runtime::Mesh;
 use crate::engine::shape::Precision;
-use crate::train::checkpoint::{Store, publish};
+use crate::files;
+use crate::train::checkpoint::Store;
 use crate::train::run::{End, Run, Watch};
 
 #[derive(Debug, clap::Args)]
@@ -161,10 +162,7 @@ fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf
 }
 
 fn write_config(folder: &Path, config: &TrainConfig) -> Result<()> {
-    let aside = folder.join("config.json.part");
-    let text = serde_json::to_string_pretty(config)? + "\n";
-    fs::write(&aside, text).with_context(|| format!("cannot write {}", aside.display()))?;
-    publish(&aside, &folder.join("config.json"))
+    files::write_bytes(&folder.join("config.json"), serde_json::to_string_pretty(config)? + "\n")
 }
 
 fn report(json: &bool, run: &Run, folder: &Path, began: Instant) -> Result<()> {

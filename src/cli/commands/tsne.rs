@@ -10,10 +10,11 @@ use super::images::Images;
 use super::{On, Outcome, Source, bar, print};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::Split;
+use crate::engine::npy;
 use crate::engine::random::Key;
+use crate::files;
 use crate::study::analysis::latents::Encoder;
 use crate::study::analysis::neighbours::{label_accuracy, nearest};
-use crate::study::analysis::npy;
 use crate::study::analysis::tsne::{Map, Options, map};
 use crate::study::figure::plots::{Frame, scatter};
 use crate::study::session::Session;
@@ -144,11 +145,11 @@ fn write(args: &Args, title: &str, made: &Map, labels: &[u8], means: &[f32], cho
     let png = scatter(&Frame::new(title, "", "").square(), &points, labels, &names)?;
     let out = |name: &str| args.out.join(name);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    fs::write(out("map.png"), png).with_context(|| format!("cannot write {}", out("map.png").display()))?;
-    npy::write(&out("map.npy"), &[n, 2], &made.coordinates)?;
-    npy::write(&out("means.npy"), &[n, means.len() / n], means)?;
-    npy::write(&out("labels.npy"), &[n], labels)?;
+    files::write_bytes(&out("map.png"), png)?;
+    npy::save(&out("map.npy"), &[n, 2], &made.coordinates)?;
+    npy::save(&out("means.npy"), &[n, means.len() / n], means)?;
+    npy::save(&out("labels.npy"), &[n], labels)?;
     let indices: Vec<i32> = chosen.iter().map(|i| *i as i32).collect();
-    npy::write(&out("indices.npy"), &[n], &indices)?;
+    npy::save(&out("indices.npy"), &[n], &indices)?;
     Ok(())
 }

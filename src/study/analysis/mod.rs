@@ -2,7 +2,6 @@
 
 pub mod latents;
 pub mod neighbours;
-pub mod npy;
 pub mod originals;
 pub mod probe;
 pub mod tsne;

@@ -1,7 +1,7 @@
 //! A linear probe: softmax regression of an image's label from each single cell's final state. The report, section 4.2;
 //! Alain & Bengio, "Understanding intermediate layers using linear classifier probes" (2017).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -35,10 +35,8 @@ impl Cells {
     /// # Errors
     /// When no file can be made in the folder.
     pub fn create(folder: &Path, latent: usize) -> Result<Cells> {
-        let path = folder.join("cells.part");
-        let open = || File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
-        fs::remove_file(&path).with_context(|| format!("cannot unlink {}", path.display()))?;
+        let file = tempfile::tempfile_in(folder)
+            .with_context(|| format!("cannot write a file in {}", folder.display()))?;
         Ok(Cells { file, latent, images: 0 })
     }
 

@@ -16,6 +16,7 @@ use crate::cli;
 use crate::cli::config::TrainConfig;
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{self, Part, Split};
+use crate::files;
 use crate::model::{Kind, Model};
 use crate::study::figure::page::Page;
 use crate::train::checkpoint::chosen;
@@ -136,7 +137,7 @@ fn make(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
         }
     }
     let report = args.out.join("report.html");
-    fs::write(&report, page.html()).with_context(|| format!("cannot write {}", report.display()))?;
+    files::write_bytes(&report, page.html())?;
     files.push(report);
     Ok(files)
 }
@@ -165,7 +166,7 @@ fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>
             continue;
         };
         let path = args.out.join(name);
-        fs::write(&path, &png).with_context(|| format!("cannot write {}", path.display()))?;
+        files::write_bytes(&path, &png)?;
         page.picture(&png, caption);
         files.push(path);
     }
