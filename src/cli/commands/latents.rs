@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::images::Images;
-use super::{On, Outcome, Source, bar, print};
+use super::{On, Outcome, Report, Source, bar};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::Split;
 use crate::engine::npy;
@@ -69,19 +69,15 @@ pub fn run(args: &Args) -> Outcome {
     };
     let seconds = began.elapsed().as_secs_f64();
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
-    if args.json {
-        let result = serde_json::json!({
-            "images": count,
-            "latent": session.model.latent,
-            "arrays": names,
-            "out": args.out,
-            "seconds": seconds,
-        });
-        print(&result.to_string())?;
-    } else {
-        print(&format!("{count} images of {}: {} in {}", split.name, names.join(", "), args.out.display()))?;
-    }
-    Ok(None)
+    let json = serde_json::json!({
+        "images": count,
+        "latent": session.model.latent,
+        "arrays": names,
+        "out": args.out,
+        "seconds": seconds,
+    });
+    let text = format!("{count} images of {}: {} in {}", split.name, names.join(", "), args.out.display());
+    Report { json, text }.print(args.json)
 }
 
 /// Writes the arrays of the first `count` images into an archive. Its arrays stand one after the other, and these come
