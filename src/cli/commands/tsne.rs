@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use rand::seq::index;
 
 use super::images::Images;
 use super::{On, Outcome, Report, Source, bar};
@@ -82,8 +83,7 @@ pub fn report(args: &Args) -> Result<Report> {
     let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
     let began = Instant::now();
     let [choice, first] = Key::new(args.seed).split2();
-    let mut chosen: Vec<usize> =
-        choice.permutation(split.len()).into_iter().take(points).map(|i| i as usize).collect();
+    let mut chosen = index::sample(&mut choice.rng(), split.len(), points).into_vec();
     chosen.sort_unstable();
     let means = encoded(&session, &split, &chosen)?;
     let labels: Vec<u8> = chosen.iter().map(|&i| labels[i]).collect();

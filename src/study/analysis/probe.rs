@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use rand::RngExt;
+use rand::seq::{SliceRandom, index};
 
 use super::latents::CELLS;
 use crate::engine::array::Array;
@@ -21,7 +23,7 @@ pub const CLASSES: usize = 10;
 /// Images a call: 8,192 cells.
 pub const BATCH: usize = 8;
 /// The share that tests the probe.
-const HELD_OUT: f32 = 0.2;
+const HELD_OUT: f64 = 0.2;
 const LEARNING_RATE: f64 = 1e-2;
 
 /// States of cells on the disk, in a file without a name, which goes when the process does.
@@ -79,8 +81,8 @@ pub enum HeldOut {
 impl HeldOut {
     pub fn images(key: Key, count: usize) -> HeldOut {
         let mut held = vec![false; count];
-        let most = (count as f32 * HELD_OUT).round() as usize;
-        key.permutation(count).into_iter().take(most).for_each(|i| held[i as usize] = true);
+        let most = (count as f64 * HELD_OUT).round() as usize;
+        index::sample(&mut key.rng(), count, most).into_iter().for_each(|i| held[i] = true);
         HeldOut::Images(held)
     }
 
@@ -88,7 +90,10 @@ impl HeldOut {
     fn cells(&self, image: usize) -> Vec<bool> {
         match self {
             HeldOut::Images(held) => vec![held[image]; CELLS],
-            HeldOut::Cells(key) => key.split_at(image as u64).bernoulli(CELLS, |_| HELD_OUT),
+            HeldOut::Cells(key) => {
+                let mut rng = key.split_at(image as u64).rng();
+                (0..CELLS).map(|_| rng.random_bool(HELD_OUT)).collect()
+            }
         }
     }
 
@@ -163,9 +168,9 @@ pub fn batch_count(images: usize, held_out: &HeldOut, epochs: usize) -> usize {
 
 fn batches(images: &[usize], epochs: usize, key: Key) -> impl Iterator<Item = Vec<usize>> {
     (0..epochs as u64).flat_map(move |epoch| {
-        let order = key.split_at(epoch).permutation(images.len());
-        let chosen: Vec<usize> = order.into_iter().map(|i| images[i as usize]).collect();
-        chosen.chunks(BATCH).map(<[usize]>::to_vec).collect::<Vec<_>>()
+        let mut order = images.to_vec();
+        order.shuffle(&mut key.split_at(epoch).rng());
+        order.chunks(BATCH).map(<[usize]>::to_vec).collect::<Vec<_>>()
     })
 }
 

@@ -6,6 +6,8 @@
 //! exact. Every sum has its order, so that a key gives one map on any number of threads. The descent's constants are scikit-learn's.
 
 use anyhow::{Result, ensure};
+use rand::RngExt;
+use rand_distr::StandardNormal;
 use rayon::prelude::*;
 
 use super::neighbours::Neighbour;
@@ -61,9 +63,8 @@ pub fn map(neighbours: &[Vec<Neighbour>], key: Key, options: Options, done: impl
     let attractions = joint(neighbours, k, f64::from(options.perplexity));
     let rate = (n as f32 / EXAGGERATION / 4.0).max(50.0);
     // A narrow cloud: what is near is then decided by the forces alone.
-    let drawn = key.normal(2 * n);
-    let mut at = Plane { x: drawn[..n].to_vec(), y: drawn[n..].to_vec() };
-    at.axes().into_iter().flatten().for_each(|c| *c *= 1e-4);
+    let mut drawn = key.rng().sample_iter(StandardNormal).map(|c: f32| 1e-4 * c);
+    let mut at = Plane { x: drawn.by_ref().take(n).collect(), y: drawn.take(n).collect() };
     let (mut speed, mut gains) = (Plane::all(n, 0.0), Plane::all(n, 1.0));
     let (mut pushes, mut slopes) = (Vec::with_capacity(n), Vec::with_capacity(n));
     for iteration in 0..options.iterations {
