@@ -1,12 +1,16 @@
 //! What `vnca::data::load` makes of input: every bad input gets an error that says where and what, and no panic; good
 //! input in every form gives the images that were put in.
 
+#[path = "common/records.rs"]
+mod records;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use records::{header, record};
 use vnca::data::{self, PIXELS, Part, Split};
 
 /// Some images: `n * 784` bytes of 0 or 1, no two images equal.
@@ -33,17 +37,8 @@ fn idx_labels(labels: &[u8]) -> Vec<u8> {
     idx(0x801, &[labels.len() as u32], labels)
 }
 
-/// A `.npy` file with any dictionary.
-fn npy_with(dictionary: &str, body: &[u8]) -> Vec<u8> {
-    let mut file = b"\x93NUMPY\x01\x00".to_vec();
-    file.extend((dictionary.len() as u16).to_le_bytes());
-    file.extend(dictionary.as_bytes());
-    file.extend(body);
-    file
-}
-
 fn npy(descr: &str, shape: &str, body: &[u8]) -> Vec<u8> {
-    npy_with(&format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n"), body)
+    record(&header(descr, "False", shape), body)
 }
 
 fn gz(content: &[u8]) -> Vec<u8> {
@@ -192,8 +187,7 @@ fn bad_npy() {
     let mut minus = vec![0; 2 * PIXELS];
     minus[5] = 0xff;
     let version_2 = |length: u32| [b"\x93NUMPY\x02\x00", &length.to_le_bytes()[..]].concat();
-    let order = "{'descr': '|u1', 'fortran_order': Yes, 'shape': (1, 784), }";
-    let columns = "{'descr': '|u1', 'fortran_order': True, 'shape': (2, 784), }";
+    let (order, columns) = (header("|u1", "Yes", "(1, 784)"), header("|u1", "True", "(2, 784)"));
     let mut two_columns = images(2);
     two_columns[3] = 7;
     check(&[
@@ -204,11 +198,11 @@ fn bad_npy() {
         ("a.npy", b"\x93NUMPY\x01\x00\x76".to_vec(), &["truncated", "header"]),
         ("a.npy", version_2(u32::MAX), &["header of up to 16384 bytes", "4294967295"]),
         ("a.npy", version_2(1000), &["truncated", "expected 1000 bytes from byte 12 on, got 0"]),
-        ("a.npy", npy_with("\u{e9}", &[]), &["header", "descr", "got none"]),
-        ("a.npy", npy_with("{'descr': '|u1'}", &[]), &["fortran_order", "got none"]),
-        ("a.npy", npy_with("{'descr': [('a', '<f4')], 'fortran_order': False}", &[]), &["one element type"]),
-        ("a.npy", npy_with(order, &one), &["fortran_order False or True", "Yes"]),
-        ("a.npy", npy_with(columns, &two_columns), &["value 3 (index [1, 1])", "got 7"]),
+        ("a.npy", record("\u{e9}", &[]), &["header", "descr", "got none"]),
+        ("a.npy", record("{'descr': '|u1'}", &[]), &["fortran_order", "got none"]),
+        ("a.npy", record("{'descr': [('a', '<f4')], 'fortran_order': False}", &[]), &["one element type"]),
+        ("a.npy", record(&order, &one), &["fortran_order False or True", "Yes"]),
+        ("a.npy", record(&columns, &two_columns), &["value 3 (index [1, 1])", "got 7"]),
         ("a.npy", npy("<c8", "(1, 784)", &[]), &["element type", "'<c8'"]),
         ("a.npy", npy("|O", "(1, 784)", &[]), &["element type", "'|O'"]),
         ("a.npy", npy("", "(1, 784)", &[]), &["element type", "''"]),
@@ -402,8 +396,8 @@ fn good_npy_of_every_type() {
             .flat_map(|column| (0..rows).flat_map(move |row| (0..20).map(move |image| (image, row, column))))
             .map(|(image, row, column)| at(image, row, column))
             .collect();
-        let header = format!("{{'descr': '|u1', 'fortran_order': True, 'shape': {shape}, }}");
-        assert_eq!(loaded("a.npy", &npy_with(&header, &body)).pixels, pixels, "{shape}");
+        let content = record(&header("|u1", "True", shape), &body);
+        assert_eq!(loaded("a.npy", &content).pixels, pixels, "{shape}");
     }
 }
 

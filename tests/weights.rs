@@ -2,9 +2,12 @@
 
 #[path = "common/cli.rs"]
 mod cli;
+#[path = "common/records.rs"]
+mod records;
 
 use std::path::{Path, PathBuf};
 
+use records::{header, record};
 use vnca::engine::array::Array;
 use vnca::engine::npy;
 use vnca::engine::random::Key;
@@ -43,19 +46,6 @@ fn a_file_of_equinox_has_the_values_of_the_same_key_here() {
     write(&ours, &leaves(), &values()).unwrap();
     let (ours, theirs) = (std::fs::read(ours).unwrap(), std::fs::read(path).unwrap());
     assert!(theirs.starts_with(&ours), "Equinox writes other bytes for the same arrays");
-}
-
-/// A record with any header text.
-fn record(header: &str, values: &[u8]) -> Vec<u8> {
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(values);
-    bytes
-}
-
-fn header(descr: &str, fortran: &str, shape: &str) -> String {
-    format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n")
 }
 
 /// The records of the four leaves, the one at `at` replaced.

@@ -62,27 +62,19 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Writes `n` images of independent pixels as a .npy file of the given sizes.
-pub fn write_npy(path: &Path, key: Key, n: usize, shape: &str) {
-    let pixels: Vec<u8> = key.bernoulli(n * 784, |_| 0.13).into_iter().map(u8::from).collect();
-    let mut header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}");
-    while (header.len() + 11) % 64 != 0 {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(pixels);
-    std::fs::write(path, bytes).expect("the file can be written");
+/// Writes images of independent pixels as a .npy file of the given sizes.
+pub fn write_npy(path: &Path, key: Key, dims: &[usize]) {
+    let pixels = key.bernoulli(dims.iter().product(), |_| 0.13).into_iter().map(u8::from).collect();
+    let images = ndarray::ArrayD::from_shape_vec(dims, pixels).expect("as many as the sizes say");
+    ndarray_npy::write_npy(path, &images).expect("the file can be written");
 }
 
 /// A folder with a small training and test set.
 pub fn data_folder(root: &Path) -> PathBuf {
     let folder = root.join("images");
     std::fs::create_dir_all(&folder).expect("a folder can be made");
-    write_npy(&folder.join("train.npy"), Key::new(900), 64, "(64, 28, 28)");
-    write_npy(&folder.join("test.npy"), Key::new(901), 21, "(21, 784)");
+    write_npy(&folder.join("train.npy"), Key::new(900), &[64, 28, 28]);
+    write_npy(&folder.join("test.npy"), Key::new(901), &[21, 784]);
     folder
 }
 
