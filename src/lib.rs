@@ -79,6 +79,7 @@
 pub mod cli;
 pub mod data;
 pub mod engine;
+pub mod files;
 pub mod model;
 pub mod nn;
 pub mod study;
