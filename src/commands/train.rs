@@ -38,10 +38,10 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let began = Instant::now();
     let options = match &args.config {
-        Some(path) => args.options.over(&TrainOptions::from_toml(path).exit(Exit::Usage)?)?,
+        Some(path) => args.options.over(&TrainOptions::from_toml(path).exit(Exit::Usage)?),
         None => args.options,
     };
-    let options = options.over(&options.from_preset().exit(Exit::Usage)?)?;
+    let options = options.over(&options.from_preset().exit(Exit::Usage)?);
     let signal = listen()?;
     let (config, folder) = prepare(&options, args.resume)?;
     let dataset = data::load(&config.data).exit(Exit::BadInput)?;

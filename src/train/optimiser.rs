@@ -54,6 +54,8 @@ pub struct Optimiser {
     pub b1: f64,
     pub b2: f64,
     pub eps: f64,
+    /// Infinite where nothing is clipped.
+    #[serde(with = "limit")]
     pub clip_norm: f64,
     pub clip_order: ClipOrder,
     #[serde(default)]
@@ -65,6 +67,37 @@ pub struct Optimiser {
     pub warmup: usize,
     #[serde(default)]
     pub fall: Option<Fall>,
+}
+
+/// A limit that may be infinite, as JSON, which has no such number: the text "inf" stands for it.
+mod limit {
+    use serde::de::{Error, Unexpected};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    const NONE: &str = "inf";
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Limit {
+        Number(f64),
+        Text(String),
+    }
+
+    pub fn serialize<S: Serializer>(limit: &f64, to: S) -> Result<S::Ok, S::Error> {
+        match *limit {
+            f64::INFINITY => Limit::Text(NONE.into()),
+            limit => Limit::Number(limit),
+        }
+        .serialize(to)
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<f64, D::Error> {
+        match Limit::deserialize(from)? {
+            Limit::Number(limit) => Ok(limit),
+            Limit::Text(text) if text == NONE => Ok(f64::INFINITY),
+            Limit::Text(text) => Err(Error::invalid_value(Unexpected::Str(&text), &"a number or \"inf\"")),
+        }
+    }
 }
 
 impl Optimiser {
@@ -85,6 +118,11 @@ impl Optimiser {
     /// The share of the learning rate that is left at the end.
     pub fn end_factor(&self) -> f64 {
         self.fall.map_or(1.0, |fall| fall.end_factor)
+    }
+
+    /// Whether a norm can be over the limit, in the f32 of devices.
+    fn clips(&self) -> bool {
+        (self.clip_norm as f32).is_finite()
     }
 }
 
@@ -125,6 +163,7 @@ impl Optimiser {
     /// The moments after gradients whose global norm is `norm`.
     pub fn moments<'g>(&self, gradients: &[Sym<'g>], norm: Sym<'g>, before: &Moments<'g>) -> Moments<'g> {
         let clipped: Vec<Sym<'g>> = match (self.clip_order, self.clip_scope) {
+            _ if !self.clips() => gradients.to_vec(),
             (ClipOrder::After, _) => gradients.to_vec(),
             (ClipOrder::Before, ClipScope::All) => {
                 let factor = clip_factor(norm, self.clip_norm);
@@ -162,6 +201,7 @@ impl Optimiser {
         let updates: Vec<Sym<'g>> =
             moments.first.iter().zip(&moments.second).enumerate().map(update).collect();
         match self.clip_order {
+            _ if !self.clips() => updates,
             ClipOrder::Before => updates,
             ClipOrder::After => {
                 let factor = clip_factor(global_norm(&updates), self.clip_norm);
