@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::data::identity::DataCrc;
 use crate::ir::RepeatOptions;
 use crate::model::loss::{Loss, ManySamples};
 use crate::model::{Kind, Model};
 use crate::runtime::Device;
 use crate::shape::Precision;
+use crate::train::checkpoint::publish;
 use crate::train::optimiser::{CellRule, ClipOrder, ClipScope, Fall, Optimiser};
 use crate::train::pool::{PoolSpec, Shuffle};
 use crate::train::step::StepSpec;
@@ -217,7 +219,11 @@ impl TrainOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     pub model: Model,
+    /// An absolute path in the configuration of a run, but for the name of the embedded digits.
     pub data: String,
+    /// Of the run's images, once they are known; older runs did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_crc: Option<DataCrc>,
     pub steps: usize,
     pub batch_size: usize,
     pub replicas: usize,
@@ -260,6 +266,7 @@ impl TrainConfig {
         let config = TrainConfig {
             model,
             data: options.data.clone().unwrap_or_else(|| "glyphs".into()),
+            data_crc: None,
             steps,
             // The report's batches.
             batch_size: options.batch_size.unwrap_or(if kind == Kind::NonDoubling { 128 } else { 32 }),
@@ -405,12 +412,24 @@ impl TrainConfig {
         serde_json::from_slice(&text).with_context(|| format!("{} is no run's configuration", path.display()))
     }
 
+    /// Writes the configuration into a run's folder, as a whole or not at all.
+    ///
+    /// # Errors
+    /// When the file cannot be written; the error names it.
+    pub fn save(&self, run: &Path) -> Result<()> {
+        let aside = run.join("config.json.part");
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        std::fs::write(&aside, text).with_context(|| format!("cannot write {}", aside.display()))?;
+        publish(&aside, &run.join("config.json"))
+    }
+
     /// The configuration of a resumed run: the saved one, with the new values of what may change.
     ///
     /// # Errors
     /// When an option was given another value that would make it another run; the error names it.
     pub fn resumed(saved: &TrainConfig, options: &TrainOptions) -> Result<TrainConfig> {
         let config = TrainConfig::resolve(&options.over(&saved.as_options()))?;
+        let config = TrainConfig { data_crc: saved.data_crc, ..config };
         let same = |flag: &str, equal: bool| match equal {
             true => Ok(()),
             false => Err(anyhow!(

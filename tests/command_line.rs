@@ -69,10 +69,12 @@ fn a_number_that_is_none_is_refused_from_wherever_it_comes() {
         (&["--config", "inf.toml"], "--learning-rate"),
     ];
     for (options, flag) in cases {
-        let error = cli::fail(folder.path(), &[&["train", "--steps", "1"], &doubling[..], options].concat(), 2);
+        let error =
+            cli::fail(folder.path(), &[&["train", "--steps", "1"], &doubling[..], options].concat(), 2);
         assert!(error.contains(flag), "{options:?}: {error}");
     }
-    let output = cli::vnca(folder.path(), &["train", "--steps", "1"]).env("VNCA_BETA", "nan").output().unwrap();
+    let output =
+        cli::vnca(folder.path(), &["train", "--steps", "1"]).env("VNCA_BETA", "nan").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(cli::text(&output.stderr).contains("--beta"));
     assert!(!folder.path().join("runs").exists());

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
+use super::run_data::Wanted;
 use super::{On, Outcome, Source, Weights, bar, print};
 use crate::data::{self, Part as DataPart, Split};
 use crate::error::{Exit, WithExit};
@@ -97,9 +98,9 @@ pub fn run(args: &Args) -> Outcome {
 /// The figures; none of a shard, which is told of here.
 fn evaluated(args: &Options) -> Result<Option<Summary>> {
     let weights = args.source.load()?;
-    let spec = args.data.clone().or(weights.data.clone()).unwrap_or_else(|| data::GLYPHS.into());
+    let wanted = Wanted::new(args.data.as_deref(), weights.data.as_ref());
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
-    let (split, train) = images(args, &spec, part)?;
+    let (split, train) = images(args, wanted, part)?;
     let device = args.device.get()?;
     let session = Session::open(&device, args.replicas, weights.model, &weights.arrays).exit(Exit::Device)?;
     let began = Instant::now();
@@ -122,14 +123,14 @@ fn evaluated(args: &Options) -> Result<Option<Summary>> {
 }
 
 /// The images to evaluate, and for the gap as many training images.
-fn images(args: &Options, spec: &str, part: DataPart) -> Result<(Split, Option<Split>)> {
-    let split = data::load_split(spec, part).exit(Exit::BadInput)?;
+fn images(args: &Options, wanted: Wanted<'_>, part: DataPart) -> Result<(Split, Option<Split>)> {
+    let split = wanted.split(part)?;
     let count = args.limit.unwrap_or(usize::MAX).min(split.len());
     let first = Split { pixels: split.pixels[..count * data::PIXELS].to_vec(), labels: None, ..split };
     if !args.gap {
         return Ok((first, None));
     }
-    let dataset = data::load(spec).exit(Exit::BadInput)?;
+    let (spec, dataset) = (wanted.spec(), wanted.all()?);
     match (dataset.train, dataset.test, part) {
         (Some(train), Some(_), DataPart::Test) => Ok((first, Some(train.spread(count)))),
         (_, _, DataPart::Train) => {

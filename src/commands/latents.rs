@@ -56,7 +56,7 @@ type Files = Vec<(&'static str, PathBuf)>;
 
 pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
-    let split = args.images.load(&args.split, weights.data.as_deref())?;
+    let split = args.images.load(&args.split, weights.data.as_ref())?;
     let device = args.device.get()?;
     let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;
     let count = args.limit.unwrap_or(split.len()).min(split.len());

@@ -55,8 +55,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
-    let split =
-        args.images.load(&args.part, weights.data.as_deref())?.spread(args.limit.unwrap_or(usize::MAX));
+    let split = args.images.load(&args.part, weights.data.as_ref())?.spread(args.limit.unwrap_or(usize::MAX));
     let labels = args.images.labels(&split).exit(Exit::BadInput)?;
     let device = args.device.get()?;
     let session = Session::open(&device, 1, weights.model, &weights.arrays).exit(Exit::Device)?;

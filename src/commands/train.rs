@@ -1,6 +1,5 @@
 //! `vnca train`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,11 +12,12 @@ use signal_hook::iterator::Signals;
 
 use super::{Outcome, bar, print};
 use crate::config::{TrainConfig, TrainOptions};
+use crate::data::identity::located;
 use crate::data::{self, Part};
 use crate::error::{Exit, WithExit};
 use crate::runtime::Mesh;
 use crate::shape::Precision;
-use crate::train::checkpoint::{Store, publish};
+use crate::train::checkpoint::Store;
 use crate::train::run::{End, Run, Watch};
 
 #[derive(Debug, clap::Args)]
@@ -43,10 +43,20 @@ pub fn run(args: Args) -> Outcome {
     };
     let options = options.over(&options.from_preset().exit(Exit::Usage)?);
     let signal = listen()?;
-    let (config, folder) = prepare(&options, args.resume)?;
-    let dataset = data::load(&config.data).exit(Exit::BadInput)?;
+    let (mut config, folder) = prepare(&options, args.resume)?;
+    let dataset = match data::load(&config.data) {
+        Err(error) if args.resume && options.data.is_none() => {
+            let run = folder.display();
+            Err(error.context(format!("the images of the run {run}: --data PATH names where they are")))
+        }
+        loaded => loaded,
+    };
+    let dataset = dataset.exit(Exit::BadInput)?;
     let train = dataset.split(Part::Train).exit(Exit::BadInput)?.clone();
     let test = dataset.test.clone();
+    // The run finds its images from any working folder. A relative path that an older run wrote down has led to some here;
+    // whether they are its own, `Run::start` sees.
+    config.data = located(&config.data);
     if config.eval_every.is_some_and(|n| n > 0) && test.is_none() {
         return Err(anyhow::anyhow!(
             "--eval-every {}: {} has no test images",
@@ -58,7 +68,7 @@ pub fn run(args: Args) -> Outcome {
     // What can be wrong with the sizes comes before anything is written.
     config.step_spec(train.len()).exit(Exit::Usage)?;
     let checkpoint = match args.resume {
-        true => Store::open(&folder, config.keep)?.latest().exit(Exit::BadInput)?,
+        true => Store::of(&folder, config.keep).latest().exit(Exit::BadInput)?,
         false => None,
     };
     if checkpoint.as_ref().is_some_and(|c| c.meta.step > config.steps) {
@@ -72,8 +82,6 @@ pub fn run(args: Args) -> Outcome {
     // A device that cannot be had leaves no folder behind. It is opened once a process.
     let device = config.device().exit(Exit::Usage)?;
     Mesh::open(&device, config.replicas).exit(Exit::Device)?;
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    write_config(&folder, &config)?;
     let mut watch = Screen { bar: ProgressBar::hidden(), signal };
     let model = config.model;
     let products = match model.precision {
@@ -158,13 +166,6 @@ fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf
         .exit(Exit::Usage);
     }
     Ok((config, folder))
-}
-
-fn write_config(folder: &Path, config: &TrainConfig) -> Result<()> {
-    let aside = folder.join("config.json.part");
-    let text = serde_json::to_string_pretty(config)? + "\n";
-    fs::write(&aside, text).with_context(|| format!("cannot write {}", aside.display()))?;
-    publish(&aside, &folder.join("config.json"))
 }
 
 fn report(json: &bool, run: &Run, folder: &Path, began: Instant) -> Result<()> {

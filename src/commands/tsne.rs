@@ -57,7 +57,7 @@ const BATCH: usize = 64;
 
 pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
-    let split = args.images.load(&args.split, weights.data.as_deref())?;
+    let split = args.images.load(&args.split, weights.data.as_ref())?;
     let labels = args.images.labels(&split).exit(Exit::BadInput)?;
     let Args { perplexity, iterations, .. } = *args;
     let options = Options { perplexity, iterations };

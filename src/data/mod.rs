@@ -11,6 +11,7 @@
 pub mod amat;
 pub mod download;
 pub mod glyphs;
+pub mod identity;
 pub mod idx;
 pub mod input;
 pub mod known;

@@ -1,9 +1,10 @@
 //! A training run: device calls one after the other, and what is written between them.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 
 use super::checkpoint::{Checkpoint, Meta, Store};
 use super::metrics::{Line, Metrics};
@@ -16,6 +17,7 @@ use crate::array::Array;
 use crate::build::compile;
 use crate::config::TrainConfig;
 use crate::data::Split;
+use crate::data::identity::DataCrc;
 use crate::error::{Exit, coded};
 use crate::eval::Evaluator;
 use crate::random::Key;
@@ -69,12 +71,13 @@ pub struct Run {
 }
 
 impl Run {
-    /// Compiles the train program and puts the initial or resumed state on the devices.
+    /// Compiles the train program and puts the initial or resumed state on the devices. Once nothing is left that could refuse
+    /// the run, makes its folder ready: until then nothing in it changes.
     ///
     /// # Errors
-    /// When sizes do not fit, the device cannot be had, or the checkpoint is not of this run.
+    /// When sizes do not fit, the device cannot be had, or the checkpoint or the images are not of this run.
     pub fn start(
-        config: TrainConfig,
+        mut config: TrainConfig,
         folder: &Path,
         train: &Split,
         test: Option<Split>,
@@ -84,13 +87,14 @@ impl Run {
         let open = || Mesh::open(&config.device()?, config.replicas);
         let mesh = open().map_err(|e| coded(Exit::Device, e))?;
         let executable = compile(&mesh, &spec.function()?)?;
-        let data_crc = crc32fast::hash(&train.pixels);
+        let data_crc = DataCrc::of(train, test.as_ref());
         let step = checkpoint.as_ref().map_or(0, |c| c.meta.step);
         let meta = checkpoint.as_ref().map(|c| c.meta.clone());
-        ensure!(
-            meta.as_ref().is_none_or(|m| m.data_crc == data_crc),
-            "the training images are not those of the run that is resumed: give it the same --data"
-        );
+        // What a resumed run knows of its images: the checkpoint, and but for older runs the configuration.
+        let trained = meta.as_ref().map(|m| DataCrc { train: m.data_crc, test: None });
+        let mut known = [trained, config.data_crc].into_iter().flatten();
+        let crc = known.try_fold(data_crc, |now, known| known.going_on(&now));
+        config.data_crc = Some(crc.with_context(|| config.data.clone())?);
         let (seed_model, seed_data) = (Key::new(config.seed_model), Key::new(config.seed_data));
         let mut pool = match &spec.pool {
             Some(pool) => Some(PoolRun::new(&spec, pool, &mesh)?),
@@ -107,20 +111,29 @@ impl Run {
             }
         };
         let images = mesh.replicate(&Array::new(&[train.len(), 28, 28], &train.pixels))?;
+        let data_key = meta.as_ref().map_or(Key::new(config.seed_data), |m| Key(m.data_key));
+        let best = meta.as_ref().and_then(|m| m.best_iwelbo);
+        // Only the metrics can refuse the run now, and they do before they change a line. The configuration comes last: it
+        // holds for a run that has gone on with it.
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let metrics = Metrics::open(folder, step)?;
+        let mut store = Store::of(folder, config.keep);
+        store.begin(meta.map(|m| m.step))?;
+        config.save(folder)?;
         Ok(Run {
             spec,
             executable,
             state,
             pool,
             images,
-            data_crc,
+            data_crc: data_crc.train,
             test: test.map(|t| t.spread(config.eval_images)),
             step,
-            data_key: meta.as_ref().map_or(Key::new(config.seed_data), |m| Key(m.data_key)),
+            data_key,
             order: None,
-            best: meta.and_then(|m| m.best_iwelbo),
-            metrics: Metrics::open(folder, step)?,
-            store: Store::open(folder, config.keep)?,
+            best,
+            metrics,
+            store,
             evaluator: None,
             pictures: None,
             seconds_a_step: None,
@@ -166,7 +179,8 @@ impl Run {
             }
             self.metrics.flush()?;
             watch.steps(self.step, losses.last().copied().unwrap_or(f32::NAN));
-            let better = bound.is_some_and(|b| self.best.is_none_or(|best| b > best));
+            // Nothing is better than NaN, and a checkpoint's JSON has no infinity.
+            let better = bound.is_some_and(|b| b.is_finite() && self.best.is_none_or(|best| b > best));
             if better {
                 self.best = bound;
             }
