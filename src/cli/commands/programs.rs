@@ -145,10 +145,10 @@ impl Sizes {
             ..TrainOptions::default()
         };
         let own = match &self.config {
-            Some(path) => own.over(&TrainOptions::from_toml(path)?)?,
+            Some(path) => own.over(&TrainOptions::from_toml(path)?),
             None => own,
         };
-        own.over(&own.from_preset()?)
+        Ok(own.over(&own.from_preset()?))
     }
 
     fn config(&self, kind: Kind) -> Result<TrainConfig> {
