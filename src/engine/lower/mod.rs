@@ -177,7 +177,7 @@ impl Lowering<'_> {
     /// What was saved of a value. What was saved of an ELU goes through an operation that changes nothing: without one the TPU's
     /// compiler takes the whole stack into every product, and an automaton's step takes up to a tenth more by its estimate.
     fn recalled(&self, block: &Block, node: &Node, saved: &XlaOp) -> Result<XlaOp> {
-        let of = &block.nodes[block.unmarked(node.operands[0]).node];
+        let of = &block.nodes[block.before_keep(node.operands[0]).node];
         if self.target != Target::Native || !matches!(of.op, Op::Elementwise(E::Elu)) {
             return Ok(saved.clone());
         }
