@@ -122,7 +122,7 @@ impl Program {
         let (json, _) = Self::paths(folder, name, Format::Hlo);
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let signature: Signature = serde_json::from_slice(&read(&json)?)
-            .with_context(|| format!("{} is no program's signature", json.display()))?;
+            .with_context(|| format!("{} is not the signature of a program", json.display()))?;
         ensure!(signature.name == name, "{} is the signature of {}", json.display(), signature.name);
         let (_, module) = Self::paths(folder, name, signature.format);
         Ok(Program { module: read(&module)?, signature })

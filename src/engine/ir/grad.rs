@@ -16,7 +16,7 @@ use crate::engine::shape::DType;
 pub fn gradient<'g>(loss: Sym<'g>, wrt: &[Sym<'g>]) -> Vec<Sym<'g>> {
     if loss.rank() != 0 || loss.dtype() != DType::F32 {
         loss.graph()
-            .fail(&format!("the gradient of {} was asked for: only an f32 scalar has one", loss.shape()));
+            .fail(&format!("cannot differentiate {}: only an f32 scalar has a gradient", loss.shape()));
     }
     pullback(&[(loss, loss.like(1.0))], wrt)
 }
@@ -81,7 +81,10 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
             let Some(ct) = ct else { continue };
             if ct.shape() != operands[i].shape() {
                 let (name, expected) = (node.op.name(), operands[i].shape());
-                graph.fail(&format!("{name} gave its operand {i}, {expected}, a cotangent {}", ct.shape()));
+                graph.fail(&format!(
+                    "the VJP of {name} gave operand {i} of shape {expected} the cotangent {}",
+                    ct.shape()
+                ));
                 continue;
             }
             accumulate(&mut arrived, node.operands[i], ct);

@@ -215,10 +215,14 @@ impl Graph {
             let mut donor = None;
             if let Some((_, input)) = donors.iter().find(|(output, _)| output == name) {
                 let at = inner.inputs.iter().position(|i| &i.name == input);
-                let at =
-                    at.ok_or_else(|| anyhow::anyhow!("output {name} wants the memory of no input {input}"))?;
+                let at = at.ok_or_else(|| {
+                    anyhow::anyhow!("output {name} has the donor {input}, which is not an input")
+                })?;
                 let given = &inner.inputs[at].shape;
-                ensure!(*given == shape, "output {name} {shape} cannot take the memory of {input} {given}");
+                ensure!(
+                    *given == shape,
+                    "output {name} {shape} has the donor {input} {given} of another shape"
+                );
                 ensure!(named.iter().all(|o| o.donor != Some(at)), "input {input} is donated twice");
                 donor = Some(at);
             }
@@ -301,7 +305,9 @@ impl Graph {
     pub(super) fn resolve(&self, sym: Sym<'_>) -> Value {
         let mut inner = self.inner.borrow_mut();
         let Some(home) = inner.frames.iter().position(|f| f.id == sym.frame) else {
-            inner.error.get_or_insert_with(|| "a value of a loop's body was used outside of it".to_string());
+            inner
+                .error
+                .get_or_insert_with(|| "a value of a loop's body was used outside the loop".to_string());
             return Value::first(0);
         };
         let mut value = sym.value;

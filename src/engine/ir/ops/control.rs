@@ -65,11 +65,14 @@ impl Repeat {
     pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
         let first = self.first_carry();
         if self.dynamic && operands.first() != Some(&Shape::s32(&[])) {
-            return Err("the number of trips is an s32 scalar".into());
+            return Err("the number of trips must be an s32 scalar".into());
         }
         let parameters = self.body.parameters.len();
         if operands.len() + 1 != parameters + first || self.body.results.len() < self.carries {
-            return Err(format!("the body takes {parameters} values"));
+            return Err(format!(
+                "the body has {parameters} parameters and {} results",
+                self.body.results.len()
+            ));
         }
         let carries = &operands[first..first + self.carries];
         for (i, (carry, value)) in carries.iter().zip(&self.body.results).enumerate() {

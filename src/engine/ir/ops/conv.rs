@@ -150,7 +150,7 @@ impl Conv {
             Conv::WeightGrad { window, kernel } => {
                 let expected = outputs(window, *kernel)?;
                 if expected != grid(&y.dims, 1) || x.dims[0] != y.dims[0] {
-                    return Err(format!("a {kernel:?} kernel gives {expected:?}"));
+                    return Err(format!("a kernel of size {kernel:?} gives a result of size {expected:?}"));
                 }
                 Ok(x.with_dims(&[kernel[0], kernel[1], x.dims[3], y.dims[3]]))
             }

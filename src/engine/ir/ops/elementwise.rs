@@ -109,11 +109,11 @@ impl Elementwise {
             E::Exp | E::Expm1 | E::Log | E::Log1p | E::Sqrt | E::Tanh | E::Elu => float(x),
             E::IsFinite => Ok(float(x)?.with_dtype(DType::Pred)),
             E::Not if x.dtype == DType::Pred => Ok(x.clone()),
-            E::Not => Err("needs truth values".into()),
+            E::Not => Err("needs booleans".into()),
             E::Convert(dtype) => Ok(x.with_dtype(*dtype)),
             E::Recall | E::Add | E::Sub | E::Mul | E::Div | E::Rem | E::Max | E::Min => same(x, &operands[1]),
             E::And | E::Or | E::Xor => match x.dtype.is_float() {
-                true => Err("needs integers or truth values".into()),
+                true => Err("needs integers or booleans".into()),
                 false => same(x, &operands[1]),
             },
             E::Eq | E::Ne | E::Lt | E::Le | E::Gt | E::Ge => {
@@ -121,7 +121,7 @@ impl Elementwise {
             }
             E::Select => match x.dtype == DType::Pred && x.dims == operands[1].dims {
                 true => same(&operands[1], &operands[2]),
-                false => Err("the condition needs truth values of the operands' sizes".into()),
+                false => Err("the condition must be boolean and of the operands' sizes".into()),
             },
         }
     }

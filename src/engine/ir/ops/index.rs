@@ -64,14 +64,14 @@ impl Index {
                 if fits(sizes) {
                     Ok(x.with_dims(sizes))
                 } else {
-                    Err(format!("has no part of sizes {sizes:?}"))
+                    Err(format!("has no slice of sizes {sizes:?}"))
                 }
             }
             Index::DynamicUpdateSlice => {
                 starts(2)?;
                 match operands[1].dtype == x.dtype && fits(&operands[1].dims) {
                     true => Ok(x.clone()),
-                    false => Err("what is written does not fit".into()),
+                    false => Err("the update does not fit".into()),
                 }
             }
             Index::Take => rows(&operands[1]),
@@ -81,7 +81,7 @@ impl Index {
             },
             Index::Sort => match x.dtype {
                 DType::U8 | DType::U32 | DType::U64 if x.rank() > 0 => Ok(x.clone()),
-                _ => Err("sorts unsigned numbers".into()),
+                _ => Err("needs unsigned integers".into()),
             },
         }
     }

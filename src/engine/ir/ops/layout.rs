@@ -109,21 +109,21 @@ impl Layout {
             }
             Layout::Reshape { dims } => match dims.iter().product::<usize>() == x.count() {
                 true => Ok(x.with_dims(dims)),
-                false => Err(format!("has not the number of elements of {dims:?}")),
+                false => Err(format!("has another number of elements than {dims:?}")),
             },
             Layout::Transpose { axes } => {
                 let mut sorted = axes.clone();
                 sorted.sort_unstable();
                 match sorted.into_iter().eq(0..rank) {
                     true => Ok(x.with_dims(&axes.iter().map(|&a| x.dims[a]).collect::<Vec<_>>())),
-                    false => Err(format!("{axes:?} is no order of its dimensions")),
+                    false => Err(format!("{axes:?} is not a permutation of its dimensions")),
                 }
             }
             Layout::Slice { start, limit, stride } => {
                 let fits = start.len() == rank
                     && (0..rank).all(|i| start[i] <= limit[i] && limit[i] <= x.dims[i] && stride[i] > 0);
                 if !fits {
-                    return Err(format!("has no part from {start:?} to {limit:?} by {stride:?}"));
+                    return Err(format!("has no slice from {start:?} to {limit:?} with stride {stride:?}"));
                 }
                 let dims: Vec<usize> = (0..rank).map(|i| (limit[i] - start[i]).div_ceil(stride[i])).collect();
                 Ok(x.with_dims(&dims))
@@ -147,7 +147,7 @@ impl Layout {
                         && part.rank() == rank
                         && (0..rank).all(|i| i == *axis || part.dims[i] == x.dims[i]);
                     if !fits {
-                        return Err(format!("{part} cannot stand beside {x} along {axis}"));
+                        return Err(format!("{part} cannot be joined to {x} along dimension {axis}"));
                     }
                     dims[*axis] += part.dims[*axis];
                 }
@@ -245,7 +245,7 @@ impl<'g> Sym<'g> {
             return self;
         }
         if own.len() > dims.len() {
-            self.graph.fail(&format!("{} cannot be repeated to {dims:?}", self.shape()));
+            self.graph.fail(&format!("{} cannot be broadcast to {dims:?}", self.shape()));
             return self;
         }
         let missing = dims.len() - own.len();
@@ -345,7 +345,7 @@ impl<'g> Sym<'g> {
     pub fn double_grid(self) -> Sym<'g> {
         let d = self.dims();
         let [n, h, w, c] = d[..] else {
-            self.graph.fail(&format!("{} is no NHWC array", self.shape()));
+            self.graph.fail(&format!("{} is not an NHWC array", self.shape()));
             return self;
         };
         self.broadcast_in_dim(&[n, h, 2, w, 2, c], &[0, 1, 3, 5]).reshape(&[n, 2 * h, 2 * w, c])

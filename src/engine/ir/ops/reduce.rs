@@ -42,7 +42,7 @@ impl Reduce {
     pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
         let x = &operands[0];
         if !self.axes.windows(2).all(|w| w[0] < w[1]) || self.axes.iter().any(|a| *a >= x.rank()) {
-            return Err(format!("dimensions {:?} are not rising or not there", self.axes));
+            return Err(format!("dimensions {:?} do not exist or are not in rising order", self.axes));
         }
         Ok(x.with_dims(&self.kept(x.rank()).iter().map(|&a| x.dims[a]).collect::<Vec<_>>()))
     }
