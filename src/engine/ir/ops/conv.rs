@@ -70,7 +70,9 @@ impl Window {
 
     /// Returns the padding with which the weight gradient is a convolution of the image with the result's cotangent. Under it
     /// the cotangent, dilated by the stride, has as many positions over the image as the kernel has taps.
-    pub(crate) fn weight_padding(
+    ///
+    /// `image`, `kernel` and `output` are sizes (rows, columns).
+    pub fn weight_padding(
         &self,
         image: [usize; 2],
         kernel: [usize; 2],
