@@ -282,7 +282,7 @@ impl TrainConfig {
             },
             memory: RepeatOptions {
                 remat: options.remat.unwrap_or(0),
-                ..RepeatOptions::of(options.save_as.unwrap_or(model.precision))
+                ..RepeatOptions::for_precision(options.save_as.unwrap_or(model.precision))
             },
             // The report damages half of the grids that come from the pool.
             damage: options.damage.unwrap_or(if pool.is_some() { 0.25 } else { 0.0 }),

@@ -70,7 +70,7 @@ pub struct Made {
 impl Made {
     /// Floating-point operations of matrix products and convolutions: of a gradient step, or of a call that is no training.
     pub fn flops(&self) -> f64 {
-        Cost::of(&self.function).flops as f64 / self.steps as f64
+        Cost::from_function(&self.function).flops as f64 / self.steps as f64
     }
 }
 
