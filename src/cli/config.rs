@@ -217,34 +217,53 @@ impl TrainOptions {
     }
 }
 
-/// The options as they hold: written to `config.json` in the run's folder.
+/// A run's resolved options, as `config.json` in its folder holds them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
+    /// The model and its sizes.
     pub model: Model,
-    /// An absolute path in the configuration of a run, but for the name of the embedded digits.
+    /// The data set: a name or a path. A run's configuration has an absolute path, or the name of the embedded digits.
     pub data: String,
-    /// Of the run's images, once they are known; older runs did not write it down.
+    /// Checksums of the run's images, once they are known. Older runs did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_crc: Option<DataCrc>,
+    /// Gradient steps in total.
     pub steps: usize,
+    /// Images per gradient step, over all replicas.
     pub batch_size: usize,
+    /// Number of replicas, one device each.
     pub replicas: usize,
+    /// Gradient steps per call of the train program.
     pub chunk: usize,
+    /// The bound that is maximised.
     pub loss: Loss,
+    /// What the backward pass of the automaton's loop keeps in memory.
     pub memory: RepeatOptions,
+    /// Share of a pool's samples that are damaged.
     pub damage: f64,
+    /// The pool of grown states, if the run has one.
     pub pool: Option<PoolSpec>,
+    /// The optimiser's settings.
     pub optimiser: Optimiser,
+    /// Seed of the initial values.
     pub seed_model: u64,
+    /// Seed of the order of images and of the latents' noise.
     pub seed_data: u64,
+    /// Seed of the latents in test IWELBOs.
     pub seed_test: u64,
+    /// Seed of the latents in pictures.
     pub seed_logging: u64,
-    /// `None`: as the test images allow.
+    /// Steps between test IWELBOs and pictures. `None`: 1000 if there are test images, else never.
     pub eval_every: Option<usize>,
+    /// Latent samples per image in a test IWELBO.
     pub eval_samples: usize,
+    /// Test images in a test IWELBO, evenly spaced.
     pub eval_images: usize,
+    /// Steps between checkpoints. 0: never, not even at the end.
     pub checkpoint_every: usize,
+    /// Number of checkpoints that are kept besides the best one.
     pub keep: usize,
+    /// The device, as `--device` takes it.
     pub device: String,
 }
 

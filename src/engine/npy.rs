@@ -16,6 +16,7 @@ use crate::engine::array::{Array, Element};
 use crate::engine::shape::{DType, Shape};
 use crate::files::Draft;
 
+/// The first bytes of every `.npy` file.
 pub const MAGIC: &[u8] = b"\x93NUMPY";
 /// NumPy's own headers have 118 bytes; anything near this is not one.
 const LONGEST_HEADER: usize = 1 << 14;
@@ -24,14 +25,18 @@ const PREFIX: usize = 10;
 /// NumPy begins the values at a multiple of this.
 const ALIGNED: usize = 64;
 
+/// The kind of number that an array holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
+    /// Unsigned integers, and truth values.
     Unsigned,
+    /// Signed integers.
     Signed,
+    /// Floating-point numbers.
     Float,
 }
 
-/// Where a header is read from, which says in its own words, and with its file's name, what is wrong.
+/// A source of bytes for the header. It words the errors, with the name of its file.
 pub trait Source {
     /// Fills the buffer.
     ///
@@ -39,18 +44,22 @@ pub trait Source {
     /// When the source ends within `what`.
     fn fill(&mut self, buffer: &mut [u8], what: &str) -> Result<()>;
 
+    /// Makes the error for a header that is wrong, from a message that says what is.
     fn wrong(&self, message: String) -> anyhow::Error;
 }
 
-/// What a `.npy` header says of the values that follow it.
+/// A parsed `.npy` header: describes the values that follow it.
 #[derive(Clone, Debug)]
 pub struct Header {
+    /// The kind of number.
     pub kind: Kind,
+    /// Whether the most significant byte comes first.
     pub big_endian: bool,
     /// Bytes of one element.
     pub width: usize,
-    /// Whether the first dimension is the fastest one.
+    /// Whether the first index varies fastest (Fortran order).
     pub fortran: bool,
+    /// The array's dimensions.
     pub shape: Vec<usize>,
 }
 

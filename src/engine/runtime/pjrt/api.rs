@@ -199,13 +199,18 @@ pub unsafe fn elements<'a, T>(start: *const T, size: usize) -> &'a [T] {
     }
 }
 
-/// A named value's value.
+/// The value of a named option or attribute of a plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// A text.
     Text(String),
+    /// A whole number.
     Int(i64),
+    /// A list of whole numbers.
     Ints(Vec<i64>),
+    /// A floating-point number.
     Float(f32),
+    /// A truth value.
     Bool(bool),
 }
 
@@ -227,6 +232,7 @@ impl Value {
         })
     }
 
+    /// Returns the value as a number, if it is one.
     pub fn number(&self) -> Option<f64> {
         match self {
             Value::Int(value) => Some(*value as f64),
