@@ -215,10 +215,10 @@ pub enum Value {
 }
 
 impl Value {
-    /// Reads an option's value: `true`, `7`, `0.5`, `[0:1]` (a list) or a text.
+    /// Parses an option's value: `true`, `7`, `0.5`, `[0:1]` (a list) or a text.
     ///
     /// # Errors
-    /// When a list has something else than whole numbers.
+    /// When a list has elements other than whole numbers.
     pub fn parse(text: &str) -> Result<Value> {
         if let Some(list) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
             let numbers: Result<Vec<i64>, _> = list.split(':').map(str::parse).collect();

@@ -1,13 +1,13 @@
-//! What a machine shows of its accelerators without opening them: device files, the TPU library's lock, packages' versions.
+//! Finds out about accelerators without opening them: device files, libtpu's lock, versions of packages.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The file that a process locks as long as it uses the TPU.
+/// The file that a process locks while it uses the TPU.
 pub const TPU_LOCK: &str = "/tmp/libtpu_lockfile";
 
-/// Device files in a folder whose names are `prefix` and a number.
+/// Lists the files in a folder whose names are `prefix` and a number.
 fn numbered(folder: &str, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_one = |path: &PathBuf| {
@@ -19,24 +19,24 @@ fn numbered(folder: &str, prefix: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The chips of a TPU VM: `/dev/accel0` ..., or on newer ones `/dev/vfio/0` ...
+/// Lists the device files of a TPU VM's chips: `/dev/accel0` ..., or on newer ones `/dev/vfio/0` ...
 pub fn tpu_files() -> Vec<PathBuf> {
     [numbered("/dev", "accel"), numbered("/dev/vfio", "")].concat()
 }
 
-/// `/dev/nvidia0` ...
+/// Lists the device files of NVIDIA GPUs: `/dev/nvidia0` ...
 pub fn gpu_files() -> Vec<PathBuf> {
     numbered("/dev", "nvidia")
 }
 
-/// What the first core is and can do, without what changes from moment to moment.
+/// Returns the model and the instruction sets of the first core, without values that change over time.
 pub fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let said = |key: &str| text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
     ["model name", "stepping", "flags"].map(said).join("\n")
 }
 
-/// The NVIDIA driver's version, where it is loaded.
+/// Returns the version of the NVIDIA driver, if it is loaded.
 pub fn nvidia_driver() -> Option<String> {
     let text = fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     // `NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ...`
