@@ -22,6 +22,7 @@ fn main() -> Result<()> {
     let file = arguments.next();
     let latent = arguments.next().map_or(Ok(256), |text| text.parse()).context("LATENT")?;
 
+    // ANCHOR: latents
     let model = report::doubling(latent, 5, 8);
     let leaves = model.leaves();
     let values = match &file {
@@ -35,6 +36,7 @@ fn main() -> Result<()> {
     let means: Vec<f32> = encode(&session, &images)?.into_iter().flat_map(|e| e.mean).collect();
     let means = Array::new(&[images.len(), latent], &means);
     vnca::study::analysis::npy::write(&out, means.dims(), &means.to_vec::<f32>())?;
+    // ANCHOR_END: latents
     println!("{}: {} of {} images", out.display(), means.shape(), images.len());
     Ok(())
 }
