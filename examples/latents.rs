@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use vnca::data::{self, Part};
 use vnca::engine::array::Array;
+use vnca::engine::npy;
 use vnca::engine::random::Key;
 use vnca::engine::runtime::{Device, Mesh};
 use vnca::model::report;
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
     let images = digits.split(Part::Test)?.spread(64);
     let means: Vec<f32> = encode(&session, &images)?.into_iter().flat_map(|e| e.mean).collect();
     let means = Array::new(&[images.len(), latent], &means);
-    vnca::study::analysis::npy::write(&out, means.dims(), &means.to_vec::<f32>())?;
+    npy::save(&out, means.dims(), &means.to_vec::<f32>())?;
     // ANCHOR_END: latents
     println!("{}: {} of {} images", out.display(), means.shape(), images.len());
     Ok(())

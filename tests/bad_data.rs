@@ -1,12 +1,16 @@
 //! What `vnca::data::load` makes of input: every bad input gets an error that says where and what, and no panic; good
 //! input in every form gives the images that were put in.
 
+#[path = "common/records.rs"]
+mod records;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use records::{header, record};
 use vnca::data::{self, PIXELS, Part, Split};
 
 /// Some images: `n * 784` bytes of 0 or 1, no two images equal.
@@ -33,17 +37,8 @@ fn idx_labels(labels: &[u8]) -> Vec<u8> {
     idx(0x801, &[labels.len() as u32], labels)
 }
 
-/// A `.npy` file with any dictionary.
-fn npy_with(dictionary: &str, body: &[u8]) -> Vec<u8> {
-    let mut file = b"\x93NUMPY\x01\x00".to_vec();
-    file.extend((dictionary.len() as u16).to_le_bytes());
-    file.extend(dictionary.as_bytes());
-    file.extend(body);
-    file
-}
-
 fn npy(descr: &str, shape: &str, body: &[u8]) -> Vec<u8> {
-    npy_with(&format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n"), body)
+    record(&header(descr, "False", shape), body)
 }
 
 fn gz(content: &[u8]) -> Vec<u8> {
@@ -192,7 +187,9 @@ fn bad_npy() {
     let mut minus = vec![0; 2 * PIXELS];
     minus[5] = 0xff;
     let version_2 = |length: u32| [b"\x93NUMPY\x02\x00", &length.to_le_bytes()[..]].concat();
-    let order = "{'descr': '|u1', 'fortran_order': True, 'shape': (1, 784), }";
+    let (order, columns) = (header("|u1", "Yes", "(1, 784)"), header("|u1", "True", "(2, 784)"));
+    let mut two_columns = images(2);
+    two_columns[3] = 7;
     check(&[
         ("a.npy", vec![], &["empty"]),
         ("a.npy", b"\x93NUM".to_vec(), &["truncated", "magic"]),
@@ -201,10 +198,11 @@ fn bad_npy() {
         ("a.npy", b"\x93NUMPY\x01\x00\x76".to_vec(), &["truncated", "header"]),
         ("a.npy", version_2(u32::MAX), &["header of up to 16384 bytes", "4294967295"]),
         ("a.npy", version_2(1000), &["truncated", "expected 1000 bytes from byte 12 on, got 0"]),
-        ("a.npy", npy_with("\u{e9}", &[]), &["header", "descr", "got none"]),
-        ("a.npy", npy_with("{'descr': '|u1'}", &[]), &["fortran_order", "got none"]),
-        ("a.npy", npy_with("{'descr': [('a', '<f4')], 'fortran_order': False}", &[]), &["one element type"]),
-        ("a.npy", npy_with(order, &one), &["C order", "True"]),
+        ("a.npy", record("\u{e9}", &[]), &["header", "descr", "got none"]),
+        ("a.npy", record("{'descr': '|u1'}", &[]), &["fortran_order", "got none"]),
+        ("a.npy", record("{'descr': [('a', '<f4')], 'fortran_order': False}", &[]), &["one element type"]),
+        ("a.npy", record(&order, &one), &["fortran_order False or True", "Yes"]),
+        ("a.npy", record(&columns, &two_columns), &["value 3 (index [1, 1])", "got 7"]),
         ("a.npy", npy("<c8", "(1, 784)", &[]), &["element type", "'<c8'"]),
         ("a.npy", npy("|O", "(1, 784)", &[]), &["element type", "'|O'"]),
         ("a.npy", npy("", "(1, 784)", &[]), &["element type", "''"]),
@@ -367,9 +365,10 @@ fn good_idx() {
 fn good_npy_of_every_type() {
     let pixels = images(20);
     for order in ["<", ">"] {
-        for kind in ["b1", "u1", "i1", "u2", "u4", "u8", "i2", "i4", "i8", "f4", "f8"] {
+        for kind in ["b1", "u1", "i1", "u2", "u4", "u8", "i2", "i4", "i8", "f2", "f4", "f8"] {
             let one = |p: u8| -> Vec<u8> {
                 let mut bytes = match kind {
+                    "f2" => half::f16::from_f32(p.into()).to_le_bytes().to_vec(),
                     "f4" => f32::from(p).to_le_bytes().to_vec(),
                     "f8" => f64::from(p).to_le_bytes().to_vec(),
                     _ => u64::from(p).to_le_bytes()[..kind[1..].parse::<usize>().unwrap()].to_vec(),
@@ -384,10 +383,22 @@ fn good_npy_of_every_type() {
             assert_eq!(loaded("a.npy", &content).pixels, pixels, "{order}{kind}");
         }
     }
-    for shape in ["(20, 784)", "(20, 28, 28)", "( 20,28,28, )"] {
+    for shape in ["(20, 784)", "(20L, 784L)", "(20, 28, 28)", "(20, 28, 28, 1)", "( 20,28,28, )"] {
         assert_eq!(loaded("a", &npy("|b1", shape, &pixels)).pixels, pixels, "{shape}");
     }
     assert_eq!(loaded("a.npy.gz", &gz(&npy("|u1", "(20, 784)", &pixels))).pixels, pixels);
+    // In Fortran order the images vary fastest, then the rows.
+    for (shape, rows, columns) in
+        [("(20, 784)", 784, 1), ("(20, 28, 28)", 28, 28), ("(20, 28, 28, 1)", 28, 28)]
+    {
+        let at = |image: usize, row: usize, column: usize| pixels[image * 784 + row * columns + column];
+        let body: Vec<u8> = (0..columns)
+            .flat_map(|column| (0..rows).flat_map(move |row| (0..20).map(move |image| (image, row, column))))
+            .map(|(image, row, column)| at(image, row, column))
+            .collect();
+        let content = record(&header("|u1", "True", shape), &body);
+        assert_eq!(loaded("a.npy", &content).pixels, pixels, "{shape}");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde_json::Value;
 use vnca::cli::models::Model;
 use vnca::data::{Part, load_split};
 use vnca::engine::array::Array;
-use vnca::study::analysis::npy;
+use vnca::engine::npy;
 use vnca::study::gallery::framed;
 use vnca::train::checkpoint::{Checkpoint, Meta};
 
@@ -187,7 +187,7 @@ fn images_stand_above_their_reconstructions() {
     // Labels of a file take the place of the data's own.
     let mut labels = vec![0u8; test.len()];
     labels[1234] = 9;
-    npy::write(&folder.join("labels.npy"), &[labels.len()], &labels).unwrap();
+    npy::save(&folder.join("labels.npy"), &[labels.len()], &labels).unwrap();
     let verb = ["interpolate", "--from", "label:9", "--to", "7", "--rows", "1", "--labels", "labels.npy"];
     let numbers = show(folder, "b", &verb);
     assert_eq!(numbers["rows"][0]["from"]["index"].as_u64(), Some(1234));

@@ -130,7 +130,7 @@ fn a_resumed_run_refuses_to_be_another_one() {
     assert!(again.contains("--resume"), "{again}");
     let other = cli::fail(folder.path(), &["train", "--resume", "--out", "run", "--batch-size", "8"], 2);
     assert!(other.contains("--batch-size"), "{other}");
-    cli::write_npy(&folder.path().join("x.npy"), vnca::engine::random::Key::new(5), 64, "(64, 784)");
+    cli::write_npy(&folder.path().join("x.npy"), vnca::engine::random::Key::new(5), &[64, 784]);
     let data = ["train", "--resume", "--out", "run", "--steps", "5", "--data", "x.npy", "--eval-every", "0"];
     let error = cli::fail(folder.path(), &data, 1);
     assert!(error.contains("--data"), "{error}");

@@ -50,8 +50,8 @@ fn assert_run_equals(run: &Path, golden: &Value, tolerance: f64, slack: f64) {
 #[test]
 fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
     let folder = tempfile::tempdir().unwrap();
-    cli::write_npy(&folder.path().join("x.npy"), Key::new(900), 256, "(256, 1, 28, 28)");
-    cli::write_npy(&folder.path().join("flat.npy"), Key::new(900), 256, "(256, 784)");
+    cli::write_npy(&folder.path().join("x.npy"), Key::new(900), &[256, 1, 28, 28]);
+    cli::write_npy(&folder.path().join("flat.npy"), Key::new(900), &[256, 784]);
     let baseline = ["--model", "baseline"].as_slice();
     let doubling = ["--model", "doubling", "--nca-steps", "2"].as_slice();
     let pooled = |shuffle| {

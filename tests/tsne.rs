@@ -36,7 +36,7 @@ fn a_seed_gives_one_map_with_its_accuracies() {
     assert!(cli::fail(folder.path(), &wrong, 3).contains("--labels"));
     let few = [&["tsne"], &weights[..], &["--out", "no", "--points", "50"]].concat();
     assert!(cli::fail(folder.path(), &few, 2).contains("--perplexity"));
-    cli::write_npy(&folder.path().join("bare.npy"), vnca::engine::random::Key::new(1), 4, "(4, 784)");
+    cli::write_npy(&folder.path().join("bare.npy"), vnca::engine::random::Key::new(1), &[4, 784]);
     let bare = [&["tsne"], &weights[..], &["--out", "no", "--data", "bare.npy"]].concat();
     assert!(cli::fail(folder.path(), &bare, 3).contains("vnca label"));
     assert!(!folder.path().join("no").exists());

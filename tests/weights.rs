@@ -2,13 +2,17 @@
 
 #[path = "common/cli.rs"]
 mod cli;
+#[path = "common/records.rs"]
+mod records;
 
 use std::path::{Path, PathBuf};
 
+use records::{header, record};
 use vnca::engine::array::Array;
+use vnca::engine::npy;
 use vnca::engine::random::Key;
 use vnca::nn::params::{Leaf, Role, init, layer};
-use vnca::nn::weights::{npy, npz, read, write};
+use vnca::nn::weights::{npz, read, write};
 
 /// A model of two layers: small enough that its files can be made by hand.
 fn leaves() -> Vec<Leaf> {
@@ -44,27 +48,9 @@ fn a_file_of_equinox_has_the_values_of_the_same_key_here() {
     assert!(theirs.starts_with(&ours), "Equinox writes other bytes for the same arrays");
 }
 
-/// A record with any header text.
-fn record(header: &str, values: &[u8]) -> Vec<u8> {
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(values);
-    bytes
-}
-
-fn header(descr: &str, fortran: &str, shape: &str) -> String {
-    format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n")
-}
-
 /// The records of the four leaves, the one at `at` replaced.
 fn eqx(at: usize, replaced: Vec<u8>) -> Vec<u8> {
-    let mut records: Vec<Vec<u8>> = Vec::new();
-    for array in values() {
-        let mut bytes = Vec::new();
-        npy::write(&mut bytes, &array).unwrap();
-        records.push(bytes);
-    }
+    let mut records: Vec<Vec<u8>> = values().iter().map(npy_of).collect();
     records[at] = replaced;
     records.concat()
 }
@@ -82,10 +68,17 @@ fn any_byte_order_memory_order_and_width_of_floats_is_read() {
         ("big-endian", record(&header(">f4", "False", "(5, 4)"), &big)),
         ("Fortran order", record(&header("<f4", "True", "(5, 4)"), columns.bytes())),
         ("f8", record(&header("<f8", "False", "(5, 4)"), &wide)),
+        ("Python 2's sizes", record(&header("<f4", "False", "(5L, 4L)"), weight.bytes())),
     ] {
         std::fs::write(&path, eqx(2, replaced)).unwrap();
         assert_eq!(read(&path, &leaves()).unwrap(), values(), "{what}");
     }
+    // Half precision has fewer digits: exactly those come back.
+    let rounded: Vec<half::f16> = floats.iter().map(|v| half::f16::from_f32(*v)).collect();
+    let narrow: Vec<u8> = rounded.iter().flat_map(|v| v.to_be_bytes()).collect();
+    std::fs::write(&path, eqx(2, record(&header(">f2", "False", "(5, 4)"), &narrow))).unwrap();
+    let expected: Vec<f32> = rounded.iter().map(|v| v.to_f32()).collect();
+    assert_eq!(read(&path, &leaves()).unwrap()[2].to_vec::<f32>(), expected);
     let st = folder.path().join("w.safetensors");
     let half: Vec<u8> = [0x3C00u16, 0xBC00].iter().flat_map(|h| h.to_le_bytes()).collect();
     std::fs::write(
@@ -95,6 +88,27 @@ fn any_byte_order_memory_order_and_width_of_floats_is_read() {
     .unwrap();
     let leaf = Leaf { name: "a".into(), shape: vec![2], ..leaves()[3].clone() };
     assert_eq!(read(&st, &[leaf]).unwrap()[0].to_vec::<f32>(), [1.0, -1.0]);
+}
+
+/// Equinox's documentation writes a module's settings as a line of JSON before the leaves.
+#[test]
+fn a_line_of_json_may_stand_before_the_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.eqx");
+    let records = eqx(2, npy_of(&values()[2]));
+    std::fs::write(&path, [b"{\"size\": 8, \"name\": \"a {b}\"}\n", &records[..]].concat()).unwrap();
+    assert_eq!(read(&path, &leaves()).unwrap(), values());
+    for (line, word) in [("{size: 8}\n", "no JSON"), ("{\"size\": 8}", "no")] {
+        std::fs::write(&path, [line.as_bytes(), &records].concat()).unwrap();
+        let error = format!("{:#}", read(&path, &leaves()).unwrap_err());
+        assert!(error.contains("w.eqx") && error.contains("first line") && error.contains(word), "{error}");
+    }
+}
+
+fn npy_of(array: &Array) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    npy::write(&mut bytes, array).unwrap();
+    bytes
 }
 
 fn safetensors(header: &str, values: &[u8]) -> Vec<u8> {

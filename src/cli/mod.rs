@@ -154,15 +154,6 @@ impl Command {
     }
 }
 
-/// Runs a command line inside the process: for a verb that is made of others.
-///
-/// # Errors
-/// When it is no command line, or as of its verb.
-pub fn run(words: &[String]) -> Outcome {
-    let name = std::iter::once("vnca");
-    Cli::try_parse_from(name.chain(words.iter().map(String::as_str)))?.command.run()
-}
-
 fn after_help() -> String {
     let codes: Vec<String> =
         Exit::ALL.iter().map(|(exit, meaning)| format!("  {:>3}  {meaning}", *exit as i32)).collect();

@@ -1,7 +1,6 @@
 //! Fetching public data sets over HTTP(S), such that what is there afterwards is right, or is not there.
 //!
-//! A file is written beside its place under a name that ends in `.part`, its checksum is compared, it is flushed to the
-//! disk, and only then takes its name. Mirrors are tried in turn; when none has the file, the error lists each address
+//! A file takes its name only when it is whole (`crate::files`) and its checksum was compared. Mirrors are tried in turn; when none has the file, the error lists each address
 //! and why it failed.
 
 use std::fs::{self, File};
@@ -14,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ureq::Agent;
 
 use super::known::{self, Known};
+use crate::files::Draft;
 
 pub use super::known::verify;
 
@@ -108,7 +108,8 @@ fn fetch_file(
                             format!("{}: the wrong file cannot be moved away", path.display())
                         })?;
                     }
-                    let path = part.keep_as(dir, name)?;
+                    let path = part.path().to_owned();
+                    part.publish()?;
                     return Ok(Fetched { path, url: Some(url) });
                 }
                 Err(e) => failures += &format!("\n  {url}: {e:#}"),
@@ -126,14 +127,14 @@ fn fetch_from(
     name: &str,
     options: &Options,
     agent: &Agent,
-) -> Result<PartFile> {
+) -> Result<Draft> {
     // In the other packing it is another size: no larger than the larger of the two.
     let expected =
         if name == file.name { file.bytes } else { file.plain.map_or(file.bytes, |(bytes, _)| bytes) };
     let limit = expected.max(file.bytes);
     let (mut source, announced) = open(url, agent)?;
     let bar = progress_bar(name, announced.unwrap_or(expected), options);
-    let mut part = PartFile::create(dir, name)?;
+    let mut part = Draft::create(&dir.join(name))?;
     let mut chunk = vec![0; 1 << 16];
     let mut got = 0;
     loop {
@@ -144,14 +145,11 @@ fn fetch_from(
         }
         got += n as u64;
         ensure!(got <= limit, "too long: expected {limit} bytes at most, got more");
-        part.file
-            .write_all(&chunk[..n])
-            .with_context(|| format!("{}: cannot be written", part.path.display()))?;
+        part.write_all(&chunk[..n]).with_context(|| format!("cannot write {}", part.path().display()))?;
         bar.inc(n as u64);
     }
     bar.finish_and_clear();
-    part.file.sync_all().with_context(|| format!("{}: cannot be flushed", part.path.display()))?;
-    file.check(&part.path)?;
+    file.check(part.sync()?)?;
     Ok(part)
 }
 
@@ -178,42 +176,6 @@ fn progress_bar(name: &str, bytes: u64, options: &Options) -> ProgressBar {
     let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(bytes).with_style(style.progress_chars("=> ")).with_message(name.to_owned())
-}
-
-/// A file that is being written; it is removed again unless it is kept.
-struct PartFile {
-    path: PathBuf,
-    file: File,
-    kept: bool,
-}
-
-impl PartFile {
-    fn create(dir: &Path, name: &str) -> Result<PartFile> {
-        // With the process's number, so that two of them do not write the same file.
-        let path = dir.join(format!("{name}.{}.part", std::process::id()));
-        let file = File::create(&path).with_context(|| format!("{}: cannot be written", path.display()))?;
-        Ok(PartFile { path, file, kept: false })
-    }
-
-    fn keep_as(mut self, dir: &Path, name: &str) -> Result<PathBuf> {
-        let path = dir.join(name);
-        fs::rename(&self.path, &path)
-            .with_context(|| format!("{}: cannot be put in place", path.display()))?;
-        self.kept = true;
-        // Not every system can flush a folder; the file itself is on the disk.
-        if let Ok(folder) = File::open(dir) {
-            let _ = folder.sync_all();
-        }
-        Ok(path)
-    }
-}
-
-impl Drop for PartFile {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -7,6 +7,7 @@ pub mod invalid;
 pub mod ir;
 #[cfg(feature = "xla")]
 pub mod lower;
+pub mod npy;
 pub mod program;
 pub mod quiet;
 pub mod random;

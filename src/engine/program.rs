@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::shape::Shape;
+use crate::files;
 
 /// The custom call of a convolution's weight gradient, which programs for [`Target::OneDnn`] contain and the runtime
 /// provides. Its operands are the image (n, h, w, in) and the cotangent (n, h', w', out), in f32 or bf16, its result is the
@@ -90,11 +91,8 @@ impl Program {
     pub fn save(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let (json, module) = Self::paths(folder, &self.signature.name, self.signature.format);
-        let write = |path: &Path, bytes: &[u8]| {
-            fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
-        };
-        write(&module, &self.module)?;
-        write(&json, &serde_json::to_vec_pretty(&self.signature)?)
+        files::write_bytes(&module, &self.module)?;
+        files::write_bytes(&json, serde_json::to_vec_pretty(&self.signature)?)
     }
 
     /// Reads what [`Program::save`] wrote.

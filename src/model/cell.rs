@@ -35,6 +35,7 @@ fn neighbours(name: &str, channels: usize, path: &[usize]) -> [Leaf; 2] {
 /// between, and a last 1x1 convolution that starts at zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResidualCell {
+    /// Residual blocks. The report has 4.
     pub blocks: usize,
 }
 

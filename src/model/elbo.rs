@@ -31,6 +31,7 @@ pub struct Loss {
     pub beta: f64,
     /// Latents an image. With one, the loss is minus the ELBO with its KL in closed form.
     pub samples: usize,
+    /// What is trained on with more than one latent an image.
     pub many: ManySamples,
 }
 
@@ -41,10 +42,13 @@ impl Loss {
 
 /// Latents of images and what they were drawn from.
 pub struct Latents<'g> {
+    /// Mean of q(z | x), (n, Z).
     pub mean: Sym<'g>,
+    /// Log-variance of q(z | x), (n, Z).
     pub logvar: Sym<'g>,
     /// (n, M, Z), as is `z`.
     pub eps: Sym<'g>,
+    /// The latents, (n, M, Z).
     pub z: Sym<'g>,
 }
 
@@ -104,7 +108,9 @@ impl Loss {
 /// Learns a model by a bound on log p(x).
 #[derive(Clone)]
 pub struct Elbo {
+    /// The model that is learned.
     pub model: Vae,
+    /// Which bound.
     pub loss: Loss,
     /// What the gradient of an automaton's steps saves.
     pub memory: RepeatOptions,

@@ -10,13 +10,16 @@ use crate::engine::random::Key;
 /// Where an entry is: on which replica, in which row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// The replica that holds it.
     pub replica: usize,
+    /// Its row there.
     pub row: usize,
 }
 
 /// Sizes of a pool that is exchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
+    /// Replicas that share the pool.
     pub replicas: usize,
     /// Entries of a replica's share.
     pub share: usize,
@@ -107,6 +110,7 @@ impl Plan {
         self.steps.len()
     }
 
+    /// Reports whether no step is planned.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }

@@ -28,13 +28,20 @@ pub enum Growth {
     /// So many steps on a grid that has its full size from the start.
     Steps(usize),
     /// As often as said, every cell becomes four and then so many steps follow.
-    Doublings { doublings: usize, steps: usize },
+    Doublings {
+        /// How often the grid doubles: the first grid is 32 / 2^doublings cells wide.
+        doublings: usize,
+        /// Steps after each doubling.
+        steps: usize,
+    },
 }
 
 /// A decoder that grows a grid by an automaton.
 #[derive(Clone)]
 pub struct Grow {
+    /// The update rule.
     pub cell: Arc<dyn Cell>,
+    /// How the grid comes to its full size.
     pub growth: Growth,
     /// Side of the square in the middle of the first grid that starts as the latent, with zeros around it; at most the grid.
     ///
@@ -56,7 +63,9 @@ pub struct Automaton<'g, 'a> {
 /// Damage of the first `grids` of a batch, at a place and (while a grid doubles) a time drawn from the key (2).
 #[derive(Clone, Copy)]
 pub struct Damage<'g> {
+    /// Number of grids that are damaged: the first ones of a batch.
     pub grids: usize,
+    /// What the corners, and the doubling, are drawn with.
     pub key: Sym<'g>,
 }
 
@@ -81,7 +90,9 @@ impl<'g> Damage<'g> {
 /// every step, the keys serve nothing.
 #[derive(Clone, Copy)]
 pub struct Grids<'g> {
+    /// (n, h, w, Z).
     pub cells: Sym<'g>,
+    /// (n, 2) of u32.
     pub keys: Sym<'g>,
 }
 

@@ -58,13 +58,16 @@ impl fmt::Display for Shuffle {
     }
 }
 
+/// Size of a pool, and how long its grids go on in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolSpec {
     /// Entries, over all replicas.
     pub size: usize,
+    /// How the entries change places after a step.
     pub shuffle: Shuffle,
     /// Steps of the automaton in training: drawn from `steps_min` to `steps_max`, which is excluded.
     pub steps_min: usize,
+    /// The number that the draw stays below.
     pub steps_max: usize,
 }
 
@@ -194,12 +197,15 @@ const PLANNED: [&str; 3] = ["send", "holder", "place"];
 /// Learns an automaton by the ELBO of batches whose last half goes on from a pool.
 #[derive(Clone)]
 pub struct Pooled {
+    /// The model that is learned; its decoder is an automaton.
     pub model: Vae,
+    /// Which bound; it has one latent an image.
     pub loss: Loss,
     /// What the gradient of the automaton's steps saves.
     pub memory: RepeatOptions,
     /// Share of a batch whose grids are damaged, of those from the pool.
     pub damage: f64,
+    /// The pool.
     pub pool: PoolSpec,
 }
 

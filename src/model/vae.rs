@@ -24,8 +24,11 @@ pub struct Vae {
     pub latent: usize,
     /// Type in which matrix products and convolutions take their operands.
     pub precision: Precision,
+    /// q(z | x).
     pub encoder: Arc<dyn Encoder>,
+    /// From latents to the likelihood's outputs.
     pub decoder: Arc<dyn Decoder>,
+    /// p(x | z), given the outputs.
     pub likelihood: Arc<dyn Likelihood>,
 }
 

@@ -78,9 +78,19 @@ pub trait Transform: Send + Sync {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Slot {
     /// An array of the shape of a parameter, named `prefix` and the parameter's name; checkpoints hold it in the same layout.
-    Like { prefix: &'static str, leaf: Leaf },
+    Like {
+        /// What its name begins with.
+        prefix: &'static str,
+        /// The parameter.
+        leaf: Leaf,
+    },
     /// An array of any shape.
-    Array { name: String, shape: Shape },
+    Array {
+        /// Its name in checkpoints.
+        name: String,
+        /// Its shape; zero at first.
+        shape: Shape,
+    },
 }
 
 /// The transforms of an optimiser, the first one first.
@@ -141,6 +151,7 @@ impl Transform for ClipEach {
 /// A learning rate over the updates, of which the first is number 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
+    /// The full height.
     pub learning_rate: f64,
     /// Updates in which the rate rises evenly to its full height.
     pub warmup: usize,
@@ -151,7 +162,9 @@ pub struct Schedule {
 /// An even fall of the learning rate, to `end_factor` times its height at update `steps`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fall {
+    /// Share of the learning rate that is left.
     pub end_factor: f64,
+    /// The update at which it is reached.
     pub steps: usize,
 }
 
@@ -177,9 +190,13 @@ impl Schedule {
 /// parameter, and `count`, the number of updates.
 #[derive(Clone, Copy, Debug)]
 pub struct Adam {
+    /// The learning rate.
     pub schedule: Schedule,
+    /// Decay of the first moments.
     pub b1: f64,
+    /// Decay of the second moments.
     pub b2: f64,
+    /// Added to the root of the second moment.
     pub eps: f64,
     /// Which parameters Muon updates, by their orthogonalised first moment.
     pub muon: fn(&Leaf) -> bool,

@@ -15,11 +15,15 @@ use crate::engine::random::{Key, graph as draw};
 /// What a parameter is, which tells its two layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    /// The weight of a convolution: (out, in, kh, kw) in checkpoints, (kh, kw, in, out) on devices.
     ConvWeight,
     /// The weight of a 1x1 convolution: a matrix inside.
     PointWeight,
+    /// The weight of a linear layer: (out, in) in checkpoints, (in, out) on devices.
     LinearWeight,
+    /// The bias of a convolution: (out, 1, 1) in checkpoints, (out) on devices.
     ConvBias,
+    /// The bias of a linear layer: (out).
     LinearBias,
 }
 
@@ -30,6 +34,7 @@ pub struct Leaf {
     pub name: String,
     /// Sizes at the edges.
     pub shape: Vec<usize>,
+    /// Which layouts it has.
     pub role: Role,
     /// Initial values are uniform in (−limit, limit).
     pub limit: f32,
@@ -38,6 +43,7 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// Reports whether it is a weight and no bias.
     pub fn is_weight(&self) -> bool {
         matches!(self.role, Role::ConvWeight | Role::PointWeight | Role::LinearWeight)
     }

@@ -1,16 +1,17 @@
 //! Checkpoints: a training run's whole state in one `.npz` file.
 //!
 //! Parameters have their names (`encoder.conv0.weight`, in the edges' layout), Adam's moments the same with `adam.m.`
-//! and `adam.v.` before; `meta` is JSON text as bytes. A file is written to the side, flushed, renamed, and its folder
-//! flushed, so that one with a final name is whole; each array has a checksum, which reading verifies.
+//! and `adam.v.` before; `meta` is JSON text as bytes. A file with a final name is whole (`crate::files`); each array has a
+//! checksum, which reading verifies.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::array::Array;
+use crate::files;
 use crate::nn::weights::npz;
 
 const META: &str = "meta";
@@ -44,12 +45,6 @@ impl Checkpoint {
     /// # Errors
     /// When it cannot be written; the error names it.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let aside = path.with_extension("npz.part");
-        self.write(&aside).with_context(|| format!("cannot write {}", aside.display()))?;
-        publish(&aside, path)
-    }
-
-    fn write(&self, path: &Path) -> Result<()> {
         let meta = serde_json::to_vec(&self.meta)?;
         let meta = Array::new(&[meta.len()], &meta);
         let named = self.arrays.iter().map(|(name, array)| (name.as_str(), array));
@@ -73,19 +68,6 @@ fn read(path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint { meta, arrays })
 }
 
-/// Gives a finished file its name, for good: also after a loss of power.
-///
-/// # Errors
-/// When the file system refuses; the error names the file.
-pub fn publish(aside: &Path, path: &Path) -> Result<()> {
-    fs::rename(aside, path)
-        .with_context(|| format!("cannot rename {} to {}", aside.display(), path.display()))?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .with_context(|| format!("cannot flush {}", folder.display()))
-}
-
 /// The checkpoints of a run: `step-00001000.npz` ... and `best.npz`.
 pub struct Store {
     folder: PathBuf,
@@ -98,6 +80,7 @@ impl Store {
     pub fn open(run: &Path, keep: usize) -> Result<Store> {
         let folder = run.join("checkpoints");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        files::remove_drafts(&folder);
         Ok(Store { folder, keep: keep.max(1) })
     }
 
@@ -131,13 +114,7 @@ impl Store {
         let path = self.path(checkpoint.meta.step);
         checkpoint.save(&path)?;
         if best {
-            let aside = self.folder.join("best.npz.part");
-            let _ = fs::remove_file(&aside);
-            // A second name costs no space; a file system without links gets a copy.
-            fs::hard_link(&path, &aside)
-                .or_else(|_| fs::copy(&path, &aside).map(|_| ()))
-                .context("cannot keep the best checkpoint")?;
-            publish(&aside, &self.folder.join("best.npz"))?;
+            files::link(&path, &self.folder.join("best.npz")).context("cannot keep the best checkpoint")?;
         }
         let steps = self.steps()?;
         for step in &steps[..steps.len().saturating_sub(self.keep)] {

@@ -15,8 +15,9 @@ use crate::nn::optimiser::{Context, Slot, Transform, Updates, global_norm};
 use crate::nn::params::{Leaf, Params};
 use crate::nn::tree::Tree;
 
-/// The replica's key, and whether all was finite so far.
+/// The state's entry that holds the replica's key.
 pub const KEY: &str = "key";
+/// The state's entry that says whether all was finite so far.
 pub const HEALTHY: &str = "healthy";
 
 /// Examples' indices of each step: (chunk, each) on a replica.
@@ -25,8 +26,11 @@ const ORDER: &str = "order";
 /// A part of the state that goes into a call and comes out of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateEntry {
+    /// Its name in checkpoints, and of the program's input and output.
     pub name: String,
+    /// On each replica.
     pub shape: Shape,
+    /// How the replicas' parts relate.
     pub spread: Spread,
     /// The parameter whose layout it has, under the entry's own name.
     pub leaf: Option<Leaf>,
@@ -35,8 +39,11 @@ pub struct StateEntry {
 /// A task with an optimiser and sizes: all that the train program depends on.
 #[derive(Clone, Copy)]
 pub struct TrainProgram<'a> {
+    /// What is learned.
     pub task: &'a dyn Task,
+    /// The transforms, the first one first.
     pub optimiser: &'a [Box<dyn Transform>],
+    /// The sizes that the program is made for.
     pub sizes: Sizes,
 }
 

@@ -16,6 +16,7 @@ use crate::nn::tree::Tree;
 /// The sizes that a train program is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
+    /// Devices that share each batch.
     pub replicas: usize,
     /// Examples a step, over all replicas.
     pub batch: usize,
@@ -48,6 +49,7 @@ pub struct Entry {
     pub name: String,
     /// On each replica.
     pub shape: Shape,
+    /// How the replicas' parts relate.
     pub spread: Spread,
     /// What a run begins with on each replica; `None`: zeros, which [`Host::begin`] may replace.
     pub initial: Option<Array>,
@@ -68,6 +70,7 @@ impl Entry {
 /// An input of the train program that [`Host::inputs`] feeds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Feed {
+    /// Name of the input; no state entry has it.
     pub name: String,
     /// What a step gets of it, on each replica.
     pub shape: Shape,
@@ -78,8 +81,11 @@ pub struct Feed {
 
 /// What a step is made of, on each replica.
 pub struct Step<'g, 'a> {
+    /// The graph of the train program.
     pub graph: &'g Graph,
+    /// The sizes that the program is made for.
     pub sizes: &'a Sizes,
+    /// The parameters, under the names of [`Task::parameters`].
     pub params: Params<'g>,
     /// The state, under the names of [`Task::state`].
     pub state: Tree<Sym<'g>>,
@@ -168,8 +174,11 @@ pub trait Task: Send + Sync {
 
 /// What a task's host part works on.
 pub struct Hosted<'a> {
+    /// The devices.
     pub mesh: &'a Mesh,
+    /// The sizes that the program is made for.
     pub sizes: &'a Sizes,
+    /// The run's state on the devices.
     pub state: &'a mut State,
     /// All examples, (examples, shape...).
     pub examples: Option<&'a Array>,

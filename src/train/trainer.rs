@@ -79,7 +79,9 @@ pub enum TrainError {
     NotFinite {
         /// The step that it came of, counted from 1.
         step: usize,
+        /// The step's loss.
         loss: f32,
+        /// Norm of the step's gradient.
         grad_norm: f32,
         /// What became of the state before it.
         saved: String,

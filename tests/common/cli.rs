@@ -9,7 +9,6 @@ use std::process::{Command, Output};
 use vnca::cli::models::{Kind, Model};
 use vnca::engine::random::Key;
 use vnca::nn::params::init;
-use vnca::study::analysis::npy;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vnca");
 
@@ -63,27 +62,19 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Writes `n` images of independent pixels as a .npy file of the given sizes.
-pub fn write_npy(path: &Path, key: Key, n: usize, shape: &str) {
-    let pixels: Vec<u8> = key.bernoulli(n * 784, |_| 0.13).into_iter().map(u8::from).collect();
-    let mut header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}");
-    while (header.len() + 11) % 64 != 0 {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(pixels);
-    std::fs::write(path, bytes).expect("the file can be written");
+/// Writes images of independent pixels as a .npy file of the given sizes.
+pub fn write_npy(path: &Path, key: Key, dims: &[usize]) {
+    let pixels = key.bernoulli(dims.iter().product(), |_| 0.13).into_iter().map(u8::from).collect();
+    let images = ndarray::ArrayD::from_shape_vec(dims, pixels).expect("as many as the sizes say");
+    ndarray_npy::write_npy(path, &images).expect("the file can be written");
 }
 
 /// A folder with a small training and test set.
 pub fn data_folder(root: &Path) -> PathBuf {
     let folder = root.join("images");
     std::fs::create_dir_all(&folder).expect("a folder can be made");
-    write_npy(&folder.join("train.npy"), Key::new(900), 64, "(64, 28, 28)");
-    write_npy(&folder.join("test.npy"), Key::new(901), 21, "(21, 784)");
+    write_npy(&folder.join("train.npy"), Key::new(900), &[64, 28, 28]);
+    write_npy(&folder.join("test.npy"), Key::new(901), &[21, 784]);
     folder
 }
 
@@ -91,13 +82,8 @@ pub fn data_folder(root: &Path) -> PathBuf {
 pub fn weights(folder: &Path, kind: Kind, latent: usize) -> Vec<String> {
     let model = Model::new(kind, Some(latent)).expect("the size is in range");
     let leaves = model.vae().leaves();
-    let mut files = Vec::new();
-    for (leaf, array) in leaves.iter().zip(init(&leaves, Key::new(0))) {
-        let file = folder.join(format!("{}.npy", leaf.name));
-        npy::write(&file, array.dims(), &array.to_vec::<f32>()).expect("the file can be written");
-        files.push((leaf.name.as_str(), file));
-    }
-    npy::pack(&folder.join("weights.npz"), &files).expect("the archive can be written");
+    vnca::nn::weights::write(&folder.join("weights.npz"), &leaves, &init(&leaves, Key::new(0)))
+        .expect("the file can be written");
     let latent = latent.to_string();
     ["--weights", "weights.npz", "--model", kind.name(), "--latent", &latent].map(String::from).to_vec()
 }

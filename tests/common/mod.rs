@@ -3,9 +3,11 @@
 
 pub mod models;
 
+use rand::RngExt;
 use vnca::engine::array::Array;
 use vnca::engine::ir::{Function, Graph, Sym};
 use vnca::engine::lower::{Target, lower};
+use vnca::engine::random::Key;
 use vnca::engine::runtime::{Arg, Device, Mesh};
 
 /// Replicas that a test takes at most, all tests of a file in one process.
@@ -13,14 +15,8 @@ const MOST_REPLICAS: usize = 8;
 
 /// Numbers in a range that look random and are the same everywhere.
 pub fn fill(dims: &[usize], seed: u64, (low, high): (f32, f32)) -> Array {
-    let count: usize = dims.iter().product();
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def0;
-    let data: Vec<f32> = (0..count)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            low + (high - low) * ((state >> 40) as f32 / (1u64 << 24) as f32)
-        })
-        .collect();
+    let mut rng = Key::new(seed).rng();
+    let data: Vec<f32> = (0..dims.iter().product()).map(|_| rng.random_range(low..high)).collect();
     Array::new(dims, &data)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Outcome, Source, print};
+use super::{Outcome, Report, Source};
 use crate::cli::error::{Exit, WithExit};
 use crate::nn::weights::{FileType, write};
 
@@ -27,11 +27,6 @@ pub fn run(args: &Args) -> Outcome {
     let leaves = weights.model.vae().leaves();
     write(&args.out, &leaves, &weights.arrays)?;
     let parameters = weights.model.vae().parameter_count();
-    print(&match args.json {
-        true => {
-            serde_json::json!({"out": args.out, "parameters": parameters, "leaves": leaves.len()}).to_string()
-        }
-        false => args.out.display().to_string(),
-    })?;
-    Ok(None)
+    let json = serde_json::json!({"out": args.out, "parameters": parameters, "leaves": leaves.len()});
+    Report { json, text: args.out.display().to_string() }.print(args.json)
 }

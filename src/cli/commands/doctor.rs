@@ -1,5 +1,6 @@
 //! `vnca doctor`.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -153,9 +154,9 @@ fn memory() -> Result<String> {
 
 /// A file can be written and flushed here, as a run does.
 fn disk() -> Result<String> {
-    let file = Path::new(".vnca-doctor");
-    std::fs::write(file, b"ok")?;
-    std::fs::remove_file(file)?;
+    let mut file = tempfile::tempfile_in(".")?;
+    file.write_all(b"ok")?;
+    file.sync_all()?;
     Ok(format!("{} can be written to", std::env::current_dir()?.display()))
 }
 

@@ -19,13 +19,13 @@ use crate::study::session::Session;
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
-    action: Option<Action>,
+    pub action: Option<Action>,
     #[command(flatten)]
-    options: Options,
+    pub options: Options,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Action {
+pub enum Action {
     /// Join the files of all shards: the figures of the whole, bit for bit
     Merge {
         /// The files that --shard I/N --out FILE wrote, in any order
@@ -38,47 +38,47 @@ enum Action {
 }
 
 #[derive(Debug, clap::Args)]
-struct Options {
+pub struct Options {
     #[command(flatten)]
-    source: Source,
+    pub source: Source,
     /// Images: a file, a folder, or `glyphs` [default: those that the run was trained on, else glyphs]
     #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
-    data: Option<String>,
+    pub data: Option<String>,
     /// Which part of the data
     #[arg(long, default_value = "test", value_parser = ["train", "test"])]
-    split: String,
+    pub split: String,
     /// Latent samples an image
     #[arg(long, default_value_t = 128, value_name = "K")]
-    samples: usize,
+    pub samples: usize,
     /// Images a device call, over all replicas; changes no result
     #[arg(long, default_value_t = 32, value_name = "N")]
-    batch_size: usize,
+    pub batch_size: usize,
     /// Devices that share the images; changes no result
     #[arg(long, default_value_t = 1, value_name = "R")]
-    replicas: usize,
+    pub replicas: usize,
     /// Seed of the latents: image i has the i-th key of its split
     #[arg(long, default_value_t = 2, value_name = "N")]
-    seed: u64,
+    pub seed: u64,
     /// Evaluate with N seeds, --seed and those after it, and give the standard error over them
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    repeat: u64,
+    pub repeat: u64,
     /// The first N images only
     #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    pub limit: Option<usize>,
     /// Evaluate as many training images too, evenly spaced, and give the gap
     #[arg(long, conflicts_with_all = ["shard", "out"])]
-    gap: bool,
+    pub gap: bool,
     /// Evaluate the I-th of N shards of the images, counted from 0; `vnca eval merge` joins them
     #[arg(long, value_name = "I/N", requires = "out")]
-    shard: Option<Shard>,
+    pub shard: Option<Shard>,
     /// Write the scores of every image to a JSON file
     #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    pub out: Option<PathBuf>,
     #[command(flatten)]
-    device: On,
+    pub device: On,
     /// Print JSON on stdout
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -95,8 +95,11 @@ pub fn run(args: &Args) -> Outcome {
     Ok(None)
 }
 
-/// The figures; none of a shard, which is told of here.
-fn evaluated(args: &Options) -> Result<Option<Summary>> {
+/// Evaluates. Of a shard there are no figures yet: its file is named on stdout.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn evaluated(args: &Options) -> Result<Option<Summary>> {
     let weights = args.source.load()?;
     let spec = args.data.clone().or(weights.data.clone()).unwrap_or_else(|| data::GLYPHS.into());
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };

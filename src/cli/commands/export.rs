@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::programs::Sizes;
 use super::{Outcome, print};
@@ -11,6 +11,7 @@ use crate::engine::conformance;
 use crate::engine::ir::Function;
 use crate::engine::lower::{lower, stablehlo};
 use crate::engine::program::Target;
+use crate::files;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -66,5 +67,5 @@ fn functions(args: &Args) -> Result<Vec<(Function, usize)>> {
 
 fn write_text(args: &Args, name: &str, module: &[u8]) -> Result<()> {
     let path = args.out.join(format!("{name}.stablehlo.mlir"));
-    std::fs::write(&path, stablehlo(module)?).with_context(|| format!("cannot write {}", path.display()))
+    files::write_bytes(&path, stablehlo(module)?)
 }

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::picture::{Common, check_count, entropy, mean};
+use super::{Outcome, Report};
 use crate::cli::error::{Exit, WithExit};
 use crate::cli::models::{Kind, Model};
 use crate::engine::random::Key;
@@ -20,16 +20,24 @@ pub const LONG: u16 = 150;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     /// Samples of the prior that grow; their grids stand below each other
     #[arg(long, default_value_t = 1, value_name = "N")]
-    samples: usize,
+    pub samples: usize,
     /// Stages a row of the non-doubling model; the doubling model has a row for each doubling
     #[arg(long, default_value_t = 10, value_name = "N")]
-    columns: usize,
+    pub columns: usize,
 }
 
 pub fn run(args: &Args) -> Outcome {
+    report(args)?.print(args.common.json)
+}
+
+/// Makes the files, and says what they are and show.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
     check_count("--samples", args.samples).exit(Exit::Usage)?;
     check_count("--columns", args.columns).exit(Exit::Usage)?;
@@ -52,8 +60,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     let stages = growth.logits.chunks_exact(args.samples * PIXELS).enumerate();
     let stages: Vec<Value> = stages.map(|(i, logits)| numbers(&weights.model, i, logits)).collect();
-    files.report(common.seed, &weights, json!({ "samples": args.samples, "stages": stages }))?;
-    Ok(None)
+    Ok(files.report(common.seed, &weights, json!({ "samples": args.samples, "stages": stages })))
 }
 
 /// All stages of each sample, sample after sample, each filled up with black to whole rows; and the rows of a sample.

@@ -1,6 +1,8 @@
 //! `vnca inspect`.
 
-use super::{Outcome, Source, Weights, print};
+use serde_json::Value;
+
+use super::{Outcome, Report, Source, Weights};
 use crate::engine::array::Array;
 use crate::nn::params::Leaf;
 
@@ -31,8 +33,7 @@ pub fn run(args: &Args) -> Outcome {
     let leaves = model.vae().leaves();
     let rows: Vec<Row<'_>> = leaves.iter().zip(&arrays).map(|(leaf, array)| row(leaf, array)).collect();
     let count = model.vae().parameter_count();
-    print(&if args.json { json(count, &rows) } else { table(count, &rows) })?;
-    Ok(None)
+    Report { json: json(count, &rows), text: table(count, &rows) }.print(args.json)
 }
 
 fn row<'a>(leaf: &'a Leaf, array: &Array) -> Row<'a> {
@@ -46,13 +47,13 @@ fn row<'a>(leaf: &'a Leaf, array: &Array) -> Row<'a> {
     })
 }
 
-fn json(parameters: usize, rows: &[Row<'_>]) -> String {
+fn json(parameters: usize, rows: &[Row<'_>]) -> Value {
     let leaf = |r: &Row<'_>| {
         let Row { leaf, sum, l2, first } = r;
         serde_json::json!({"name": leaf.name, "shape": leaf.shape, "sum": sum, "l2": l2, "first": first})
     };
     let leaves: Vec<_> = rows.iter().map(leaf).collect();
-    serde_json::json!({"parameters": parameters, "leaves": leaves}).to_string()
+    serde_json::json!({"parameters": parameters, "leaves": leaves})
 }
 
 fn table(parameters: usize, rows: &[Row<'_>]) -> String {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::images::labelled;
 use super::picture::{Common, Images, check_count, check_indices, mean, values};
-use super::{Outcome, Weights};
+use super::{Outcome, Report, Weights};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::Split;
 use crate::engine::random::Key;
@@ -39,27 +39,27 @@ impl FromStr for Which {
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     #[command(flatten)]
-    images: Images,
+    pub images: Images,
     /// Rows, each between two latents of its own [default: 4, or as many as --from and --to name indices]
     #[arg(long, value_name = "N")]
-    rows: Option<usize>,
+    pub rows: Option<usize>,
     /// Pictures a row, the two ends included
     #[arg(long, default_value_t = 8, value_name = "N")]
-    columns: usize,
+    pub columns: usize,
     /// Begin at images, by index or label: 17, or 17,4, or label:3 [default: samples of the prior]
     #[arg(long, value_name = "IMAGE,...", value_delimiter = ',', requires = "to")]
-    from: Vec<Which>,
+    pub from: Vec<Which>,
     /// End at images, as --from says
     #[arg(long, value_name = "IMAGE,...", value_delimiter = ',', requires = "from")]
-    to: Vec<Which>,
+    pub to: Vec<Which>,
     /// The images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
     #[arg(long, value_name = "FILE", requires = "from")]
-    labels: Option<PathBuf>,
+    pub labels: Option<PathBuf>,
     /// Draw pixels, 0 or 1, instead of showing their probabilities
     #[arg(long)]
-    bernoulli: bool,
+    pub bernoulli: bool,
 }
 
 /// Two ends, and what they are, for people.
@@ -69,6 +69,14 @@ struct Row {
 }
 
 pub fn run(args: &Args) -> Outcome {
+    report(args)?.print(args.common.json)
+}
+
+/// Makes the files, and says what they are and show.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
     let labels = args.from.iter().chain(&args.to).any(|w| matches!(w, Which::Label(_)));
     let named = if labels { 0 } else { args.from.len().max(args.to.len()) };
@@ -101,8 +109,7 @@ pub fn run(args: &Args) -> Outcome {
     let each = rows.iter().zip(probabilities.chunks_exact(args.columns * PIXELS)).map(numbers);
     let numbers =
         json!({ "columns": args.columns, "bernoulli": args.bernoulli, "rows": each.collect::<Vec<_>>() });
-    files.report(common.seed, &weights, numbers)?;
-    Ok(None)
+    Ok(files.report(common.seed, &weights, numbers))
 }
 
 /// Latents evenly spaced from one end to the other.

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 
-use super::{On, Outcome, bar, print};
+use super::{On, Outcome, Report, bar};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{self, Part, labels};
+use crate::engine::npy;
 use crate::engine::runtime::Mesh;
-use crate::study::analysis::npy;
 use crate::study::analysis::originals::{Matches, likeliest};
 
 #[derive(Debug, clap::Args)]
@@ -64,9 +64,9 @@ pub fn run(args: &Args) -> Outcome {
 fn report(args: &Args, matches: &Matches, found: &[u8], originals: usize, seconds: f64) -> Outcome {
     let n = found.len();
     let hashes = serde_json::json!({
-        "labels.npy": npy::write(&args.out.join("labels.npy"), &[n], found)?,
-        "indices.npy": npy::write(&args.out.join("indices.npy"), &[n], &matches.indices)?,
-        "margins.npy": npy::write(&args.out.join("margins.npy"), &[n], &matches.margins)?,
+        "labels.npy": npy::save(&args.out.join("labels.npy"), &[n], found)?,
+        "indices.npy": npy::save(&args.out.join("indices.npy"), &[n], &matches.indices)?,
+        "margins.npy": npy::save(&args.out.join("margins.npy"), &[n], &matches.margins)?,
     });
     let mut counts = [0usize; 10];
     found.iter().for_each(|label| counts[usize::from(*label)] += 1);
@@ -80,26 +80,22 @@ fn report(args: &Args, matches: &Matches, found: &[u8], originals: usize, second
             matches.impossible
         );
     }
-    if args.json {
-        let result = serde_json::json!({
-            "images": n,
-            "originals": originals,
-            "originals_used": used.len(),
-            "seconds": seconds,
-            "share_over_1_nat": clear,
-            "impossible": matches.impossible,
-            "class_counts": counts,
-            "sha256": hashes,
-        });
-        print(&result.to_string())?;
-    } else {
-        print(&format!(
-            "{n} images, {originals} originals ({} of them used), {seconds:.1} s\n\
-             margin over 1 nat: {:.2} %\nimages a class: {counts:?}\nwritten to {}",
-            used.len(),
-            clear * 100.0,
-            args.out.display()
-        ))?;
-    }
-    Ok(None)
+    let json = serde_json::json!({
+        "images": n,
+        "originals": originals,
+        "originals_used": used.len(),
+        "seconds": seconds,
+        "share_over_1_nat": clear,
+        "impossible": matches.impossible,
+        "class_counts": counts,
+        "sha256": hashes,
+    });
+    let text = format!(
+        "{n} images, {originals} originals ({} of them used), {seconds:.1} s\n\
+         margin over 1 nat: {:.2} %\nimages a class: {counts:?}\nwritten to {}",
+        used.len(),
+        clear * 100.0,
+        args.out.display()
+    );
+    Report { json, text }.print(args.json)
 }

@@ -7,14 +7,15 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::images::Images;
-use super::{On, Outcome, Source, bar, print};
+use super::{On, Outcome, Report, Source, bar};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::Split;
+use crate::engine::npy;
 use crate::engine::random::Key;
 use crate::engine::shape::{DType, Shape};
 use crate::model::SIDE;
+use crate::nn::weights::npz;
 use crate::study::analysis::latents::{Encoder, Grower};
-use crate::study::analysis::npy::{NpyWriter, pack, write};
 use crate::study::session::Session;
 
 #[derive(Debug, clap::Args)]
@@ -62,32 +63,33 @@ pub fn run(args: &Args) -> Outcome {
     let count = args.limit.unwrap_or(split.len()).min(split.len());
     let began = Instant::now();
     let archive = args.out.extension().is_some_and(|e| e == "npz");
-    // An archive's arrays are written one after the other, and these come to be side by side.
-    let folder = if archive { args.out.with_extension("npz.arrays") } else { args.out.clone() };
-    let files = arrays(args, &session, &split, count, &folder);
-    let packed = files.and_then(|files| match archive {
-        true => pack(&args.out, &files).map(|()| files),
-        false => Ok(files),
-    });
-    if archive {
-        let _ = fs::remove_dir_all(&folder);
-    }
-    let files = packed?;
+    let files = match archive {
+        true => packed(args, &session, &split, count)?,
+        false => arrays(args, &session, &split, count, &args.out)?,
+    };
     let seconds = began.elapsed().as_secs_f64();
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
-    if args.json {
-        let result = serde_json::json!({
-            "images": count,
-            "latent": session.model.latent,
-            "arrays": names,
-            "out": args.out,
-            "seconds": seconds,
-        });
-        print(&result.to_string())?;
-    } else {
-        print(&format!("{count} images of {}: {} in {}", split.name, names.join(", "), args.out.display()))?;
-    }
-    Ok(None)
+    let json = serde_json::json!({
+        "images": count,
+        "latent": session.model.latent,
+        "arrays": names,
+        "out": args.out,
+        "seconds": seconds,
+    });
+    let text = format!("{count} images of {}: {} in {}", split.name, names.join(", "), args.out.display());
+    Report { json, text }.print(args.json)
+}
+
+/// Writes the arrays of the first `count` images into an archive. Its arrays stand one after the other, and these come
+/// to be side by side: until then they are files in a folder beside it.
+fn packed(args: &Args, session: &Session, split: &Split, count: usize) -> Result<Files> {
+    let beside = args.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(beside).with_context(|| format!("cannot make {}", beside.display()))?;
+    let folder = tempfile::Builder::new().prefix("latents.").suffix(".part").tempdir_in(beside);
+    let folder = folder.with_context(|| format!("cannot make a folder in {}", beside.display()))?;
+    let files = arrays(args, session, split, count, folder.path())?;
+    npz::pack(&args.out, &files)?;
+    Ok(files)
 }
 
 /// Writes the arrays of the first `count` images into a folder.
@@ -97,7 +99,7 @@ fn arrays(args: &Args, session: &Session, split: &Split, count: usize, folder: &
     let encoder = Encoder::new(session, batch)?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = |name: &str| folder.join(format!("{name}.npy"));
-    let create = |name: &str, dims: &[usize]| NpyWriter::create(&path(name), &Shape::new(DType::F32, dims));
+    let create = |name: &str, dims: &[usize]| npy::Writer::create(&path(name), &Shape::new(DType::F32, dims));
     let names = ["means", "logvars", "samples"];
     let mut parts = names.map(|name| create(name, &[count, z])).into_iter().collect::<Result<Vec<_>>>()?;
     let mut states = match grower {
@@ -127,7 +129,7 @@ fn arrays(args: &Args, session: &Session, split: &Split, count: usize, folder: &
         files.push(("states", path("states")));
     }
     if let Some(labels) = &split.labels {
-        write(&path("labels"), &[count], &labels[..count])?;
+        npy::save(&path("labels"), &[count], &labels[..count])?;
         files.push(("labels", path("labels")));
     }
     Ok(files)

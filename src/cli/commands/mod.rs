@@ -28,12 +28,12 @@ pub mod sample;
 pub mod train;
 pub mod tsne;
 
-use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+use serde_json::Value;
 
 use crate::cli::config::TrainConfig;
 use crate::cli::error::{Exit, WithExit};
@@ -181,20 +181,22 @@ impl Source {
     }
 }
 
-thread_local! {
-    /// What would have gone to stdout, while [`caught`] runs.
-    static CAUGHT: RefCell<Option<String>> = const { RefCell::new(None) };
+/// What a verb has to say: for scripts and for people.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub json: Value,
+    pub text: String,
 }
 
-/// Runs a verb and gives what it would have written to stdout.
-///
-/// # Errors
-/// As of the verb.
-pub fn caught(verb: impl FnOnce() -> Outcome) -> Result<String> {
-    let outer = CAUGHT.replace(Some(String::new()));
-    let outcome = verb();
-    let text = CAUGHT.replace(outer).unwrap_or_default();
-    outcome.map(|_| text)
+impl Report {
+    /// Writes it to stdout, as JSON or as text.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn print(&self, json: bool) -> Outcome {
+        print(&if json { self.json.to_string() } else { self.text.clone() })?;
+        Ok(None)
+    }
 }
 
 /// Writes a line (or several) of results to stdout. A reader that has gone, as `head` does, is no error.
@@ -203,10 +205,6 @@ pub fn caught(verb: impl FnOnce() -> Outcome) -> Result<String> {
 /// When stdout cannot be written for another reason.
 pub fn print(text: &str) -> Result<()> {
     use std::io::{ErrorKind, Write};
-    let keep = |caught: &mut Option<String>| caught.as_mut().map(|all| *all += &format!("{text}\n"));
-    if CAUGHT.with_borrow_mut(keep).is_some() {
-        return Ok(());
-    }
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::{On, Source, Weights, print};
+use super::{On, Report, Source, Weights};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{self, Part, Split};
+use crate::engine::npy;
+use crate::files;
 use crate::study::gallery::{self, Latent};
 use crate::study::session::Session;
 
@@ -18,21 +20,21 @@ const MOST: usize = 4096;
 #[derive(Debug, clap::Args)]
 pub struct Common {
     #[command(flatten)]
-    source: Source,
+    pub source: Source,
     /// Seed: picture i has the i-th key of its split; 3 is the seed of the pictures of training
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub seed: u64,
     /// A folder, or the name of the .png; other files get the same name [default: figures in the run's folder, or here]
     #[arg(long, value_name = "PATH")]
-    out: Option<PathBuf>,
+    pub out: Option<PathBuf>,
     /// Also write the pictures' values as .npy
     #[arg(long)]
     pub npy: bool,
     #[command(flatten)]
-    device: On,
+    pub device: On,
     /// Print the numbers and the files' names as JSON on stdout instead of the files' names alone
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// Which images, where a verb shows some.
@@ -40,10 +42,10 @@ pub struct Common {
 pub struct Images {
     /// Images: a file, a folder, or `glyphs` [default: those that the run was trained on, else glyphs]
     #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
-    data: Option<String>,
+    pub data: Option<String>,
     /// Which part of the data
     #[arg(long, default_value = "test", value_parser = ["train", "test"])]
-    split: String,
+    pub split: String,
 }
 
 impl Images {
@@ -84,7 +86,7 @@ impl Common {
             None => (self.source.run.clone().unwrap_or_default().join("figures"), verb.to_string()),
         };
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        Ok(Files { verb, folder, name, written: Vec::new(), json: self.json })
+        Ok(Files { verb, folder, name, written: Vec::new() })
     }
 }
 
@@ -94,17 +96,20 @@ pub struct Files {
     folder: PathBuf,
     name: String,
     written: Vec<PathBuf>,
-    json: bool,
 }
 
 impl Files {
+    fn path(&self, ending: &str) -> PathBuf {
+        self.folder.join(format!("{}{ending}", self.name))
+    }
+
     /// Writes the file whose name ends so: `.png`, `-loss.png`.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write(&mut self, ending: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.folder.join(format!("{}{ending}", self.name));
-        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        let path = self.path(ending);
+        files::write_bytes(&path, bytes)?;
         self.written.push(path);
         Ok(())
     }
@@ -114,26 +119,20 @@ impl Files {
     /// # Errors
     /// When there are more or fewer than the sizes say, or the file cannot be written.
     pub fn write_npy(&mut self, ending: &str, dims: &[usize], values: &[f32]) -> Result<()> {
-        use ndarray_npy::WriteNpyExt;
-        let mut bytes = Vec::new();
-        ndarray::ArrayView::from_shape(dims, values)?.write_npy(&mut bytes)?;
-        self.write(ending, &bytes)
+        let path = self.path(ending);
+        npy::save(&path, dims, values)?;
+        self.written.push(path);
+        Ok(())
     }
 
-    /// Prints what was made: the numbers and names as JSON, or the names.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
-    pub fn report(self, seed: u64, weights: &Weights, mut numbers: Value) -> Result<()> {
-        if !self.json {
-            let names: Vec<String> = self.written.iter().map(|p| p.display().to_string()).collect();
-            return print(&names.join("\n"));
-        }
+    /// What was made: the numbers and the names for scripts, the names for people.
+    pub fn report(self, seed: u64, weights: &Weights, mut numbers: Value) -> Report {
+        let names: Vec<String> = self.written.iter().map(|p| p.display().to_string()).collect();
         numbers["verb"] = json!(self.verb);
         numbers["model"] = json!(weights.model);
         numbers["seed"] = json!(seed);
         numbers["files"] = json!(self.written);
-        print(&numbers.to_string())
+        Report { json: numbers, text: names.join("\n") }
     }
 }
 

@@ -1,9 +1,10 @@
 //! `vnca planes`: channels of grown grids of cells as stacked planes (the report's figure 7a).
 
+use anyhow::Result;
 use serde_json::json;
 
-use super::Outcome;
 use super::picture::{Common, check_count};
+use super::{Outcome, Report};
 use crate::cli::error::{Exit, WithExit};
 use crate::engine::random::Key;
 use crate::model::SIDE;
@@ -17,16 +18,24 @@ const AT_ONCE: usize = 8;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     /// Samples of the prior, their stacks side by side
     #[arg(long, default_value_t = 2, value_name = "N")]
-    samples: usize,
+    pub samples: usize,
     /// Channels from the first, which is the picture; it lies on top [default: 7, or as many as there are]
     #[arg(long, value_name = "N")]
-    channels: Option<usize>,
+    pub channels: Option<usize>,
 }
 
 pub fn run(args: &Args) -> Outcome {
+    report(args)?.print(args.common.json)
+}
+
+/// Makes the files, and says what they are and show.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
     check_count("--samples", args.samples).exit(Exit::Usage)?;
     let weights = common.weights()?;
@@ -64,6 +73,5 @@ pub fn run(args: &Args) -> Outcome {
     };
     let ranges: Vec<_> = (0..channels).map(range).collect();
     let numbers = json!({ "samples": args.samples, "channels": channels, "ranges": ranges });
-    files.report(common.seed, &weights, numbers)?;
-    Ok(None)
+    Ok(files.report(common.seed, &weights, numbers))
 }

@@ -7,13 +7,15 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::images::Images;
-use super::{On, Outcome, Source, bar, print};
+use super::{On, Outcome, Report, Source, bar};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{Split, glyphs};
+use crate::engine::npy;
 use crate::engine::random::Key;
+use crate::files;
 use crate::model::SIDE;
+use crate::nn::weights::npz;
 use crate::study::analysis::latents::{CELLS, Encoder, Grower, prior};
-use crate::study::analysis::npy;
 use crate::study::analysis::probe::{
     BATCH, CLASSES, Cells, HeldOut, Probe, Score, Teller, batch_count, train,
 };
@@ -24,38 +26,46 @@ use crate::study::session::Session;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    pub source: Source,
     #[command(flatten)]
-    images: Images,
+    pub images: Images,
     /// Which part of the data
     #[arg(long, default_value = "test", value_parser = ["train", "test"])]
-    part: String,
+    pub part: String,
     /// Folder for the results; while it runs, for the cells' states too: 4,096 · Z bytes an image
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    pub out: PathBuf,
     /// Hold out a fifth of the images, or of all images' cells, as the report did
     #[arg(long, default_value = "images", value_parser = ["images", "cells"])]
-    split: String,
+    pub split: String,
     /// At most N images, evenly spaced
     #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    pub limit: Option<usize>,
     /// Times that training goes through the cells
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    epochs: u32,
+    pub epochs: u32,
     /// Samples of the prior in the figure
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    samples: u32,
+    pub samples: u32,
     /// Seed of latents, of what is held out and of the samples
     #[arg(long, default_value_t = 2, value_name = "N")]
-    seed: u64,
+    pub seed: u64,
     #[command(flatten)]
-    device: On,
+    pub device: On,
     /// Print JSON on stdout
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
+    report(args)?.print(args.json)
+}
+
+/// Makes the files, and says what they are and show.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
     let split =
         args.images.load(&args.part, weights.data.as_deref())?.spread(args.limit.unwrap_or(usize::MAX));
@@ -80,11 +90,11 @@ pub fn run(args: &Args) -> Outcome {
     let teller = Teller::new(&session.mesh, &probe)?;
     let score = teller.score(&cells, labels, &held_out).exit(Exit::Usage)?;
     let seconds = began.elapsed().as_secs_f64();
-    write(args, &probe, &score, latent)?;
+    write(args, &probe, &score)?;
     let latents = prior(shown, args.samples as usize, latent);
     let figure = prior_figure(&grower, &teller, &latents.samples, &latents.keys, latent)?;
     figure.write(&args.out.join("prior.png"))?;
-    report(args, &split, &score, seconds)
+    Ok(told(args, &split, &score, seconds))
 }
 
 /// The final states of all images' cells, grown from samples of their latents, as the report's were.
@@ -102,55 +112,48 @@ fn grown(args: &Args, session: &Session, grower: &Grower<'_>, split: &Split) -> 
     Ok(cells)
 }
 
-fn write(args: &Args, probe: &Probe, score: &Score, latent: usize) -> Result<()> {
+fn write(args: &Args, probe: &Probe, score: &Score) -> Result<()> {
     let out = |name: &str| args.out.join(name);
-    let weight = probe.weight.transpose(&[1, 0]).to_vec::<f32>();
-    npy::write(&out("weight.npy"), &[CLASSES, latent], &weight)?;
-    npy::write(&out("bias.npy"), &[CLASSES], &probe.bias.to_vec::<f32>())?;
-    npy::pack(&out("probe.npz"), &[("weight", out("weight.npy")), ("bias", out("bias.npy"))])?;
+    let weight = probe.weight.transpose(&[1, 0]);
+    npz::write(&out("probe.npz"), [("weight", &weight), ("bias", &probe.bias)].into_iter())?;
     let positions = score.per_position();
-    npy::write(&out("positions.npy"), &[SIDE, SIDE], &positions)?;
+    npy::save(&out("positions.npy"), &[SIDE, SIDE], &positions)?;
     let values: Vec<f64> = positions.iter().map(|v| f64::from(*v)).collect();
     let frame = Frame::new("Accuracy of the probe by a cell's place", "column", "row").square();
     let png = heat_map(&frame, &values, SIDE, None, "accuracy")?;
-    fs::write(out("positions.png"), png)
-        .with_context(|| format!("cannot write {}", out("positions.png").display()))
+    files::write_bytes(&out("positions.png"), png)
 }
 
-fn report(args: &Args, split: &Split, score: &Score, seconds: f64) -> Outcome {
+fn told(args: &Args, split: &Split, score: &Score, seconds: f64) -> Report {
     let (accuracy, stderr) = (score.accuracy(), score.stderr());
     let interval = [accuracy - 1.96 * stderr, accuracy + 1.96 * stderr].map(|v| v.clamp(0.0, 1.0));
-    if args.json {
-        let result = serde_json::json!({
-            "accuracy": accuracy,
-            "stderr": stderr,
-            "interval_95": interval,
-            "per_class": score.per_class(),
-            "split": args.split,
-            "images": split.len(),
-            "images_tested": score.right.len(),
-            "cells_tested": score.cells(),
-            "epochs": args.epochs,
-            "seconds": seconds,
-        });
-        print(&result.to_string())?;
-    } else {
-        let classes: Vec<String> = (score.per_class().iter().enumerate())
-            .filter_map(|(class, a)| a.map(|a| format!("{class}: {:.1}", 100.0 * a)))
-            .collect();
-        print(&format!(
-            "{:.2} % of {} cells of {} images tell the label (95 % interval over images {:.2} to {:.2} %)\n\
-             percent a class: {}\n{seconds:.1} s, written to {}",
-            100.0 * accuracy,
-            score.cells(),
-            score.right.len(),
-            100.0 * interval[0],
-            100.0 * interval[1],
-            classes.join(", "),
-            args.out.display()
-        ))?;
-    }
-    Ok(None)
+    let json = serde_json::json!({
+        "accuracy": accuracy,
+        "stderr": stderr,
+        "interval_95": interval,
+        "per_class": score.per_class(),
+        "split": args.split,
+        "images": split.len(),
+        "images_tested": score.right.len(),
+        "cells_tested": score.cells(),
+        "epochs": args.epochs,
+        "seconds": seconds,
+    });
+    let classes: Vec<String> = (score.per_class().iter().enumerate())
+        .filter_map(|(class, a)| a.map(|a| format!("{class}: {:.1}", 100.0 * a)))
+        .collect();
+    let text = format!(
+        "{:.2} % of {} cells of {} images tell the label (95 % interval over images {:.2} to {:.2} %)\n\
+         percent a class: {}\n{seconds:.1} s, written to {}",
+        100.0 * accuracy,
+        score.cells(),
+        score.right.len(),
+        100.0 * interval[0],
+        100.0 * interval[1],
+        classes.join(", "),
+        args.out.display()
+    );
+    Report { json, text }
 }
 
 /// Three rows: channel 0 as probability, the class told from each cell in its colour, its softmax value. Below, the

@@ -1,9 +1,10 @@
 //! `vnca reconstruct`: images above what the model makes of their latents (the report's figure 2).
 
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::picture::{Common, Images, check_count, check_indices, mean, values};
+use super::{Outcome, Report};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{SIDE as CUT, Split};
 use crate::engine::random::Key;
@@ -14,27 +15,35 @@ use crate::study::gallery::{self, Encoded, Latent, PIXELS, framed, log_likelihoo
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     #[command(flatten)]
-    images: Images,
+    pub images: Images,
     /// Rows of images, each with its reconstructions below
     #[arg(long, default_value_t = 4, value_name = "N")]
-    rows: usize,
+    pub rows: usize,
     /// Images a row
     #[arg(long, default_value_t = 8, value_name = "N")]
-    columns: usize,
+    pub columns: usize,
     /// Which images, counted from 0, such as 7,1,33 [default: evenly spaced ones]
     #[arg(long, value_name = "I,...", value_delimiter = ',', conflicts_with = "rows")]
-    indices: Vec<usize>,
+    pub indices: Vec<usize>,
     /// Latent of an image: the mean of its distribution, or a sample of it
     #[arg(long, default_value = "mean", value_parser = ["mean", "sample"])]
-    latents: String,
+    pub latents: String,
     /// Draw pixels, 0 or 1, instead of showing their probabilities
     #[arg(long)]
-    bernoulli: bool,
+    pub bernoulli: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
+    report(args)?.print(args.common.json)
+}
+
+/// Makes the files, and says what they are and show.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
     let wanted = match args.indices.len() {
         0 => args.rows.saturating_mul(args.columns),
@@ -77,8 +86,7 @@ pub fn run(args: &Args) -> Outcome {
         "wrong_pixels": mean_of("wrong_pixels"),
         "images": each,
     });
-    files.report(common.seed, &weights, summary)?;
-    Ok(None)
+    Ok(files.report(common.seed, &weights, summary))
 }
 
 /// Rows of originals, each followed by the row of its reconstructions. The last row of originals is filled up with black.

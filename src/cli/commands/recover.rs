@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::grow::film;
 use super::picture::{Common, Files, Images, check_count};
-use super::{Outcome, bar};
+use super::{Outcome, Report, bar};
 use crate::cli::error::{Exit, WithExit};
 use crate::engine::random::Key;
 use crate::model::SIDE;
@@ -20,11 +20,11 @@ use crate::study::gallery::{self, Encoded, Latent, framed, probabilities};
 use crate::study::session::Session;
 
 /// Pictures of figure 5: the others are counted in the numbers only.
-const SHOWN: usize = 11;
+pub const SHOWN: usize = 11;
 
 /// First row and column of a square.
 #[derive(Clone, Copy, Debug)]
-struct Place(usize, usize);
+pub struct Place(usize, usize);
 
 impl FromStr for Place {
     type Err = String;
@@ -38,30 +38,38 @@ impl FromStr for Place {
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     #[command(flatten)]
-    images: Images,
+    pub images: Images,
     /// What grows: samples of the prior, or the latents of images, which are then what the numbers compare with
     #[arg(long, default_value = "samples", value_parser = ["samples", "images"])]
-    of: String,
+    pub of: String,
     /// Pictures; the first 11 are shown, all are counted
     #[arg(long, default_value_t = SHOWN, value_name = "N")]
-    samples: usize,
+    pub samples: usize,
     /// Steps after each damage [default: as many as --nca-steps]
     #[arg(long, value_name = "T")]
-    steps: Option<usize>,
+    pub steps: Option<usize>,
     /// How often each picture is damaged
     #[arg(long, default_value_t = 1, value_name = "N")]
-    damages: usize,
+    pub damages: usize,
     /// Side of the damaged square, in cells; several give a picture and a curve each: 4,8,16
     #[arg(long, default_values_t = [SIDE / 2], value_name = "S,...", value_delimiter = ',')]
-    sizes: Vec<usize>,
+    pub sizes: Vec<usize>,
     /// First row and column of the square, such as 8,8 [default: drawn for each picture and damage]
     #[arg(long, value_name = "ROW,COLUMN")]
-    at: Option<Place>,
+    pub at: Option<Place>,
 }
 
 pub fn run(args: &Args) -> Outcome {
+    report(args)?.print(args.common.json)
+}
+
+/// Makes the files, and says what they are and show.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
     let damages = damages(args).exit(Exit::Usage)?;
     let weights = common.weights()?;
@@ -112,8 +120,7 @@ pub fn run(args: &Args) -> Outcome {
         "at": args.at.map(|p| [p.0, p.1]),
         "points": points,
     });
-    files.report(common.seed, &weights, numbers)?;
-    Ok(None)
+    Ok(files.report(common.seed, &weights, numbers))
 }
 
 fn damages(args: &Args) -> Result<Vec<Damage>> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{On, Outcome, print};
+use super::{On, Outcome, Report};
 use crate::cli::error::{Exit, WithExit};
 use crate::engine::array::Array;
 use crate::engine::program::{Program, Signature};
@@ -55,17 +55,12 @@ pub fn run(args: &Args) -> Outcome {
     }
     if let Some(path) = &args.out {
         let names = signature.outputs.iter().map(|o| o.name.as_str());
-        npz::write(path, names.zip(&results)).with_context(|| format!("cannot write {}", path.display()))?;
+        npz::write(path, names.zip(&results))?;
     }
-    if args.json {
-        let memory = mesh.memory(0);
-        let figures = serde_json::json!({"name": args.name, "compile_seconds": compiling, "seconds": fastest,
-            "memory": memory});
-        print(&figures.to_string())?;
-    } else {
-        print(&format!("{}: compiled in {compiling:.1} s, a call takes {:.2} ms", args.name, fastest * 1e3))?;
-    }
-    Ok(None)
+    let json = serde_json::json!({"name": args.name, "compile_seconds": compiling, "seconds": fastest,
+        "memory": mesh.memory(0)});
+    let text = format!("{}: compiled in {compiling:.1} s, a call takes {:.2} ms", args.name, fastest * 1e3);
+    Report { json, text }.print(args.json)
 }
 
 /// An array for each input of the program.

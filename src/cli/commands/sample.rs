@@ -1,9 +1,10 @@
 //! `vnca sample`: pictures of the prior's samples (the report's figure 2).
 
+use anyhow::Result;
 use serde_json::json;
 
-use super::Outcome;
 use super::picture::{Common, check_count, entropy, mean, values};
+use super::{Outcome, Report};
 use crate::cli::error::{Exit, WithExit};
 use crate::engine::random::Key;
 use crate::model::SIDE;
@@ -13,19 +14,27 @@ use crate::study::gallery::{self, Latent, PIXELS};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     /// Rows of pictures
     #[arg(long, default_value_t = 4, value_name = "N")]
-    rows: usize,
+    pub rows: usize,
     /// Pictures a row
     #[arg(long, default_value_t = 8, value_name = "N")]
-    columns: usize,
+    pub columns: usize,
     /// Draw pixels, 0 or 1, instead of showing their probabilities
     #[arg(long)]
-    bernoulli: bool,
+    pub bernoulli: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
+    report(args)?.print(args.common.json)
+}
+
+/// Makes the files, and says what they are and show.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn report(args: &Args) -> Result<Report> {
     let Args { common, rows, columns, bernoulli } = args;
     let count = rows.saturating_mul(*columns);
     check_count("--rows x --columns", count).exit(Exit::Usage)?;
@@ -46,6 +55,5 @@ pub fn run(args: &Args) -> Outcome {
         "mean_value": mean(shown.iter().map(|v| f64::from(*v))),
         "mean_entropy_nats": mean(logits.chunks_exact(PIXELS).map(entropy)),
     });
-    files.report(common.seed, &weights, numbers)?;
-    Ok(None)
+    Ok(files.report(common.seed, &weights, numbers))
 }

@@ -1,6 +1,5 @@
 //! `vnca train`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,9 +18,10 @@ use crate::data::{self, Part, Split};
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::Precision;
+use crate::files;
 use crate::study::eval::Bound;
 use crate::study::validation::Validation;
-use crate::train::checkpoint::{Store, publish};
+use crate::train::checkpoint::Store;
 use crate::train::trainer::{End, Run, Score, TrainError, Trainer, Watch};
 
 #[derive(Debug, clap::Args)]
@@ -186,10 +186,7 @@ fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf
 }
 
 fn write_config(folder: &Path, config: &TrainConfig) -> Result<()> {
-    let aside = folder.join("config.json.part");
-    let text = serde_json::to_string_pretty(config)? + "\n";
-    fs::write(&aside, text).with_context(|| format!("cannot write {}", aside.display()))?;
-    publish(&aside, &folder.join("config.json"))
+    files::write_bytes(&folder.join("config.json"), serde_json::to_string_pretty(config)? + "\n")
 }
 
 fn report(json: &bool, run: &Run<'_>, folder: &Path, began: Instant) -> Result<()> {

@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use rand::seq::index;
 
 use super::images::Images;
-use super::{On, Outcome, Source, bar, print};
+use super::{On, Outcome, Report, Source, bar};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::Split;
+use crate::engine::npy;
 use crate::engine::random::Key;
+use crate::files;
 use crate::study::analysis::latents::Encoder;
 use crate::study::analysis::neighbours::{label_accuracy, nearest};
-use crate::study::analysis::npy;
 use crate::study::analysis::tsne::{Map, Options, map};
 use crate::study::figure::plots::{Frame, scatter};
 use crate::study::session::Session;
@@ -21,41 +23,49 @@ use crate::study::session::Session;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    pub source: Source,
     #[command(flatten)]
-    images: Images,
+    pub images: Images,
     /// Which part of the data
     #[arg(long, default_value = "test", value_parser = ["train", "test"])]
-    split: String,
+    pub split: String,
     /// Folder for map.png, map.npy, means.npy, labels.npy and indices.npy
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    pub out: PathBuf,
     /// Images, drawn at random from the data without repetition
     #[arg(long, default_value_t = 5000, value_name = "N")]
-    points: usize,
+    pub points: usize,
     /// Neighbours that a point has in effect
     #[arg(long, default_value_t = 30.0, value_name = "P")]
-    perplexity: f32,
+    pub perplexity: f32,
     /// Iterations of the map's descent
     #[arg(long, default_value_t = 1000, value_name = "N")]
-    iterations: usize,
+    pub iterations: usize,
     /// Neighbours that vote on a point's label for the accuracy
     #[arg(long, default_value_t = 10, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    neighbours: u32,
+    pub neighbours: u32,
     /// Seed of the choice of images and of the first map
     #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
+    pub seed: u64,
     #[command(flatten)]
-    device: On,
+    pub device: On,
     /// Print JSON on stdout
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// Images a call of the encoder.
 const BATCH: usize = 64;
 
 pub fn run(args: &Args) -> Outcome {
+    report(args)?.print(args.json)
+}
+
+/// Makes the files, and says what they are and show.
+///
+/// # Errors
+/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_deref())?;
     let labels = args.images.labels(&split).exit(Exit::BadInput)?;
@@ -73,8 +83,7 @@ pub fn run(args: &Args) -> Outcome {
     let session = Session::open(&device, 1, weights.model.vae(), &weights.arrays).exit(Exit::Device)?;
     let began = Instant::now();
     let [choice, first] = Key::new(args.seed).split2();
-    let mut chosen: Vec<usize> =
-        choice.permutation(split.len()).into_iter().take(points).map(|i| i as usize).collect();
+    let mut chosen = index::sample(&mut choice.rng(), split.len(), points).into_vec();
     chosen.sort_unstable();
     let means = encoded(&session, &split, &chosen)?;
     let labels: Vec<u8> = chosen.iter().map(|&i| labels[i]).collect();
@@ -96,31 +105,27 @@ pub fn run(args: &Args) -> Outcome {
         100.0 * in_map
     );
     write(args, &title, &made, &labels, &means, &chosen)?;
-    if args.json {
-        let result = serde_json::json!({
-            "points": points,
-            "latent": session.model.latent,
-            "neighbours": voters,
-            "accuracy_latent": in_latent,
-            "accuracy_map": in_map,
-            "kl_divergence": made.divergence,
-            "perplexity": perplexity,
-            "iterations": iterations,
-            "seconds": seconds,
-        });
-        print(&result.to_string())?;
-    } else {
-        print(&format!(
-            "{points} of {}: {voters} nearest neighbours give the label of {:.2} % in latent space, of {:.2} % in the map\n\
-             KL divergence {:.3} nats, {seconds:.1} s, written to {}",
-            split.name,
-            100.0 * in_latent,
-            100.0 * in_map,
-            made.divergence,
-            args.out.display()
-        ))?;
-    }
-    Ok(None)
+    let json = serde_json::json!({
+        "points": points,
+        "latent": session.model.latent,
+        "neighbours": voters,
+        "accuracy_latent": in_latent,
+        "accuracy_map": in_map,
+        "kl_divergence": made.divergence,
+        "perplexity": perplexity,
+        "iterations": iterations,
+        "seconds": seconds,
+    });
+    let text = format!(
+        "{points} of {}: {voters} nearest neighbours give the label of {:.2} % in latent space, of {:.2} % in the map\n\
+         KL divergence {:.3} nats, {seconds:.1} s, written to {}",
+        split.name,
+        100.0 * in_latent,
+        100.0 * in_map,
+        made.divergence,
+        args.out.display()
+    );
+    Ok(Report { json, text })
 }
 
 /// The latents' means of the chosen images.
@@ -144,11 +149,11 @@ fn write(args: &Args, title: &str, made: &Map, labels: &[u8], means: &[f32], cho
     let png = scatter(&Frame::new(title, "", "").square(), &points, labels, &names)?;
     let out = |name: &str| args.out.join(name);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    fs::write(out("map.png"), png).with_context(|| format!("cannot write {}", out("map.png").display()))?;
-    npy::write(&out("map.npy"), &[n, 2], &made.coordinates)?;
-    npy::write(&out("means.npy"), &[n, means.len() / n], means)?;
-    npy::write(&out("labels.npy"), &[n], labels)?;
+    files::write_bytes(&out("map.png"), png)?;
+    npy::save(&out("map.npy"), &[n, 2], &made.coordinates)?;
+    npy::save(&out("means.npy"), &[n, means.len() / n], means)?;
+    npy::save(&out("labels.npy"), &[n], labels)?;
     let indices: Vec<i32> = chosen.iter().map(|i| *i as i32).collect();
-    npy::write(&out("indices.npy"), &[n], &indices)?;
+    npy::save(&out("indices.npy"), &[n], &indices)?;
     Ok(())
 }

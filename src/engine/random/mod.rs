@@ -2,5 +2,7 @@
 
 pub mod graph;
 pub mod host;
+pub mod stream;
 
 pub use host::Key;
+pub use stream::KeyRng;

@@ -4,27 +4,28 @@
 //! Files are not to be trusted: an error names the file and what is wrong in it, and no memory is taken on a header's
 //! word. Byte order, C or Fortran order and the width of floats may be any.
 
-pub mod npy;
 pub mod npz;
 pub mod safetensors;
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use serde::de::IgnoredAny;
 use strum::{IntoEnumIterator, IntoStaticStr};
 
 use crate::engine::array::Array;
+use crate::engine::npy::{self, Record};
+use crate::files;
 use crate::nn::params::{Leaf, Role, arrange};
-use npy::Record;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter, strum::EnumString, IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum FileType {
     /// Arrays by name.
     Npz,
-    /// Equinox's `tree_serialise_leaves`: `.npy` records in the order of the leaves, without names.
+    /// Equinox's `tree_serialise_leaves`: `.npy` records in the order of the leaves, without names. A line of JSON may
+    /// stand before them, into which its documentation puts a model's settings.
     Eqx,
     /// Arrays by name.
     Safetensors,
@@ -89,6 +90,12 @@ fn parameters(mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
 fn records(mut bytes: &[u8], leaves: &[Leaf]) -> Result<Vec<(String, Array)>> {
     let length = bytes.len();
     let mut arrays = Vec::new();
+    if bytes.starts_with(b"{") {
+        let end = bytes.iter().position(|b| *b == b'\n').context("its first line has no end")?;
+        let settings: Result<IgnoredAny, _> = serde_json::from_slice(&bytes[..end]);
+        settings.context("expected records or a line of JSON before them: its first line is no JSON")?;
+        bytes = &bytes[end + 1..];
+    }
     while !bytes.is_empty() {
         let from = length - bytes.len();
         let at = || format!("record {} at byte {from}", arrays.len());
@@ -107,22 +114,10 @@ fn records(mut bytes: &[u8], leaves: &[Leaf]) -> Result<Vec<(String, Array)>> {
 /// # Errors
 /// A name without a known ending; a file that cannot be written.
 pub fn write(path: &Path, leaves: &[Leaf], arrays: &[Array]) -> Result<()> {
-    let file_type = FileType::of(path)?;
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".part");
-    let aside = PathBuf::from(aside);
     let named = leaves.iter().map(|leaf| leaf.name.as_str()).zip(arrays);
-    let save = || -> Result<()> {
-        match file_type {
-            FileType::Npz => npz::write(&aside, named)?,
-            FileType::Safetensors => fs::write(&aside, safetensors::written(named)?)?,
-            FileType::Eqx => {
-                let mut bytes = Vec::new();
-                arrays.iter().try_for_each(|array| npy::write(&mut bytes, array))?;
-                fs::File::create(&aside)?.write_all(&bytes)?;
-            }
-        }
-        Ok(fs::rename(&aside, path)?)
-    };
-    save().with_context(|| format!("cannot write {}", path.display()))
+    match FileType::of(path)? {
+        FileType::Npz => npz::write(path, named),
+        FileType::Safetensors => files::write_bytes(path, safetensors::written(named)?),
+        FileType::Eqx => files::write(path, |out| arrays.iter().try_for_each(|array| npy::write(out, array))),
+    }
 }

@@ -1,15 +1,17 @@
 //! `.npz`: a zip of `.npy` records by name, with a checksum of each. Checkpoints are such files.
 
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read};
+use std::mem::ManuallyDrop;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use super::npy::{self, Record};
 use crate::engine::array::Array;
+use crate::engine::npy::{self, Record};
+use crate::files::{self, Draft};
 
 /// Every array of a file, its checksum verified.
 ///
@@ -45,20 +47,78 @@ fn only(mut bytes: &[u8]) -> Result<Array> {
     Ok(array)
 }
 
-/// Writes the arrays and flushes the file to the disk.
+/// Writes the arrays, by name.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// When the file cannot be written; the error names it.
 pub fn write<'a>(path: &Path, arrays: impl Iterator<Item = (&'a str, &'a Array)>) -> Result<()> {
-    let mut zip = ZipWriter::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
-    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
-    for (name, array) in arrays {
-        let large = array.bytes().len() >= u32::MAX as usize / 2;
-        zip.start_file(format!("{name}.npy"), options.large_file(large))?;
-        npy::write(&mut zip, array).with_context(|| name.to_string())?;
+    archive(path, |zip| {
+        for (name, array) in arrays {
+            let large = array.bytes().len() >= u32::MAX as usize / 2;
+            zip.start_file(format!("{name}.npy"), options(large))?;
+            npy::write(zip, array).with_context(|| name.to_string())?;
+        }
+        Ok(())
+    })
+}
+
+/// Moves `.npy` files into one `.npz`, by the names that its arrays get: for arrays larger than memory. Each is deleted
+/// when it is in, so that the disk needs no room for all of them twice.
+///
+/// # Errors
+/// When a file cannot be read or the archive cannot be written; the error names it.
+pub fn pack(path: &Path, files: &[(&str, PathBuf)]) -> Result<()> {
+    archive(path, |zip| {
+        for (name, file) in files {
+            zip.start_file(format!("{name}.npy"), options(true))?;
+            let mut move_in = || {
+                File::open(file)
+                    .and_then(|mut from| io::copy(&mut from, zip))
+                    .and_then(|_| fs::remove_file(file))
+            };
+            move_in().with_context(|| file.display().to_string())?;
+        }
+        Ok(())
+    })
+}
+
+/// Stored as they are; sizes over 4 GiB need the 64-bit form.
+fn options(large: bool) -> SimpleFileOptions {
+    SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(large)
+}
+
+fn archive(path: &Path, fill: impl FnOnce(&mut ZipWriter<&mut Draft>) -> Result<()>) -> Result<()> {
+    files::write(path, |out| {
+        // An archive that is dropped unfinished tries to end itself, and prints a line of its own when it cannot.
+        let mut zip = ManuallyDrop::new(ZipWriter::new(out));
+        fill(&mut zip)?;
+        ManuallyDrop::into_inner(zip).finish()?;
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_arrays_are_read_back_from_an_archive() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        npy::save(&at("rows.npy"), &[2, 2], &[1f32, 2.0, 3.0, 4.0]).unwrap();
+        npy::save(&at("labels.npy"), &[3], &[7u8, 8, 9]).unwrap();
+        pack(&at("files.npz"), &[("rows", at("rows.npy")), ("labels", at("labels.npy"))]).unwrap();
+        let arrays = [
+            ("rows", Array::new(&[2, 2], &[1f32, 2.0, 3.0, 4.0])),
+            ("labels", Array::new(&[3], &[7u8, 8, 9])),
+        ];
+        write(&at("arrays.npz"), arrays.iter().map(|(name, array)| (*name, array))).unwrap();
+        let expected = arrays.map(|(name, array)| (name.to_string(), array));
+        for name in ["files.npz", "arrays.npz"] {
+            assert_eq!(read(&at(name)).unwrap(), expected, "{name}");
+        }
+        let missing = pack(&at("no.npz"), &[("rows", at("gone.npy"))]).unwrap_err();
+        assert!(format!("{missing:#}").contains("no.npz"), "{missing:#}");
+        assert!(!at("no.npz").exists());
     }
-    let mut out = zip.finish()?;
-    out.flush()?;
-    out.get_ref().sync_all()?;
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Exact nearest neighbours, and how well they tell a point's label: how cleanly classes are separated.
 
-use super::fill;
+use rayon::prelude::*;
 
 /// A point's neighbour.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,9 +37,7 @@ pub fn nearest(
         done(1);
         all.into_iter().map(|(d, index)| Neighbour { index, distance: d.sqrt() }).collect()
     };
-    let mut rows: Vec<Vec<Neighbour>> = vec![Vec::new(); n];
-    fill(&mut rows, of);
-    rows
+    (0..n).into_par_iter().map(of).collect()
 }
 
 /// Eight sums side by side, which a CPU's vectors hold.

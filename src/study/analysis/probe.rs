@@ -1,12 +1,14 @@
 //! A linear probe: softmax regression of an image's label from each single cell's final state. The report, section 4.2;
 //! Alain & Bengio, "Understanding intermediate layers using linear classifier probes" (2017).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use rand::RngExt;
+use rand::seq::{SliceRandom, index};
 
 use super::latents::CELLS;
 use crate::chain;
@@ -24,7 +26,7 @@ pub const CLASSES: usize = 10;
 /// Images a call: 8,192 cells.
 pub const BATCH: usize = 8;
 /// The share that tests the probe.
-const HELD_OUT: f32 = 0.2;
+const HELD_OUT: f64 = 0.2;
 const LEARNING_RATE: f64 = 1e-2;
 
 /// States of cells on the disk, in a file without a name, which goes when the process does.
@@ -38,10 +40,8 @@ impl Cells {
     /// # Errors
     /// When no file can be made in the folder.
     pub fn create(folder: &Path, latent: usize) -> Result<Cells> {
-        let path = folder.join("cells.part");
-        let open = || File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
-        fs::remove_file(&path).with_context(|| format!("cannot unlink {}", path.display()))?;
+        let file = tempfile::tempfile_in(folder)
+            .with_context(|| format!("cannot write a file in {}", folder.display()))?;
         Ok(Cells { file, latent, images: 0 })
     }
 
@@ -84,8 +84,8 @@ pub enum HeldOut {
 impl HeldOut {
     pub fn images(key: Key, count: usize) -> HeldOut {
         let mut held = vec![false; count];
-        let most = (count as f32 * HELD_OUT).round() as usize;
-        key.permutation(count).into_iter().take(most).for_each(|i| held[i as usize] = true);
+        let most = (count as f64 * HELD_OUT).round() as usize;
+        index::sample(&mut key.rng(), count, most).into_iter().for_each(|i| held[i] = true);
         HeldOut::Images(held)
     }
 
@@ -93,7 +93,10 @@ impl HeldOut {
     fn cells(&self, image: usize) -> Vec<bool> {
         match self {
             HeldOut::Images(held) => vec![held[image]; CELLS],
-            HeldOut::Cells(key) => key.split_at(image as u64).bernoulli(CELLS, |_| HELD_OUT),
+            HeldOut::Cells(key) => {
+                let mut rng = key.split_at(image as u64).rng();
+                (0..CELLS).map(|_| rng.random_bool(HELD_OUT)).collect()
+            }
         }
     }
 
@@ -168,9 +171,9 @@ pub fn batch_count(images: usize, held_out: &HeldOut, epochs: usize) -> usize {
 
 fn batches(images: &[usize], epochs: usize, key: Key) -> impl Iterator<Item = Vec<usize>> {
     (0..epochs as u64).flat_map(move |epoch| {
-        let order = key.split_at(epoch).permutation(images.len());
-        let chosen: Vec<usize> = order.into_iter().map(|i| images[i as usize]).collect();
-        chosen.chunks(BATCH).map(<[usize]>::to_vec).collect::<Vec<_>>()
+        let mut order = images.to_vec();
+        order.shuffle(&mut key.split_at(epoch).rng());
+        order.chunks(BATCH).map(<[usize]>::to_vec).collect::<Vec<_>>()
     })
 }
 

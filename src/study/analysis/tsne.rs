@@ -6,8 +6,10 @@
 //! exact. Every sum has its order, so that a key gives one map on any number of threads. The descent's constants are scikit-learn's.
 
 use anyhow::{Result, ensure};
+use rand::RngExt;
+use rand_distr::StandardNormal;
+use rayon::prelude::*;
 
-use super::fill;
 use super::neighbours::Neighbour;
 use crate::engine::random::Key;
 
@@ -61,20 +63,19 @@ pub fn map(neighbours: &[Vec<Neighbour>], key: Key, options: Options, done: impl
     let attractions = joint(neighbours, k, f64::from(options.perplexity));
     let rate = (n as f32 / EXAGGERATION / 4.0).max(50.0);
     // A narrow cloud: what is near is then decided by the forces alone.
-    let drawn = key.normal(2 * n);
-    let mut at = Plane { x: drawn[..n].to_vec(), y: drawn[n..].to_vec() };
-    at.axes().into_iter().flatten().for_each(|c| *c *= 1e-4);
+    let mut drawn = key.rng().sample_iter(StandardNormal).map(|c: f32| 1e-4 * c);
+    let mut at = Plane { x: drawn.by_ref().take(n).collect(), y: drawn.take(n).collect() };
     let (mut speed, mut gains) = (Plane::all(n, 0.0), Plane::all(n, 1.0));
-    let mut pushes = vec![Push::default(); n];
+    let (mut pushes, mut slopes) = (Vec::with_capacity(n), Vec::with_capacity(n));
     for iteration in 0..options.iterations {
         let (exaggeration, momentum) = if iteration < EXAGGERATED { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
         let total = repulsion(&at, &mut pushes);
-        let mut slopes = vec![[0f32; 2]; n];
-        fill(&mut slopes, |i| {
+        let slope = |i: usize| {
             let pull = at.pull(i, &attractions[i]);
             let push = [pushes[i].x, pushes[i].y].map(|p| (f64::from(p) / total) as f32);
             [4.0 * (exaggeration * pull[0] - push[0]), 4.0 * (exaggeration * pull[1] - push[1])]
-        });
+        };
+        (0..n).into_par_iter().map(slope).collect_into_vec(&mut slopes);
         let axes = at.axes().into_iter().zip(speed.axes()).zip(gains.axes());
         for (axis, ((at, speed), gains)) in axes.enumerate() {
             for (i, slope) in slopes.iter().map(|s| s[axis]).enumerate() {
@@ -100,8 +101,7 @@ type Attraction = Vec<(usize, f32)>;
 /// Probabilities of pairs, which add up to 1: the means of each side's share of the other.
 fn joint(neighbours: &[Vec<Neighbour>], k: usize, perplexity: f64) -> Vec<Attraction> {
     let n = neighbours.len();
-    let mut one_way = vec![Vec::new(); n];
-    fill(&mut one_way, |i| shares(&neighbours[i][..k], perplexity));
+    let one_way: Vec<Vec<f64>> = neighbours.par_iter().map(|row| shares(&row[..k], perplexity)).collect();
     let mut both: Vec<Attraction> = vec![Vec::new(); n];
     for (i, row) in neighbours.iter().enumerate() {
         for (neighbour, share) in row[..k].iter().zip(&one_way[i]) {
@@ -148,7 +148,7 @@ fn shares(row: &[Neighbour], perplexity: f64) -> Vec<f64> {
 }
 
 /// What all other points do to one: the sums of their similarities, and of the forces before these are divided by the sum of all.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Push {
     similarity: f32,
     x: f32,
@@ -156,8 +156,8 @@ struct Push {
 }
 
 /// Fills in what pushes each point, and gives the sum of all pairs' similarities.
-fn repulsion(at: &Plane, pushes: &mut [Push]) -> f64 {
-    fill(pushes, |i| at.push(i));
+fn repulsion(at: &Plane, pushes: &mut Vec<Push>) -> f64 {
+    (0..at.x.len()).into_par_iter().map(|i| at.push(i)).collect_into_vec(pushes);
     pushes.iter().map(|p| f64::from(p.similarity)).sum()
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Scores;
 use super::spread::Spread;
+use crate::files;
 
 /// What an evaluation is of. Parts of one evaluation have it in common.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,12 +121,7 @@ impl Part {
     /// # Errors
     /// When it cannot be written; the error names it.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(".part");
-        let aside = PathBuf::from(aside);
-        fs::write(&aside, serde_json::to_string(self)? + "\n")
-            .with_context(|| format!("cannot write {}", aside.display()))?;
-        fs::rename(&aside, path).with_context(|| format!("cannot write {}", path.display()))
+        files::write_bytes(path, serde_json::to_string(self)? + "\n")
     }
 
     /// Reads a file that [`Part::save`] wrote.

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+
+use crate::files;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colour {
@@ -59,7 +61,7 @@ impl Picture {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, self.png()?).with_context(|| format!("cannot write {}", path.display()))
+        files::write_bytes(path, self.png()?)
     }
 
     /// The picture at half the size, each pixel the mean of four: smooth edges from one drawn at double size.

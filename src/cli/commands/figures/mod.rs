@@ -1,22 +1,26 @@
 //! `vnca figures`: all figures and the table of results of the report, from runs. It is made of the other verbs: under a
-//! picture stands the very command that made it.
+//! picture stands the command that makes it.
 
+mod calls;
 mod curves;
 mod results;
 mod sections;
 
+use std::borrow::Cow;
+use std::fmt::Display;
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
-use super::{On, Outcome, caught, print};
-use crate::cli;
+use super::{On, Outcome, Report};
 use crate::cli::config::TrainConfig;
 use crate::cli::error::{Exit, WithExit};
 use crate::cli::models::{Kind, Model};
 use crate::data::{self, Part, Split};
+use crate::engine::shape::Precision;
+use crate::files;
 use crate::study::figure::page::Page;
 use crate::train::checkpoint::chosen;
 use curves::Course;
@@ -48,6 +52,9 @@ pub struct Args {
     /// Seed of the pictures
     #[arg(long, default_value_t = 3, value_name = "N")]
     seed: u64,
+    /// Element type in which matrix products and convolutions take their operands [default: the run's]
+    #[arg(long, env = "VNCA_PRECISION", value_enum)]
+    precision: Option<Precision>,
     #[command(flatten)]
     device: On,
     /// Print the numbers and the files' names as JSON on stdout instead of the page's name
@@ -68,16 +75,11 @@ struct Run {
 pub fn run(args: &Args) -> Outcome {
     let mut runs = opened(args)?;
     let files = make(args, &mut runs)?;
-    let report = args.out.join("report.html");
-    if args.json {
-        let models: Map<String, Value> =
-            runs.into_iter().map(|r| (r.model.kind.to_string(), r.numbers.into())).collect();
-        let made = json!({ "verb": "figures", "report": report, "files": files, "models": models });
-        print(&made.to_string())?;
-    } else {
-        print(&report.display().to_string())?;
-    }
-    Ok(None)
+    let page = args.out.join("report.html");
+    let models: Map<String, Value> =
+        runs.into_iter().map(|r| (r.model.kind.to_string(), r.numbers.into())).collect();
+    let json = json!({ "verb": "figures", "report": page, "files": files, "models": models });
+    Report { json, text: page.display().to_string() }.print(args.json)
 }
 
 /// Looks at everything that can be wrong with the runs before anything is computed.
@@ -121,9 +123,9 @@ fn make(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
     page.command(&whole_command(args));
     let mut files = Vec::new();
     for run in runs.iter_mut() {
-        run.make("eval", EVAL, args)?;
+        run.make(&EVAL, args)?;
         if run.lacks(&PROBE, args).is_none() {
-            run.make(PROBE.name, PROBE.command, args)?;
+            run.make(&PROBE, args)?;
         }
     }
     results::write(&mut page, args, runs)?;
@@ -136,7 +138,7 @@ fn make(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
         }
     }
     let report = args.out.join("report.html");
-    fs::write(&report, page.html()).with_context(|| format!("cannot write {}", report.display()))?;
+    files::write_bytes(&report, page.html())?;
     files.push(report);
     Ok(files)
 }
@@ -165,12 +167,12 @@ fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>
             continue;
         };
         let path = args.out.join(name);
-        fs::write(&path, &png).with_context(|| format!("cannot write {}", path.display()))?;
+        files::write_bytes(&path, &png)?;
         page.picture(&png, caption);
         files.push(path);
     }
     for run in runs {
-        page.command(&format!("vnca train --resume --out {}", quoted(&run.folder.display().to_string())));
+        page.command(&format!("vnca train --resume --out {}", quoted(&run.folder.display())));
     }
     Ok(())
 }
@@ -190,7 +192,7 @@ fn figures(
             page.left_out(&why);
             continue;
         }
-        let numbers = run.make(figure.name, figure.command, args)?;
+        let numbers = run.make(figure, args)?;
         for (name, caption) in figure.files {
             let path = run.out.join(name);
             let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -199,7 +201,7 @@ fn figures(
         if let Some(told) = (figure.told)(&numbers) {
             page.text(&told);
         }
-        page.command(&run.command(figure.command, args));
+        page.command(&run.command(figure, args));
         let made = numbers["files"].as_array().into_iter().flatten();
         files.extend(made.filter_map(|f| f.as_str().map(PathBuf::from)));
     }
@@ -224,94 +226,88 @@ impl Run {
         }
     }
 
-    /// Runs a command, the first time, and keeps its numbers.
-    fn make(&mut self, name: &str, command: &str, args: &Args) -> Result<Value> {
-        if let Some(numbers) = self.numbers.get(name) {
+    /// Makes a figure, the first time, and keeps its numbers.
+    fn make(&mut self, figure: &Figure, args: &Args) -> Result<Value> {
+        if let Some(numbers) = self.numbers.get(figure.name) {
             return Ok(numbers.clone());
         }
-        let shown = self.command(command, args);
+        let shown = self.command(figure, args);
         eprintln!("{}: {shown}", self.model.kind);
-        let mut words = self.words(command, args);
-        words.push("--json".into());
-        let text = caught(|| cli::run(&words)).with_context(|| format!("`{shown}`"))?;
-        let numbers: Value =
-            serde_json::from_str(&text).with_context(|| format!("`{shown}` gave no JSON"))?;
-        self.numbers.insert(name.into(), numbers.clone());
+        let numbers = (figure.call)(self, args).make().with_context(|| format!("`{shown}`"))?;
+        self.numbers.insert(figure.name.into(), numbers.clone());
         Ok(numbers)
     }
 
-    /// A command as one types it.
-    fn command(&self, command: &str, args: &Args) -> String {
-        let words: Vec<String> = self.words(command, args).iter().map(|w| quoted(w)).collect();
-        format!("vnca {}", words.join(" "))
+    /// Images of the latents' maps.
+    fn points(&self, args: &Args) -> usize {
+        self.images.len().min(args.points as usize)
     }
 
-    /// A command's words, what is in braces replaced.
-    fn words(&self, command: &str, args: &Args) -> Vec<String> {
-        let flag = |flag: &str, value: Option<String>| {
-            value.map_or_else(Vec::new, |value| vec![flag.to_string(), value])
-        };
-        // At the report's size pictures recover for longer than they grow.
-        let longer = self.model.kind == Kind::NonDoubling
-            && self.model.nca_steps == self.model.kind.default_nca_steps();
-        let points = self.images.len().min(args.points as usize);
+    /// The maps' perplexity where it is not the default. A map looks at three times as many neighbours as it says.
+    fn perplexity(&self, args: &Args) -> Option<usize> {
+        let points = self.points(args);
+        (points < 120).then_some(points / 4)
+    }
+
+    /// Steps after a damage where they are not the model's: at the report's size pictures recover for longer than they
+    /// grow.
+    fn recovery_steps(&self) -> Option<usize> {
+        let grows = self.model.kind.default_nca_steps();
+        (self.model.kind == Kind::NonDoubling && self.model.nca_steps == grows).then_some(40)
+    }
+
+    /// The command that makes a figure, as one types it.
+    fn command(&self, figure: &Figure, args: &Args) -> String {
         let word = |word: &str| match word {
-            "{run}" => vec![self.folder.display().to_string()],
-            "{data}" => flag("--data", args.data.clone()),
-            "{limit}" => flag("--limit", args.limit.map(|n| n.to_string())),
-            "{labels}" => flag("--labels", args.labels.as_ref().map(|l| l.display().to_string())),
-            "{points}" => vec!["--points".into(), points.to_string()],
-            // The map looks at three times as many neighbours as the perplexity says.
-            "{perplexity}" => flag("--perplexity", (points < 120).then(|| (points / 4).to_string())),
-            "{seed}" => flag("--seed", (args.seed != 3).then(|| args.seed.to_string())),
-            "{device}" => flag("--device", (args.device.device != "cpu").then(|| args.device.device.clone())),
-            "{recovery}" => flag("--nca-steps", longer.then(|| "40".to_string())),
-            _ => vec![
-                word.replace("{out}", &self.out.display().to_string())
-                    .replace("{samples}", &args.samples.to_string()),
-            ],
+            "{run}" => quoted(&self.folder.display()),
+            "{data}" => flag("--data", args.data.as_ref()),
+            "{limit}" => flag("--limit", args.limit),
+            "{labels}" => flag("--labels", args.labels.as_ref().map(|l| l.display())),
+            "{points}" => flag("--points", Some(self.points(args))),
+            "{perplexity}" => flag("--perplexity", self.perplexity(args)),
+            "{seed}" => flag("--seed", (args.seed != 3).then_some(args.seed)),
+            "{device}" => {
+                let device = (args.device.device != "cpu").then_some(&args.device.device);
+                let flags = [flag("--device", device), flag("--precision", args.precision)];
+                flags.join(" ").trim().to_string()
+            }
+            "{recovery}" => flag("--nca-steps", self.recovery_steps()),
+            "{samples}" => args.samples.to_string(),
+            _ => match word.strip_prefix("{out}") {
+                Some(file) => quoted(&format_args!("{}{file}", self.out.display())),
+                None => word.into(),
+            },
         };
-        command.split_whitespace().flat_map(word).collect()
+        let words = figure.command.split_whitespace().map(word).filter(|word| !word.is_empty());
+        std::iter::once("vnca".to_string()).chain(words).collect::<Vec<_>>().join(" ")
     }
 }
 
 fn whole_command(args: &Args) -> String {
-    let mut words = vec!["vnca".to_string(), "figures".into()];
-    let mut flag = |name: &str, value: String| words.extend([name.to_string(), quoted(&value)]);
-    args.runs.iter().for_each(|run| flag("--run", run.display().to_string()));
-    flag("--out", args.out.display().to_string());
-    if let Some(data) = &args.data {
-        flag("--data", data.clone());
-    }
-    if let Some(labels) = &args.labels {
-        flag("--labels", labels.display().to_string());
-    }
-    flag("--points", args.points.to_string());
-    flag("--samples", args.samples.to_string());
-    if let Some(limit) = args.limit {
-        flag("--limit", limit.to_string());
-    }
-    flag("--seed", args.seed.to_string());
-    flag("--device", args.device.device.clone());
-    words.join(" ")
+    let runs = args.runs.iter().map(|run| flag("--run", Some(run.display())));
+    let options = [
+        flag("--out", Some(args.out.display())),
+        flag("--data", args.data.as_ref()),
+        flag("--labels", args.labels.as_ref().map(|l| l.display())),
+        flag("--points", Some(args.points)),
+        flag("--samples", Some(args.samples)),
+        flag("--limit", args.limit),
+        flag("--seed", Some(args.seed)),
+        flag("--device", Some(&args.device.device)),
+        flag("--precision", args.precision),
+    ];
+    let flags: Vec<String> = runs.chain(options).filter(|flag| !flag.is_empty()).collect();
+    format!("vnca figures {}", flags.join(" "))
+}
+
+/// A flag with its value, if it has one.
+fn flag(name: &str, value: Option<impl Display>) -> String {
+    value.map(|value| format!("{name} {}", quoted(&value))).unwrap_or_default()
 }
 
 /// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_./,:=+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.into();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
-        assert_eq!(quoted("runs/first"), "runs/first");
-        assert_eq!(quoted("it's here"), "'it'\\''s here'");
-    }
+fn quoted(word: &impl Display) -> String {
+    let word = word.to_string();
+    // There is no way to write a zero byte, and no name or argument has one.
+    shlex::try_quote(&word).map(Cow::into_owned).unwrap_or_default()
 }

@@ -78,7 +78,7 @@ pub fn write(page: &mut Page, args: &Args, runs: &[Run]) -> Result<()> {
         }
     }
     for run in runs {
-        page.command(&run.command(EVAL, args));
+        page.command(&run.command(&EVAL, args));
     }
     Ok(())
 }

@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+use super::calls::{self, Call};
+use super::{Args, Run};
+
 /// What a figure needs that not every model or data set has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
@@ -16,8 +19,10 @@ pub struct Figure {
     /// Of its numbers in the JSON summary.
     pub name: &'static str,
     pub title: &'static str,
-    /// Words in braces stand for what `Model::words` says.
+    /// As one types it; what is in braces stands for what [`Run::command`] says.
     pub command: &'static str,
+    /// What the command does.
+    pub call: fn(&Run, &Args) -> Call,
     pub needs: Needs,
     /// Files and what they show.
     pub files: &'static [(&'static str, &'static str)],
@@ -32,13 +37,23 @@ pub struct Section {
     pub figures: &'static [Figure],
 }
 
-pub const EVAL: &str = "eval --run {run} {data} --samples {samples} {limit} {device}";
+/// The first numbers of the table of results.
+pub const EVAL: Figure = Figure {
+    name: "eval",
+    title: "bound",
+    command: "eval --run {run} {data} --samples {samples} {limit} {device}",
+    call: calls::eval,
+    needs: Needs::Nothing,
+    files: &[],
+    told: |_| None,
+};
 
 /// Its accuracy stands in the table of results too.
 pub const PROBE: Figure = Figure {
     name: "probe",
     title: "probe of cells",
     command: "probe --run {run} {data} {labels} {limit} --out {out}/probe {device}",
+    call: calls::probe,
     needs: Needs::LabelledCells,
     files: &[
         (
@@ -61,6 +76,7 @@ pub const SECTIONS: &[Section] = &[
                 name: "reconstruct",
                 title: "reconstructions",
                 command: "reconstruct --run {run} {data} {seed} --out {out} {device}",
+                call: calls::reconstruct,
                 needs: Needs::Nothing,
                 files: &[("reconstruct.png", "Test images, each row above its reconstructions.")],
                 told: reconstructed,
@@ -69,6 +85,7 @@ pub const SECTIONS: &[Section] = &[
                 name: "sample",
                 title: "samples",
                 command: "sample --run {run} {seed} --out {out} {device}",
+                call: calls::sample,
                 needs: Needs::Nothing,
                 files: &[("sample.png", "Samples of the prior: probabilities.")],
                 told: |v| {
@@ -82,6 +99,7 @@ pub const SECTIONS: &[Section] = &[
                 name: "sample_drawn",
                 title: "samples, drawn",
                 command: "sample --run {run} --bernoulli {seed} --out {out}/sample-drawn.png {device}",
+                call: calls::sample_drawn,
                 needs: Needs::Nothing,
                 files: &[("sample-drawn.png", "The same samples: pixels drawn.")],
                 told: |_| None,
@@ -97,6 +115,7 @@ pub const SECTIONS: &[Section] = &[
             name: "grow",
             title: "growth",
             command: "grow --run {run} {seed} --out {out} {device}",
+            call: calls::grow,
             needs: Needs::Cells,
             files: &[("grow.png", "All stages of one sample."), ("grow.gif", "The same as an animation.")],
             told: |_| None,
@@ -110,6 +129,7 @@ pub const SECTIONS: &[Section] = &[
             name: "interpolate",
             title: "interpolation",
             command: "interpolate --run {run} {seed} --out {out} {device}",
+            call: calls::interpolate,
             needs: Needs::Nothing,
             files: &[("interpolate.png", "Each row goes from one sample to another.")],
             told: |_| None,
@@ -123,6 +143,7 @@ pub const SECTIONS: &[Section] = &[
             name: "tsne",
             title: "map of the latents",
             command: "tsne --run {run} {data} {labels} {points} {perplexity} --out {out}/tsne {device}",
+            call: calls::tsne,
             needs: Needs::Labels,
             files: &[("tsne/map.png", "A point an image.")],
             told: mapped,
@@ -139,6 +160,7 @@ pub const SECTIONS: &[Section] = &[
                 name: "recover",
                 title: "recovery",
                 command: "recover --run {run} {recovery} {seed} --out {out} {device}",
+                call: calls::recover,
                 needs: Needs::Cells,
                 files: &[
                     ("recover.png", "Original, damaged, recovered."),
@@ -151,6 +173,7 @@ pub const SECTIONS: &[Section] = &[
                 title: "recovery by size of damage",
                 command: "recover --run {run} {recovery} --samples 16 --sizes 8,16,24 --damages 2 {seed} --out \
                           {out}/recover-by-size.png {device}",
+                call: calls::recover_by_size,
                 needs: Needs::Cells,
                 files: &[
                     (
@@ -182,6 +205,7 @@ pub const SECTIONS: &[Section] = &[
             name: "planes",
             title: "latent planes",
             command: "planes --run {run} {seed} --out {out} {device}",
+            call: calls::planes,
             needs: Needs::Cells,
             files: &[("planes.png", "Channels 0 (top) to 6 of two samples.")],
             told: |_| None,

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use std::{env, fs, process};
+use std::{env, fs};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
+
+use crate::files;
 
 /// Names the folder; empty or `off` keeps nothing.
 const VARIABLE: &str = "VNCA_COMPILATION_CACHE";
@@ -71,12 +73,8 @@ impl Entry {
         let at = || format!("cannot keep a compiled program in {}", self.path.display());
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).with_context(at)?;
-        // Written aside, so that other processes see the whole or nothing.
-        let aside = self.path.with_extension(process::id().to_string());
-        fs::write(&aside, [&Sha256::digest(body)[..], body].concat())
-            .and_then(|()| fs::rename(&aside, &self.path))
-            .inspect_err(|_| drop(fs::remove_file(&aside)))
-            .with_context(at)?;
+        // Other processes see the whole or nothing.
+        files::write_bytes(&self.path, [&Sha256::digest(body)[..], body].concat()).with_context(at)?;
         let found = fs::read_dir(folder).with_context(at)?.flatten();
         let mut files: Vec<(SystemTime, u64, PathBuf)> = found
             .filter_map(|f| {
