@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{evaluate, fill};
+use common::{evaluate_in, fill, targets};
 use vnca::engine::array::Array;
 use vnca::engine::ir::ops::conv::Window;
 use vnca::engine::ir::ops::layout::Padding;
@@ -203,12 +203,14 @@ fn every_operation_has_a_row() {
 
 #[test]
 fn gradients_agree_with_central_differences() {
-    for row in table() {
+    for (target, row) in
+        targets().into_iter().flat_map(|target| table().into_iter().map(move |row| (target, row)))
+    {
         let inputs: Vec<Array> =
             row.inputs.iter().enumerate().map(|(i, d)| fill(d, i as u64, row.range)).collect();
         let direction: Vec<Array> =
             row.inputs.iter().enumerate().map(|(i, d)| fill(d, 100 + i as u64, (-1.0, 1.0))).collect();
-        let results = evaluate(&build(&row, true), &inputs);
+        let results = evaluate_in(target, &build(&row, true), &inputs);
         let along: f64 = (results[1..].iter().zip(&direction))
             .map(|(g, d)| dot(&g.to_vec::<f32>(), &d.to_vec::<f32>()))
             .sum();
@@ -226,11 +228,15 @@ fn gradients_agree_with_central_differences() {
                     Array::new(x.dims(), &sum)
                 })
                 .collect();
-            f64::from(evaluate(&value, &moved)[0].to_vec::<f32>()[0])
+            f64::from(evaluate_in(target, &value, &moved)[0].to_vec::<f32>()[0])
         };
         let expected = (shifted(1.0) - shifted(-1.0)) / (2.0 * f64::from(step));
         let close = (along - expected).abs() <= 4e-3 * expected.abs().max(1.0);
-        assert!(close, "{}: gradient along the direction {along}, central difference {expected}", row.name);
+        assert!(
+            close,
+            "{} ({target:?}): gradient along the direction {along}, central difference {expected}",
+            row.name
+        );
     }
 }
 
@@ -276,16 +282,19 @@ fn recurrence(form: Option<(RepeatOptions, bool)>) -> Function {
 #[test]
 fn loops_agree_with_their_unrolled_twin() {
     let inputs = [fill(&[4, 3], 5, (-1.0, 1.0)), fill(&[3, 3], 6, (-1.0, 1.0)), Array::scalar(7i32)];
-    let unrolled = evaluate(&recurrence(None), &inputs);
-    for (remat, dynamic) in [0, 1, 2, 3, 7, 20].into_iter().flat_map(|k| [(k, false), (k, true)]) {
+    let forms = [0, 1, 2, 3, 7, 20].into_iter().flat_map(|k| [(k, false), (k, true)]);
+    for (target, (remat, dynamic)) in
+        targets().into_iter().flat_map(|t| forms.clone().map(move |form| (t, form)))
+    {
+        let unrolled = evaluate_in(target, &recurrence(None), &inputs);
         for (save_as, tolerance) in [(None, 1e-6), (Some(DType::Bf16), 2e-2)] {
             let options = RepeatOptions { remat, save_as };
-            let looped = evaluate(&recurrence(Some((options, dynamic))), &inputs);
+            let looped = evaluate_in(target, &recurrence(Some((options, dynamic))), &inputs);
             for (a, b) in looped.iter().zip(&unrolled) {
                 let (a, b) = (a.to_vec::<f32>(), b.to_vec::<f32>());
                 let size = b.iter().fold(0f32, |m, v| m.max(v.abs()));
                 let error = a.iter().zip(&b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-                assert!(error <= tolerance * size, "{options:?}: off by {error} of {size}");
+                assert!(error <= tolerance * size, "{target:?}, {options:?}: off by {error} of {size}");
             }
         }
     }

@@ -5,7 +5,7 @@
 mod common;
 
 use common::models::{models, woken};
-use common::{evaluate, finish};
+use common::{evaluate, evaluate_in, finish, targets};
 use serde_json::Value;
 use vnca::cli::models::{Kind, Model};
 use vnca::engine::array::Array;
@@ -137,7 +137,9 @@ fn images() -> Array {
 #[test]
 fn forward_passes_and_gradients_equal_jax() {
     let golden = golden("forward");
-    for (name, model) in models() {
+    for (target, (name, model)) in
+        targets().into_iter().flat_map(|t| models().into_iter().map(move |m| (t, m)))
+    {
         let expected = &golden[&name];
         let vae = model.vae();
         let leaves = vae.leaves();
@@ -159,7 +161,8 @@ fn forward_passes_and_gradients_equal_jax() {
         outputs.extend(gradient(loss, &values).into_iter().zip(&leaves).map(|(s, l)| (l.name.clone(), s)));
         let mut inputs = woken(&model);
         inputs.push(images());
-        let results = evaluate(&finish(&g, &outputs), &inputs);
+        let results = evaluate_in(target, &finish(&g, &outputs), &inputs);
+        let name = format!("{name} ({target:?})");
         let floats = |i: usize| f64s(&results[i].to_vec::<f32>());
         assert_all_close(&format!("{name} mean"), &floats(0)[..8], &numbers(&expected["mean"]), 1e-4, 1e-2);
         assert_all_close(

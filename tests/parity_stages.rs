@@ -5,7 +5,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::models::{models, woken};
-use common::{evaluate, finish};
+use common::{evaluate, evaluate_in, finish, targets};
 use vnca::cli::models::{Kind, Model};
 use vnca::engine::array::Array;
 use vnca::engine::ir::{Graph, Sym};
@@ -62,7 +62,9 @@ fn output<'g>(name: &str, model: &Model, params: &Params<'g>, g: &'g Graph) -> S
 
 #[test]
 fn decoders_growth_and_damage_equal_jax() {
-    for (name, model) in models() {
+    for (target, (name, model)) in
+        targets().into_iter().flat_map(|t| models().into_iter().map(move |m| (t, m)))
+    {
         let expected = goldens(&name);
         let count = match model.kind {
             Kind::Baseline => 1,
@@ -75,7 +77,7 @@ fn decoders_growth_and_damage_equal_jax() {
         let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
         let outputs: Vec<_> =
             expected.iter().map(|(what, _)| (what.clone(), output(what, &model, &params, &g))).collect();
-        let results = evaluate(&finish(&g, &outputs), &woken(&model));
+        let results = evaluate_in(target, &finish(&g, &outputs), &woken(&model));
         for ((what, expected), got) in expected.iter().zip(&results) {
             let (expected, got) = (expected.to_vec::<f32>(), got.to_vec::<f32>());
             assert_eq!(expected.len(), got.len(), "{name} {what}");
@@ -85,7 +87,7 @@ fn decoders_growth_and_damage_equal_jax() {
                     "decoder" => e == g || (e - g).abs() <= 1e-4 * e.abs().max(0.1),
                     _ => (e - probability(g)).abs() <= 2e-5,
                 };
-                assert!(near, "{name} {what}[{i}]: expected {e}, got {g}");
+                assert!(near, "{name} ({target:?}) {what}[{i}]: expected {e}, got {g}");
             }
         }
     }

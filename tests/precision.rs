@@ -6,14 +6,13 @@ mod cli;
 mod common;
 
 use common::models::{models, woken};
-use common::{finish, run};
+use common::{finish, mesh, run};
 use vnca::cli::models::Model;
 use vnca::engine::array::Array;
 use vnca::engine::compile;
 use vnca::engine::ir::{Function, RepeatOptions, gradient};
 use vnca::engine::lower::Target;
 use vnca::engine::random::Key;
-use vnca::engine::runtime::{Device, Mesh};
 use vnca::engine::shape::{DType, Precision, Shape};
 use vnca::model::decoder::GrowOptions;
 use vnca::model::elbo::Loss;
@@ -55,7 +54,7 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 /// sums average them out, and the whole gradient is no further off either, however many products it goes through.
 #[test]
 fn gradients_differ_from_f32_by_the_rounding() {
-    let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
+    let mesh = mesh(1);
     for (name, model) in models().into_iter().filter(|(name, _)| name.starts_with("tiny")) {
         let bf16 = Model { precision: Precision::Bf16, ..model };
         let (loss, expected) = gradients(&model, Target::Cpu);

@@ -8,11 +8,13 @@ mod plugin;
 
 use std::collections::BTreeSet;
 
+use vnca::engine::array::Array;
+use vnca::engine::compile::compile;
 use vnca::engine::conformance::{self, Check};
 use vnca::engine::ir::{Block, Function, Graph, Op};
 use vnca::engine::lower::{Target, lower};
 use vnca::engine::program::Program;
-use vnca::engine::runtime::Device;
+use vnca::engine::runtime::{Device, Mesh};
 use vnca::engine::shape::Shape;
 
 fn names_in(block: &Block, into: &mut BTreeSet<&'static str>) {
@@ -34,9 +36,14 @@ fn every_operation_has_a_case() {
     assert!(missing.is_empty(), "operations without a conformance case: {missing:?}");
 }
 
-fn conforms(device: &str) {
+fn conforms(device: &str, target: Option<Target>) {
     let device: Device = device.parse().unwrap();
-    let checks = conformance::run(&device, |_| ()).unwrap();
+    let mesh = Mesh::builder(&device).devices(conformance::MOST_REPLICAS);
+    let mesh = match target {
+        Some(target) => mesh.target(target),
+        None => mesh,
+    };
+    let checks = conformance::run(&mesh.open(1).unwrap(), |_| ());
     let failed: Vec<&Check> = checks.iter().filter(|check| check.error.is_some()).collect();
     assert!(failed.is_empty(), "{device}: {failed:#?}");
     // Two devices at least, and the families beside the collectives.
@@ -45,15 +52,48 @@ fn conforms(device: &str) {
     }
 }
 
+/// In the forms that users get, with oneDNN where there is one.
 #[test]
 fn the_cpu_conforms() {
-    conforms("cpu");
+    conforms("cpu", None);
+}
+
+#[test]
+fn the_cpu_conforms_in_xlas_own_forms() {
+    conforms("cpu", Some(Target::Cpu));
+}
+
+/// As accelerators get them.
+#[test]
+fn the_cpu_conforms_in_native_forms() {
+    conforms("cpu", Some(Target::Native));
+}
+
+/// Each mesh that is opened has its own client, sizes and choices; siblings share theirs. The environment stays as it was.
+#[test]
+fn meshes_own_their_client() {
+    let before: Vec<_> = std::env::vars_os().collect();
+    let (own, other) = (Mesh::open(&Device::Cpu, 3).unwrap(), Mesh::open(&Device::Cpu, 1).unwrap());
+    assert_eq!((own.devices(), other.devices()), (3, 1));
+    assert!(other.with_replicas(2).is_err());
+    let g = Graph::new("doubled");
+    let x = g.input("x", &Shape::f32(&[2]));
+    let function = g.finish(&[("y".into(), x * 2.0)], &[]).unwrap();
+    let sibling = own.with_replicas(1).unwrap();
+    let [first, second] =
+        [&own.with_replicas(1).unwrap(), &other].map(|mesh| compile(mesh, &function).unwrap());
+    let x = sibling.replicate(&Array::new(&[2], &[1f32, 2.0])).unwrap();
+    drop((own, sibling));
+    assert_eq!(first.call(vec![(&x).into()]).unwrap()[0].get(0).unwrap().to_vec::<f32>(), [2.0, 4.0]);
+    let error = second.call(vec![(&x).into()]).err().expect("the array is on another client").to_string();
+    assert!(error.contains("doubled"), "{error}");
+    assert!(before == std::env::vars_os().collect::<Vec<_>>(), "the environment has changed");
 }
 
 #[test]
 fn a_plugin_conforms() {
     let Some(device) = plugin::device() else { return };
-    conforms(&device);
+    conforms(&device, None);
 }
 
 /// As a machine without the XLA library runs them: XLA's own operations in the place of the CPU's forms.

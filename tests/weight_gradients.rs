@@ -3,13 +3,12 @@
 
 mod common;
 
-use common::{fill, finish, run};
+use common::{fill, finish, mesh, run};
 use vnca::engine::array::Array;
 use vnca::engine::compile;
 use vnca::engine::ir::ops::conv::Window;
 use vnca::engine::ir::{Function, Graph};
 use vnca::engine::lower::Target;
-use vnca::engine::runtime::{Device, Mesh};
 use vnca::engine::shape::{Precision, Shape};
 
 struct Case {
@@ -57,8 +56,7 @@ fn numbers(dims: &[usize], seed: u64) -> Array {
 
 #[test]
 fn they_are_those_of_xlas_own_convolutions() {
-    Mesh::reserve(2);
-    let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
+    let mesh = mesh(1);
     for precision in [Precision::F32, Precision::Bf16] {
         let target = compile::target(&mesh, precision);
         if target == Target::Cpu {

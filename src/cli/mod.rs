@@ -2,6 +2,7 @@
 
 pub mod commands;
 pub mod config;
+pub mod environment;
 pub mod error;
 pub mod models;
 pub mod optimiser;
@@ -15,7 +16,6 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::engine::quiet;
 use commands::{
     Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents,
     planes, probe, reconstruct, recover, run_exported, sample, train, tsne,
@@ -35,6 +35,7 @@ pub struct Cli {
     verbose: bool,
     /// Take programs from a folder that `vnca export` wrote instead of making them
     #[arg(long, global = true, value_name = "DIR", env = "VNCA_PROGRAMS")]
+    #[allow(dead_code, reason = "the verbs that run programs take it as an option of the device")]
     programs: Option<std::path::PathBuf>,
 }
 
@@ -189,10 +190,7 @@ pub fn main() -> ExitCode {
     if cli.command.is_long() {
         pages::ask_for_huge_ones();
     }
-    quiet::init(cli.verbose);
-    if let Some(folder) = &cli.programs {
-        crate::engine::compile::use_exported(folder);
-    }
+    environment::start_log(cli.verbose);
     match cli.command.run() {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(exit)) => ExitCode::from(exit as u8),

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::programs::{Made, Sizes};
 use super::{Outcome, bar, print};
+use crate::cli::environment;
 use crate::cli::error::{Exit, WithExit};
 use crate::engine::lower::{Target, lower};
-use crate::engine::quiet;
 use crate::engine::runtime::pjrt::{Collective, Compiler, Estimate, Usage};
 use crate::engine::runtime::{Device, Plugin, Settings};
 
@@ -81,7 +81,7 @@ struct Memory {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    quiet::without_tpu();
+    environment::set_defaults(&environment::WITHOUT_TPU);
     let (plugin, flags) = match args.plugin.parse().exit(Exit::Usage)? {
         Device::Plugin { plugin, settings } => (plugin, settings),
         Device::Cpu => (Plugin::Tpu, Settings::new()),

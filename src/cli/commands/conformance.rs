@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{On, Outcome, print};
-use crate::cli::error::{Exit, WithExit};
+use crate::cli::error::Exit;
 use crate::engine::conformance::{self, Check};
 
 #[derive(Debug, clap::Args)]
@@ -16,16 +16,14 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let device = args.device.get()?;
-    let mesh = conformance::open(&device).exit(Exit::Device)?;
+    let mesh = args.device.open(conformance::MOST_REPLICAS, 1)?;
     eprintln!("device  {}", mesh.describe());
     let bar = indicatif::ProgressBar::new_spinner();
-    let checks = conformance::run(&device, |family| {
+    let checks = conformance::run(&mesh, |family| {
         bar.set_message(family.to_string());
         bar.tick();
     });
     bar.finish_and_clear();
-    let checks = checks.exit(Exit::Device)?;
     let failed: Vec<&Check> = checks.iter().filter(|check| check.error.is_some()).collect();
     if args.json {
         let figures = json!({"device": mesh.describe(), "devices": mesh.devices(), "passed": checks.len() - failed.len(),

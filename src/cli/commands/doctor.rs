@@ -3,16 +3,16 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
-use super::{On, Outcome, print};
+use super::{On, Outcome, device_exit, print};
 use crate::cli::error::Exit;
 use crate::engine::array::Array;
-use crate::engine::compile::{compile, one_dnn_products};
+use crate::engine::compile::{compile, forms};
 use crate::engine::ir::Graph;
 use crate::engine::runtime::pjrt::{self, Lock};
-use crate::engine::runtime::{Device, Mesh, Plugin};
+use crate::engine::runtime::{Device, Mesh, Plugin, WrongFlags};
 use crate::engine::shape::{Precision, Shape};
 
 #[derive(Debug, clap::Args)]
@@ -53,7 +53,8 @@ pub fn run(args: &Args) -> Outcome {
     let mut checks = tpu_checks(&device);
     checks.extend(cuda_checks(&device));
     // In this order: a device that opens holds its lock.
-    checks.extend(own_checks(&device));
+    let mesh = Mesh::builder(&device).devices(2).open(1);
+    checks.extend(own_checks(&device, &mesh));
     let ok = checks.iter().all(|c| c.ok || !c.needed);
     if args.json {
         print(&serde_json::json!({"ok": ok, "device": args.device.device, "checks": checks}).to_string())?;
@@ -70,28 +71,30 @@ pub fn run(args: &Args) -> Outcome {
             }
         }
     }
-    Ok(if ok { None } else { Some(Exit::Device) })
+    Ok(if ok { None } else { Some(mesh.err().map_or(Exit::Device, |error| device_exit(&error))) })
 }
 
 /// What every run takes, and the device that was asked for.
-fn own_checks(device: &Device) -> Vec<Check> {
+fn own_checks(device: &Device, mesh: &Result<Mesh>) -> Vec<Check> {
     const SETUP: &str = "tools/setup, then cargo build --release";
     let on_cpu = *device == Device::Cpu;
-    Mesh::reserve(2);
-    let mend = match device {
-        Device::Cpu => SETUP,
-        Device::Plugin { .. } => "what the message says, and the checks above; docs/devices.md has more",
+    let mend = match (mesh, device) {
+        (Err(error), _) if error.is::<WrongFlags>() => "what the message says, in the environment",
+        (_, Device::Cpu) => SETUP,
+        (_, Device::Plugin { .. }) => "what the message says, and the checks above; docs/devices.md has more",
     };
+    // The same error for each check: errors cannot be copied.
+    let mesh = || mesh.as_ref().map_err(|error| anyhow!("{error:#}"));
     vec![
         Check::new("library", on_cpu, library(), SETUP),
-        Check::new("device", true, Mesh::open(device, 1).map(|mesh| mesh.describe()), mend),
+        Check::new("device", true, mesh().map(Mesh::describe), mend),
         Check::new(
             "computing",
             cfg!(feature = "xla"),
-            computing(device),
+            mesh().and_then(computing),
             "vnca conformance tells more (without the XLA library, with --programs)",
         ),
-        Check::new("products", false, Ok(products(device)), ""),
+        Check::new("products", false, Ok(products(mesh())), ""),
         Check::new("memory", true, memory(), "close other programs, or take a smaller --batch-size"),
         Check::new("disk", true, disk(), "run in a folder of yours, or name one with --out"),
     ]
@@ -108,12 +111,12 @@ fn library() -> Result<String> {
 }
 
 /// Two replicas compute and add up, or one where there is one device: the compiler and the collectives work.
-fn computing(device: &Device) -> Result<String> {
+fn computing(mesh: &Mesh) -> Result<String> {
     let g = Graph::new("doctor");
     let x = g.input("x", &Shape::f32(&[2]));
     let function = g.finish(&[("y".into(), (x * 2.0).all_reduce())], &[])?;
-    let replicas = Mesh::open(device, 1)?.devices().min(2);
-    let mesh = Mesh::open(device, replicas)?;
+    let replicas = mesh.devices().min(2);
+    let mesh = mesh.with_replicas(replicas)?;
     let executable = compile(&mesh, &function)?;
     let parts = [Array::new(&[2], &[1f32, 2.0]), Array::new(&[2], &[10f32, 20.0])];
     let x = mesh.shard(&parts[..replicas])?;
@@ -125,19 +128,19 @@ fn computing(device: &Device) -> Result<String> {
 
 /// Who makes products and weight gradients. It is no fault where oneDNN does not: then f32 is slower, and `--precision bf16`
 /// computes in f32.
-fn products(device: &Device) -> String {
-    if *device != Device::Cpu {
-        return "by the device's compiler".into();
-    }
-    let mesh = match Mesh::open(device, 1) {
+fn products(mesh: Result<&Mesh>) -> String {
+    let mesh = match mesh {
         Ok(mesh) => mesh,
         Err(why) => return format!("{why:#}"),
     };
-    let [f32, bf16] = [Precision::F32, Precision::Bf16].map(|precision| one_dnn_products(&mesh, precision));
+    if *mesh.device() != Device::Cpu {
+        return "by the device's compiler".into();
+    }
+    let [f32, bf16] = [Precision::F32, Precision::Bf16].map(|precision| forms(mesh, precision).no_one_dnn);
     match (f32, bf16) {
-        (Ok(()), Ok(())) => "f32 and bf16 by oneDNN".into(),
-        (Ok(()), Err(why)) => format!("f32 by oneDNN; no bf16: {why:#}"),
-        (Err(why), _) => format!("f32 by XLA itself, no bf16: {why:#}"),
+        (None, None) => "f32 and bf16 by oneDNN".into(),
+        (None, Some(why)) => format!("f32 by oneDNN; no bf16: {why}"),
+        (Some(why), _) => format!("f32 by XLA itself, no bf16: {why}"),
     }
 }
 

@@ -104,9 +104,7 @@ pub fn evaluated(args: &Options) -> Result<Option<Summary>> {
     let spec = args.data.clone().or(weights.data.clone()).unwrap_or_else(|| data::GLYPHS.into());
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
     let (split, train) = images(args, &spec, part)?;
-    let device = args.device.get()?;
-    let session =
-        Session::open(&device, args.replicas, weights.model.vae(), &weights.arrays).exit(Exit::Device)?;
+    let session = args.device.session(args.replicas, &weights)?;
     let began = Instant::now();
     let evaluator =
         Evaluator::new(&session.mesh, &session.model, args.batch_size, args.samples).exit(Exit::Usage)?;

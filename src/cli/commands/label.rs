@@ -10,7 +10,6 @@ use super::{On, Outcome, Report, bar};
 use crate::cli::error::{Exit, WithExit};
 use crate::data::{self, Part, labels};
 use crate::engine::npy;
-use crate::engine::runtime::Mesh;
 use crate::study::analysis::originals::{Matches, likeliest};
 
 #[derive(Debug, clap::Args)]
@@ -48,8 +47,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     let known = known.exit(Exit::BadInput)?;
     let images = data::load_split(&args.data, part).context("--data").exit(Exit::BadInput)?;
-    let device = args.device.get()?;
-    let mesh = Mesh::open(&device, 1).exit(Exit::Device)?;
+    let mesh = args.device.open(1, 1)?;
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let began = Instant::now();
     let progress = bar(images.len(), "images");

@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 
 use super::images::Images;
 use super::{On, Outcome, Report, Source, bar};
-use crate::cli::error::{Exit, WithExit};
 use crate::data::Split;
 use crate::engine::npy;
 use crate::engine::random::Key;
@@ -58,8 +57,7 @@ type Files = Vec<(&'static str, PathBuf)>;
 pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_deref())?;
-    let device = args.device.get()?;
-    let session = Session::open(&device, 1, weights.model.vae(), &weights.arrays).exit(Exit::Device)?;
+    let session = args.device.session(1, &weights)?;
     let count = args.limit.unwrap_or(split.len()).min(split.len());
     let began = Instant::now();
     let archive = args.out.extension().is_some_and(|e| e == "npz");

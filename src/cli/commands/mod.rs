@@ -28,7 +28,10 @@ pub mod sample;
 pub mod train;
 pub mod tsne;
 
-use std::path::PathBuf;
+use std::cell::RefCell;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -36,14 +39,16 @@ use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::Value;
 
 use crate::cli::config::TrainConfig;
-use crate::cli::error::{Exit, WithExit};
+use crate::cli::error::{Exit, WithExit, coded};
 use crate::cli::models::{Kind, Model};
 use crate::engine::array::Array;
+use crate::engine::compile::forms;
 use crate::engine::random::Key;
-use crate::engine::runtime::Device;
+use crate::engine::runtime::{Device, Mesh, WrongFlags};
 use crate::engine::shape::Precision;
 use crate::nn::params::init;
 use crate::nn::weights;
+use crate::study::session::Session;
 use crate::train::checkpoint::chosen;
 
 /// What a verb gives: an exit code if it is not 0.
@@ -79,6 +84,21 @@ pub struct On {
     /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
     #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
     pub device: String,
+    #[arg(from_global)]
+    programs: Option<PathBuf>,
+    #[arg(skip)]
+    opened: Opened,
+}
+
+/// The mesh that was opened last, shared by the options that are made of each other: a verb that is made of others opens the
+/// device once.
+#[derive(Clone, Default)]
+struct Opened(Rc<RefCell<Option<Mesh>>>);
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opened")
+    }
 }
 
 impl On {
@@ -86,6 +106,58 @@ impl On {
     /// When it is no device's name.
     pub fn get(&self) -> Result<Device> {
         self.device.parse().exit(Exit::Usage)
+    }
+
+    /// Opens the device, as one of at least `devices` parts where it is a CPU.
+    ///
+    /// # Errors
+    /// When it is no device's name, or the device cannot be had.
+    pub fn open(&self, devices: usize, replicas: usize) -> Result<Mesh> {
+        let device = self.get()?;
+        let mut opened = self.opened.0.borrow_mut();
+        let fits = |mesh: &&Mesh| *mesh.device() == device && mesh.devices() >= devices.max(replicas);
+        if let Some(mesh) = opened.as_ref().filter(fits) {
+            return mesh.with_replicas(replicas).exit(Exit::Device);
+        }
+        // The other one ends first: a device may have one client at a time.
+        *opened = None;
+        let mesh = open(&device, self.programs.as_deref(), devices, replicas)?;
+        Ok(opened.insert(mesh).clone())
+    }
+
+    /// Opens the device and puts weights there.
+    ///
+    /// # Errors
+    /// As of [`On::open`].
+    pub fn session(&self, replicas: usize, weights: &Weights) -> Result<Session> {
+        let mesh = self.open(1, replicas)?;
+        let model = weights.model.vae();
+        tell_forms(&mesh, model.precision);
+        Session::new(&mesh, model, &weights.arrays).exit(Exit::Device)
+    }
+}
+
+/// Opens a device.
+///
+/// # Errors
+/// When it cannot be had, with an exit code.
+pub fn open(device: &Device, programs: Option<&Path>, devices: usize, replicas: usize) -> Result<Mesh> {
+    let opened = Mesh::builder(device).devices(devices).programs(programs).open(replicas);
+    opened.map_err(|error| coded(device_exit(&error), error))
+}
+
+/// The exit code of a device that cannot be had.
+pub fn device_exit(error: &anyhow::Error) -> Exit {
+    if error.is::<WrongFlags>() { Exit::Usage } else { Exit::Device }
+}
+
+/// Says on stderr where a CPU does not have the precision that was asked for.
+pub fn tell_forms(mesh: &Mesh, precision: Precision) {
+    if precision == Precision::F32 || mesh.programs().is_some() {
+        return;
+    }
+    if let Some(why) = forms(mesh, precision).no_one_dnn {
+        eprintln!("no {precision} products on this CPU, computing in f32: {why}");
     }
 }
 

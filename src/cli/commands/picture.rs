@@ -68,8 +68,7 @@ impl Common {
     /// # Errors
     /// When the device cannot be had.
     pub fn session(&self, weights: &Weights) -> Result<Session> {
-        let device = self.device.get()?;
-        Session::open(&device, 1, weights.model.vae(), &weights.arrays).exit(Exit::Device)
+        self.device.session(1, weights)
     }
 
     /// Where the verb's files go; makes the folder.

@@ -70,8 +70,7 @@ pub fn report(args: &Args) -> Result<Report> {
     let split =
         args.images.load(&args.part, weights.data.as_deref())?.spread(args.limit.unwrap_or(usize::MAX));
     let labels = args.images.labels(&split).exit(Exit::BadInput)?;
-    let device = args.device.get()?;
-    let session = Session::open(&device, 1, weights.model.vae(), &weights.arrays).exit(Exit::Device)?;
+    let session = args.device.session(1, &weights)?;
     let (latent, epochs) = (session.model.latent, args.epochs as usize);
     let began = Instant::now();
     let grower = Grower::new(&session, BATCH)?;

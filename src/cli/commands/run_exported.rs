@@ -9,7 +9,7 @@ use super::{On, Outcome, Report};
 use crate::cli::error::{Exit, WithExit};
 use crate::engine::array::Array;
 use crate::engine::program::{Program, Signature};
-use crate::engine::runtime::{Arg, Buffers, Mesh};
+use crate::engine::runtime::{Arg, Buffers};
 use crate::nn::weights::npz;
 
 #[derive(Debug, clap::Args)]
@@ -38,8 +38,7 @@ pub fn run(args: &Args) -> Outcome {
     let program = Program::load(&args.folder, &args.name).exit(Exit::BadInput)?;
     let signature = program.signature.clone();
     let values = inputs(&signature, args).exit(Exit::BadInput)?;
-    let device = args.device.get()?;
-    let mesh = Mesh::open(&device, signature.replicas).exit(Exit::Device)?;
+    let mesh = args.device.open(1, signature.replicas)?;
     eprintln!("device  {}, {} replica(s)", mesh.describe(), mesh.replicas());
     let began = Instant::now();
     let executable = mesh.compile(program)?;

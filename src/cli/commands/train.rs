@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{Outcome, bar, print};
+use super::{Outcome, bar, open, print, tell_forms};
 use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::error::{Exit, WithExit, coded};
 use crate::cli::models::Model;
@@ -37,6 +37,8 @@ pub struct Args {
     /// Print a summary as JSON on stdout instead of the run's folder
     #[arg(long)]
     json: bool,
+    #[arg(from_global)]
+    programs: Option<PathBuf>,
 }
 
 pub fn run(args: Args) -> Outcome {
@@ -75,7 +77,8 @@ pub fn run(args: Args) -> Outcome {
                 .exit(Exit::Usage);
         }
     }
-    let mesh = Mesh::open(&config.device().exit(Exit::Usage)?, config.replicas).exit(Exit::Device)?;
+    let device = config.device().exit(Exit::Usage)?;
+    let mesh = open(&device, args.programs.as_deref(), 1, config.replicas)?;
     let test = test.map(|t| t.spread(config.eval_images));
     let mut watch = Screen {
         bar: ProgressBar::hidden(),
@@ -100,6 +103,7 @@ pub fn run(args: Args) -> Outcome {
         dataset.test.as_ref().map_or(0, |t| t.len())
     ));
     watch.say(&format!("run     {}", folder.display()));
+    tell_forms(&mesh, vae.precision);
     let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
     let trainer = Trainer::boxed(&mesh, config.task()).optimiser(config.optimiser.chain()).options(options);
     let mut run = trainer.start(&folder, Some(train.to_array()), checkpoint).map_err(with_advice)?;

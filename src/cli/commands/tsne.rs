@@ -79,8 +79,7 @@ pub fn report(args: &Args) -> Result<Report> {
         Ok(())
     };
     enough().exit(Exit::Usage)?;
-    let device = args.device.get()?;
-    let session = Session::open(&device, 1, weights.model.vae(), &weights.arrays).exit(Exit::Device)?;
+    let session = args.device.session(1, &weights)?;
     let began = Instant::now();
     let [choice, first] = Key::new(args.seed).split2();
     let mut chosen = index::sample(&mut choice.rng(), split.len(), points).into_vec();

@@ -3,57 +3,39 @@
 #[cfg(feature = "xla")]
 mod probe;
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::engine::ir::Function;
 use crate::engine::program::{Program, Target};
-use crate::engine::runtime::{Executable, Mesh};
+use crate::engine::runtime::{Executable, Forms, Mesh};
 use crate::engine::shape::Precision;
-
-/// Where exported programs lie, if they are to be used. Like the device, it is one choice for the whole process.
-static EXPORTED: OnceLock<PathBuf> = OnceLock::new();
-
-/// Takes all programs of this process from a folder that `vnca export` wrote.
-pub fn use_exported(folder: &Path) {
-    // A second call in a process could only say the same.
-    let _ = EXPORTED.set(folder.to_path_buf());
-}
 
 /// Compiles a computation for a mesh: lowered in the forms that its compiler is fast at, or as it was exported.
 ///
 /// # Errors
 /// When the compiler refuses it, or the exported program is missing or computes something else.
 pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
-    mesh.compile(match EXPORTED.get() {
+    mesh.compile(match mesh.programs() {
         Some(folder) => exported(folder, function, mesh.replicas())?,
         None => made(function, target(mesh, function.precision), mesh.replicas())?,
     })
 }
 
-/// The forms that a mesh's compiler is fast at. On a CPU the products are oneDNN's, if there is one that works, or else
-/// XLA's own in f32; stderr says a line where that is not the precision asked for.
+/// The forms that a mesh's compiler is fast at.
 pub fn target(mesh: &Mesh, precision: Precision) -> Target {
-    match mesh.target() {
-        Target::Cpu => cpu_target(mesh, precision),
-        target => target,
-    }
+    forms(mesh, precision).target
 }
 
-fn cpu_target(mesh: &Mesh, precision: Precision) -> Target {
-    // A process uses one device.
-    static FOUND: [OnceLock<Target>; 2] = [const { OnceLock::new() }; 2];
-    *FOUND[precision as usize].get_or_init(|| match (one_dnn_products(mesh, precision), precision) {
-        (Ok(()), _) => Target::OneDnn,
-        (Err(why), Precision::F32) => {
-            log::info!("XLA's own products on this CPU: {why:#}");
-            Target::Cpu
-        }
-        (Err(why), Precision::Bf16) => {
-            eprintln!("no bf16 products on this CPU, computing in f32: {why:#}");
-            Target::Cpu
+/// The forms that a mesh's compiler is fast at. On a CPU the products are oneDNN's, if there is one that works, or else XLA's
+/// own in f32, whatever the precision; the answer then says why.
+pub fn forms(mesh: &Mesh, precision: Precision) -> Forms {
+    mesh.forms(precision, || match one_dnn_products(mesh, precision) {
+        Ok(()) => Forms { target: Target::OneDnn, no_one_dnn: None },
+        Err(why) => {
+            log::info!("XLA's own products in f32 on this CPU: {why:#}");
+            Forms { target: Target::Cpu, no_one_dnn: Some(format!("{why:#}")) }
         }
     })
 }

@@ -6,7 +6,7 @@ use super::{Check, f32s, truths};
 use crate::engine::array::Array;
 use crate::engine::compile;
 use crate::engine::ir::{Function, Graph};
-use crate::engine::runtime::{Arg, Device, Executable, Mesh};
+use crate::engine::runtime::{Arg, Executable, Mesh};
 use crate::engine::shape::{DType, Shape};
 
 const FAMILY: &str = "calls";
@@ -19,15 +19,15 @@ pub(super) fn function() -> Result<Function> {
     g.finish(&[("y".into(), x * s)], &[("y".into(), "x".into())])
 }
 
-pub(super) fn check(device: &Device, devices: usize) -> Vec<Check> {
+pub(super) fn check(mesh: &Mesh) -> Vec<Check> {
     let compiled = || {
-        let mesh = Mesh::open(device, 1)?;
+        let mesh = mesh.with_replicas(1)?;
         let executable = compile::compile(&mesh, &function()?)?;
         Ok::<_, anyhow::Error>((mesh, executable))
     };
     let mut checks = vec![
-        Check::of(FAMILY, "arrays come back as they went", transfers(device, devices)),
-        Check::of(FAMILY, "more replicas than devices", more_replicas(device, devices)),
+        Check::of(FAMILY, "arrays come back as they went", transfers(mesh)),
+        Check::of(FAMILY, "more replicas than devices", more_replicas(mesh)),
     ];
     type Test = fn(&Mesh, &Executable) -> Result<()>;
     let tests: [(&str, Test); 3] = [
@@ -45,8 +45,8 @@ pub(super) fn check(device: &Device, devices: usize) -> Vec<Check> {
 }
 
 /// Every element type, no dimension and several, on every device.
-fn transfers(device: &Device, devices: usize) -> Result<()> {
-    let mesh = Mesh::open(device, devices)?;
+fn transfers(mesh: &Mesh) -> Result<()> {
+    let mesh = mesh.with_replicas(mesh.devices())?;
     let halves = Array::from_bytes(Shape::new(DType::Bf16, &[2]), vec![0x80, 0x3f, 0, 0xc0])?;
     for array in [
         f32s(&[2, 3, 4], &(0..24).map(|i| i as f32 * 0.5).collect::<Vec<_>>()),
@@ -72,9 +72,9 @@ fn refused<T>(result: Result<T>, part: &str) -> Result<()> {
     Ok(())
 }
 
-fn more_replicas(device: &Device, devices: usize) -> Result<()> {
-    let asked = devices + 1;
-    refused(Mesh::open(device, asked), &format!("{asked} replicas need as many devices"))
+fn more_replicas(mesh: &Mesh) -> Result<()> {
+    let asked = mesh.devices() + 1;
+    refused(mesh.with_replicas(asked), &format!("{asked} replicas need as many devices"))
 }
 
 fn donation(mesh: &Mesh, executable: &Executable) -> Result<()> {

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::engine::array::Array;
 use crate::engine::compile;
 use crate::engine::ir::{Function, Graph, Sym};
-use crate::engine::runtime::{Arg, Device, Mesh};
+use crate::engine::runtime::{Arg, Mesh};
 use crate::engine::shape::{DType, Shape};
 
 type Build = Box<dyn for<'g> Fn(&'g Graph, &[Sym<'g>]) -> Sym<'g>>;
@@ -132,8 +132,8 @@ impl Group {
         Ok(self.cases.iter().zip(&results).map(check).collect())
     }
 
-    fn check(&self, device: &Device) -> Vec<Check> {
-        let ran = Mesh::open(device, self.replicas).and_then(|mesh| self.run(&mesh));
+    fn check(&self, mesh: &Mesh) -> Vec<Check> {
+        let ran = mesh.with_replicas(self.replicas).and_then(|mesh| self.run(&mesh));
         let results = ran.unwrap_or_else(|error| {
             let message = format!("{error:#}");
             self.cases.iter().map(|_| Err(anyhow::anyhow!(message.clone()))).collect()
@@ -157,7 +157,10 @@ fn groups() -> Vec<Group> {
 }
 
 /// Numbers of replicas that collectives are checked with, as far as there are devices.
-const REPLICAS: [usize; 4] = [1, 2, 4, 8];
+const REPLICAS: [usize; 4] = [1, 2, 4, MOST_REPLICAS];
+
+/// The most devices that the cases take.
+pub const MOST_REPLICAS: usize = 8;
 
 /// The graphs of all programs, with the number of replicas that each is for.
 ///
@@ -191,29 +194,17 @@ impl Check {
     }
 }
 
-/// The first part of a device, which on the CPU is made one of as many as the cases take.
-///
-/// # Errors
-/// When the device cannot be had.
-pub fn open(device: &Device) -> Result<Mesh> {
-    Mesh::reserve(REPLICAS.into_iter().fold(1, usize::max));
-    Mesh::open(device, 1)
-}
-
-/// Checks a device: every case, as far as it has devices for it. `progress` hears of each family before it begins.
-///
-/// # Errors
-/// When the device cannot be had.
-pub fn run(device: &Device, mut progress: impl FnMut(&str)) -> Result<Vec<Check>> {
-    let devices = open(device)?.devices();
+/// Checks a device: every case, as far as the mesh's client has devices for it. `progress` hears of each family before it
+/// begins.
+pub fn run(mesh: &Mesh, mut progress: impl FnMut(&str)) -> Vec<Check> {
     let mut checks = Vec::new();
-    for group in groups().into_iter().filter(|group| group.replicas <= devices) {
+    for group in groups().into_iter().filter(|group| group.replicas <= mesh.devices()) {
         progress(&group.name);
-        checks.extend(group.check(device));
+        checks.extend(group.check(mesh));
     }
     progress("calls");
-    checks.extend(calls::check(device, devices));
-    Ok(checks)
+    checks.extend(calls::check(mesh));
+    checks
 }
 
 fn f32s(dims: &[usize], values: &[f32]) -> Array {

@@ -4,11 +4,9 @@
 mod cpu;
 #[cfg(not(feature = "xla"))]
 mod cpu {
-    pub(super) fn client(_replicas: usize) -> anyhow::Result<std::sync::Arc<dyn super::Client>> {
+    pub(super) fn client(_devices: usize) -> anyhow::Result<Box<dyn super::Client>> {
         anyhow::bail!("this binary was built without the XLA library and has no cpu device")
     }
-
-    pub(super) fn reserve(_devices: usize) {}
 }
 
 mod headed;
@@ -18,14 +16,15 @@ pub mod pjrt;
 
 use std::any::Any;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::engine::array::Array;
 use crate::engine::program::{Program, Target};
-use crate::engine::shape::Shape;
+use crate::engine::shape::{Precision, Shape};
 
 pub use self::pjrt::{Plugin, Settings, Value};
 
@@ -113,34 +112,151 @@ pub(crate) trait Loaded: Send + Sync {
     fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>>;
 }
 
-/// As many devices as there are replicas.
+/// XLA_FLAGS, the environment's options for XLA, has something that XLA does not know: it would end the process.
+#[derive(Debug)]
+pub struct WrongFlags(pub String);
+
+impl fmt::Display for WrongFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "XLA_FLAGS: {}", self.0)
+    }
+}
+
+impl std::error::Error for WrongFlags {}
+
+/// Where compiled programs are kept, for plugins that can write theirs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// The folder that VNCA_COMPILATION_CACHE names (none if that is empty or `off`), else the user's.
+    #[default]
+    Environment,
+    Folder(PathBuf),
+    Off,
+}
+
+/// Which forms programs are written in for a mesh, and why these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forms {
+    pub target: Target,
+    /// On a CPU, why matrix products are XLA's own in f32, where oneDNN's in the precision asked for cannot be had.
+    pub no_one_dnn: Option<String>,
+}
+
+/// What all meshes over one client share: nothing of it belongs to the process.
+struct Opened {
+    device: Device,
+    client: Box<dyn Client>,
+    /// Asked for, in the place of what is found out.
+    target: Option<Target>,
+    /// Found out once for each precision.
+    forms: [OnceLock<Forms>; 2],
+    programs: Option<PathBuf>,
+}
+
+/// How a mesh is opened.
+///
+/// ```no_run
+/// # fn main() -> anyhow::Result<()> {
+/// use vnca::engine::runtime::Mesh;
+/// let mesh = Mesh::builder(&"cpu".parse()?).devices(8).open(1)?;
+/// let eight = mesh.with_replicas(8)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct MeshBuilder {
+    device: Device,
+    devices: usize,
+    target: Option<Target>,
+    programs: Option<PathBuf>,
+    cache: Cache,
+}
+
+impl MeshBuilder {
+    /// Makes the CPU one of at least so many virtual devices, for meshes of several sizes. Other devices are as many as they are.
+    #[must_use]
+    pub fn devices(self, devices: usize) -> MeshBuilder {
+        MeshBuilder { devices, ..self }
+    }
+
+    /// Writes programs in these forms, without finding out which ones the device is fast at.
+    #[must_use]
+    pub fn target(self, target: Target) -> MeshBuilder {
+        MeshBuilder { target: Some(target), ..self }
+    }
+
+    /// Takes programs from a folder of exported ones instead of making them.
+    #[must_use]
+    pub fn programs(self, folder: Option<&Path>) -> MeshBuilder {
+        MeshBuilder { programs: folder.map(Path::to_path_buf), ..self }
+    }
+
+    /// Keeps compiled programs there.
+    #[must_use]
+    pub fn cache(self, cache: Cache) -> MeshBuilder {
+        MeshBuilder { cache, ..self }
+    }
+
+    /// Opens the device and takes `replicas` parts of it.
+    ///
+    /// # Errors
+    /// When the device cannot be had or has fewer parts than replicas; [`WrongFlags`].
+    pub fn open(self, replicas: usize) -> Result<Mesh> {
+        ensure!(replicas > 0, "at least one replica is needed");
+        let client = match &self.device {
+            Device::Cpu => cpu::client(replicas.max(self.devices))?,
+            Device::Plugin { plugin, settings } => pjrt::client(plugin, settings, &self.cache)?,
+        };
+        let MeshBuilder { device, target, programs, .. } = self;
+        let forms = [const { OnceLock::new() }; 2];
+        let opened = Opened { device, client, target, forms, programs };
+        Mesh { opened: Arc::new(opened), replicas: 1 }.with_replicas(replicas)
+    }
+}
+
+/// As many devices as there are replicas. A mesh and its clones share one client of the device with the meshes that
+/// [`Mesh::with_replicas`] makes of them, and the client ends with the last of them and of their arrays and programs.
 #[derive(Clone)]
 pub struct Mesh {
-    client: Arc<dyn Client>,
+    opened: Arc<Opened>,
     replicas: usize,
 }
 
 impl Mesh {
-    /// Makes the CPU one of at least `replicas` virtual devices, for a process that will open meshes of several sizes. Without
-    /// effect once one is open.
-    pub fn reserve(replicas: usize) {
-        cpu::reserve(replicas);
-    }
-
-    /// Takes `replicas` devices. On the CPU any number of virtual ones share the cores; their number is fixed by the
-    /// first call in a process that makes one, to `replicas` or what [`Mesh::reserve`] said before.
+    /// Takes `replicas` devices. On the CPU these are as many virtual ones, which share the cores. Every call opens the device
+    /// anew, and some can be opened once only at a time (TPUs): see [`Mesh::with_replicas`].
     ///
     /// # Errors
-    /// When the device cannot be had or has fewer parts than replicas.
+    /// As of [`MeshBuilder::open`].
     pub fn open(device: &Device, replicas: usize) -> Result<Mesh> {
+        Mesh::builder(device).open(replicas)
+    }
+
+    /// Options of opening a device.
+    pub fn builder(device: &Device) -> MeshBuilder {
+        let (device, cache) = (device.clone(), Cache::default());
+        MeshBuilder { device, devices: 1, target: None, programs: None, cache }
+    }
+
+    /// Another mesh over the same client. Arrays and programs of both may be used together.
+    ///
+    /// # Errors
+    /// When the device has fewer parts than replicas.
+    pub fn with_replicas(&self, replicas: usize) -> Result<Mesh> {
         ensure!(replicas > 0, "at least one replica is needed");
-        let client: Arc<dyn Client> = match device {
-            Device::Cpu => cpu::client(replicas)?,
-            Device::Plugin { plugin, settings } => pjrt::client(plugin, settings)?,
-        };
-        let count = client.device_count();
+        let (device, count) = (&self.opened.device, self.devices());
         ensure!(replicas <= count, "{replicas} replicas need as many devices, {device} has {count}");
-        Ok(Mesh { client, replicas })
+        Ok(Mesh { opened: self.opened.clone(), replicas })
+    }
+
+    /// What was opened.
+    pub fn device(&self) -> &Device {
+        &self.opened.device
+    }
+
+    /// The folder that programs are taken from, if they are not made.
+    pub fn programs(&self) -> Option<&Path> {
+        self.opened.programs.as_deref()
     }
 
     pub fn replicas(&self) -> usize {
@@ -149,27 +265,38 @@ impl Mesh {
 
     /// Devices that there are, of which the replicas take the first.
     pub fn devices(&self) -> usize {
-        self.client.device_count()
+        self.opened.client.device_count()
     }
 
-    /// The forms that programs for these devices are to be written in.
+    /// The forms that the device's kind of compiler is fast at, or that were asked for.
     pub fn target(&self) -> Target {
-        self.client.target()
+        self.opened.target.unwrap_or_else(|| self.opened.client.target())
+    }
+
+    /// The forms for products of a precision. `find` tries them out, once for all meshes over the client, where the device is a
+    /// CPU and nothing else was asked for.
+    pub(crate) fn forms(&self, precision: Precision, find: impl FnOnce() -> Forms) -> Forms {
+        let plain = |target| Forms { target, no_one_dnn: None };
+        match (self.opened.target, self.opened.client.target()) {
+            (Some(target), _) => plain(target),
+            (None, Target::Cpu) => self.opened.forms[precision as usize].get_or_init(find).clone(),
+            (None, target) => plain(target),
+        }
     }
 
     /// Whether the devices are those of the XLA library that this program is linked with, and no plugin's.
     pub fn is_linked(&self) -> bool {
-        self.client.is_linked()
+        self.opened.client.is_linked()
     }
 
     /// The memory of a replica's device, where the runtime tells it.
     pub fn memory(&self, replica: usize) -> Option<Memory> {
-        self.client.memory(replica)
+        self.opened.client.memory(replica)
     }
 
     /// Platform and version, for people.
     pub fn describe(&self) -> String {
-        self.client.describe()
+        self.opened.client.describe()
     }
 
     /// Compiles a program for these devices.
@@ -179,13 +306,13 @@ impl Mesh {
     pub fn compile(&self, program: Program) -> Result<Executable> {
         let (name, made_for) = (&program.signature.name, program.signature.replicas);
         ensure!(made_for == self.replicas, "{name} is for {made_for} replicas, there are {}", self.replicas);
-        let loaded = self.client.compile(&program).with_context(|| format!("compiling {name}"))?;
+        let loaded = self.opened.client.compile(&program).with_context(|| format!("compiling {name}"))?;
         Ok(Executable { program, loaded })
     }
 
     /// The same array on every device.
     pub fn replicate(&self, array: &Array) -> Result<Buffers> {
-        let parts: Result<_> = (0..self.replicas).map(|r| self.client.put(r, array)).collect();
+        let parts: Result<_> = (0..self.replicas).map(|r| self.opened.client.put(r, array)).collect();
         Ok(Buffers { shape: array.shape().clone(), parts: parts? })
     }
 
@@ -196,7 +323,7 @@ impl Mesh {
         for array in arrays {
             ensure!(*array.shape() == shape, "replicas' arrays differ: {shape} and {}", array.shape());
         }
-        let parts: Result<_> = arrays.iter().enumerate().map(|(r, a)| self.client.put(r, a)).collect();
+        let parts: Result<_> = arrays.iter().enumerate().map(|(r, a)| self.opened.client.put(r, a)).collect();
         Ok(Buffers { shape, parts: parts? })
     }
 }

@@ -59,10 +59,7 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
-    if let Some(folder) = &args.programs {
-        compile::use_exported(folder);
-    }
-    let mesh = Mesh::open(&args.device, 1)?;
+    let mesh = Mesh::builder(&args.device).programs(args.programs.as_deref()).open(1)?;
     if let Some(file) = args.serve {
         let contestant = Contestant::new(&mesh, &case, case.load(&file)?)?;
         return serve::serve(&mesh, &case, contestant);

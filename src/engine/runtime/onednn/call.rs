@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::slice;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::ffi;
 use super::library::{Moves, Number};
@@ -11,13 +11,16 @@ use super::plan::{Address, Addresses, Conv};
 
 /// What a frame asks for: image and cotangent are its arguments, the gradient is its result, and the convolution's window
 /// an array of its own.
-pub fn read(frame: &ffi::CallFrame) -> Result<(Conv, Addresses)> {
+///
+/// # Safety
+/// The frame is one of XLA's, for a call that has not returned.
+pub unsafe fn read(frame: &ffi::CallFrame) -> Result<(Conv, Addresses)> {
     let (args, rets, attrs) = (&frame.args, &frame.rets, &frame.attrs);
     ensure!(
         (args.size, rets.size, attrs.size) == (2, 1, 1),
         "two operands, one result and a window expected"
     );
-    // SAFETY: there are as many types and pointers as the frame says.
+    // SAFETY: there are as many types and pointers as the frame says, and those of buffers point to such.
     let ((image, image_type), (cotangent, cotangent_type), (gradient, gradient_type)) = unsafe {
         (
             buffer(args.types, args.args, 0)?,
@@ -70,8 +73,8 @@ unsafe fn buffer(
     ensure!(unsafe { *types.add(at) } == ffi::BUFFER, "an operand that is no buffer");
     // SAFETY: as above.
     let buffer = unsafe { &*(*pointers.add(at)).cast::<ffi::Buffer>() };
+    ensure!(buffer.rank == 4, "an array of {} dimensions", buffer.rank);
     // SAFETY: a buffer has as many sizes as its rank says.
-    let dims = unsafe { slice::from_raw_parts(buffer.dims, buffer.rank as usize) };
-    let dims = dims.try_into().map_err(|_| anyhow!("an array of {} dimensions", dims.len()))?;
+    let dims = unsafe { *buffer.dims.cast::<[i64; 4]>() };
     Ok(((buffer.data, dims), buffer.dtype))
 }

@@ -69,6 +69,19 @@ structs! {
         bundle: Handler_Bundle,
         traits: u32,
     }
+    TypeInfo {
+        deleter: Option<unsafe extern "C" fn(*mut c_void)>,
+    }
+    Type_Register_Args {
+        name: ByteSpan,
+        type_id: *mut TypeId,
+        type_info: *const TypeInfo,
+    }
+    ExecutionContext_Get_Args {
+        ctx: *mut Context,
+        type_id: *mut TypeId,
+        data: *mut c_void,
+    }
     ThreadPool_Schedule_Args {
         ctx: *mut Context,
         task: Option<Task>,
@@ -85,7 +98,10 @@ structs! {
         XLA_FFI_Error_GetMessage: Option<unsafe extern "C" fn(*mut Error_GetMessage_Args)>,
         XLA_FFI_Error_Destroy: Option<unsafe extern "C" fn(*mut Error_Destroy_Args)>,
         XLA_FFI_Handler_Register: Function<Handler_Register_Args>,
-        not_used: [*const c_void; 7],
+        stream_get: *const c_void,
+        XLA_FFI_Type_Register: Function<Type_Register_Args>,
+        XLA_FFI_ExecutionContext_Get: Function<ExecutionContext_Get_Args>,
+        not_used: [*const c_void; 4],
         XLA_FFI_ThreadPool_Schedule: Function<ThreadPool_Schedule_Args>,
         XLA_FFI_ThreadPool_NumThreads: Function<ThreadPool_NumThreads_Args>,
     }
@@ -95,6 +111,13 @@ structs! {
 pub struct ByteSpan {
     pub ptr: *const c_char,
     pub len: usize,
+}
+
+/// The number that XLA gives a type of a custom call's own.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct TypeId {
+    pub type_id: i64,
 }
 
 #[repr(C)]
@@ -161,11 +184,14 @@ mod tests {
                 header.has(&c, layout, str::to_string);
                 continue;
             }
-            for (field, offset) in layout.2.iter().filter(|(field, _)| *field != "not_used") {
+            for (field, offset) in
+                layout.2.iter().filter(|(field, _)| !["stream_get", "not_used"].contains(field))
+            {
                 header.holds(format!("offsetof({c}, {field}) == {offset}"));
             }
         }
         header.holds(format!("offsetof(XLA_FFI_Array, data) == {}", offset_of!(Array, data)));
+        header.holds(format!("sizeof(XLA_FFI_TypeId) == {}", size_of::<TypeId>()));
         header.holds(format!("offsetof(XLA_FFI_ByteSpan, len) == {}", offset_of!(ByteSpan, len)));
         header.holds(format!(
             "offsetof(XLA_FFI_Handler_Bundle, execute) == {}",

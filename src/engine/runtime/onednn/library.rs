@@ -1,6 +1,7 @@
 //! The oneDNN library, loaded, and the functions of its C interface (version 3) that weight gradients need.
 
 use std::ffi::{c_int, c_uint, c_void};
+use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -85,6 +86,7 @@ macro_rules! functions {
 functions! {
     version: fn() -> *const Version,
     engine_create: fn(*mut Handle, c_int, usize) -> c_int,
+    engine_destroy: fn(Handle) -> c_int,
     stream_create: fn(*mut Handle, Handle, c_uint) -> c_int,
     stream_destroy: fn(Handle) -> c_int,
     memory_desc_create_with_tag: fn(*mut Handle, c_int, *const Dims, c_int, c_int) -> c_int,
@@ -114,40 +116,53 @@ functions! {
     primitive_execute: fn(Handle, Handle, c_int, *const Argument) -> c_int,
 }
 
-/// An object of the library's.
-pub struct Object {
+/// An object of the library's, of one kind: the library takes any pointer for what it expects.
+pub struct Object<K> {
     handle: NonNull<c_void>,
     destroy: Destroy,
+    kind: PhantomData<K>,
 }
 
-// SAFETY: objects are not changed after they were made, and the library lets constant ones be used by several threads.
-unsafe impl Send for Object {}
-// SAFETY: as above.
-unsafe impl Sync for Object {}
+/// Kinds of objects (`dnnl_memory_desc_t`, `dnnl_primitive_desc_t` and so on).
+pub enum ArrayDescription {}
+enum PrimitiveDescription {}
+enum PrimitiveItself {}
+enum Attributes {}
+enum PostOps {}
+enum Stream {}
+enum Memory {}
 
-impl Drop for Object {
+// SAFETY: objects are not changed after they were made, and the library lets constant ones be used by several threads.
+unsafe impl<K> Send for Object<K> {}
+// SAFETY: as above.
+unsafe impl<K> Sync for Object<K> {}
+
+impl<K> Drop for Object<K> {
     fn drop(&mut self) {
         // SAFETY: this is the function that ends objects of this kind, and nobody else has this one.
         unsafe { (self.destroy)(self.handle.as_ptr()) };
     }
 }
 
-impl Object {
+impl<K> Object<K> {
     fn handle(&self) -> Handle {
         self.handle.as_ptr()
     }
 }
 
+/// The description of an array.
+pub type Array = Object<ArrayDescription>;
+
 /// A primitive that does its work on the thread that calls it.
 pub struct Primitive {
-    primitive: Object,
+    primitive: Object<PrimitiveItself>,
     /// Its arrays, in the order in which [`Library::execute`] takes their addresses.
-    arrays: Vec<(Role, Object)>,
+    arrays: Vec<(Role, Array)>,
 }
 
 impl Primitive {
     /// The description of one of its arrays.
-    pub fn array(&self, role: Role) -> Option<&Object> {
+    pub fn array(&self, role: Role) -> Option<&Array> {
         self.arrays.iter().find(|(r, _)| *r == role).map(|(_, array)| array)
     }
 }
@@ -173,6 +188,13 @@ pub struct Library {
 unsafe impl Send for Library {}
 // SAFETY: as above.
 unsafe impl Sync for Library {}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        // SAFETY: the engine is this library's own. Objects made with it are dropped before, or hold it.
+        unsafe { (self.functions.engine_destroy)(self.engine) };
+    }
+}
 
 fn padded<const N: usize>(values: [i64; N]) -> Dims {
     let mut dims = [0; 12];
@@ -206,10 +228,10 @@ impl Library {
         // Threads of its own would take the cores of XLA's. GNU's and LLVM's libraries both have this function.
         // SAFETY: the type is that of the OpenMP standard.
         let set_threads = unsafe { shared.get(b"omp_set_num_threads") }.ok().map(|f| *f);
-        // Primitives are kept until the process ends.
+        // The library stays loaded: it may have threads of its own.
         std::mem::forget(shared);
         let mut engine = ptr::null_mut();
-        // SAFETY: it writes a handle, which is never given back.
+        // SAFETY: it writes a handle.
         check(unsafe { (functions.engine_create)(&raw mut engine, CPU, 0) }, "engine")?;
         Ok(Library { functions, engine, set_threads })
     }
@@ -223,53 +245,55 @@ impl Library {
     }
 
     /// An object by the function that makes it.
-    fn object(
+    ///
+    /// # Safety
+    /// `make` writes an object of this kind, which is nobody else's and which `destroy` ends, or says that it failed.
+    unsafe fn object<K>(
         &self,
         what: &str,
         destroy: Destroy,
         make: impl FnOnce(&Functions, *mut Handle) -> c_int,
-    ) -> Result<Object> {
+    ) -> Result<Object<K>> {
         let mut handle = ptr::null_mut();
         check(make(&self.functions, &raw mut handle), what)?;
         let handle = NonNull::new(handle).with_context(|| format!("oneDNN gave no {what}"))?;
-        Ok(Object { handle, destroy })
+        Ok(Object { handle, destroy, kind: PhantomData })
     }
 
     /// The description of an array of four dimensions, by the distance of neighbours along each; without, the library
     /// chooses.
-    pub fn array(&self, number: Number, dims: [i64; 4], strides: Option<[i64; 4]>) -> Result<Object> {
-        let dims = padded(dims);
-        self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
-            match strides.map(padded) {
-                // SAFETY: `to` is where the handle is written; sizes and strides are read during the call.
-                Some(strides) => unsafe {
-                    (f.memory_desc_create_with_strides)(
+    pub fn array(&self, number: Number, dims: [i64; 4], strides: Option<[i64; 4]>) -> Result<Array> {
+        let (dims, number) = (padded(dims), number as c_int);
+        // SAFETY: both functions write a new description to `to`, and read sizes and strides during the call.
+        unsafe {
+            self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
+                match strides.map(padded) {
+                    Some(strides) => (f.memory_desc_create_with_strides)(
                         to,
                         4,
                         &raw const dims,
-                        number as c_int,
+                        number,
                         &raw const strides,
-                    )
-                },
-                // SAFETY: as above.
-                None => unsafe {
-                    (f.memory_desc_create_with_tag)(to, 4, &raw const dims, number as c_int, ANY_FORMAT)
-                },
-            }
-        })
+                    ),
+                    None => (f.memory_desc_create_with_tag)(to, 4, &raw const dims, number, ANY_FORMAT),
+                }
+            })
+        }
     }
 
     /// The description of a part of an array, to be used with the whole array's address.
-    pub fn part(&self, of: &Object, dims: [i64; 4], from: [i64; 4]) -> Result<Object> {
+    pub fn part(&self, of: &Array, dims: [i64; 4], from: [i64; 4]) -> Result<Array> {
         let (dims, from) = (padded(dims), padded(from));
-        self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
-            // SAFETY: `to` is where the handle is written; sizes are read during the call.
-            unsafe { (f.memory_desc_create_submemory)(to, of.handle(), &raw const dims, &raw const from) }
-        })
+        // SAFETY: the function writes a new description to `to`, and reads sizes during the call.
+        unsafe {
+            self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
+                (f.memory_desc_create_submemory)(to, of.handle(), &raw const dims, &raw const from)
+            })
+        }
     }
 
     /// Bytes of an array.
-    pub fn bytes(&self, array: &Object) -> usize {
+    pub fn bytes(&self, array: &Array) -> usize {
         // SAFETY: the object is a description of an array.
         unsafe { (self.functions.memory_desc_get_size)(array.handle()) }
     }
@@ -278,10 +302,10 @@ impl Library {
     /// (out, in, rows, columns) of the kernel; it takes the addresses of image, cotangent, result and scratch.
     pub fn weight_gradient(
         &self,
-        image: Object,
-        kernel: &Object,
-        cotangent: Object,
-        forward_kernel: &Object,
+        image: Array,
+        kernel: &Array,
+        cotangent: Array,
+        forward_kernel: &Array,
         moves: &Moves,
     ) -> Result<Primitive> {
         self.alone();
@@ -292,9 +316,9 @@ impl Library {
         let attributes = self.attributes()?;
         let [stride, dilation, before, after] =
             [&raw const stride, &raw const dilation, &raw const before, &raw const after];
-        let forward = self.object("convolution", f.primitive_desc_destroy, |f, to| {
-            // SAFETY: `to` is where the handle is written; all objects live, sizes are read during the call.
-            unsafe {
+        // SAFETY: the function writes a new description to `to`; all objects live, sizes are read during the call.
+        let forward: Object<PrimitiveDescription> = unsafe {
+            self.object("convolution", f.primitive_desc_destroy, |f, to| {
                 (f.convolution_forward_primitive_desc_create)(
                     to,
                     self.engine,
@@ -310,11 +334,11 @@ impl Library {
                     after,
                     attributes.handle(),
                 )
-            }
-        })?;
-        let description = self.object("weight gradient", f.primitive_desc_destroy, |f, to| {
-            // SAFETY: as above.
-            unsafe {
+            })
+        }?;
+        // SAFETY: as above.
+        let description = unsafe {
+            self.object("weight gradient", f.primitive_desc_destroy, |f, to| {
                 (f.convolution_backward_weights_primitive_desc_create)(
                     to,
                     self.engine,
@@ -330,8 +354,8 @@ impl Library {
                     forward.handle(),
                     attributes.handle(),
                 )
-            }
-        })?;
+            })
+        }?;
         let whole = |query| self.queried(&description, query);
         let (result, scratch) = (whole(Query::WeightGradient)?, whole(Query::Scratch)?);
         let arrays = vec![
@@ -344,39 +368,45 @@ impl Library {
     }
 
     /// The primitive that writes an array in another form, or adds it to what is there. It takes the addresses of the two.
-    pub fn copy(&self, from: Object, to: Object, add: bool) -> Result<Primitive> {
+    pub fn copy(&self, from: Array, to: Array, add: bool) -> Result<Primitive> {
         self.alone();
         let f = &self.functions;
         let attributes = self.attributes()?;
         if add {
-            let post = self.object("sum", f.post_ops_destroy, |f, to| {
-                // SAFETY: `to` is where the handle is written.
-                unsafe { (f.post_ops_create)(to) }
-            })?;
+            // SAFETY: the function writes a new object to `to`.
+            let post: Object<PostOps> =
+                unsafe { self.object("sum", f.post_ops_destroy, |f, to| (f.post_ops_create)(to)) }?;
             // SAFETY: both objects live; the library copies what it is told. 0 is the array's own type.
             check(unsafe { (f.post_ops_append_sum)(post.handle(), 1.0, 0, 0) }, "sum")?;
             // SAFETY: as above.
             check(unsafe { (f.primitive_attr_set_post_ops)(attributes.handle(), post.handle()) }, "sum")?;
         }
-        let description = self.object("copy", f.primitive_desc_destroy, |f, at| {
-            // SAFETY: `at` is where the handle is written; all objects live.
-            unsafe {
-                let (from, to) = (from.handle(), to.handle());
-                (f.reorder_primitive_desc_create)(at, from, self.engine, to, self.engine, attributes.handle())
-            }
-        })?;
+        let (source, target) = (from.handle(), to.handle());
+        // SAFETY: the function writes a new description to `at`; all objects live.
+        let description = unsafe {
+            self.object("copy", f.primitive_desc_destroy, |f, at| {
+                (f.reorder_primitive_desc_create)(
+                    at,
+                    source,
+                    self.engine,
+                    target,
+                    self.engine,
+                    attributes.handle(),
+                )
+            })
+        }?;
         let scratch = self.bytes(&self.queried(&description, Query::Scratch)?);
         ensure!(scratch == 0, "oneDNN's copy needs memory of its own");
         self.primitive(&description, vec![(Role::Source, from), (Role::Destination, to)])
     }
 
     /// Primitives share no memory of the library's: then several threads may run one.
-    fn attributes(&self) -> Result<Object> {
+    fn attributes(&self) -> Result<Object<Attributes>> {
         let f = &self.functions;
-        let attributes = self.object("attributes", f.primitive_attr_destroy, |f, to| {
-            // SAFETY: `to` is where the handle is written.
-            unsafe { (f.primitive_attr_create)(to) }
-        })?;
+        // SAFETY: the function writes a new object to `to`.
+        let attributes: Object<Attributes> = unsafe {
+            self.object("attributes", f.primitive_attr_destroy, |f, to| (f.primitive_attr_create)(to))
+        }?;
         // SAFETY: the object lives.
         let status =
             unsafe { (f.primitive_attr_set_scratchpad_mode)(attributes.handle(), SCRATCH_OF_THE_USER) };
@@ -384,23 +414,29 @@ impl Library {
     }
 
     /// The description that a primitive has of one of its arrays.
-    fn queried(&self, description: &Object, query: Query) -> Result<Object> {
-        self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
-            // SAFETY: `to` is where the handle is written; the answer belongs to the description, and is cloned.
-            unsafe {
+    fn queried(&self, description: &Object<PrimitiveDescription>, query: Query) -> Result<Array> {
+        // SAFETY: the function writes a new description to `to`, a copy of the answer, which belongs to the primitive's.
+        unsafe {
+            self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
                 (f.memory_desc_clone)(
                     to,
                     (f.primitive_desc_query_md)(description.handle(), query as c_int, 0),
                 )
-            }
-        })
+            })
+        }
     }
 
-    fn primitive(&self, description: &Object, arrays: Vec<(Role, Object)>) -> Result<Primitive> {
-        let primitive = self.object("primitive", self.functions.primitive_destroy, |f, to| {
-            // SAFETY: `to` is where the handle is written; the description lives.
-            unsafe { (f.primitive_create)(to, description.handle()) }
-        })?;
+    fn primitive(
+        &self,
+        description: &Object<PrimitiveDescription>,
+        arrays: Vec<(Role, Array)>,
+    ) -> Result<Primitive> {
+        // SAFETY: the function writes a new primitive to `to`; the description lives.
+        let primitive = unsafe {
+            self.object("primitive", self.functions.primitive_destroy, |f, to| {
+                (f.primitive_create)(to, description.handle())
+            })
+        }?;
         Ok(Primitive { primitive, arrays })
     }
 
@@ -412,15 +448,18 @@ impl Library {
     pub unsafe fn execute(&self, primitive: &Primitive, addresses: &[*mut c_void]) -> Result<()> {
         self.alone();
         let f = &self.functions;
-        let stream = self.object("stream", f.stream_destroy, |f, to| {
-            // SAFETY: `to` is where the handle is written.
-            unsafe { (f.stream_create)(to, self.engine, IN_ORDER) }
-        })?;
+        // SAFETY: the function writes a new stream to `to`.
+        let stream: Object<Stream> = unsafe {
+            self.object("stream", f.stream_destroy, |f, to| (f.stream_create)(to, self.engine, IN_ORDER))
+        }?;
         let arrays = primitive.arrays.iter().zip(addresses).map(|((_, array), address)| {
-            self.object("memory", f.memory_destroy, |f, to| {
-                // SAFETY: as above; the description lives, and the address is the caller's promise.
-                unsafe { (f.memory_create)(to, array.handle(), self.engine, *address) }
-            })
+            // SAFETY: the function writes a new object to `to`; the description lives, and the address is the caller's
+            // promise.
+            unsafe {
+                self.object::<Memory>("memory", f.memory_destroy, |f, to| {
+                    (f.memory_create)(to, array.handle(), self.engine, *address)
+                })
+            }
         });
         let arrays = arrays.collect::<Result<Vec<_>>>()?;
         let role = |i: usize| primitive.arrays[i].0 as c_int;

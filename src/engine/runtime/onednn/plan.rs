@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 
-use super::library::{Library, Moves, Number, Object, Primitive, Role};
+use super::library::{Array, Library, Moves, Number, Primitive, Role};
 use super::threads::Threads;
 
 /// Places of the result that are worth a thread.
@@ -91,7 +91,7 @@ impl Plan {
         let mut sums = Vec::new();
         for from in (0..out).step_by(CHANNELS as usize) {
             let dims = [CHANNELS.min(out - from), channels, conv.kernel[0], conv.kernel[1]];
-            let of = |array: &Object| library.part(array, dims, [from, 0, 0, 0]);
+            let of = |array: &Array| library.part(array, dims, [from, 0, 0, 0]);
             let copies = parts.iter().enumerate().map(|(i, part)| {
                 let own = part.primitive.array(Role::WeightGradient).expect("it writes one");
                 library.copy(of(own)?, of(&gradient)?, i > 0)
@@ -190,7 +190,7 @@ impl Conv {
     }
 
     /// The kernel's description: HWIO, or as oneDNN likes it best.
-    fn kernel_array(&self, library: &Library, number: Number, natural: bool) -> Result<Object> {
+    fn kernel_array(&self, library: &Library, number: Number, natural: bool) -> Result<Array> {
         let [kh, kw, channels, out] = self.gradient();
         let strides = natural.then_some([1, out, kw * channels * out, channels * out]);
         library.array(number, [out, channels, kh, kw], strides)

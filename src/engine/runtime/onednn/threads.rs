@@ -5,31 +5,30 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::{checked, ffi, locked};
+use super::table::Table;
+use super::{ffi, locked};
 
 /// A task, by its number.
 pub type Run<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
 
 /// The threads that XLA has for work like this, during one call.
 pub struct Threads<'a> {
-    pub api: &'a ffi::Api,
-    pub ctx: *mut ffi::Context,
+    table: &'a Table,
+    ctx: *mut ffi::Context,
 }
 
-impl Threads<'_> {
+impl<'a> Threads<'a> {
+    /// # Safety
+    /// The context is that of a call, which does not return while this lives.
+    pub unsafe fn new(table: &'a Table, ctx: *mut ffi::Context) -> Threads<'a> {
+        Threads { table, ctx }
+    }
+
     pub fn count(&self) -> Result<usize> {
-        let mut threads = 0;
-        let mut args = ffi::ThreadPool_NumThreads_Args {
-            ctx: self.ctx,
-            num_threads: &raw mut threads,
-            ..Default::default()
-        };
-        let ask = self.api.XLA_FFI_ThreadPool_NumThreads.context("XLA tells no number of threads")?;
-        // SAFETY: the context lives, and the number is written during the call.
-        checked(self.api, unsafe { ask(&raw mut args) })?;
-        Ok(threads.max(1) as usize)
+        // SAFETY: promised when this was made.
+        unsafe { self.table.threads(self.ctx) }
     }
 
     /// Runs tasks on this thread, and on the others as they come to it: they may be busy until this one has done all.
@@ -41,13 +40,10 @@ impl Threads<'_> {
         let run = unsafe { std::mem::transmute::<*const Run<'_>, *const Run<'static>>(ptr::from_ref(run)) };
         let (next, done) = (AtomicUsize::new(0), Mutex::new((0, Ok(()))));
         let tasks = Arc::new(Tasks { run, count, next, done, all: Condvar::new() });
-        let schedule = self.api.XLA_FFI_ThreadPool_Schedule.context("XLA gives no threads")?;
         for _ in 1..count {
             let data = Arc::into_raw(tasks.clone()).cast_mut().cast();
-            let mut args =
-                ffi::ThreadPool_Schedule_Args { ctx: self.ctx, task: Some(help), data, ..Default::default() };
-            // SAFETY: the context lives; the task may run at any time, and holds its own share of what it needs.
-            if let Err(error) = checked(self.api, unsafe { schedule(&raw mut args) }) {
+            // SAFETY: the call has not returned; the task may run at any time, and holds its own share of what it needs.
+            if let Err(error) = unsafe { self.table.schedule(self.ctx, help, data) } {
                 // SAFETY: XLA has not taken it.
                 drop(unsafe { Arc::from_raw(data.cast::<Tasks>()) });
                 log::debug!("no help from XLA's threads: {error:#}");
@@ -103,4 +99,30 @@ impl Tasks {
 unsafe extern "C" fn help(tasks: *mut c_void) {
     // SAFETY: `share` made one such pointer out of an Arc for each helper that it scheduled.
     unsafe { Arc::from_raw(tasks.cast::<Tasks>()) }.work();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    #[test]
+    fn every_task_is_done_once_before_the_call_returns() {
+        let table = Table::of_tests();
+        // SAFETY: these functions do not look at the context.
+        let threads = unsafe { Threads::new(&table, ptr::null_mut()) };
+        assert_eq!(threads.count().unwrap(), 3);
+        for count in [0, 1, 5] {
+            let done = AtomicU64::new(0);
+            let add = |i: usize| {
+                done.fetch_add(10u64.pow(i as u32), Ordering::Relaxed);
+                Ok(())
+            };
+            threads.share(count, &add).unwrap();
+            assert_eq!(done.into_inner(), (0..count).map(|i| 10u64.pow(i as u32)).sum::<u64>());
+        }
+        let odd = |i: usize| if i == 3 { anyhow::bail!("the third") } else { Ok(()) };
+        assert_eq!(threads.share(5, &odd).unwrap_err().to_string(), "the third");
+    }
 }

@@ -68,11 +68,14 @@ impl Compiler {
     /// When there is no such topology, it has fewer devices than replicas, or the compiler refuses the program.
     pub fn compile(&self, topology: &str, program: &Program, flags: &Settings) -> Result<Compiled> {
         let api = &self.api;
-        let made = api.call(ffi::TopologyDescription_Create {
-            topology_name: topology.as_ptr().cast(),
-            topology_name_size: topology.len(),
-            ..Default::default()
-        });
+        // SAFETY: the name lives during the call.
+        let made = unsafe {
+            api.call(ffi::TopologyDescription_Create {
+                topology_name: topology.as_ptr().cast(),
+                topology_name_size: topology.len(),
+                ..Default::default()
+            })
+        };
         let known = "v2:2x2, v3:2x2, v4:2x2x1, v5e:2x4, v6e:2x4";
         let made = made.with_context(|| {
             format!("{} has no topology {topology:?}; such are {known}", api.path().display())
@@ -87,14 +90,17 @@ impl Compiler {
         );
         let module = module(program);
         let options = wire::compile_options(replicas, Some(&ids[..replicas]), flags);
-        let compiled = api.call(ffi::Compile {
-            topology: topology.topology,
-            program: &raw const module,
-            compile_options: options.as_ptr().cast(),
-            compile_options_size: options.len(),
-            ..Default::default()
-        })?;
-        let executable = Plain { api, executable: compiled.executable };
+        // SAFETY: topology, program and options live during the call. The executable is nobody else's.
+        let executable = unsafe {
+            let compiled = api.call(ffi::Compile {
+                topology: topology.topology,
+                program: &raw const module,
+                compile_options: options.as_ptr().cast(),
+                compile_options_size: options.len(),
+                ..Default::default()
+            })?;
+            Plain::new(api, compiled.executable)
+        };
         Ok(Compiled { usage: executable.usage()?, costs: executable.costs()?, module: executable.module()? })
     }
 }
@@ -106,15 +112,18 @@ struct Topology<'a> {
 
 impl Topology<'_> {
     fn device_ids(&self) -> Result<Vec<i64>> {
-        let found = self.api.call(ffi::TopologyDescription_GetDeviceDescriptions {
-            topology: self.topology,
-            ..Default::default()
-        })?;
-        // SAFETY: the descriptions live as long as the topology.
-        let found = unsafe { api::elements(found.descriptions, found.num_descriptions) };
+        // SAFETY: the topology lives, and its descriptions as long as it does.
+        let found = unsafe {
+            let found = self.api.call(ffi::TopologyDescription_GetDeviceDescriptions {
+                topology: self.topology,
+                ..Default::default()
+            })?;
+            api::elements(found.descriptions, found.num_descriptions)
+        };
         let id = |description: &*mut ffi::DeviceDescription| {
             let found = ffi::DeviceDescription_Id { device_description: *description, ..Default::default() };
-            Ok(i64::from(self.api.call(found)?.id))
+            // SAFETY: as above.
+            Ok(i64::from(unsafe { self.api.call(found) }?.id))
         };
         let mut ids = found.iter().map(id).collect::<Result<Vec<i64>>>()?;
         ids.sort_unstable();
@@ -124,6 +133,8 @@ impl Topology<'_> {
 
 impl Drop for Topology<'_> {
     fn drop(&mut self) {
-        self.api.free(ffi::TopologyDescription_Destroy { topology: self.topology, ..Default::default() });
+        let destroy = ffi::TopologyDescription_Destroy { topology: self.topology, ..Default::default() };
+        // SAFETY: the topology is this one's alone.
+        unsafe { self.api.free(destroy) };
     }
 }

@@ -28,7 +28,8 @@ impl Api {
     /// As of [`Api::open`], or when the plugin cannot be initialized.
     pub fn load(path: &Path) -> Result<Api> {
         let api = Api::open(path)?;
-        api.call(ffi::Plugin_Initialize::default())?;
+        // SAFETY: it has no arguments.
+        unsafe { api.call(ffi::Plugin_Initialize::default()) }?;
         Ok(api)
     }
 
@@ -76,25 +77,31 @@ impl Api {
 
     /// Calls a function with its arguments, and gives them back with its results.
     ///
+    /// # Safety
+    /// Every pointer in the arguments is what the C API asks for there: one to an object of this plugin that lives, or to
+    /// memory of the size that stands beside it, until the call returns and as much longer as the function's description says.
+    ///
     /// # Errors
     /// The plugin's own message with the call's name; or that the plugin is too old to have the function.
-    pub fn call<A: Args>(&self, mut args: A) -> Result<A> {
+    pub unsafe fn call<A: Args>(&self, mut args: A) -> Result<A> {
         let function = self.function(A::SLOT)?;
-        // SAFETY: the slot holds the function that takes a pointer to A and gives an error or nothing; every function
-        // called here has that form but Error_Destroy and Error_Message, which do not come through this door.
+        // SAFETY: the slot holds the function that takes a pointer to A and gives an error or null, as `Args` promises.
         let function: unsafe extern "C" fn(*mut A) -> *mut ffi::Error =
             unsafe { std::mem::transmute(function) };
-        // SAFETY: A's size stands at its head, and its pointers are valid for the call by its callers.
-        let error = unsafe { function(&raw mut args) };
-        match self.take(error) {
+        // SAFETY: A's size stands at its head, and its pointers are valid by the caller's promise. The error is this call's.
+        match unsafe { self.take(function(&raw mut args)) } {
             None => Ok(args),
             Some(message) => Err(anyhow!("PJRT_{}: {message}", A::NAME)),
         }
     }
 
     /// Calls a function that frees something; an error then has nobody to tell but the log.
-    pub fn free<A: Args>(&self, args: A) {
-        if let Err(error) = self.call(args) {
+    ///
+    /// # Safety
+    /// As of [`Api::call`]; and nobody uses the object again.
+    pub unsafe fn free<A: Args>(&self, args: A) {
+        // SAFETY: the caller's promise.
+        if let Err(error) = unsafe { self.call(args) } {
             log::warn!("{error:#}");
         }
     }
@@ -120,7 +127,10 @@ impl Api {
     }
 
     /// The message of an error, which is freed.
-    fn take(&self, error: *mut ffi::Error) -> Option<String> {
+    ///
+    /// # Safety
+    /// It is null, or an error of this plugin's that nobody has freed.
+    unsafe fn take(&self, error: *mut ffi::Error) -> Option<String> {
         if error.is_null() {
             return None;
         }
@@ -146,15 +156,21 @@ impl Api {
 
     /// Waits for an event and frees it.
     ///
+    /// # Safety
+    /// It is null, or an event of this plugin's that nobody has freed.
+    ///
     /// # Errors
     /// What went wrong in the work that the event stands for.
-    pub fn wait(&self, event: *mut ffi::Event) -> Result<()> {
+    pub unsafe fn wait(&self, event: *mut ffi::Event) -> Result<()> {
         if event.is_null() {
             return Ok(());
         }
-        let waited = self.call(ffi::Event_Await { event, ..Default::default() });
-        self.free(ffi::Event_Destroy { event, ..Default::default() });
-        waited.map(|_| ())
+        // SAFETY: the caller's promise.
+        unsafe {
+            let waited = self.call(ffi::Event_Await { event, ..Default::default() });
+            self.free(ffi::Event_Destroy { event, ..Default::default() });
+            waited.map(|_| ())
+        }
     }
 }
 
@@ -310,6 +326,68 @@ mod tests {
             assert_eq!(Value::parse(text).unwrap(), value);
         }
         assert!(Value::parse("[a]").unwrap_err().to_string().contains("[a] is no list"));
+    }
+
+    /// A plugin's table as far as `LoadedExecutable_Destroy`, made here.
+    #[repr(C)]
+    struct Table {
+        head: ffi::Api,
+        slots: [*const c_void; Slot::LoadedExecutable_Destroy as usize],
+    }
+
+    /// Gives the arguments' own size as the number of results.
+    unsafe extern "C" fn outputs(args: *mut ffi::Executable_NumOutputs) -> *mut ffi::Error {
+        // SAFETY: called through `Api::call` only.
+        unsafe { (*args).num_outputs = (*args).struct_size };
+        ptr::null_mut()
+    }
+
+    unsafe extern "C" fn fails(_: *mut ffi::Plugin_Initialize) -> *mut ffi::Error {
+        Box::into_raw(Box::new(String::from("no such luck"))).cast()
+    }
+
+    unsafe extern "C" fn message(args: *mut ffi::Error_Message) {
+        // SAFETY: `fails` has made the error.
+        unsafe {
+            let text = &*(*args).error.cast::<String>();
+            ((*args).message, (*args).message_size) = (text.as_ptr().cast(), text.len());
+        }
+    }
+
+    unsafe extern "C" fn destroy(args: *mut ffi::Error_Destroy) {
+        // SAFETY: as above, and nobody uses it again.
+        drop(unsafe { Box::from_raw((*args).error.cast::<String>()) });
+    }
+
+    #[test]
+    fn calls_go_to_their_slots_and_errors_are_read_and_freed() {
+        let head = ffi::Api {
+            struct_size: size_of::<Table>(),
+            extension_start: ptr::null_mut(),
+            version_struct_size: 0,
+            version_extension_start: ptr::null_mut(),
+            major: 0,
+            minor: 1,
+        };
+        let mut table = Table { head, slots: [ptr::null(); _] };
+        table.slots[Slot::Executable_NumOutputs as usize] = outputs as *const c_void;
+        table.slots[Slot::Plugin_Initialize as usize] = fails as *const c_void;
+        table.slots[Slot::Error_Message as usize] = message as *const c_void;
+        table.slots[Slot::Error_Destroy as usize] = destroy as *const c_void;
+        let api = Api { table: (&raw const table).cast(), path: "plugin.so".into() };
+        let text = |error: anyhow::Error| error.to_string();
+        // SAFETY: the functions above look at nothing else than the arguments themselves.
+        unsafe {
+            let found = api.call(ffi::Executable_NumOutputs::default()).unwrap();
+            assert_eq!(found.num_outputs, size_of::<ffi::Executable_NumOutputs>());
+            let failed = api.call(ffi::Plugin_Initialize::default()).err().map(text);
+            assert_eq!(failed.unwrap(), "PJRT_Plugin_Initialize: no such luck");
+            // One that is empty, and the first beyond the table.
+            let missing = api.call(ffi::Event_Destroy::default()).err().map(text).unwrap();
+            assert!(missing.starts_with("plugin.so has no PJRT_Event_Destroy"), "{missing}");
+            let beyond = api.call(ffi::LoadedExecutable_Destroy::default()).err().map(text).unwrap();
+            assert!(beyond.starts_with("plugin.so has no PJRT_LoadedExecutable_Destroy"), "{beyond}");
+        }
     }
 
     #[test]

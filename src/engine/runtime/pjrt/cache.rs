@@ -7,6 +7,7 @@ use std::{env, fs};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use crate::engine::runtime::Cache;
 use crate::files;
 
 /// Names the folder; empty or `off` keeps nothing.
@@ -18,23 +19,25 @@ const LIMIT: u64 = 2 << 30;
 /// Bytes of the checksum at a file's head.
 const HEAD: usize = 32;
 
+/// The folder of a cache. None if nothing is kept.
+pub fn folder(cache: &Cache) -> Option<PathBuf> {
+    match (cache, env::var_os(VARIABLE)) {
+        (Cache::Off, _) => None,
+        (Cache::Folder(folder), _) => Some(folder.clone()),
+        (Cache::Environment, Some(value)) if value.is_empty() || value == "off" => None,
+        (Cache::Environment, Some(folder)) => Some(folder.into()),
+        (Cache::Environment, None) => Some(super::find::cache()?.join("compiled")),
+    }
+}
+
 /// Where one compiled program lies, or would.
 pub struct Entry {
     path: PathBuf,
 }
 
 impl Entry {
-    /// The entry of what `parts` determine, all of them together: compiler, module, options. None if nothing is kept.
-    pub fn of(parts: &[&[u8]]) -> Option<Entry> {
-        let folder = match env::var_os(VARIABLE) {
-            Some(value) if value.is_empty() || value == "off" => return None,
-            Some(folder) => PathBuf::from(folder),
-            None => super::find::cache()?.join("compiled"),
-        };
-        Some(Entry::within(&folder, parts))
-    }
-
-    fn within(folder: &Path, parts: &[&[u8]]) -> Entry {
+    /// The entry of what `parts` determine, all of them together: compiler, module, options.
+    pub fn within(folder: &Path, parts: &[&[u8]]) -> Entry {
         let mut hash = Sha256::new();
         for part in parts {
             hash.update(part.len().to_le_bytes());

@@ -13,13 +13,18 @@ pub const VERSION: (i32, i32) = (0, 90);
 opaque!(Error Event Client Device DeviceDescription Buffer Executable LoadedExecutable TopologyDescription SerializedExecutable);
 
 /// The arguments and results of one function.
-pub trait Args: Struct {
+///
+/// # Safety
+/// The slot's function takes a pointer to this structure, and gives an error or null.
+pub unsafe trait Args: Struct {
     const SLOT: Slot;
 }
 
 macro_rules! functions {
     ($($name:ident)*) => {$(
-        impl Args for $name {
+        // SAFETY: the header gives each function the structure of its name, and a test compares the two. `Error_Destroy` and
+        // `Error_Message`, which give nothing, are not listed.
+        unsafe impl Args for $name {
             const SLOT: Slot = Slot::$name;
         }
     )*};
@@ -82,6 +87,9 @@ structs! {
         client: *mut Client,
         kv_try_get_callback: *mut c_void,
         kv_try_get_user_arg: *mut c_void,
+    }
+    Client_Destroy {
+        client: *mut Client,
     }
     Client_PlatformName {
         client: *mut Client,
@@ -260,8 +268,8 @@ structs! {
 }
 
 functions! {
-    Error_Destroy Error_Message Plugin_Initialize Event_Destroy Event_Await
-    Client_Create Client_PlatformName Client_PlatformVersion Client_AddressableDevices Client_Compile
+    Plugin_Initialize Event_Destroy Event_Await
+    Client_Create Client_Destroy Client_PlatformName Client_PlatformVersion Client_AddressableDevices Client_Compile
     Client_BufferFromHostBuffer DeviceDescription_Id DeviceDescription_Kind Device_GetDescription Device_MemoryStats
     Executable_Destroy Executable_NumOutputs Executable_SizeOfGeneratedCodeInBytes Executable_GetCostAnalysis
     Executable_OptimizedProgram Executable_Serialize Executable_DeserializeAndLoad

@@ -15,7 +15,7 @@ use std::any::Any;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow, ensure};
 
@@ -26,9 +26,9 @@ pub use self::estimate::{Collective, Estimate};
 pub use self::find::Plugin;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
 use self::plain::Plain;
-use super::{Buffer, Client, Loaded, Memory};
+use super::{Buffer, Cache, Client, Loaded, Memory};
 use crate::engine::array::Array;
-use crate::engine::program::{Format, Program, Target};
+use crate::engine::program::{Format, Program, Signature, Target};
 use crate::engine::shape::{DType, Shape};
 
 /// Options that a plugin takes when it opens, and flags of its compiler, by name.
@@ -37,7 +37,7 @@ pub type Settings = Vec<(String, Value)>;
 /// Names that belong to the compiler and not to the plugin.
 const COMPILER_PREFIX: &str = "xla_";
 
-/// A plugin's client. It and its devices live until the process ends.
+/// A plugin's client, which buffers and executables keep alive.
 struct Shared {
     api: Api,
     client: *mut ffi::Client,
@@ -45,12 +45,21 @@ struct Shared {
     /// `tpu`, `cuda`, `cpu`, ...
     platform: String,
     flags: Settings,
+    /// Where compiled programs are kept.
+    cache: Option<PathBuf>,
 }
 
-// SAFETY: the C API may be called from any thread, and the pointers stay valid as long as the process lives.
+// SAFETY: the C API may be called from any thread, and the pointers stay valid as long as the client, which is destroyed once.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the client: buffers and executables hold `Shared`.
+        unsafe { self.api.free(ffi::Client_Destroy { client: self.client, ..Default::default() }) };
+    }
+}
 
 struct PluginClient(Arc<Shared>);
 
@@ -67,6 +76,9 @@ unsafe impl Sync for PluginBuffer {}
 struct PluginExecutable {
     shared: Arc<Shared>,
     executable: *mut ffi::LoadedExecutable,
+    replicas: usize,
+    inputs: usize,
+    /// As many as the plugin says: it writes them.
     outputs: usize,
 }
 
@@ -75,23 +87,13 @@ unsafe impl Send for PluginExecutable {}
 // SAFETY: as above.
 unsafe impl Sync for PluginExecutable {}
 
-/// A plugin that was opened, with what it was opened with. A second client would find the device busy.
-type Opened = (PathBuf, Settings, Arc<Shared>);
-
-/// The process's client of a plugin with these settings.
-pub(super) fn client(plugin: &Plugin, settings: &Settings) -> Result<Arc<dyn Client>> {
-    static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
-    let path = plugin.find()?;
-    let mut opened = OPENED.lock().map_err(|_| anyhow!("an earlier attempt to open a plugin failed"))?;
-    if let Some((_, _, shared)) = opened.iter().find(|(p, s, _)| *p == path && s == settings) {
-        return Ok(Arc::new(PluginClient(shared.clone())));
-    }
-    let shared = Arc::new(open(plugin, &path, settings)?);
-    opened.push((path, settings.clone(), shared.clone()));
-    Ok(Arc::new(PluginClient(shared)))
+/// Opens a plugin. A device may refuse a second client while one lives.
+pub(super) fn client(plugin: &Plugin, settings: &Settings, cache: &Cache) -> Result<Box<dyn Client>> {
+    let shared = open(plugin, &plugin.find()?, settings, cache::folder(cache))?;
+    Ok(Box::new(PluginClient(Arc::new(shared))))
 }
 
-fn open(plugin: &Plugin, path: &Path, settings: &Settings) -> Result<Shared> {
+fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf>) -> Result<Shared> {
     let is_tpu = *plugin == Plugin::Tpu || path.file_name().is_some_and(|n| n == "libtpu.so");
     if is_tpu {
         find::tpu_device()?;
@@ -104,16 +106,23 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings) -> Result<Shared> {
     let form = Options::new(&options)?;
     let create =
         ffi::Client_Create { create_options: form.as_ptr(), num_options: form.len(), ..Default::default() };
-    let client = api.call(create).map_err(|e| advice(path, e))?.client;
-    let name = api.call(ffi::Client_PlatformName { client, ..Default::default() })?;
-    // SAFETY: the name lives as long as the client.
-    let platform = unsafe { api::text(name.platform_name, name.platform_name_size) };
-    let found = api.call(ffi::Client_AddressableDevices { client, ..Default::default() })?;
-    // SAFETY: the devices live as long as the client.
-    let found = unsafe { api::elements(found.addressable_devices, found.num_addressable_devices) };
-    let with_id = |device: &*mut ffi::Device| Ok((*device, device_id(&api, *device)?));
+    // SAFETY: the options live during the call.
+    let client = unsafe { api.call(create) }.map_err(|e| advice(path, e))?.client;
+    // From here on it is destroyed whatever else fails.
+    let mut shared = Shared { api, client, devices: Vec::new(), platform: String::new(), flags, cache };
+    let api = &shared.api;
+    // SAFETY: the client lives, and the name and the devices as long as it does.
+    let (platform, found) = unsafe {
+        let name = api.call(ffi::Client_PlatformName { client, ..Default::default() })?;
+        let found = api.call(ffi::Client_AddressableDevices { client, ..Default::default() })?;
+        let devices = api::elements(found.addressable_devices, found.num_addressable_devices);
+        (api::text(name.platform_name, name.platform_name_size), devices)
+    };
+    // SAFETY: as above.
+    let with_id = |device: &*mut ffi::Device| Ok((*device, unsafe { device_id(api, *device) }?));
     let devices = found.iter().map(with_id).collect::<Result<_>>()?;
-    Ok(Shared { api, client, devices, platform, flags })
+    (shared.platform, shared.devices) = (platform, devices);
+    Ok(shared)
 }
 
 /// What to do about a device that does not open.
@@ -139,13 +148,22 @@ fn advice(path: &Path, error: anyhow::Error) -> anyhow::Error {
     error.context(format!("{} opens no device ({hint})", path.display()))
 }
 
-fn description(api: &Api, device: *mut ffi::Device) -> Result<*mut ffi::DeviceDescription> {
-    Ok(api.call(ffi::Device_GetDescription { device, ..Default::default() })?.device_description)
+/// # Safety
+/// The device is one of this plugin's, and its client lives.
+unsafe fn description(api: &Api, device: *mut ffi::Device) -> Result<*mut ffi::DeviceDescription> {
+    let ask = ffi::Device_GetDescription { device, ..Default::default() };
+    // SAFETY: the caller's promise.
+    Ok(unsafe { api.call(ask) }?.device_description)
 }
 
-fn device_id(api: &Api, device: *mut ffi::Device) -> Result<i64> {
-    let device_description = description(api, device)?;
-    let found = api.call(ffi::DeviceDescription_Id { device_description, ..Default::default() })?;
+/// # Safety
+/// As of [`description`].
+unsafe fn device_id(api: &Api, device: *mut ffi::Device) -> Result<i64> {
+    // SAFETY: the caller's promise; the description lives as long as the device.
+    let found = unsafe {
+        let device_description = description(api, device)?;
+        api.call(ffi::DeviceDescription_Id { device_description, ..Default::default() })?
+    };
     Ok(i64::from(found.id))
 }
 
@@ -186,19 +204,22 @@ impl PluginClient {
     /// The platform's version, which may have several lines.
     fn version(&self) -> String {
         let Shared { api, client, .. } = &*self.0;
-        let version = api.call(ffi::Client_PlatformVersion { client: *client, ..Default::default() });
-        // SAFETY: the text lives as long as the client.
-        let text = version.map(|v| unsafe { api::text(v.platform_version, v.platform_version_size) });
+        let ask = ffi::Client_PlatformVersion { client: *client, ..Default::default() };
+        // SAFETY: the client lives, and the text as long as it does.
+        let text = unsafe { api.call(ask).map(|v| api::text(v.platform_version, v.platform_version_size)) };
         text.unwrap_or_default()
     }
 
     /// What the first device is.
     fn kind(&self) -> Option<String> {
         let Shared { api, devices, .. } = &*self.0;
-        let device_description = description(api, devices.first()?.0).ok()?;
-        let kind = api.call(ffi::DeviceDescription_Kind { device_description, ..Default::default() }).ok()?;
-        // SAFETY: the text lives as long as the client.
-        Some(unsafe { api::text(kind.device_kind, kind.device_kind_size) })
+        // SAFETY: the client lives, and device, description and text as long as it does.
+        unsafe {
+            let device_description = description(api, devices.first()?.0).ok()?;
+            let ask = ffi::DeviceDescription_Kind { device_description, ..Default::default() };
+            let kind = api.call(ask).ok()?;
+            Some(api::text(kind.device_kind, kind.device_kind_size))
+        }
     }
 
     /// All that a compiled program depends on beside its module and options.
@@ -212,11 +233,24 @@ impl PluginClient {
         format!("{all:?}").into_bytes()
     }
 
-    fn own(&self, executable: *mut ffi::LoadedExecutable) -> Result<(PluginExecutable, Plain<'_>)> {
+    /// # Safety
+    /// The executable is of this client, and nobody else frees it.
+    unsafe fn own(
+        &self,
+        executable: *mut ffi::LoadedExecutable,
+        signature: &Signature,
+    ) -> Result<(PluginExecutable, Plain<'_>)> {
         let api = &self.0.api;
-        let mut loaded = PluginExecutable { shared: self.0.clone(), executable, outputs: 0 };
+        let mut loaded = PluginExecutable {
+            shared: self.0.clone(),
+            executable,
+            replicas: signature.replicas,
+            inputs: signature.inputs.len(),
+            outputs: 0,
+        };
         let get = ffi::LoadedExecutable_GetExecutable { loaded_executable: executable, ..Default::default() };
-        let plain = Plain { api, executable: api.call(get)?.executable };
+        // SAFETY: the executable lives; what is given for it is to be freed by whoever asked.
+        let plain = unsafe { Plain::new(api, api.call(get)?.executable) };
         // The number of results comes from the executable, and is not ours to assume: results are written there.
         loaded.outputs = plain.outputs()?;
         Ok((loaded, plain))
@@ -224,25 +258,27 @@ impl PluginClient {
 
     fn compile_anew(&self, program: &Program, options: &[u8]) -> Result<(PluginExecutable, Plain<'_>)> {
         let module = module(program);
-        let compiled = self.0.api.call(ffi::Client_Compile {
+        let compile = ffi::Client_Compile {
             client: self.0.client,
             program: &raw const module,
             compile_options: options.as_ptr().cast(),
             compile_options_size: options.len(),
             ..Default::default()
-        })?;
-        self.own(compiled.executable)
+        };
+        // SAFETY: client, program and options live during the call; the executable is nobody else's.
+        unsafe { self.own(self.0.api.call(compile)?.executable, &program.signature) }
     }
 
     /// Loads what [`Plain::serialize`] gave.
-    fn load(&self, bytes: &[u8]) -> Result<PluginExecutable> {
-        let loaded = self.0.api.call(ffi::Executable_DeserializeAndLoad {
+    fn load(&self, bytes: &[u8], signature: &Signature) -> Result<PluginExecutable> {
+        let load = ffi::Executable_DeserializeAndLoad {
             client: self.0.client,
             serialized_executable: bytes.as_ptr().cast(),
             serialized_executable_size: bytes.len(),
             ..Default::default()
-        })?;
-        Ok(self.own(loaded.loaded_executable)?.0)
+        };
+        // SAFETY: client and bytes live during the call; the executable is nobody else's.
+        Ok(unsafe { self.own(self.0.api.call(load)?.loaded_executable, signature) }?.0)
     }
 }
 
@@ -274,10 +310,12 @@ impl Client for PluginClient {
         let ids: Vec<i64> = devices.iter().take(replicas).map(|(_, id)| *id).collect();
         let options = wire::compile_options(replicas, Some(&ids), flags);
         let format = format_name(program.signature.format);
-        let kept = cache::Entry::of(&[&self.compiler(), format.as_bytes(), &program.module, &options]);
+        let kept = self.0.cache.as_ref().map(|folder| {
+            cache::Entry::within(folder, &[&self.compiler(), format.as_bytes(), &program.module, &options])
+        });
         let name = &program.signature.name;
         if let Some((entry, bytes)) = kept.as_ref().and_then(|entry| Some((entry, entry.read()?))) {
-            match self.load(&bytes) {
+            match self.load(&bytes, &program.signature) {
                 Ok(loaded) => {
                     log::info!("{name} comes compiled from {}", entry.path().display());
                     return Ok(Box::new(loaded));
@@ -299,7 +337,7 @@ impl Client for PluginClient {
         let (device, _) = devices.get(device).ok_or_else(|| anyhow!("there is no device {device}"))?;
         let dims: Vec<i64> = array.dims().iter().map(|d| *d as i64).collect();
         // The plugin copies what it needs before it returns, so that transfers go on beside the host's own work.
-        let put = api.call(ffi::Client_BufferFromHostBuffer {
+        let put = ffi::Client_BufferFromHostBuffer {
             client: *client,
             data: array.bytes().as_ptr().cast(),
             r#type: element_type(array.shape().dtype),
@@ -308,16 +346,23 @@ impl Client for PluginClient {
             host_buffer_semantics: ffi::ONLY_DURING_CALL,
             device: *device,
             ..Default::default()
-        })?;
-        let buffer = PluginBuffer { shared: self.0.clone(), buffer: put.buffer };
-        api.wait(put.done_with_host_buffer)?;
+        };
+        // SAFETY: client and device live, and the array during the call; it has as many bytes as its sizes and type say. The
+        // event is nobody else's.
+        let buffer = unsafe {
+            let put = api.call(put)?;
+            let buffer = PluginBuffer { shared: self.0.clone(), buffer: put.buffer };
+            api.wait(put.done_with_host_buffer)?;
+            buffer
+        };
         Ok(Box::new(buffer))
     }
 
     fn memory(&self, device: usize) -> Option<Memory> {
         let (device, _) = self.0.devices.get(device)?;
         let stats = ffi::Device_MemoryStats { device: *device, ..Default::default() };
-        let stats = self.0.api.call(stats).ok()?;
+        // SAFETY: the device lives.
+        let stats = unsafe { self.0.api.call(stats) }.ok()?;
         let known = |value: i64, is_set: bool| is_set.then_some(value as u64);
         Some(Memory {
             used: stats.bytes_in_use as u64,
@@ -346,14 +391,15 @@ impl Buffer for PluginBuffer {
             r#type: ffi::LAYOUT_TILED,
             ..Default::default()
         };
-        let copy = api.call(ffi::Buffer_ToHostBuffer {
+        let copy = ffi::Buffer_ToHostBuffer {
             src: self.buffer,
             host_layout: &raw mut layout,
             dst: bytes.as_mut_ptr().cast::<c_void>(),
             dst_size: bytes.len(),
             ..Default::default()
-        })?;
-        api.wait(copy.event)?;
+        };
+        // SAFETY: buffer and layout live, and the memory, which has that size, until the event has come.
+        unsafe { api.wait(api.call(copy)?.event) }?;
         Array::from_bytes(shape.clone(), bytes)
     }
 
@@ -364,7 +410,8 @@ impl Buffer for PluginBuffer {
 
 impl Drop for PluginBuffer {
     fn drop(&mut self) {
-        self.shared.api.free(ffi::Buffer_Destroy { buffer: self.buffer, ..Default::default() });
+        // SAFETY: the buffer is this one's alone.
+        unsafe { self.shared.api.free(ffi::Buffer_Destroy { buffer: self.buffer, ..Default::default() }) };
     }
 }
 
@@ -372,24 +419,37 @@ impl Loaded for PluginExecutable {
     fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>> {
         let api = &self.shared.api;
         let own = |b: &&dyn Buffer| match b.as_any().downcast_ref::<PluginBuffer>() {
-            Some(b) if ptr::eq(b.shared.client, self.shared.client) => Ok(b.buffer),
-            _ => Err(anyhow!("an argument lies on another kind of device")),
+            Some(b) if Arc::ptr_eq(&b.shared, &self.shared) => Ok(b.buffer),
+            Some(_) => Err(anyhow!(
+                "an argument belongs to another client of the device: take meshes that share one"
+            )),
+            None => Err(anyhow!("an argument lies on another kind of device")),
         };
+        let as_many = |row: &Vec<&dyn Buffer>| row.len() == self.inputs;
+        ensure!(
+            arguments.len() == self.replicas && arguments.iter().all(as_many),
+            "{} rows of {} arguments are needed",
+            self.replicas,
+            self.inputs
+        );
         let lists: Vec<Vec<*mut ffi::Buffer>> =
             arguments.iter().map(|row| row.iter().map(own).collect()).collect::<Result<_>>()?;
         let inputs: Vec<*const *mut ffi::Buffer> = lists.iter().map(|row| row.as_ptr()).collect();
         let mut results = vec![vec![ptr::null_mut::<ffi::Buffer>(); self.outputs]; lists.len()];
         let outputs: Vec<*mut *mut ffi::Buffer> = results.iter_mut().map(|row| row.as_mut_ptr()).collect();
         let mut options = ffi::ExecuteOptions::default();
-        api.call(ffi::LoadedExecutable_Execute {
+        let execute = ffi::LoadedExecutable_Execute {
             executable: self.executable,
             options: &raw mut options,
             argument_lists: inputs.as_ptr(),
             num_devices: lists.len(),
-            num_args: lists.first().map_or(0, Vec::len),
+            num_args: self.inputs,
             output_lists: outputs.as_ptr(),
             ..Default::default()
-        })?;
+        };
+        // SAFETY: the executable lives, and the lists during the call. It takes and gives as many buffers as its program's
+        // signature and the plugin say, and the buffers are of its client.
+        unsafe { api.call(execute) }?;
         let boxed = |buffer: *mut ffi::Buffer| {
             ensure!(!buffer.is_null(), "the plugin left a result out");
             Ok(Box::new(PluginBuffer { shared: self.shared.clone(), buffer }) as Box<dyn Buffer>)
@@ -401,7 +461,8 @@ impl Loaded for PluginExecutable {
 impl Drop for PluginExecutable {
     fn drop(&mut self) {
         let destroy = ffi::LoadedExecutable_Destroy { executable: self.executable, ..Default::default() };
-        self.shared.api.free(destroy);
+        // SAFETY: the executable is this one's alone.
+        unsafe { self.shared.api.free(destroy) };
     }
 }
 

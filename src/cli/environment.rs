@@ -1,0 +1,64 @@
+//! The log, and variables that libraries read from the environment and that the user has not set.
+
+use std::env;
+
+use crate::engine::quiet;
+
+/// Keeps the messages of XLA and of plugins off the terminal.
+const QUIET: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "3")];
+
+/// Keeps a TPU's library from asking a machine that is no TPU VM for its metadata.
+pub const WITHOUT_TPU: [(&str, &str); 5] = [
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("TPU_ACCELERATOR_TYPE", "v3-8"),
+    ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ("TPU_WORKER_ID", "0"),
+    // No device is taken, so that several such processes may run.
+    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+];
+
+/// Starts the log, and keeps XLA's own messages off the terminal unless they were asked for.
+pub fn start_log(verbose: bool) {
+    let asked = verbose || env::var_os("RUST_LOG").is_some();
+    let default = if verbose { "info" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
+        .format_timestamp(None)
+        .init();
+    if !asked {
+        set_defaults(&QUIET);
+        quiet::hush();
+    }
+}
+
+/// Sets variables that the user has not set, for libraries that are loaded later. Does nothing once the process has more than
+/// one thread, as another one could read the environment at the same time.
+pub fn set_defaults(variables: &[(&str, &str)]) {
+    if !is_alone() {
+        log::info!("the process has several threads: its environment stays as it is");
+        return;
+    }
+    for (name, value) in variables.iter().filter(|(name, _)| env::var_os(name).is_none()) {
+        // SAFETY: this is the only thread, so nobody else reads or writes the environment.
+        unsafe { env::set_var(name, value) };
+    }
+}
+
+/// Whether this is the process's only thread, as the system tells.
+fn is_alone() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_set_beside_other_threads() {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || ended.recv());
+        set_defaults(&[("VNCA_OF_A_TEST", "1")]);
+        assert_eq!(env::var_os("VNCA_OF_A_TEST"), None);
+        drop(end);
+        let _ = other.join().unwrap();
+    }
+}

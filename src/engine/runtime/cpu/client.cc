@@ -1,0 +1,201 @@
+// XLA's CPU client behind C functions, which `mod.rs` declares and calls. build.rs compiles this file.
+//
+// The xla crate's own client reads the number of devices and the compiler's options from the environment alone. Here they
+// are arguments, so that each client has its own and nobody changes the environment.
+//
+// A function that can fail returns a message, which the caller frees with vnca_cpu_free_text, or null for success. No
+// exception leaves a function.
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/types/span.h"
+#include "xla/debug_options_flags.h"
+#include "xla/ffi/execution_context.h"
+#include "xla/hlo/builder/xla_computation.h"
+#include "xla/literal.h"
+#include "xla/pjrt/pjrt_client.h"
+#include "xla/pjrt/pjrt_executable.h"
+#include "xla/pjrt/plugin/xla_cpu/xla_cpu_pjrt_client.h"
+#include "xla/service/hlo.pb.h"
+#include "xla/tsl/util/command_line_flags.h"
+#include "xla/xla_data.pb.h"
+
+// `element_type` in mod.rs gives these numbers.
+static_assert(xla::PRED == 1 && xla::S32 == 4 && xla::U8 == 6 && xla::U32 == 8 && xla::U64 == 9 && xla::F32 == 11 &&
+              xla::BF16 == 16);
+
+struct VncaCpuClient {
+  // What custom calls find; runs refer to it until the client below has ended.
+  xla::ExecuteContext context;
+  xla::DebugOptions options;
+  std::string name, version;
+  std::unique_ptr<xla::PjRtClient> client;
+};
+
+namespace {
+
+char *Copied(const std::string &text) { return strdup(text.c_str()); }
+
+// Runs `work`, and turns a failure or an exception into a message.
+template <typename Work>
+char *Told(Work work) {
+  try {
+    absl::Status status = work();
+    return status.ok() ? nullptr : Copied(std::string(status.message()));
+  } catch (const std::exception &error) {
+    return Copied(error.what());
+  } catch (...) {
+    return Copied("an exception without a message");
+  }
+}
+
+// The compiler's options. At level 1 programs compile in two thirds of the time of level 3 and run as fast: their time
+// goes into the library's own matrix products. What the user says wins.
+absl::Status ReadFlags(std::vector<std::string> flags, int devices, xla::DebugOptions *options) {
+  *options = xla::DefaultDebugOptionsIgnoringFlags();
+  options->set_xla_backend_optimization_level(1);
+  options->set_xla_force_host_platform_device_count(devices);
+  std::vector<tsl::Flag> known;
+  xla::MakeDebugOptionsFlags(&known, options);
+  bool are_right = tsl::Flags::Parse(flags, known);
+  if (!flags.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("XLA has no flag ", absl::StrJoin(flags, ", ")));
+  }
+  if (!are_right) return absl::InvalidArgumentError("a flag has a value of the wrong type");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+extern "C" {
+
+void vnca_cpu_free_text(char *text) { free(text); }
+
+// Whether these are flags of XLA's, with values of the right types.
+char *vnca_cpu_check_flags(const char *const *flags, size_t count) {
+  return Told([&] {
+    xla::DebugOptions options;
+    return ReadFlags(std::vector<std::string>(flags, flags + count), 1, &options);
+  });
+}
+
+// Makes a client of so many devices, unless the flags say how many. Custom calls find `data` under the type's number;
+// 0 is no type's.
+char *vnca_cpu_open(size_t devices, const char *const *flags, size_t count, int64_t type, void *data,
+                    VncaCpuClient **result) {
+  return Told([&] {
+    auto own = std::make_unique<VncaCpuClient>();
+    absl::Status read = ReadFlags(std::vector<std::string>(flags, flags + count), devices, &own->options);
+    if (!read.ok()) return read;
+    if (type != 0) {
+      read = own->context.ffi_context().Insert(xla::ffi::ExecutionContext::TypeId(type), data);
+      if (!read.ok()) return read;
+    }
+    xla::CpuClientOptions options;
+    options.asynchronous = false;
+    options.cpu_device_count = own->options.xla_force_host_platform_device_count();
+    auto client = xla::GetXlaPjrtCpuClient(std::move(options));
+    if (!client.ok()) return client.status();
+    own->client = *std::move(client);
+    own->name = std::string(own->client->platform_name());
+    own->version = std::string(own->client->platform_version());
+    *result = own.release();
+    return absl::OkStatus();
+  });
+}
+
+void vnca_cpu_close(VncaCpuClient *client) { delete client; }
+
+size_t vnca_cpu_device_count(const VncaCpuClient *client) { return client->client->addressable_device_count(); }
+const char *vnca_cpu_name(const VncaCpuClient *client) { return client->name.c_str(); }
+const char *vnca_cpu_version(const VncaCpuClient *client) { return client->version.c_str(); }
+
+// Compiles a serialized HloModuleProto for the first `replicas` devices.
+char *vnca_cpu_compile(const VncaCpuClient *client, const void *module, size_t size, size_t replicas,
+                       xla::PjRtLoadedExecutable **result) {
+  return Told([&] {
+    xla::HloModuleProto proto;
+    if (!proto.ParseFromArray(module, size)) return absl::InvalidArgumentError("the module is no HloModuleProto");
+    auto devices = client->client->addressable_devices();
+    if (replicas < 1 || replicas > devices.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(replicas, " replicas for ", devices.size(), " devices"));
+    }
+    xla::CompileOptions options;
+    auto &build = options.executable_build_options;
+    build.set_num_replicas(replicas);
+    build.set_num_partitions(1);
+    xla::DeviceAssignment assignment(replicas, 1);
+    for (size_t r = 0; r < replicas; ++r) assignment(r, 0) = devices[r]->id();
+    build.set_device_assignment(assignment);
+    *build.mutable_debug_options() = client->options;
+    auto compiled = client->client->CompileAndLoad(xla::XlaComputation(std::move(proto)), options);
+    if (!compiled.ok()) return compiled.status();
+    *result = compiled->release();
+    return absl::OkStatus();
+  });
+}
+
+void vnca_cpu_free_executable(xla::PjRtLoadedExecutable *executable) { delete executable; }
+
+// Runs a program. `arguments` are `replicas` rows of `inputs` buffers, `results` gets `replicas` rows of `outputs`.
+char *vnca_cpu_execute(const VncaCpuClient *client, const xla::PjRtLoadedExecutable *executable,
+                       xla::PjRtBuffer *const *arguments, size_t replicas, size_t inputs, size_t outputs,
+                       xla::PjRtBuffer **results) {
+  return Told([&] {
+    std::vector<std::vector<xla::PjRtBuffer *>> rows;
+    for (size_t r = 0; r < replicas; ++r) rows.emplace_back(arguments + r * inputs, arguments + (r + 1) * inputs);
+    xla::ExecuteOptions options;
+    options.strict_shape_checking = false;
+    options.context = &client->context;
+    auto made = executable->Execute(rows, options);
+    if (!made.ok()) return made.status();
+    if (made->size() != replicas) return absl::InternalError(absl::StrCat("results of ", made->size(), " replicas"));
+    for (auto &row : *made) {
+      if (row.size() != outputs) return absl::InternalError(absl::StrCat(row.size(), " results, not ", outputs));
+    }
+    for (auto &row : *made) {
+      for (auto &buffer : row) *results++ = buffer.release();
+    }
+    return absl::OkStatus();
+  });
+}
+
+// Copies an array, row by row, to a device.
+char *vnca_cpu_put(const VncaCpuClient *client, size_t device, const void *data, int type, const int64_t *dims,
+                   size_t rank, xla::PjRtBuffer **result) {
+  return Told([&] {
+    auto devices = client->client->addressable_devices();
+    if (device >= devices.size()) return absl::InvalidArgumentError(absl::StrCat("there is no device ", device));
+    auto memory = devices[device]->default_memory_space();
+    if (!memory.ok()) return memory.status();
+    auto buffer = client->client->BufferFromHostBuffer(
+        data, static_cast<xla::PrimitiveType>(type), absl::MakeConstSpan(dims, rank), std::nullopt,
+        xla::PjRtClient::HostBufferSemantics::kImmutableOnlyDuringCall, [] {}, *memory, /*device_layout=*/nullptr);
+    if (!buffer.ok()) return buffer.status();
+    *result = buffer->release();
+    return absl::OkStatus();
+  });
+}
+
+// Waits for an array and copies it to `data`, which has `size` bytes.
+char *vnca_cpu_get(xla::PjRtBuffer *buffer, void *data, size_t size) {
+  return Told([&] {
+    auto literal = buffer->ToLiteralSync();
+    if (!literal.ok()) return literal.status();
+    size_t found = (*literal)->size_bytes();
+    if (found != size) return absl::InternalError(absl::StrCat("an array of ", found, " bytes, not ", size));
+    if (size > 0) memcpy(data, (*literal)->untyped_data(), size);
+    return absl::OkStatus();
+  });
+}
+
+void vnca_cpu_free_buffer(xla::PjRtBuffer *buffer) { delete buffer; }
+
+}  // extern "C"
