@@ -32,7 +32,7 @@ fn time(
 ) {
     let mut group = criterion.benchmark_group(group);
     let function = build();
-    let cost = Cost::of(&function);
+    let cost = Cost::from_function(&function);
     group.throughput(Throughput::Elements(if cost.flops > 0 { cost.flops } else { cost.elements }));
     // Compiled only if the filter lets it run.
     group.bench_function(id, |bencher| {

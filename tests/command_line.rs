@@ -53,6 +53,51 @@ fn mistakes_name_what_is_wrong_and_have_their_exit_codes() {
 }
 
 #[test]
+fn a_number_that_is_none_is_refused_from_wherever_it_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("nan.toml"), "beta = nan\n").unwrap();
+    std::fs::write(folder.path().join("inf.toml"), "learning-rate = inf\n").unwrap();
+    let doubling = ["--model", "doubling"];
+    let cases: [(&[&str], &str); 8] = [
+        (&["--beta", "nan"], "--beta"),
+        (&["--learning-rate", "inf"], "--learning-rate"),
+        (&["--clip-norm", "nan"], "--clip-norm"),
+        (&["--damage", "nan"], "--damage"),
+        (&["--update-prob", "nan"], "--update-prob"),
+        (&["--end-factor", "nan"], "--end-factor"),
+        (&["--config", "nan.toml"], "--beta"),
+        (&["--config", "inf.toml"], "--learning-rate"),
+    ];
+    for (options, flag) in cases {
+        let error =
+            cli::fail(folder.path(), &[&["train", "--steps", "1"], &doubling[..], options].concat(), 2);
+        assert!(error.contains(flag), "{options:?}: {error}");
+    }
+    let output =
+        cli::vnca(folder.path(), &["train", "--steps", "1"]).env("VNCA_BETA", "nan").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(cli::text(&output.stderr).contains("--beta"));
+    assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn an_infinite_limit_clips_nothing_also_after_a_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "latent = 4\nbatch-size = 4\neval-every = 0\nclip-norm = inf\n";
+    std::fs::write(folder.path().join("inf.toml"), text).unwrap();
+    let train = |out: &str, steps: &str, more: &[&str]| {
+        let first = ["train", "--config", "inf.toml", "--out", out, "--steps", steps];
+        cli::succeed(folder.path(), &[&first[..], more].concat());
+        std::fs::read_to_string(folder.path().join(out).join("metrics.jsonl")).unwrap()
+    };
+    let unclipped = train("inf", "2", &[]);
+    assert_eq!(train("large", "2", &["--clip-norm", "1e30"]), unclipped);
+    assert_ne!(train("ten", "2", &["--clip-norm", "10"]), unclipped);
+    let whole = train("whole", "3", &[]);
+    assert_eq!(train("inf", "3", &["--resume"]), whole);
+}
+
+#[test]
 fn weights_of_another_model_are_listed_by_name_with_both_shapes() {
     let folder = tempfile::tempdir().unwrap();
     let train =

@@ -58,7 +58,7 @@ fn a_training_step_computes_what_its_layers_take() {
         ] {
             let expected = CHUNK * (encoder(n, z) + decoder);
             assert_eq!(
-                Cost::of(&training(kind, n, remat)).flops,
+                Cost::from_function(&training(kind, n, remat)).flops,
                 expected as u64,
                 "{kind} with remat {remat}"
             );
@@ -79,7 +79,7 @@ fn an_evaluation_encodes_once_and_composes_the_baselines_first_layers() {
     let decoder =
         conv(n, 1, 1, z, 16 * 256) + layers(&[(4, 256, 128), (8, 128, 64), (16, 64, 32), (28, 32, 1)], n);
     let function = vnca::study::eval::function(&model.vae(), n, samples).expect("the graph is well formed");
-    assert_eq!(Cost::of(&function).flops, (encoder + composing + samples * decoder) as u64);
+    assert_eq!(Cost::from_function(&function).flops, (encoder + composing + samples * decoder) as u64);
 }
 
 /// Cells of the doubling model's grids, one of each size.
@@ -97,7 +97,7 @@ fn the_gradient_keeps_the_grid_of_every_step_and_what_is_marked() {
         (Kind::NonDoubling, 4, 4 * 36 * 32 * 32 * 128 * 4, 1),
     ] {
         for (remat, kept) in [(0, grids * (1 + marked)), (1, grids)] {
-            let stacked = Cost::of(&training(kind, n, remat)).stacked_bytes;
+            let stacked = Cost::from_function(&training(kind, n, remat)).stacked_bytes;
             assert_eq!(stacked, (kept + metrics) as u64, "{kind} with remat {remat}");
         }
     }

@@ -40,6 +40,75 @@ fn neither_batch_nor_replicas_change_the_result() {
 }
 
 #[test]
+fn a_run_knows_its_images_from_any_folder_and_takes_no_others_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let [own, other] = ["own", "other"].map(|name| folder.path().join(name));
+    for (folder, test) in [(&own, 901), (&other, 5)] {
+        std::fs::create_dir_all(folder).unwrap();
+        cli::data_folder(folder);
+        cli::write_npy(&folder.join("images/test.npy"), vnca::engine::random::Key::new(test), &[21, 784]);
+    }
+    cli::succeed(&own, &cli::training("images".as_ref(), "--steps 1 --eval-every 0"));
+    let arguments = ["eval", "--run", "../own/run", "--samples", "2", "--json"];
+    let iwelbo = |more: &[&str]| {
+        let text = cli::succeed(&other, &[&arguments[..], more].concat());
+        serde_json::from_str::<Value>(&text).unwrap()["iwelbo"].as_f64().unwrap()
+    };
+    let its_own = iwelbo(&[]);
+    assert_eq!(iwelbo(&["--data", "../own/images"]), its_own);
+    assert_ne!(iwelbo(&["--data", "images"]), its_own);
+
+    // Other test images lie in its folder.
+    let refused = |arguments: &[&str], words: &[&str]| {
+        let error = cli::fail(&other, arguments, 3);
+        for word in [words, &["own/run", "--data PATH"]].concat() {
+            assert!(error.contains(word), "{arguments:?} does not name {word}: {error}");
+        }
+    };
+    let [test, kept] = ["images/test.npy", "images/kept"].map(|name| own.join(name));
+    std::fs::rename(&test, &kept).unwrap();
+    std::fs::copy(other.join("images/test.npy"), &test).unwrap();
+    let words = ["own/images", "not the test images"];
+    refused(&arguments, &words);
+    refused(&[&arguments[..], &["--gap"]].concat(), &words);
+    refused(&["reconstruct", "--run", "../own/run"], &words);
+    refused(&["latents", "--run", "../own/run", "--out", "latents"], &words);
+    refused(&["figures", "--run", "../own/run", "--out", "report"], &words);
+    iwelbo(&["--split", "train", "--limit", "2"]);
+    iwelbo(&["--data", "../own/images"]);
+    std::fs::rename(&kept, &test).unwrap();
+
+    // A run of before has a relative path and its training images' checksum only.
+    let path = own.join("run/config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["data"] = "images".into();
+    config.as_object_mut().unwrap().remove("data_crc").unwrap();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let at_home = cli::succeed(&own, &["eval", "--run", "run", "--samples", "2", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&at_home).unwrap()["iwelbo"].as_f64(), Some(its_own));
+    cli::write_npy(&other.join("images/train.npy"), vnca::engine::random::Key::new(6), &[64, 784]);
+    refused(&arguments, &["images: these are not the test images"]);
+    refused(&[&arguments[..], &["--split", "train"]].concat(), &["not the train images"]);
+    std::fs::remove_dir_all(other.join("images")).unwrap();
+    refused(&arguments, &["images"]);
+}
+
+#[test]
+fn a_damaged_best_checkpoint_is_told_of_and_the_newest_whole_one_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    cli::succeed(folder.path(), &cli::training(&data, "--steps 2 --eval-every 0"));
+    let before = evaluate(folder.path(), &[]);
+    let best = folder.path().join("run/checkpoints/best.npz");
+    std::fs::write(&best, b"PK\x03\x04 no zip").unwrap();
+    let output = cli::run(folder.path(), &["eval", "--run", "run", "--samples", "6", "--json"]);
+    let error = cli::text(&output.stderr);
+    assert!(output.status.success() && error.contains("best.npz"), "{error}");
+    let after: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(after["iwelbo"], before["iwelbo"]);
+}
+
+#[test]
 fn the_composed_first_layers_of_the_baseline_decode_the_same() {
     let model = Model::new(Kind::Baseline, Some(5)).unwrap().vae();
     let leaves = model.leaves();

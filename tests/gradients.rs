@@ -119,7 +119,7 @@ fn array_rows(any: (f32, f32)) -> Vec<Row> {
         row("transpose", &[&[2, 3, 4]], any, |_, x| x[0].transpose(&[2, 0, 1]).square()),
         row("slice", &[&[7, 5]], any, |_, x| x[0].slice_strided(&[1, 0], &[6, 4], &[2, 3]).square()),
         row("pad", &[&[3, 4], &[]], any, |_, x| {
-            let padding = [Padding { low: 1, high: 2, interior: 2 }, Padding::edges(-1, 1)];
+            let padding = [Padding { low: 1, high: 2, interior: 2 }, Padding::new(-1, 1)];
             x[0].pad(x[1], &padding).square()
         }),
         row("concat", &[&[2, 3], &[2, 1]], any, |_, x| Sym::concat(&[x[0], x[1], x[0]], 1).square()),

@@ -16,7 +16,7 @@ const IMAGES: usize = 60_000;
 fn train_step(preset: &str) -> Function {
     let named =
         TrainOptions { preset: Some(preset.into()), replicas: Some(REPLICAS), ..TrainOptions::default() };
-    let options = named.over(&named.from_preset().expect("the preset is known")).expect("options join");
+    let options = named.over(&named.from_preset().expect("the preset is known"));
     let config = TrainConfig::resolve(&options).expect("the report's sizes fit each other");
     config.train_function(IMAGES).expect("the sizes fit each other")
 }

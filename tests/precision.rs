@@ -30,7 +30,7 @@ fn training(model: &Model) -> Function {
     let values = Params::inputs(&g, &leaves, "");
     let images = model.padded(g.input("images", &Shape::new(DType::U8, &[BATCH, 28, 28])));
     let key = g.input("key", &Shape::u32(&[2]));
-    let options = GrowOptions { memory: RepeatOptions::of(model.precision), damage: None };
+    let options = GrowOptions { memory: RepeatOptions::for_precision(model.precision), damage: None };
     let loss = Loss::ELBO.from_images(&model, &Params::new(&leaves, &values), images, key, &options);
     let mut outputs = vec![("loss".to_string(), loss)];
     outputs.extend(leaves.iter().zip(gradient(loss, &values)).map(|(l, s)| (l.name.clone(), s)));

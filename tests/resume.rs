@@ -3,7 +3,8 @@
 #[path = "common/cli.rs"]
 mod cli;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -134,4 +135,118 @@ fn a_resumed_run_refuses_to_be_another_one() {
     let data = ["train", "--resume", "--out", "run", "--steps", "5", "--data", "x.npy", "--eval-every", "0"];
     let error = cli::fail(folder.path(), &data, 1);
     assert!(error.contains("--data"), "{error}");
+}
+
+/// Every file of a folder with its bytes.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => drop(found.insert(path.clone(), std::fs::read(&path).unwrap())),
+        }
+    }
+    found
+}
+
+#[test]
+fn a_refused_resume_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    let run = folder.path().join("run");
+    cli::succeed(folder.path(), &arguments(&data, "run", "3"));
+    // Lines beyond the checkpoint, which an accepted resume would cut.
+    let metrics = run.join("metrics.jsonl");
+    let lines = std::fs::read_to_string(&metrics).unwrap();
+    std::fs::write(&metrics, format!("{lines}{{\"step\":4}}\n")).unwrap();
+    // Other training images; and the same with other test images.
+    let other = |name: &str, train: u64, test: u64| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        cli::write_npy(&folder.join("train.npy"), vnca::engine::random::Key::new(train), &[64, 784]);
+        cli::write_npy(&folder.join("test.npy"), vnca::engine::random::Key::new(test), &[21, 784]);
+    };
+    other("train", 5, 901);
+    other("test", 900, 5);
+    other("same", 900, 901);
+    let before = files(&run);
+    let refused = |more: &[&str], code: i32, word: &str| {
+        let resume = ["train", "--resume", "--out", "run", "--steps", "4"];
+        let error = cli::fail(folder.path(), &[&resume[..], more].concat(), code);
+        assert!(error.contains(word), "{more:?}: {error}");
+        assert!(files(&run) == before, "{more:?} has changed the run's folder");
+    };
+    refused(&["--data", "train"], 1, "training images");
+    refused(&["--data", "test"], 1, "test images");
+    refused(&["--steps", "2"], 2, "--steps");
+    refused(&["--device", "./no-plugin.so"], 4, "no-plugin.so");
+    std::fs::write(&metrics, &lines[..lines.len() / 2]).unwrap();
+    let before = files(&run);
+    let error = cli::fail(folder.path(), &["train", "--resume", "--out", "run", "--steps", "4"], 1);
+    assert!(error.contains("metrics.jsonl"), "{error}");
+    assert!(files(&run) == before);
+    std::fs::write(&metrics, &lines).unwrap();
+    // The same images elsewhere.
+    cli::succeed(folder.path(), &["train", "--resume", "--out", "run", "--steps", "4", "--data", "same"]);
+    let config = std::fs::read_to_string(run.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["data"].as_str(), folder.path().canonicalize().unwrap().join("same").to_str());
+    assert_eq!(config["steps"], 4);
+}
+
+#[test]
+fn a_resume_that_passes_over_a_damaged_checkpoint_keeps_what_it_saves() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    cli::succeed(folder.path(), &arguments(&data, "whole", "14"));
+    cli::succeed(folder.path(), &[&arguments(&data, "run", "12")[..], &["--keep", "9"]].concat());
+    let checkpoints = folder.path().join("run/checkpoints");
+    let _ = std::fs::remove_file(checkpoints.join("best.npz"));
+    for step in [9, 12] {
+        let path = checkpoints.join(format!("step-{step:08}.npz"));
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    // An evaluation takes the newest that is whole too, and says what it passes over.
+    let output = cli::run(folder.path(), &["eval", "--run", "run", "--samples", "2", "--limit", "2"]);
+    let error = cli::text(&output.stderr);
+    assert!(output.status.success() && error.contains("step-00000009.npz"), "{error}");
+
+    let resume = ["train", "--resume", "--out", "run", "--keep", "1", "--eval-every", "0", "--steps"];
+    let output = cli::run(folder.path(), &[&resume[..], &["7"]].concat());
+    let error = cli::text(&output.stderr);
+    assert!(output.status.success() && error.contains("step-00000012.npz.aside"), "{error}");
+    let mut left: Vec<_> = std::fs::read_dir(&checkpoints)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["step-00000007.npz", "step-00000009.npz.aside", "step-00000012.npz.aside"]);
+    cli::succeed(folder.path(), &[&resume[..], &["14"]].concat());
+    let loss = |run: &str| -> Vec<f64> {
+        cli::metrics(&folder.path().join(run)).iter().map(|l| l["loss"].as_f64().unwrap()).collect()
+    };
+    assert_eq!(loss("run"), loss("whole"));
+}
+
+#[test]
+fn a_run_of_before_images_had_checksums_goes_on_from_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    let steps = STEPS.to_string();
+    cli::succeed(folder.path(), &arguments(&data, "whole", &steps));
+    cli::succeed(folder.path(), &arguments(Path::new("images"), "old", "7"));
+    older(&folder.path().join("old"));
+    cli::succeed(folder.path(), &["train", "--resume", "--out", "old", "--steps", &steps]);
+    assert_same(&folder.path().join("whole"), &folder.path().join("old"));
+}
+
+/// Makes the configuration what it was before it had absolute paths and checksums.
+fn older(run: &Path) {
+    let path = run.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["data"] = "images".into();
+    config.as_object_mut().unwrap().remove("data_crc").expect("a run has its images' checksums");
+    std::fs::write(&path, config.to_string()).unwrap();
 }

@@ -140,5 +140,5 @@ fn programs_are_saved_and_loaded() {
     assert!(error.contains("tripled.json"), "{error}");
     std::fs::write(folder.path().join("doubled.json"), "{}").unwrap();
     let error = format!("{:#}", Program::load(folder.path(), "doubled").unwrap_err());
-    assert!(error.contains("no program's signature"), "{error}");
+    assert!(error.contains("not the signature of a program"), "{error}");
 }

@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::models::{Kind, Model};
 use super::optimiser::{CellRule, ClipOrder, ClipScope, Optimiser};
+use crate::data::identity::DataCrc;
 use crate::engine::ir::{Function, RepeatOptions};
 use crate::engine::runtime::Device;
 use crate::engine::shape::Precision;
+use crate::files;
 use crate::model::elbo::{Loss, ManySamples};
 use crate::model::pool::{PoolSpec, Shuffle};
 use crate::model::{Elbo, Pooled};
@@ -117,7 +119,7 @@ pub struct TrainOptions {
     /// Share of the learning rate that is left at the last of `--steps`, after an even fall [default: 1, no fall]
     #[arg(long, env = "VNCA_END_FACTOR", value_name = "X", allow_negative_numbers = true)]
     pub end_factor: Option<f64>,
-    /// Limit of the norm that is clipped [default: 10]
+    /// Limit of the norm that is clipped; inf clips nothing [default: 10]
     #[arg(long, env = "VNCA_CLIP_NORM", value_name = "X", allow_negative_numbers = true)]
     pub clip_norm: Option<f64>,
     /// Clip the gradient before Adam, or the update after it as the report's code does [default: before]
@@ -167,19 +169,27 @@ pub struct TrainOptions {
     pub device: Option<String>,
 }
 
+/// Each field from the first options where they have it, else from the second. The result names every field, so that one
+/// which is not listed does not compile.
+macro_rules! merged {
+    ($upper:expr, $lower:expr; $($field:ident),* $(,)?) => {
+        TrainOptions { $($field: $upper.$field.clone().or_else(|| $lower.$field.clone())),* }
+    };
+}
+
 impl TrainOptions {
-    /// What was said here, and where nothing was, what `lower` says.
-    ///
-    /// # Errors
-    /// When a value cannot be written as JSON, such as a path that is no text.
-    pub fn over(&self, lower: &TrainOptions) -> Result<TrainOptions> {
-        let (mut own, lower) = (serde_json::to_value(self)?, serde_json::to_value(lower)?);
-        if let (Some(own), Some(lower)) = (own.as_object_mut(), lower.as_object()) {
-            for (name, value) in own.iter_mut().filter(|(_, value)| value.is_null()) {
-                *value = lower.get(name).cloned().unwrap_or_default();
-            }
-        }
-        Ok(serde_json::from_value(own)?)
+    /// What was said here, and where nothing was, what `lower` says. Values pass as they are: in a text such as JSON, which
+    /// has no infinity and no NaN, they would read as if nothing had been said.
+    pub fn over(&self, lower: &TrainOptions) -> TrainOptions {
+        merged!(
+            self, lower;
+            preset, model, data, out, steps, batch_size, replicas, chunk, latent, nca_steps,
+            nca_steps_min, nca_steps_max, doublings, update_prob, start_side, pool_size,
+            pool_shuffle, damage, remat, save_as, precision, cell_optimiser, learning_rate,
+            warmup, end_factor, clip_norm, clip_order, clip_scope, train_samples, many_samples,
+            beta, seed_model, seed_data, seed_test, seed_logging, eval_every, eval_samples,
+            eval_images, checkpoint_every, keep, device
+        )
     }
 
     /// The options of a TOML file.
@@ -211,7 +221,11 @@ impl TrainOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     pub model: Model,
+    /// An absolute path in the configuration of a run, but for the name of the embedded digits.
     pub data: String,
+    /// Of the run's images, once they are known; older runs did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_crc: Option<DataCrc>,
     pub steps: usize,
     pub batch_size: usize,
     pub replicas: usize,
@@ -254,6 +268,7 @@ impl TrainConfig {
         let config = TrainConfig {
             model,
             data: options.data.clone().unwrap_or_else(|| "glyphs".into()),
+            data_crc: None,
             steps,
             // The report's batches.
             batch_size: options.batch_size.unwrap_or(if kind == Kind::NonDoubling { 128 } else { 32 }),
@@ -267,7 +282,7 @@ impl TrainConfig {
             },
             memory: RepeatOptions {
                 remat: options.remat.unwrap_or(0),
-                ..RepeatOptions::of(options.save_as.unwrap_or(model.precision))
+                ..RepeatOptions::for_precision(options.save_as.unwrap_or(model.precision))
             },
             // The report damages half of the grids that come from the pool.
             damage: options.damage.unwrap_or(if pool.is_some() { 0.25 } else { 0.0 }),
@@ -322,11 +337,18 @@ impl TrainConfig {
     }
 
     fn check(&self) -> Result<()> {
+        // Devices compute in f32, where a number may become 0 or infinite.
         let positive = |flag: &str, value: f64| {
-            ensure!(value.is_finite() && value > 0.0, "{flag} is {value}: it must be a positive number");
+            ensure!(value > 0.0 && value as f32 > 0.0, "{flag} is {value}: it must be a positive number");
             Ok(())
         };
+        let finite = |flag: &str, value: f64| {
+            ensure!((value as f32).is_finite(), "{flag} is {value}: it must be a finite number");
+            Ok(())
+        };
+        finite("--learning-rate", self.optimiser.learning_rate)?;
         positive("--learning-rate", self.optimiser.learning_rate)?;
+        // An infinite limit is none.
         positive("--clip-norm", self.optimiser.clip_norm)?;
         let end_factor = self.optimiser.end_factor();
         ensure!((0.0..=1.0).contains(&end_factor), "--end-factor is {end_factor}: it must be from 0 to 1");
@@ -334,11 +356,8 @@ impl TrainConfig {
             self.optimiser.clip_scope == ClipScope::All || self.optimiser.clip_order == ClipOrder::Before,
             "--clip-scope each clips gradients: it does not go with --clip-order after"
         );
-        ensure!(
-            self.loss.beta.is_finite() && self.loss.beta >= 0.0,
-            "--beta is {}: it must not be negative",
-            self.loss.beta
-        );
+        finite("--beta", self.loss.beta)?;
+        ensure!(self.loss.beta >= 0.0, "--beta is {}: it must not be negative", self.loss.beta);
         for (flag, value) in [
             ("--steps", self.steps),
             ("--eval-samples", self.eval_samples),
@@ -424,12 +443,21 @@ impl TrainConfig {
         serde_json::from_slice(&text).with_context(|| format!("{} is no run's configuration", path.display()))
     }
 
+    /// Writes the configuration into a run's folder, as a whole or not at all.
+    ///
+    /// # Errors
+    /// When the file cannot be written; the error names it.
+    pub fn save(&self, run: &Path) -> Result<()> {
+        files::write_bytes(&run.join("config.json"), serde_json::to_string_pretty(self)? + "\n")
+    }
+
     /// The configuration of a resumed run: the saved one, with the new values of what may change.
     ///
     /// # Errors
     /// When an option was given another value that would make it another run; the error names it.
     pub fn resumed(saved: &TrainConfig, options: &TrainOptions) -> Result<TrainConfig> {
-        let config = TrainConfig::resolve(&options.over(&saved.as_options())?)?;
+        let config = TrainConfig::resolve(&options.over(&saved.as_options()))?;
+        let config = TrainConfig { data_crc: saved.data_crc, ..config };
         let same = |flag: &str, equal: bool| match equal {
             true => Ok(()),
             false => Err(anyhow!(
@@ -511,6 +539,7 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::error::describe;
     use crate::engine::shape::DType;
 
     #[test]
@@ -518,9 +547,68 @@ mod tests {
         let flags = TrainOptions { steps: Some(5), ..TrainOptions::default() };
         let file: TrainOptions =
             toml::from_str("steps = 7\nbatch-size = 64\nclip-order = \"after\"").unwrap();
-        let merged = TrainConfig::resolve(&flags.over(&file).unwrap()).unwrap();
+        let merged = TrainConfig::resolve(&flags.over(&file)).unwrap();
         assert_eq!((merged.steps, merged.batch_size), (5, 64));
         assert_eq!(merged.optimiser.clip_order, ClipOrder::After);
+    }
+
+    #[test]
+    fn no_value_is_lost_on_the_way_through_other_options() {
+        // Whatever a configuration holds, it says of every option that has a default.
+        let saved = TrainConfig::resolve(&TrainOptions {
+            model: Some("nondoubling".into()),
+            eval_every: Some(5),
+            ..TrainOptions::default()
+        });
+        let all = saved.unwrap().as_options();
+        let text = |options: &TrainOptions| format!("{options:?}");
+        assert_eq!(text(&TrainOptions::default().over(&all)), text(&all));
+        assert_eq!(text(&all.over(&TrainOptions::default())), text(&all));
+        let (zero, one) = (Some(0.0), Some(1.0));
+        for value in [f64::INFINITY, f64::NAN, f64::NEG_INFINITY] {
+            let given = TrainOptions { beta: Some(value), clip_norm: Some(value), ..TrainOptions::default() };
+            let below = TrainOptions { beta: zero, clip_norm: one, damage: one, ..TrainOptions::default() };
+            let merged = given.over(&below);
+            assert_eq!(merged.beta.map(f64::to_bits), Some(value.to_bits()));
+            assert_eq!(merged.clip_norm.map(f64::to_bits), Some(value.to_bits()));
+            assert_eq!(merged.damage, one);
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_refused_by_name_and_an_infinite_limit_is_none() {
+        let resolved = |text: &str| {
+            let options: TrainOptions = toml::from_str(&format!("model = \"doubling\"\n{text}")).unwrap();
+            let config = TrainConfig::resolve(&options)?;
+            config.check_sizes(1000).map(|()| config)
+        };
+        for flag in ["learning-rate", "clip-norm", "beta", "damage", "update-prob", "end-factor"] {
+            for value in ["nan", "inf", "-inf", "1e300"] {
+                if flag == "clip-norm" && ["inf", "1e300"].contains(&value) {
+                    continue;
+                }
+                let error = describe(&resolved(&format!("{flag} = {value}")).unwrap_err());
+                assert!(error.contains(&format!("--{flag}")), "{flag} = {value}: {error}");
+            }
+        }
+        // In f32 these are 0.
+        for flag in ["learning-rate", "clip-norm"] {
+            let error = resolved(&format!("{flag} = 1e-60")).unwrap_err().to_string();
+            assert!(error.contains(flag), "{error}");
+        }
+        let config = resolved("clip-norm = inf").unwrap();
+        assert_eq!(config.optimiser.clip_norm, f64::INFINITY);
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains("\"clip_norm\":\"inf\""), "{text}");
+        let read = |text: &str| serde_json::from_str::<TrainConfig>(text);
+        assert_eq!(read(&text).unwrap(), config);
+        // As older runs have it.
+        assert_eq!(read(&text.replace("\"inf\"", "10.0")).unwrap().optimiser.clip_norm, 10.0);
+        assert_eq!(read(&text.replace("\"inf\"", "10")).unwrap().optimiser.clip_norm, 10.0);
+        for wrong in ["\"ten\"", "null"] {
+            assert!(read(&text.replace("\"inf\"", wrong)).is_err(), "{wrong}");
+        }
+        assert_eq!(TrainConfig::resumed(&config, &TrainOptions::default()).unwrap(), config);
     }
 
     #[test]
@@ -565,7 +653,7 @@ mod tests {
     fn presets_are_whole_configurations() {
         for name in preset_names() {
             let named = TrainOptions { preset: Some(name.into()), ..TrainOptions::default() };
-            let config = TrainConfig::resolve(&named.over(&named.from_preset().unwrap()).unwrap()).unwrap();
+            let config = TrainConfig::resolve(&named.over(&named.from_preset().unwrap())).unwrap();
             config.check_sizes(50_000).unwrap_or_else(|e| panic!("{name}: {e:#}"));
             assert!(name.ends_with(config.model.kind.name()), "{name}");
         }

@@ -42,6 +42,8 @@ pub struct Optimiser {
     pub b1: f64,
     pub b2: f64,
     pub eps: f64,
+    /// Infinite where nothing is clipped.
+    #[serde(with = "limit")]
     pub clip_norm: f64,
     pub clip_order: ClipOrder,
     #[serde(default)]
@@ -53,6 +55,37 @@ pub struct Optimiser {
     pub warmup: usize,
     #[serde(default)]
     pub fall: Option<Fall>,
+}
+
+/// A limit that may be infinite, as JSON, which has no such number: the text "inf" stands for it.
+mod limit {
+    use serde::de::{Error, Unexpected};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    const NONE: &str = "inf";
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Limit {
+        Number(f64),
+        Text(String),
+    }
+
+    pub fn serialize<S: Serializer>(limit: &f64, to: S) -> Result<S::Ok, S::Error> {
+        match *limit {
+            f64::INFINITY => Limit::Text(NONE.into()),
+            limit => Limit::Number(limit),
+        }
+        .serialize(to)
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<f64, D::Error> {
+        match Limit::deserialize(from)? {
+            Limit::Number(limit) => Ok(limit),
+            Limit::Text(text) if text == NONE => Ok(f64::INFINITY),
+            Limit::Text(text) => Err(Error::invalid_value(Unexpected::Str(&text), &"a number or \"inf\"")),
+        }
+    }
 }
 
 impl Optimiser {
@@ -88,6 +121,8 @@ impl Optimiser {
             },
         };
         match (self.clip_order, self.clip_scope) {
+            // In the f32 of devices no norm is over such a limit.
+            _ if (self.clip_norm as f32).is_infinite() => chain![adam],
             (ClipOrder::After, _) => chain![adam, ClipByGlobalNorm(self.clip_norm)],
             (ClipOrder::Before, ClipScope::All) => chain![ClipByGlobalNorm(self.clip_norm), adam],
             (ClipOrder::Before, ClipScope::Each) => chain![ClipEach(self.clip_norm), adam],

@@ -12,6 +12,7 @@ pub mod amat;
 #[cfg(feature = "download")]
 pub mod download;
 pub mod glyphs;
+pub mod identity;
 pub mod idx;
 pub mod input;
 pub mod known;

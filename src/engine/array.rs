@@ -1,11 +1,12 @@
-//! Arrays in host memory: what goes to a device and what comes back.
+//! Arrays in host memory: the arguments of a program before transfer, and its results after.
 
 use anyhow::{Result, ensure};
 
 use crate::engine::shape::{DType, Shape};
 
-/// A Rust type whose memory is an array element's.
+/// A Rust type with the memory representation of an array element.
 pub trait Element: bytemuck::NoUninit + bytemuck::AnyBitPattern {
+    /// The element type of arrays that hold values of this type.
     const DTYPE: DType;
 }
 
@@ -26,6 +27,17 @@ impl Element for f32 {
 }
 
 /// A dense row-major array of any element type.
+///
+/// ```
+/// use vnca::engine::array::Array;
+///
+/// let matrix = Array::new(&[2, 3], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+/// assert_eq!(matrix.shape().to_string(), "f32[2,3]");
+///
+/// let transposed = matrix.transpose(&[1, 0]);
+/// assert_eq!(transposed.dims(), [3, 2]);
+/// assert_eq!(transposed.to_vec::<f32>(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
     shape: Shape,
@@ -33,61 +45,71 @@ pub struct Array {
 }
 
 impl Array {
-    /// Takes `data` in row-major order.
+    /// Creates an array of sizes `dims` from its elements in row-major order.
     ///
     /// # Panics
-    /// When the number of elements is not that of `dims`: a mistake in the program, not in its input.
+    /// When the length of `data` is not the product of `dims`.
     pub fn new<T: Element>(dims: &[usize], data: &[T]) -> Array {
         let shape = Shape::new(T::DTYPE, dims);
         assert_eq!(shape.count(), data.len(), "{shape} made from {} elements", data.len());
         Array { shape, bytes: bytemuck::cast_slice(data).to_vec() }
     }
 
+    /// Creates an array without dimensions that holds one value.
     pub fn scalar<T: Element>(value: T) -> Array {
         Array::new(&[], &[value])
     }
 
+    /// Creates an array of zeros; of type `pred`, of `false`.
     pub fn zeros(shape: &Shape) -> Array {
         Array { shape: shape.clone(), bytes: vec![0; shape.bytes()] }
     }
 
-    /// A truth value.
-    pub fn truth(value: bool) -> Array {
+    /// Creates a scalar of type `pred`.
+    pub fn boolean(value: bool) -> Array {
         Array { shape: Shape::new(DType::Pred, &[]), bytes: vec![u8::from(value)] }
     }
 
-    /// Takes the memory of an array as it is.
+    /// Creates an array from its bytes: elements in row-major order and in the machine's byte order.
     ///
     /// # Errors
-    /// When `bytes` has another length than `shape` needs.
+    /// When the length of `bytes` is not [`Shape::bytes`] of `shape`.
     pub fn from_bytes(shape: Shape, bytes: Vec<u8>) -> Result<Array> {
         ensure!(shape.bytes() == bytes.len(), "{shape} needs {} bytes, got {}", shape.bytes(), bytes.len());
         Ok(Array { shape, bytes })
     }
 
+    /// Returns the element type and the sizes of the dimensions.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
+    /// Returns the sizes of the dimensions.
     pub fn dims(&self) -> &[usize] {
         &self.shape.dims
     }
 
+    /// Returns the elements as bytes, in row-major order.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The elements in row-major order.
+    /// Copies the elements in row-major order.
     ///
     /// # Panics
-    /// When `T` is not the array's element type: a mistake in the program.
+    /// When `T` is not the array's element type.
     pub fn to_vec<T: Element>(&self) -> Vec<T> {
         assert_eq!(T::DTYPE, self.shape.dtype, "elements of {} read as {}", self.shape, T::DTYPE);
         bytemuck::pod_collect_to_vec(&self.bytes)
     }
 
-    /// Reads the elements without a copy where the memory is aligned for them, as it is for what the allocator gives.
-    pub fn with<T: Element, R>(&self, f: impl FnOnce(&[T]) -> R) -> R {
+    /// Calls `f` with the elements in row-major order and returns its result.
+    ///
+    /// The elements are copied only when their memory is not aligned for `T`. Allocators usually align it.
+    ///
+    /// # Panics
+    /// When `T` is not the array's element type.
+    pub fn with_elements<T: Element, R>(&self, f: impl FnOnce(&[T]) -> R) -> R {
         assert_eq!(T::DTYPE, self.shape.dtype, "elements of {} read as {}", self.shape, T::DTYPE);
         match bytemuck::try_cast_slice(&self.bytes) {
             Ok(elements) => f(elements),
@@ -96,6 +118,9 @@ impl Array {
     }
 
     /// Reorders the dimensions: dimension `i` of the result is dimension `axes[i]` of `self`.
+    ///
+    /// # Panics
+    /// When the length of `axes` is not the number of dimensions, or an axis does not exist.
     pub fn transpose(&self, axes: &[usize]) -> Array {
         let dims = self.dims();
         assert_eq!(axes.len(), dims.len(), "{} transposed by {axes:?}", self.shape);
@@ -114,7 +139,10 @@ impl Array {
         Array { shape: self.shape.with_dims(&out), bytes: moved }
     }
 
-    /// The same elements under other sizes.
+    /// Returns the same elements, in the same row-major order, as an array of sizes `dims`.
+    ///
+    /// # Panics
+    /// When the number of elements differs.
     pub fn reshape(mut self, dims: &[usize]) -> Array {
         let shape = self.shape.with_dims(dims);
         assert_eq!(shape.count(), self.shape.count(), "{} reshaped to {shape}", self.shape);
@@ -123,7 +151,8 @@ impl Array {
     }
 }
 
-/// Copies elements of `SIZE` bytes in row-major order of `dims`, `steps` bytes apart along each dimension.
+/// Copies elements of `SIZE` bytes from a strided array into a dense one of sizes `dims`. Neighbours along dimension `i` lie
+/// `steps[i]` bytes apart in `from`.
 fn gather<const SIZE: usize>(from: &[u8], dims: &[usize], steps: &[usize]) -> Vec<u8> {
     let Some((&inner, outer)) = dims.split_last() else {
         return from.to_vec();

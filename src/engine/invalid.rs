@@ -1,13 +1,13 @@
-//! A value that a caller gave and that cannot be used.
+//! The error for an invalid value that a caller passed.
 
 use std::fmt;
 
-/// A value out of its range, or that does not fit another one. Displays as `FIELD PROBLEM`.
+/// Reports a field whose value is out of range or inconsistent with another field. Displays as `FIELD PROBLEM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
-    /// Name of the field, as in the structure that holds it.
+    /// Name of the field in the struct that holds it.
     pub field: &'static str,
-    /// What is wrong with it: begins with its value.
+    /// What is wrong, as a phrase that begins with the value: `"0 is not positive"`.
     pub problem: String,
 }
 
@@ -19,7 +19,7 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// Returns with an [`Invalid`] of a field unless a condition holds.
+/// Returns an [`Invalid`] error for a field from the enclosing function unless a condition holds.
 macro_rules! valid {
     ($condition:expr, $field:expr, $($problem:tt)+) => {
         if !$condition {

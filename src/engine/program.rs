@@ -1,4 +1,4 @@
-//! A program: everything that passes from building to running, and nothing else.
+//! Programs: what a graph is lowered to, and what a runtime compiles. They can be saved and loaded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use crate::engine::shape::Shape;
 use crate::files;
 
-/// The custom call of a convolution's weight gradient, which programs for [`Target::OneDnn`] contain and the runtime
-/// provides. Its operands are the image (n, h, w, in) and the cotangent (n, h', w', out), in f32 or bf16, its result is the
-/// gradient (kh, kw, in, out) in f32, and its attribute `window` holds stride, kernel dilation, padding before and padding
-/// after, of rows and columns each.
+/// The name of the custom call that computes a convolution's weight gradient.
+///
+/// Programs for [`Target::OneDnn`] contain it, and the CPU runtime provides it. Its operands are the image (n, h, w, in) and
+/// the cotangent (n, h', w', out), in f32 or bf16. Its result is the gradient (kh, kw, in, out) in f32. Its attribute
+/// `window` lists stride, kernel dilation, low padding and high padding, each for rows and columns.
 pub const WEIGHT_GRADIENT: &str = "vnca.weight-gradient";
 
-/// What the module's bytes are.
+/// The serialization format of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -34,48 +35,63 @@ impl Format {
     }
 }
 
-/// Which forms a module is written in.
+/// The kind of device that a module is written for. It decides how matmuls, convolutions and bf16 arrays are lowered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// For XLA's CPU compiler: matrix products where it is slow at convolutions, all in f32
+    /// XLA's CPU compiler alone. Convolutions that it compiles badly become matmuls. All in f32.
     Cpu,
-    /// For the same, with calls of the oneDNN that most builds of XLA's CPU library contain, and of another one
+    /// XLA's CPU compiler and oneDNN. Matmuls and convolutions call oneDNN inside XLA's library, weight gradients call a second one.
     OneDnn,
-    /// For TPUs and GPUs: every operation as XLA's own
+    /// TPUs and GPUs. Every operation is XLA's own.
     Native,
 }
 
-/// An input: its name, its shape, and whether a call consumes it.
+/// An input of a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputSpec {
+    /// The name, unique among the inputs.
     pub name: String,
+    /// The shape on each replica.
     pub shape: Shape,
+    /// Whether a call consumes the argument and an output takes over its memory.
     pub donated: bool,
 }
 
+/// An output of a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputSpec {
+    /// The name, unique among the outputs.
     pub name: String,
+    /// The shape on each replica.
     pub shape: Shape,
 }
 
-/// Names, shapes and types of everything that goes in and comes out, for each replica.
+/// The description of a program: its inputs and outputs, and what it was made from and for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
+    /// The program's name, which is also the stem of its files' names.
     pub name: String,
+    /// The format of the module.
     pub format: Format,
+    /// The kind of device that the module is written for.
     pub target: Target,
+    /// The number of replicas that run the program together.
     pub replicas: usize,
-    /// Fingerprint of the graph that the module was made from: equal graphs compute the same.
+    /// The fingerprint of the graph that was lowered. Programs with equal fingerprints compute the same function.
     pub graph: String,
+    /// The inputs, in the order of a call's arguments.
     pub inputs: Vec<InputSpec>,
+    /// The outputs, in the order of a call's results.
     pub outputs: Vec<OutputSpec>,
 }
 
+/// A lowered computation: a module and its description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
+    /// The description.
     pub signature: Signature,
+    /// The module in [`Signature::format`].
     pub module: Vec<u8>,
 }
 
@@ -84,10 +100,11 @@ impl Program {
         (folder.join(format!("{name}.json")), folder.join(format!("{name}.{}", format.extension())))
     }
 
-    /// Writes `NAME.json` (the signature) and `NAME.hlo.pb` or `NAME.stablehlo.mlir` (the module) into a folder.
+    /// Writes `NAME.json` (the signature) and `NAME.hlo.pb` or `NAME.stablehlo.mlir` (the module) into a folder. Creates the
+    /// folder if it does not exist.
     ///
     /// # Errors
-    /// When a file cannot be written; the error names it.
+    /// When a file cannot be written. The error names the file.
     pub fn save(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let (json, module) = Self::paths(folder, &self.signature.name, self.signature.format);
@@ -95,24 +112,28 @@ impl Program {
         files::write_bytes(&json, serde_json::to_vec_pretty(&self.signature)?)
     }
 
-    /// Reads what [`Program::save`] wrote.
+    /// Reads the program `name` from a folder that [`Program::save`] wrote to.
     ///
     /// # Errors
-    /// When a file is missing or is no signature; the error names it.
+    /// When a file cannot be read or is not the signature of `name`. The error names the file.
     pub fn load(folder: &Path, name: &str) -> Result<Program> {
         let (json, _) = Self::paths(folder, name, Format::Hlo);
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let signature: Signature = serde_json::from_slice(&read(&json)?)
-            .with_context(|| format!("{} is no program's signature", json.display()))?;
+            .with_context(|| format!("{} is not the signature of a program", json.display()))?;
         ensure!(signature.name == name, "{} is the signature of {}", json.display(), signature.name);
         let (_, module) = Self::paths(folder, name, signature.format);
         Ok(Program { module: read(&module)?, signature })
     }
 
-    /// Checks the shapes of a call's arguments, one an input, as every replica gets them.
+    /// Checks the arguments of a call against the inputs.
+    ///
+    /// Each argument is given as its shape on one replica and whether the call owns it. A donated input needs an owned
+    /// argument.
     ///
     /// # Errors
-    /// The first wrong argument: its name, expected and got.
+    /// When an argument is missing or does not match. The error names the first such argument, with the expected and the
+    /// given shape.
     pub fn check(&self, arguments: &[(&Shape, bool)]) -> Result<()> {
         let Signature { name, inputs, .. } = &self.signature;
         if arguments.len() != inputs.len() {

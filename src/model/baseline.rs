@@ -60,7 +60,7 @@ impl Decoder for ConvDecoder {
         let last = (1..4).fold(first, doubled);
         let last = last.expect(&[n, SIDE, SIDE, 32]);
         let inner = params.conv("conv4", last, Window::transposed(5, 1, 4, 0));
-        let margin = Padding::edges(MARGIN as i64, MARGIN as i64);
+        let margin = Padding::new(MARGIN as i64, MARGIN as i64);
         let outside = inner.like(outputs.outside);
         let inner = inner.expect(&[n, 28, 28, outputs.channels]);
         inner.pad(outside, &[Padding::default(), margin, margin, Padding::default()])

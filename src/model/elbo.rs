@@ -121,7 +121,7 @@ pub struct Elbo {
 impl Elbo {
     /// Returns the task of minimising minus the ELBO, without damage.
     pub fn new(model: Vae) -> Elbo {
-        Elbo { memory: RepeatOptions::of(model.precision), model, loss: Loss::ELBO, damage: 0.0 }
+        Elbo { memory: RepeatOptions::for_precision(model.precision), model, loss: Loss::ELBO, damage: 0.0 }
     }
 
     /// Grids that are damaged in a step on each replica.

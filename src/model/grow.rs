@@ -320,7 +320,7 @@ fn in_the_middle(squares: Sym<'_>, axis: usize, side: usize, fill: f64) -> Sym<'
     }
     let low = around / 2;
     let mut padding = vec![Padding::default(); squares.rank()];
-    padding[axis..axis + 2].fill(Padding::edges(low as i64, (around - low) as i64));
+    padding[axis..axis + 2].fill(Padding::new(low as i64, (around - low) as i64));
     squares.pad(squares.like(fill), &padding)
 }
 

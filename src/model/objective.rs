@@ -6,7 +6,7 @@
 use super::vae::Vae;
 use crate::engine::ir::Sym;
 use crate::engine::random::graph as draw;
-use crate::engine::shape::{DType, divisor};
+use crate::engine::shape::{DType, largest_divisor};
 use crate::nn::params::Params;
 
 /// KL(N(mean, exp(logvar)) ‖ N(0, I)), summed over the latent's dimensions: (n).
@@ -52,7 +52,7 @@ pub fn scores<'g>(
     let g = images.graph();
     let (n, latent) = (images.dims()[0], model.latent);
     let (mean, logvar) = model.encode(params, images);
-    let group = divisor(samples, at_once / n.max(1));
+    let group = largest_divisor(samples, at_once / n.max(1));
     let rows = group * n;
     let tile = |x: Sym<'g>| {
         let dims = x.dims();

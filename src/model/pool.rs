@@ -212,7 +212,7 @@ pub struct Pooled {
 impl Pooled {
     /// Returns the report's task: half of the grids that come from the pool are damaged.
     pub fn new(model: Vae) -> Pooled {
-        let memory = RepeatOptions::of(model.precision);
+        let memory = RepeatOptions::for_precision(model.precision);
         Pooled { model, loss: Loss::ELBO, memory, damage: 0.25, pool: PoolSpec::REPORT }
     }
 

@@ -155,7 +155,7 @@ impl Vae {
     /// Returns padded images (n, 32, 32, 1) of u8 pixels (n, 28, 28), as the likelihood observes them.
     pub fn padded<'g>(&self, pixels: Sym<'g>) -> Sym<'g> {
         let observed = self.likelihood.observe(pixels);
-        let margin = Padding::edges(MARGIN as i64, MARGIN as i64);
+        let margin = Padding::new(MARGIN as i64, MARGIN as i64);
         let images = observed.pad(observed.like(0.0), &[Padding::default(), margin, margin]);
         let n = images.dims()[0];
         images.reshape(&[n, SIDE, SIDE, 1])

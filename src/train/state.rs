@@ -31,7 +31,7 @@ impl State {
             .map(|(leaf, values)| (leaf.name.clone(), leaf.to_inner(&values)))
             .collect();
         initial.extend(own.into_iter().filter_map(|e| Some((e.name, e.initial?))));
-        initial.set(HEALTHY, Array::truth(true));
+        initial.set(HEALTHY, Array::boolean(true));
         let entries = program.state();
         let mut buffers = Tree::default();
         for entry in &entries {
@@ -83,7 +83,7 @@ impl State {
         for (leaf, values) in leaves.iter().zip(arrange(&leaves, arrays.into_iter().collect())?) {
             restored.set(&leaf.name, mesh.replicate(&leaf.to_inner(&values))?);
         }
-        restored.set(HEALTHY, mesh.replicate(&Array::truth(true))?);
+        restored.set(HEALTHY, mesh.replicate(&Array::boolean(true))?);
         let mut take = |e: &StateEntry| {
             let found = restored.remove(&e.name);
             found.map(|b| (e.name.clone(), b)).ok_or_else(|| anyhow!("the checkpoint has no {}", e.name))

@@ -1,8 +1,8 @@
 //! A training run: device calls one after the other, and what is written between them.
 
-use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -189,7 +189,7 @@ impl<'t> Trainer<'t> {
     /// When the folder holds a run, sizes do not fit each other, or a device or file fails.
     pub fn create(self, folder: &Path, examples: Option<Array>) -> Result<Run<'t>> {
         ensure!(
-            Store::open(folder, self.options.keep)?.steps()?.is_empty(),
+            !folder.join("checkpoints").exists(),
             "{} holds a run already: resume it, or name another folder",
             folder.display()
         );
@@ -201,7 +201,7 @@ impl<'t> Trainer<'t> {
     /// # Errors
     /// When the folder holds no whole checkpoint of this task and these examples, or as [`Trainer::create`].
     pub fn resume(self, folder: &Path, examples: Option<Array>) -> Result<Run<'t>> {
-        let Some(checkpoint) = Store::open(folder, self.options.keep)?.latest()? else {
+        let Some(checkpoint) = Store::of(folder, self.options.keep).latest()? else {
             bail!("{} holds no checkpoint to go on from", folder.display())
         };
         self.start(folder, examples, Some(checkpoint))
@@ -251,8 +251,11 @@ impl<'t> Trainer<'t> {
         };
         let on_device = examples.as_ref().map(|e| mesh.replicate(e)).transpose()?;
         let step = meta.as_ref().map_or(0, |m| m.step);
-        // Nothing is written before all that can refuse the run has accepted it.
-        let store = Store::open(folder, options.keep)?;
+        // Only the metrics can refuse the run now, and they do before they change a line. Until here nothing was written.
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let metrics = Metrics::open(folder, step)?;
+        let mut store = Store::of(folder, options.keep);
+        store.begin(meta.as_ref().map(|m| m.step))?;
         Ok(Run {
             sizes,
             executable,
@@ -266,7 +269,7 @@ impl<'t> Trainer<'t> {
             data_key: meta.as_ref().map_or(seed_data, |m| Key(m.data_key)),
             order: None,
             best: meta.and_then(|m| m.best),
-            metrics: Metrics::open(folder, step)?,
+            metrics,
             store,
             seconds_a_step: None,
             mesh,
@@ -390,7 +393,8 @@ impl Run<'_> {
             self.metrics.flush()?;
             watch.steps(self.step, losses.last().copied().unwrap_or(f32::NAN));
             let better = score.is_some_and(|s| {
-                let better = self.best.is_none_or(|best| s.value > best);
+                // Nothing is better than NaN, and a checkpoint's JSON has no infinity.
+                let better = s.value.is_finite() && self.best.is_none_or(|best| s.value > best);
                 if better {
                     self.best = Some(s.value);
                 }

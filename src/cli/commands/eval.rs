@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 
+use super::run_data::Wanted;
 use super::{On, Outcome, Source, Weights, bar, print};
 use crate::cli::error::{Exit, WithExit};
 use crate::cli::models::{Kind, Model};
@@ -101,9 +102,9 @@ pub fn run(args: &Args) -> Outcome {
 /// When the options, the weights, the images or the device are wrong, or a file cannot be written.
 pub fn evaluated(args: &Options) -> Result<Option<Summary>> {
     let weights = args.source.load()?;
-    let spec = args.data.clone().or(weights.data.clone()).unwrap_or_else(|| data::GLYPHS.into());
+    let wanted = Wanted::new(args.data.as_deref(), weights.data.as_ref());
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
-    let (split, train) = images(args, &spec, part)?;
+    let (split, train) = images(args, wanted, part)?;
     let session = args.device.session(args.replicas, &weights)?;
     let began = Instant::now();
     let evaluator =
@@ -140,14 +141,14 @@ fn summary(part: &Part) -> Result<Summary> {
 }
 
 /// The images to evaluate, and for the gap as many training images.
-fn images(args: &Options, spec: &str, part: DataPart) -> Result<(Split, Option<Split>)> {
-    let split = data::load_split(spec, part).exit(Exit::BadInput)?;
+fn images(args: &Options, wanted: Wanted<'_>, part: DataPart) -> Result<(Split, Option<Split>)> {
+    let split = wanted.split(part)?;
     let count = args.limit.unwrap_or(usize::MAX).min(split.len());
     let first = Split { pixels: split.pixels[..count * data::PIXELS].to_vec(), labels: None, ..split };
     if !args.gap {
         return Ok((first, None));
     }
-    let dataset = data::load(spec).exit(Exit::BadInput)?;
+    let (spec, dataset) = (wanted.spec(), wanted.all()?);
     match (dataset.train, dataset.test, part) {
         (Some(train), Some(_), DataPart::Test) => Ok((first, Some(train.spread(count)))),
         (_, _, DataPart::Train) => {

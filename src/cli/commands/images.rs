@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
+use super::run_data::{RunData, Wanted};
 use crate::cli::error::{Exit, WithExit};
-use crate::data::{self, Part, Split};
+use crate::data::{Part, Split};
 
 /// The images with the labels of a file that --labels names, if it does.
 ///
@@ -35,10 +36,9 @@ impl Images {
     ///
     /// # Errors
     /// When a file is missing or wrong, or the number of labels is not that of the images.
-    pub fn load(&self, part: &str, trained_on: Option<&str>) -> Result<Split> {
-        let spec = self.data.as_deref().or(trained_on).unwrap_or(data::GLYPHS);
+    pub fn load(&self, part: &str, trained_on: Option<&RunData>) -> Result<Split> {
         let part = if part == "train" { Part::Train } else { Part::Test };
-        let split = data::load_split(spec, part).exit(Exit::BadInput)?;
+        let split = Wanted::new(self.data.as_deref(), trained_on).split(part)?;
         labelled(split, self.labels.as_deref())
     }
 

@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn row<'a>(leaf: &'a Leaf, array: &Array) -> Row<'a> {
-    array.with::<f32, _>(|values| {
+    array.with_elements::<f32, _>(|values| {
         let (mut sum, mut squares) = (0f64, 0f64);
         for v in values {
             sum += f64::from(*v);

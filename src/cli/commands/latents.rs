@@ -56,7 +56,7 @@ type Files = Vec<(&'static str, PathBuf)>;
 
 pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
-    let split = args.images.load(&args.split, weights.data.as_deref())?;
+    let split = args.images.load(&args.split, weights.data.as_ref())?;
     let session = args.device.session(1, &weights)?;
     let count = args.limit.unwrap_or(split.len()).min(split.len());
     let began = Instant::now();

@@ -23,6 +23,7 @@ pub mod probe;
 pub mod programs;
 pub mod reconstruct;
 pub mod recover;
+pub mod run_data;
 pub mod run_exported;
 pub mod sample;
 pub mod train;
@@ -49,7 +50,8 @@ use crate::engine::shape::Precision;
 use crate::nn::params::init;
 use crate::nn::weights;
 use crate::study::session::Session;
-use crate::train::checkpoint::chosen;
+use crate::train::checkpoint::{Checkpoint, chosen};
+use run_data::RunData;
 
 /// What a verb gives: an exit code if it is not 0.
 pub type Outcome = Result<Option<Exit>>;
@@ -199,7 +201,7 @@ pub struct Weights {
     pub model: Model,
     pub arrays: Vec<Array>,
     /// The data set that the run was trained on, if a run was named.
-    pub data: Option<String>,
+    pub data: Option<RunData>,
 }
 
 impl Source {
@@ -238,10 +240,12 @@ impl Source {
     pub fn load(&self) -> Result<Weights> {
         if let Some(run) = &self.run {
             let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
-            let path = chosen(run).exit(Exit::BadInput)?;
-            let arrays = weights::read(&path, &config.model.vae().leaves()).exit(Exit::BadInput)?;
+            let (path, Checkpoint { meta, arrays }) = chosen(run).exit(Exit::BadInput)?;
+            let arrays =
+                weights::of_checkpoint(&path, &config.model.vae().leaves(), arrays).exit(Exit::BadInput)?;
+            let data = RunData::new(run, &config, &meta);
             let model = self.computed(config.model)?;
-            return Ok(Weights { model, arrays, data: Some(config.data) });
+            return Ok(Weights { model, arrays, data: Some(data) });
         }
         let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
         let model = self.bare_model()?;

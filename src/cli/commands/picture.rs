@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
+use super::run_data::Wanted;
 use super::{On, Report, Source, Weights};
-use crate::cli::error::{Exit, WithExit};
-use crate::data::{self, Part, Split};
+use crate::data::{Part, Split};
 use crate::engine::npy;
 use crate::files;
 use crate::study::gallery::{self, Latent};
@@ -52,9 +52,8 @@ impl Images {
     /// # Errors
     /// When the images cannot be read.
     pub fn load(&self, weights: &Weights) -> Result<Split> {
-        let spec = self.data.clone().or(weights.data.clone()).unwrap_or_else(|| data::GLYPHS.into());
         let part = if self.split == "train" { Part::Train } else { Part::Test };
-        data::load_split(&spec, part).exit(Exit::BadInput)
+        Wanted::new(self.data.as_deref(), weights.data.as_ref()).split(part)
     }
 }
 

@@ -67,8 +67,7 @@ pub fn run(args: &Args) -> Outcome {
 /// When the options, the weights, the images or the device are wrong, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
-    let split =
-        args.images.load(&args.part, weights.data.as_deref())?.spread(args.limit.unwrap_or(usize::MAX));
+    let split = args.images.load(&args.part, weights.data.as_ref())?.spread(args.limit.unwrap_or(usize::MAX));
     let labels = args.images.labels(&split).exit(Exit::BadInput)?;
     let session = args.device.session(1, &weights)?;
     let (latent, epochs) = (session.model.latent, args.epochs as usize);

@@ -70,7 +70,7 @@ pub struct Made {
 impl Made {
     /// Floating-point operations of matrix products and convolutions: of a gradient step, or of a call that is no training.
     pub fn flops(&self) -> f64 {
-        Cost::of(&self.function).flops as f64 / self.steps as f64
+        Cost::from_function(&self.function).flops as f64 / self.steps as f64
     }
 }
 
@@ -145,10 +145,10 @@ impl Sizes {
             ..TrainOptions::default()
         };
         let own = match &self.config {
-            Some(path) => own.over(&TrainOptions::from_toml(path)?)?,
+            Some(path) => own.over(&TrainOptions::from_toml(path)?),
             None => own,
         };
-        own.over(&own.from_preset()?)
+        Ok(own.over(&own.from_preset()?))
     }
 
     fn config(&self, kind: Kind) -> Result<TrainConfig> {

@@ -14,11 +14,11 @@ use super::{Outcome, bar, open, print, tell_forms};
 use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::error::{Exit, WithExit, coded};
 use crate::cli::models::Model;
+use crate::data::identity::{DataCrc, located};
 use crate::data::{self, Part, Split};
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::Precision;
-use crate::files;
 use crate::study::eval::Bound;
 use crate::study::validation::Validation;
 use crate::train::checkpoint::Store;
@@ -44,15 +44,25 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let began = Instant::now();
     let options = match &args.config {
-        Some(path) => args.options.over(&TrainOptions::from_toml(path).exit(Exit::Usage)?)?,
+        Some(path) => args.options.over(&TrainOptions::from_toml(path).exit(Exit::Usage)?),
         None => args.options,
     };
-    let options = options.over(&options.from_preset().exit(Exit::Usage)?)?;
+    let options = options.over(&options.from_preset().exit(Exit::Usage)?);
     let signal = listen()?;
-    let (config, folder) = prepare(&options, args.resume)?;
-    let dataset = data::load(&config.data).exit(Exit::BadInput)?;
+    let (mut config, folder) = prepare(&options, args.resume)?;
+    let dataset = match data::load(&config.data) {
+        Err(error) if args.resume && options.data.is_none() => {
+            let run = folder.display();
+            Err(error.context(format!("the images of the run {run}: --data PATH names where they are")))
+        }
+        loaded => loaded,
+    };
+    let dataset = dataset.exit(Exit::BadInput)?;
     let train = dataset.split(Part::Train).exit(Exit::BadInput)?.clone();
     let test = dataset.test.clone();
+    // The run finds its images from any working folder. A relative path that an older run wrote down has led to some here;
+    // whether they are its own, `Run::start` sees.
+    config.data = located(&config.data);
     if config.eval_every.is_some_and(|n| n > 0) && test.is_none() {
         return Err(anyhow::anyhow!(
             "--eval-every {}: {} has no test images",
@@ -64,7 +74,7 @@ pub fn run(args: Args) -> Outcome {
     // What can be wrong comes before anything is written.
     config.check_sizes(train.len()).exit(Exit::Usage)?;
     let checkpoint = match args.resume {
-        true => Store::open(&folder, config.keep)?.latest().exit(Exit::BadInput)?,
+        true => Store::of(&folder, config.keep).latest().exit(Exit::BadInput)?,
         false => None,
     };
     if let Some(meta) = checkpoint.as_ref().map(|c| &c.meta) {
@@ -77,6 +87,12 @@ pub fn run(args: Args) -> Outcome {
                 .exit(Exit::Usage);
         }
     }
+    // What a resumed run knows of its images: the checkpoint, and but for older runs the configuration.
+    let trained = checkpoint.as_ref().map(|c| DataCrc { train: c.meta.data_crc, test: None });
+    let now = DataCrc::of(&train, test.as_ref());
+    let crc =
+        [trained, config.data_crc].into_iter().flatten().try_fold(now, |now, known| known.going_on(&now));
+    config.data_crc = Some(crc.with_context(|| config.data.clone())?);
     let device = config.device().exit(Exit::Usage)?;
     let mesh = open(&device, args.programs.as_deref(), 1, config.replicas)?;
     let test = test.map(|t| t.spread(config.eval_images));
@@ -107,7 +123,8 @@ pub fn run(args: Args) -> Outcome {
     let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
     let trainer = Trainer::boxed(&mesh, config.task()).optimiser(config.optimiser.chain()).options(options);
     let mut run = trainer.start(&folder, Some(train.to_array()), checkpoint).map_err(with_advice)?;
-    write_config(&folder, &config)?;
+    // The configuration comes last: it holds for a run that has gone on with it.
+    config.save(&folder)?;
     watch.say(&format!("device  {}, {} replica(s)", mesh.describe(), config.replicas));
     watch.bar = bar(config.steps, "steps");
     watch.bar.set_position(run.step() as u64);
@@ -187,10 +204,6 @@ fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf
         .exit(Exit::Usage);
     }
     Ok((config, folder))
-}
-
-fn write_config(folder: &Path, config: &TrainConfig) -> Result<()> {
-    files::write_bytes(&folder.join("config.json"), serde_json::to_string_pretty(config)? + "\n")
 }
 
 fn report(json: &bool, run: &Run<'_>, folder: &Path, began: Instant) -> Result<()> {

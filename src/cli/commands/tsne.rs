@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Outcome {
 /// When the options, the weights, the images or the device are wrong, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
-    let split = args.images.load(&args.split, weights.data.as_deref())?;
+    let split = args.images.load(&args.split, weights.data.as_ref())?;
     let labels = args.images.labels(&split).exit(Exit::BadInput)?;
     let Args { perplexity, iterations, .. } = *args;
     let options = Options { perplexity, iterations };

@@ -62,7 +62,7 @@ fn layouts() -> Vec<Case> {
             "pad that cuts",
             vec![count(&[4]), Array::scalar(9f32)],
             f32s(&[4], &[1.0, 2.0, 3.0, 9.0]),
-            |_, x| x[0].pad(x[1], &[Padding::edges(-1, 1)]),
+            |_, x| x[0].pad(x[1], &[Padding::new(-1, 1)]),
         ),
         case("concat", x(), f32s(&[2, 4], &[0.0, 1.0, 2.0, 0.0, 3.0, 4.0, 5.0, 3.0]), |_, x| {
             Sym::concat(&[x[0], x[0].slice(&[0, 0], &[2, 1])], 1)

@@ -1,4 +1,5 @@
-//! What a computation costs on any machine: counted from its graph, loops times their trips, without what no result needs.
+//! Counts operations and memory of a computation from its graph. Loop bodies count once per trip; nodes that no output
+//! depends on do not count.
 
 use super::graph::{Block, Function, Node};
 use super::op::Op;
@@ -7,25 +8,26 @@ use super::ops::conv::{Conv, Window};
 use super::ops::elementwise::Elementwise;
 use crate::engine::shape::Shape;
 
-/// Counts that depend on the graph alone, and neither on a compiler nor on a device.
+/// Counts of work and memory that depend on the graph alone, not on a compiler or a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Multiplications and additions of matrix products and convolutions. A convolution's products with the zeros around
-    /// an image count, those with the zeros between the pixels of a dilated one do not.
+    /// Multiplications and additions in matmuls and convolutions. A convolution's multiplications by the zeros around an
+    /// image count; those by the zeros between the pixels of a dilated image do not.
     pub flops: u64,
-    /// Elements that elementwise operations make and reductions read.
+    /// Elements that elementwise operations write and reductions read.
     pub elements: u64,
-    /// Bytes that loops hold in stacks, a row a trip: what their gradients keep, and what their bodies give. A loop inside
-    /// another fills the same stacks in every trip, and counts once.
+    /// Bytes of the stacks of loops, which have a row for each trip: values saved for the gradient, and values that loop
+    /// bodies stack. A loop inside another reuses its stacks in every trip and counts once.
     pub stacked_bytes: u64,
 }
 
 impl Cost {
-    /// Of one call. A loop whose trips are known only at run time counts with the most that it can make.
-    pub fn of(function: &Function) -> Cost {
+    /// Counts one call of a function. A loop whose number of trips is known only at run time counts with its maximum.
+    pub fn from_function(function: &Function) -> Cost {
         block_cost(&function.block, &vec![true; function.block.results.len()])
     }
 
+    /// Adds each count of `other`.
     fn plus(self, other: Cost) -> Cost {
         Cost {
             flops: self.flops + other.flops,
@@ -35,7 +37,7 @@ impl Cost {
     }
 }
 
-/// Which outputs of each node lead to a wanted result.
+/// Reports for each output of each node whether a wanted result depends on it.
 fn used(block: &Block, wanted: &[bool]) -> Vec<Vec<bool>> {
     let mut used: Vec<Vec<bool>> = block.nodes.iter().map(|n| vec![false; n.shapes.len()]).collect();
     for (value, _) in block.results.iter().zip(wanted).filter(|(_, wanted)| **wanted) {
@@ -47,7 +49,7 @@ fn used(block: &Block, wanted: &[bool]) -> Vec<Vec<bool>> {
         }
         let needed = match &node.op {
             Op::Repeat(repeat) => operands_needed(repeat, &used[at]),
-            // The first operand leads gradients on, and is not computed.
+            // The first operand serves the gradient alone. Its value is not computed.
             Op::Elementwise(Elementwise::Recall) => vec![false, true],
             Op::Source(_) | Op::Elementwise(_) | Op::Reduce(_) | Op::Dot(_) | Op::Conv(_) => {
                 vec![true; node.operands.len()]
@@ -61,7 +63,8 @@ fn used(block: &Block, wanted: &[bool]) -> Vec<Vec<bool>> {
     used
 }
 
-/// The results of a loop's body that the wanted outputs take: theirs, and every carry that one of them depends on.
+/// Reports which results of a loop's body are needed for the wanted outputs: their own, and every carry that one of these
+/// depends on.
 fn body_results_wanted(repeat: &Repeat, outputs: &[bool]) -> Vec<bool> {
     let mut wanted = outputs.to_vec();
     loop {
@@ -75,6 +78,7 @@ fn body_results_wanted(repeat: &Repeat, outputs: &[bool]) -> Vec<bool> {
     }
 }
 
+/// Reports which operands of a loop are needed for the wanted outputs.
 fn operands_needed(repeat: &Repeat, outputs: &[bool]) -> Vec<bool> {
     let wanted = body_results_wanted(repeat, outputs);
     let inside = used(&repeat.body, &wanted);
@@ -123,18 +127,18 @@ fn conv_flops(conv: &Conv, image: &Shape, other: &Shape, result: &Shape) -> usiz
         Conv::Forward(window) => (window, other, result),
         Conv::WeightGrad { window, .. } => (window, result, other),
     };
-    let products: usize = (0..2).map(|d| products(window, d, kernel.dims[d], output.dims[1 + d])).product();
-    2 * image.dims[0] * image.dims[3] * output.dims[3] * products
+    let pairs: usize = (0..2).map(|d| tap_pairs(window, d, kernel.dims[d], output.dims[1 + d])).product();
+    2 * image.dims[0] * image.dims[3] * output.dims[3] * pairs
 }
 
-/// Pairs of a place of the result and an element of the kernel that meet a pixel or a zero around the image, along one
-/// dimension of the grid.
-fn products(window: &Window, dim: usize, kernel: usize, output: usize) -> usize {
-    let meets = |place: usize, tap: usize| {
-        let at = (place * window.stride[dim] + tap * window.kernel_dilation[dim]) as i64;
+/// Counts the pairs of an output pixel and a kernel tap that read a pixel or the padding, along one dimension of the grid.
+/// Pairs that read a zero between the pixels of a dilated image do not count.
+fn tap_pairs(window: &Window, dim: usize, kernel: usize, output: usize) -> usize {
+    let reads = |pixel: usize, tap: usize| {
+        let at = (pixel * window.stride[dim] + tap * window.kernel_dilation[dim]) as i64;
         (at - window.padding[dim].0).rem_euclid(window.image_dilation[dim] as i64) == 0
     };
-    (0..output).map(|place| (0..kernel).filter(|tap| meets(place, *tap)).count()).sum()
+    (0..output).map(|pixel| (0..kernel).filter(|tap| reads(pixel, *tap)).count()).sum()
 }
 
 #[cfg(test)]
@@ -143,7 +147,7 @@ mod tests {
     use crate::engine::ir::{Graph, gradient};
 
     #[test]
-    fn loops_count_times_their_trips_and_only_what_a_result_needs() {
+    fn loop_bodies_count_once_per_trip_without_unused_nodes() {
         let g = Graph::new("cost");
         let x = g.input("x", &Shape::f32(&[2, 3]));
         let w = g.input("w", &Shape::f32(&[3, 3]));
@@ -151,29 +155,32 @@ mod tests {
             let unused = c[1].dot(w);
             (vec![c[0].dot(w), unused], vec![c[0].exp()])
         });
-        let product = 2 * 2 * 3 * 3;
+        let matmul = 2 * 2 * 3 * 3;
         let first = g.finish(&[("y".into(), looped[0])], &[]).unwrap();
-        assert_eq!(Cost::of(&first), Cost { flops: 5 * product, elements: 0, stacked_bytes: 0 });
+        assert_eq!(Cost::from_function(&first), Cost { flops: 5 * matmul, elements: 0, stacked_bytes: 0 });
         let stacked = g.finish(&[("y".into(), looped[2])], &[]).unwrap();
-        assert_eq!(Cost::of(&stacked), Cost { flops: 5 * product, elements: 30, stacked_bytes: 120 });
+        assert_eq!(
+            Cost::from_function(&stacked),
+            Cost { flops: 5 * matmul, elements: 30, stacked_bytes: 120 }
+        );
     }
 
     #[test]
-    fn the_gradient_of_a_loop_makes_its_body_again() {
+    fn the_gradient_of_a_loop_recomputes_its_body() {
         let g = Graph::new("cost");
         let x = g.input("x", &Shape::f32(&[2, 3]));
         let w = g.input("w", &Shape::f32(&[3, 3]));
         let looped = g.repeat(5, &[x], |_, c| (vec![c[0].dot(w).exp().dot(w)], vec![]));
         let grad = gradient(looped[0].sum_all(), &[w])[0];
         let function = g.finish(&[("dw".into(), grad)], &[]).unwrap();
-        // Forward 2 products, again the first (the second's value serves nothing), backwards 4.
-        assert_eq!(Cost::of(&function).flops, 5 * (2 + 1 + 4) * 36);
+        // 2 matmuls forward, 4 backward, and the first of the forward pass again. The second's value is not needed.
+        assert_eq!(Cost::from_function(&function).flops, 5 * (2 + 1 + 4) * 36);
     }
 
     #[test]
     fn zeros_between_pixels_do_not_count() {
         let transposed = Window::transposed(5, 2, 2, 1);
-        assert_eq!(products(&transposed, 0, 5, 16), 8 * 5);
-        assert_eq!(products(&Window::new(2, (2, 2)), 0, 5, 8), 8 * 5);
+        assert_eq!(tap_pairs(&transposed, 0, 5, 16), 8 * 5);
+        assert_eq!(tap_pairs(&Window::new(2, (2, 2)), 0, 5, 8), 8 * 5);
     }
 }

@@ -1,7 +1,6 @@
-//! Reverse-mode differentiation as a pass: it walks a block's nodes backwards and adds those of the gradient.
+//! Reverse-mode differentiation: walks the nodes of a block backwards and adds the nodes of the gradient.
 //!
-//! It knows no operation: each brings its own rule ([`Op::vjp`](super::Op::vjp)). Here stand only the order, the
-//! adding up of cotangents and the check of their shapes.
+//! Each operation has its own rule, `Op::vjp`. This pass only orders the rules, sums cotangents and checks their shapes.
 
 use std::collections::HashMap;
 
@@ -9,17 +8,23 @@ use super::graph::{Sym, Value};
 use super::op::Vjp;
 use crate::engine::shape::DType;
 
-/// The gradient of a scalar with respect to each of `wrt`: zeros where it does not depend on one.
+/// Adds the gradient of an f32 scalar with respect to each value of `wrt`, in their shapes.
+///
+/// The gradient is zero where the scalar does not depend on a value. A `loss` of another shape or type is a build error, which
+/// [`Graph::finish`](super::Graph::finish) returns.
 #[track_caller]
 pub fn gradient<'g>(loss: Sym<'g>, wrt: &[Sym<'g>]) -> Vec<Sym<'g>> {
     if loss.rank() != 0 || loss.dtype() != DType::F32 {
         loss.graph()
-            .fail(&format!("the gradient of {} was asked for: only an f32 scalar has one", loss.shape()));
+            .fail(&format!("cannot differentiate {}: only an f32 scalar has a gradient", loss.shape()));
     }
     pullback(&[(loss, loss.like(1.0))], wrt)
 }
 
-/// Σ cotangent · ∂output/∂wrt over the given (output, cotangent) pairs, for each of `wrt`.
+/// Adds the vector-Jacobian product with respect to each value of `wrt`: Σ cotangent · ∂output/∂wrt over the pairs (output,
+/// cotangent) of `outputs`.
+///
+/// A cotangent has the shape of its output, and a result that of its value in `wrt`.
 #[track_caller]
 pub fn pullback<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>]) -> Vec<Sym<'g>> {
     let cotangents = pullback_with(outputs, wrt);
@@ -30,7 +35,7 @@ pub fn pullback<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>]) -> Vec<Sym<
         .collect()
 }
 
-/// [`pullback`] with `None` where nothing arrives.
+/// Does what [`pullback`] does, with `None` in place of zeros where no cotangent reaches a value.
 pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>]) -> Vec<Option<Sym<'g>>> {
     let Some(graph) = outputs.first().map(|(s, _)| s.graph()) else {
         return vec![None; wrt.len()];
@@ -43,10 +48,10 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
         last = last.max(value.node + 1);
         accumulate(&mut arrived, value, graph.sym(graph.resolve(*cotangent)));
     }
-    let leads = leads_to(graph, &targets, last);
-    let saved = graph.saved();
+    let depends = depends_on(graph, &targets, last);
+    let recalled = graph.recalled();
     for at in (0..last).rev() {
-        if !leads[at] {
+        if !depends[at] {
             continue;
         }
         let node = {
@@ -60,10 +65,11 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
             continue;
         }
         let operands: Vec<Sym<'g>> = node.operands.iter().map(|v| graph.sym(*v)).collect();
-        // A rule that goes by its operation's result takes what was saved of it, where it was.
-        let result = |i| graph.sym(saved.get(&value(i)).copied().unwrap_or(value(i)));
+        // A rule that uses its operation's result gets the saved copy, if there is one.
+        let result = |i| graph.sym(recalled.get(&value(i)).copied().unwrap_or(value(i)));
         let outputs: Vec<Sym<'g>> = (0..node.shapes.len()).map(result).collect();
-        let wanted: Vec<bool> = node.operands.iter().map(|v| leads[v.node] || targets.contains(v)).collect();
+        let wanted: Vec<bool> =
+            node.operands.iter().map(|v| depends[v.node] || targets.contains(v)).collect();
         let vjp = Vjp {
             operands: &operands,
             outputs: &outputs,
@@ -75,7 +81,10 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
             let Some(ct) = ct else { continue };
             if ct.shape() != operands[i].shape() {
                 let (name, expected) = (node.op.name(), operands[i].shape());
-                graph.fail(&format!("{name} gave its operand {i}, {expected}, a cotangent {}", ct.shape()));
+                graph.fail(&format!(
+                    "the VJP of {name} gave operand {i} of shape {expected} the cotangent {}",
+                    ct.shape()
+                ));
                 continue;
             }
             accumulate(&mut arrived, node.operands[i], ct);
@@ -84,6 +93,7 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
     targets.iter().map(|v| arrived.get(v).copied()).collect()
 }
 
+/// Adds a cotangent to those that arrived at a value before.
 fn accumulate<'g>(arrived: &mut HashMap<Value, Sym<'g>>, value: Value, cotangent: Sym<'g>) {
     let sum = match arrived.get(&value) {
         Some(before) => *before + cotangent,
@@ -92,17 +102,18 @@ fn accumulate<'g>(arrived: &mut HashMap<Value, Sym<'g>>, value: Value, cotangent
     arrived.insert(value, sum);
 }
 
-/// For each of the first `last` nodes of the innermost block: does it depend, through floating-point values, on a target?
-fn leads_to(graph: &super::Graph, targets: &[Value], last: usize) -> Vec<bool> {
+/// Reports for each of the first `last` nodes of the innermost block whether it depends on a target through floating-point
+/// values.
+fn depends_on(graph: &super::Graph, targets: &[Value], last: usize) -> Vec<bool> {
     let inner = graph.inner.borrow();
     let nodes = &inner.frames.last().expect("a graph has a top frame").block.nodes;
-    let mut leads = vec![false; nodes.len()];
+    let mut depends = vec![false; nodes.len()];
     for at in 0..last {
-        leads[at] = nodes[at].shapes.iter().any(|s| s.dtype.is_float())
+        depends[at] = nodes[at].shapes.iter().any(|s| s.dtype.is_float())
             && nodes[at].operands.iter().any(|v| {
                 let float = nodes[v.node].shapes[v.output].dtype.is_float();
-                float && (leads[v.node] || targets.contains(v))
+                float && (depends[v.node] || targets.contains(v))
             });
     }
-    leads
+    depends
 }

@@ -1,4 +1,4 @@
-//! The arena, its blocks (the top level and the bodies of loops) and the handle that model code holds.
+//! Graphs under construction and finished functions, their blocks and nodes, and [`Sym`], the handle that model code uses.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,42 +13,55 @@ use super::ops::source::Source;
 use crate::engine::array::Array;
 use crate::engine::shape::{DType, Precision, Shape};
 
-/// One output of one node of a block.
+/// Identifies an output of a node in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Value {
+    /// Index of the node in [`Block::nodes`].
     pub node: usize,
+    /// Index of the output among the node's outputs.
     pub output: usize,
 }
 
 impl Value {
+    /// Returns the first output of a node; for all operations but the loop it is the only one.
     pub fn first(node: usize) -> Value {
         Value { node, output: 0 }
     }
 }
 
-/// An operation, where its operands come from and what it gives. Operands stand before their users.
+/// An operation with its operands. Nodes come after their operands in a block.
 #[derive(Clone, Debug)]
 pub struct Node {
+    /// The operation.
     pub op: Op,
+    /// Values of the same block that the operation reads.
     pub operands: Vec<Value>,
+    /// The shape of each output.
     pub shapes: Vec<Shape>,
 }
 
-/// Nodes with parameters and results and nothing from outside: the whole computation, or a loop's body.
+/// A closed sequence of nodes: a whole computation or the body of a loop. It reads no values of other blocks.
 #[derive(Clone, Debug, Default)]
 pub struct Block {
+    /// The nodes in topological order.
     pub nodes: Vec<Node>,
+    /// Indices of the nodes that are the block's parameters, in the order of its arguments.
     pub parameters: Vec<usize>,
+    /// The values that the block returns.
     pub results: Vec<Value>,
 }
 
 impl Block {
+    /// Returns the shape of a value of this block.
+    ///
+    /// # Panics
+    /// When the block has no such value.
     pub fn shape(&self, value: Value) -> &Shape {
         &self.nodes[value.node].shapes[value.output]
     }
 
-    /// The value that a mark ([`Elementwise::Keep`]) stands on: itself where it has none.
-    pub fn unmarked(&self, mut value: Value) -> Value {
+    /// Follows a value back through [`Elementwise::Keep`], which does not change it.
+    pub(crate) fn before_keep(&self, mut value: Value) -> Value {
         while let Node { op: Op::Elementwise(Elementwise::Keep), operands, .. } = &self.nodes[value.node] {
             value = operands[0];
         }
@@ -59,26 +72,35 @@ impl Block {
 /// A named input of a finished computation.
 #[derive(Clone, Debug)]
 pub struct Input {
+    /// The name.
     pub name: String,
+    /// The shape on each replica.
     pub shape: Shape,
 }
 
-/// A named output. `donor` is the input whose memory it takes over.
+/// A named output of a finished computation.
 #[derive(Clone, Debug)]
 pub struct Output {
+    /// The name.
     pub name: String,
+    /// The shape on each replica.
     pub shape: Shape,
+    /// Index of the input whose memory the output takes over.
     pub donor: Option<usize>,
 }
 
-/// A finished computation: a block whose parameters and results have names.
+/// A finished computation: a block whose parameters and results have names. Displays as text with one node a line.
 #[derive(Clone, Debug)]
 pub struct Function {
+    /// The name, which the program gets too.
     pub name: String,
-    /// Of its matrix products and convolutions.
+    /// The precision of matmuls and convolutions.
     pub precision: Precision,
+    /// The nodes. Its parameters are the inputs and its results the outputs.
     pub block: Block,
+    /// The inputs, one for each parameter of the block.
     pub inputs: Vec<Input>,
+    /// The outputs, one for each result of the block.
     pub outputs: Vec<Output>,
 }
 
@@ -86,14 +108,15 @@ pub struct Function {
 pub(super) struct Frame {
     id: usize,
     pub(super) block: Block,
-    /// Values of the enclosing frame used here: (there, the parameter that stands for it here).
+    /// Values of the enclosing frame that this one uses, as pairs (value outside, parameter inside).
     captures: Vec<(Value, Value)>,
 }
 
 #[derive(Default)]
 pub(super) struct Inner {
     pub(super) frames: Vec<Frame>,
-    made: usize,
+    /// Number of frames ever opened, from which frames get their ids.
+    opened: usize,
     inputs: Vec<Input>,
     error: Option<String>,
 }
@@ -105,8 +128,10 @@ pub struct Graph {
     pub(super) inner: RefCell<Inner>,
 }
 
-/// A value of a graph under construction: cheap to copy, with a shape, usable in the block that made it and in
-/// every block inside that one.
+/// A value of a graph under construction, with a shape known while building.
+///
+/// It is a handle and cheap to copy. It can be used in the block in which it was made and in loops inside that block.
+/// Operators and methods add nodes to the graph; most of them broadcast their operands as NumPy does.
 #[derive(Clone, Copy)]
 pub struct Sym<'g> {
     pub(super) graph: &'g Graph,
@@ -115,11 +140,12 @@ pub struct Sym<'g> {
 }
 
 impl Graph {
+    /// Creates an empty graph whose matmuls and convolutions have f32 operands.
     pub fn new(name: &str) -> Graph {
         Graph::with_precision(name, Precision::F32)
     }
 
-    /// A graph whose matrix products and convolutions take their operands in another type.
+    /// Creates an empty graph whose matmuls and convolutions round their operands to `precision`.
     pub fn with_precision(name: &str, precision: Precision) -> Graph {
         let graph = Graph { name: name.to_string(), precision, inner: RefCell::default() };
         graph.open_frame();
@@ -127,18 +153,21 @@ impl Graph {
     }
 
     /// Declares the next input of the computation.
+    ///
+    /// # Panics
+    /// When called inside a loop's body.
     pub fn input(&self, name: &str, shape: &Shape) -> Sym<'_> {
         assert_eq!(self.inner.borrow().frames.len(), 1, "input {name} declared inside a loop's body");
         self.inner.borrow_mut().inputs.push(Input { name: name.to_string(), shape: shape.clone() });
         self.add_parameter(shape)
     }
 
-    /// An array known while building.
+    /// Adds an array known while building.
     pub fn constant(&self, array: Array) -> Sym<'_> {
         self.push(Source::Constant(array).into(), &[])
     }
 
-    /// A scalar of the given type, converted from `value`.
+    /// Adds a scalar constant of type `dtype`, converted from `value`.
     pub fn scalar(&self, dtype: DType, value: f64) -> Sym<'_> {
         let array = match dtype {
             DType::F32 => Array::scalar(value as f32),
@@ -152,22 +181,25 @@ impl Graph {
         self.constant(array)
     }
 
-    /// An array of the shape whose elements all are `value`.
+    /// Adds an array filled with `value`.
     pub fn full(&self, shape: &Shape, value: f64) -> Sym<'_> {
         self.scalar(shape.dtype, value).broadcast_to(&shape.dims)
     }
 
-    /// 0, 1, 2, ... along dimension `axis` of the shape, the same along the others.
+    /// Adds an array of elements 0, 1, 2, ... along dimension `axis`, repeated along the others.
     #[track_caller]
     pub fn iota(&self, shape: &Shape, axis: usize) -> Sym<'_> {
         self.push(Source::Iota { shape: shape.clone(), axis }.into(), &[])
     }
 
-    /// Closes the graph: its results, with names, and for each donated result the name of the input that it replaces.
+    /// Returns the computation of named outputs.
+    ///
+    /// `donors` lists pairs of an output and an input by name: the output takes over the memory of the input, which a call
+    /// then consumes. The graph stays usable, and can be finished again with other outputs.
     ///
     /// # Errors
-    /// The first shape error of the building, with its place in the source; a donor that is unknown, used twice or of
-    /// another shape.
+    /// When an operation had operands of wrong shapes. The error names the first one and its line in the source. Also when
+    /// a donor is unknown, used twice or of another shape than its output.
     pub fn finish(&self, outputs: &[(String, Sym<'_>)], donors: &[(String, String)]) -> Result<Function> {
         let results: Vec<Value> = outputs.iter().map(|(_, sym)| self.resolve(*sym)).collect();
         let inner = self.inner.borrow();
@@ -183,10 +215,14 @@ impl Graph {
             let mut donor = None;
             if let Some((_, input)) = donors.iter().find(|(output, _)| output == name) {
                 let at = inner.inputs.iter().position(|i| &i.name == input);
-                let at =
-                    at.ok_or_else(|| anyhow::anyhow!("output {name} wants the memory of no input {input}"))?;
+                let at = at.ok_or_else(|| {
+                    anyhow::anyhow!("output {name} has the donor {input}, which is not an input")
+                })?;
                 let given = &inner.inputs[at].shape;
-                ensure!(*given == shape, "output {name} {shape} cannot take the memory of {input} {given}");
+                ensure!(
+                    *given == shape,
+                    "output {name} {shape} has the donor {input} {given} of another shape"
+                );
                 ensure!(named.iter().all(|o| o.donor != Some(at)), "input {input} is donated twice");
                 donor = Some(at);
             }
@@ -196,7 +232,7 @@ impl Graph {
         Ok(Function { name, precision, block, inputs, outputs: named })
     }
 
-    /// Adds a node whose shapes follow from its operands.
+    /// Adds a node with one output, whose shape follows from the operands.
     #[track_caller]
     pub(super) fn push(&self, op: Op, operands: &[Sym<'_>]) -> Sym<'_> {
         let values: Vec<Value> = operands.iter().map(|s| self.resolve(*s)).collect();
@@ -214,7 +250,7 @@ impl Graph {
         }
     }
 
-    /// Adds a node whose shapes are known, and gives all its outputs.
+    /// Adds a node with outputs of the given shapes, and returns them.
     pub(super) fn push_raw(&self, op: Op, operands: Vec<Value>, shapes: Vec<Shape>) -> Vec<Sym<'_>> {
         let count = shapes.len();
         let node = {
@@ -226,18 +262,20 @@ impl Graph {
         (0..count).map(|output| self.sym(Value { node, output })).collect()
     }
 
-    /// Records the first build error, with the line of code that called the operation.
+    /// Records a build error with the line of code that called the operation, unless an earlier one is recorded.
     #[track_caller]
     pub(super) fn fail(&self, message: &str) {
-        let place = Location::caller();
+        let caller = Location::caller();
         let mut inner = self.inner.borrow_mut();
-        inner.error.get_or_insert_with(|| format!("{message} at {}:{}", place.file(), place.line()));
+        inner.error.get_or_insert_with(|| format!("{message} at {}:{}", caller.file(), caller.line()));
     }
 
+    /// Returns the handle of a value of the innermost frame.
     pub(super) fn sym(&self, value: Value) -> Sym<'_> {
         Sym { graph: self, frame: self.inner.borrow().frames.last().map_or(0, |f| f.id), value }
     }
 
+    /// Adds a parameter to the innermost frame.
     pub(super) fn add_parameter(&self, shape: &Shape) -> Sym<'_> {
         let mut inner = self.inner.borrow_mut();
         let frame = inner.frames.last_mut().expect("a graph has a top frame");
@@ -245,14 +283,16 @@ impl Graph {
         Sym { graph: self, frame: frame.id, value }
     }
 
+    /// Opens a frame inside the innermost one: the body of a loop.
     pub(super) fn open_frame(&self) {
         let mut inner = self.inner.borrow_mut();
-        let id = inner.made;
-        inner.made += 1;
+        let id = inner.opened;
+        inner.opened += 1;
         inner.frames.push(Frame { id, block: Block::default(), captures: Vec::new() });
     }
 
-    /// Closes the innermost frame: its block, and the values of the enclosing frame that its last parameters stand for.
+    /// Closes the innermost frame. Returns its block and the values of the enclosing frame that the block captured, which are
+    /// the arguments of its last parameters.
     pub(super) fn close_frame(&self, results: &[Sym<'_>]) -> (Block, Vec<Value>) {
         let results: Vec<Value> = results.iter().map(|s| self.resolve(*s)).collect();
         let mut frame = self.inner.borrow_mut().frames.pop().expect("a frame was opened");
@@ -260,11 +300,14 @@ impl Graph {
         (frame.block, frame.captures.into_iter().map(|(outside, _)| outside).collect())
     }
 
-    /// The value in the innermost frame: itself, or a parameter that brings it in from an enclosing one.
+    /// Returns the value that stands for `sym` in the innermost frame. A value of an enclosing frame becomes a parameter of
+    /// every frame in between.
     pub(super) fn resolve(&self, sym: Sym<'_>) -> Value {
         let mut inner = self.inner.borrow_mut();
         let Some(home) = inner.frames.iter().position(|f| f.id == sym.frame) else {
-            inner.error.get_or_insert_with(|| "a value of a loop's body was used outside of it".to_string());
+            inner
+                .error
+                .get_or_insert_with(|| "a value of a loop's body was used outside the loop".to_string());
             return Value::first(0);
         };
         let mut value = sym.value;
@@ -283,16 +326,17 @@ impl Graph {
         value
     }
 
-    /// Of the innermost block's values that were recalled, what was saved.
-    pub(super) fn saved(&self) -> HashMap<Value, Value> {
+    /// Maps each recalled value of the innermost block to its saved copy.
+    pub(super) fn recalled(&self) -> HashMap<Value, Value> {
         let inner = self.inner.borrow();
         let block = &inner.frames.last().expect("a graph has a top frame").block;
         let recalls = block.nodes.iter().filter(|n| matches!(n.op, Op::Elementwise(Elementwise::Recall)));
-        recalls.map(|recall| (block.unmarked(recall.operands[0]), recall.operands[1])).collect()
+        recalls.map(|recall| (block.before_keep(recall.operands[0]), recall.operands[1])).collect()
     }
 
-    /// Copies a closed block's nodes into the innermost frame with `arguments` for its parameters; gives its results.
-    /// Where `recalled` has a value for a node, the copy is used for its gradient alone.
+    /// Copies the nodes of a block into the innermost frame, with `arguments` for its parameters, and returns its results.
+    ///
+    /// Where `recalled` has a value for a node, later nodes use that value, and the copied node serves its gradient alone.
     pub(super) fn inline<'g>(
         &'g self,
         block: &Block,
@@ -326,29 +370,34 @@ fn add_parameter(frame: &mut Frame, shape: Shape) -> Value {
 }
 
 impl<'g> Sym<'g> {
+    /// Returns the graph.
     pub fn graph(&self) -> &'g Graph {
         self.graph
     }
 
+    /// Returns the shape.
     pub fn shape(&self) -> Shape {
         let inner = self.graph.inner.borrow();
         let frame = inner.frames.iter().find(|f| f.id == self.frame);
         frame.map_or_else(|| Shape::f32(&[]), |f| f.block.shape(self.value).clone())
     }
 
+    /// Returns the sizes of the dimensions.
     pub fn dims(&self) -> Vec<usize> {
         self.shape().dims
     }
 
+    /// Returns the element type.
     pub fn dtype(&self) -> DType {
         self.shape().dtype
     }
 
+    /// Returns the number of dimensions.
     pub fn rank(&self) -> usize {
         self.shape().rank()
     }
 
-    /// Checks a shape that the model's author expects, in the manner of an assertion.
+    /// Returns the value unchanged and checks its sizes. A mismatch is a build error, which [`Graph::finish`] returns.
     #[track_caller]
     pub fn expect(self, dims: &[usize]) -> Sym<'g> {
         if self.dims() != dims {

@@ -1,4 +1,4 @@
-//! One enum of operation families. A family's file has its constructors, shape rules and VJPs side by side.
+//! The enum of operation families. Constructors, shape rules and VJPs of a family are in its file in [`ops`](super::ops).
 
 use super::graph::Sym;
 use super::ops::collective::Collective;
@@ -12,53 +12,66 @@ use super::ops::reduce::{Reduce, Reduction};
 use super::ops::source::Source;
 use crate::engine::shape::Shape;
 
-/// An operation. Matches over it have no catch-all arm, so that a new one does not compile until every pass knows it.
+/// An operation.
+///
+/// No match over it has a catch-all arm. A new operation therefore does not compile until every pass handles it.
 #[derive(Clone, Debug)]
 pub enum Op {
+    /// Parameters, constants and counters.
     Source(Source),
+    /// Operations on corresponding elements.
     Elementwise(Elementwise),
+    /// Sums and maxima over dimensions.
     Reduce(Reduce),
+    /// Matmuls.
     Dot(Dot),
+    /// Two-dimensional convolutions and their weight gradients.
     Conv(Conv),
+    /// Operations that move elements.
     Layout(Layout),
+    /// Reads and writes at indices known only at run time, and sorting.
     Index(Index),
+    /// Communication between replicas.
     Collective(Collective),
+    /// The loop.
     Repeat(Box<Repeat>),
 }
 
-/// What a VJP rule sees: a node's operands, outputs and the cotangents that arrived at the outputs.
+/// The arguments of a VJP rule: a node's operands and outputs, and the cotangents of its outputs.
 pub struct Vjp<'a, 'g> {
     pub operands: &'a [Sym<'g>],
     pub outputs: &'a [Sym<'g>],
+    /// A cotangent for each output; `None` where no gradient reached it.
     pub cotangents: &'a [Option<Sym<'g>>],
-    /// Which operands lead to something that is differentiated: the others' cotangents need not be made.
+    /// Whether each operand depends on a value that is differentiated. Only these operands need a cotangent.
     pub wanted: &'a [bool],
-    /// Where the node stands in its block, for the rule that has to rewrite it.
+    /// The node's index in its block. The loop's rule rewrites its node.
     pub node: usize,
 }
 
 impl<'g> Vjp<'_, 'g> {
-    /// The cotangent of the one output of an ordinary operation.
+    /// Returns the cotangent of an operation's only output.
     pub fn ct(&self) -> Sym<'g> {
         self.cotangents[0].expect("a VJP is asked for only where a cotangent arrived")
     }
 
+    /// Returns an operation's only output.
     pub fn out(&self) -> Sym<'g> {
         self.outputs[0]
     }
 
-    /// The cotangent of operand `i`, made only if wanted.
+    /// Calls `make[i]` for the cotangent of each operand `i` that is wanted.
     pub fn each<const N: usize>(&self, make: [&dyn Fn() -> Sym<'g>; N]) -> Vec<Option<Sym<'g>>> {
         make.iter().zip(self.wanted).map(|(f, wanted)| wanted.then(f)).collect()
     }
 }
 
 impl Op {
-    /// Shapes of the outputs.
+    /// Returns the shapes of the outputs.
     ///
     /// # Errors
-    /// What is wrong with the operands' shapes.
-    pub fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
+    /// When the operands' shapes do not suit the operation. The error is a phrase that says why.
+    pub(super) fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
         match self {
             Op::Source(op) => op.infer().map(one),
             Op::Elementwise(op) => op.infer(operands).map(one),
@@ -72,8 +85,8 @@ impl Op {
         }
     }
 
-    /// Cotangents of the operands; `None` where there is none, or none is wanted.
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    /// Adds the nodes of the operands' cotangents; `None` where an operand has no cotangent or none is wanted.
+    pub(super) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         match self {
             Op::Source(_) => vec![],
             Op::Elementwise(op) => op.vjp(at),
@@ -87,7 +100,7 @@ impl Op {
         }
     }
 
-    /// The operation's name in printed graphs, without its attributes.
+    /// Returns the operation's name in printed graphs, without its attributes.
     pub fn name(&self) -> &'static str {
         match self {
             Op::Source(op) => op.name(),
@@ -102,7 +115,7 @@ impl Op {
         }
     }
 
-    /// Every operation's name, for tests that must leave none out.
+    /// Returns the names of all operations. Tests use it to check that they cover each one.
     pub fn names() -> Vec<&'static str> {
         use strum::VariantNames;
         let families = [
@@ -119,7 +132,7 @@ impl Op {
         families.concat()
     }
 
-    /// The operation's attributes in printed graphs: empty, or ` key=value ...`.
+    /// Returns the operation's attributes in printed graphs: empty, or ` key=value ...` with a leading space.
     pub fn attributes(&self) -> String {
         match self {
             Op::Source(op) => op.attributes(),

@@ -1,4 +1,4 @@
-//! Graphs as text, a node a line, for people and for tests that freeze a whole graph.
+//! Graphs as text with one node a line, for readers and for tests that compare whole graphs.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use crate::engine::shape::Precision;
 
 impl fmt::Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let products = match self.precision {
+        let precision = match self.precision {
             Precision::F32 => String::new(),
             precision => format!(" products={precision}"),
         };
-        writeln!(f, "function {}{products} {{", self.name)?;
+        writeln!(f, "function {}{precision} {{", self.name)?;
         let names: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
         write_block(f, &self.block, 1, &names)?;
         for (output, value) in self.outputs.iter().zip(&self.block.results) {
@@ -26,7 +26,10 @@ impl fmt::Display for Function {
 }
 
 impl Function {
-    /// Tells computations apart: hexadecimal digits of the SHA-256 of the text, which has every operation and constant.
+    /// Returns the first 24 hexadecimal digits of the SHA-256 of the function's text.
+    ///
+    /// The text contains every operation and constant (large constants by a checksum), so that functions with equal
+    /// fingerprints compute the same.
     pub fn fingerprint(&self) -> String {
         let digest = Sha256::digest(self.to_string());
         digest[..12].iter().map(|byte| format!("{byte:02x}")).collect()

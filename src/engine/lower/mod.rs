@@ -1,21 +1,22 @@
-//! Lowering: graphs to XLA modules, through the builders of the `xla` crate.
+//! Lowering: turns graphs into XLA modules with the builder of the `xla` crate.
 //!
-//! One exhaustive match over the operations. Where a target does better with another form, that form stands in the
-//! target's file; what the builder lacks is put in by [`patch`] on the finished module.
+//! `Lowering::node` is one exhaustive match over the operations. Special forms for CPUs are in files of their own. Operations that
+//! the builder lacks are rewritten in the finished module.
 
-mod around;
-mod cpu;
-mod packed;
+mod bf16;
+mod conv;
+mod cpu_conv;
+mod epilogue;
+mod matmul;
 mod patch;
-mod product;
 
 use std::cell::Cell;
 
 use anyhow::{Context, Result};
 use xla::{ElementType, HloModuleProto, Literal, XlaBuilder, XlaComputation, XlaOp};
 
-use self::around::Then;
-use self::product::{FORWARD, Forward, WeightGrad};
+use self::conv::{FORWARD, Forward, WeightGrad};
+use self::epilogue::Epilogue;
 use crate::engine::array::Array;
 use crate::engine::ir::ops::collective::Collective;
 use crate::engine::ir::ops::control::Repeat;
@@ -30,15 +31,19 @@ pub use crate::engine::program::Target;
 use crate::engine::program::{Format, InputSpec, OutputSpec, Program, Signature};
 use crate::engine::shape::{DType, Precision, Shape};
 
-/// Turns a finished graph into a program for so many replicas.
+/// Lowers a function to a program for `replicas` replicas.
 ///
 /// # Errors
-/// When XLA's builder refuses an operation; shapes were checked before, so this is a mistake in the lowering.
+/// When XLA's builder refuses an operation. Shapes are checked before, so this is a bug in the lowering.
 pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Program> {
     let builder = XlaBuilder::new(&function.name);
-    let own_calls = Cell::new(false);
-    let lowering =
-        Lowering { builder: &builder, target, precision: function.precision, own_calls: &own_calls };
+    let has_placeholders = Cell::new(false);
+    let lowering = Lowering {
+        builder: &builder,
+        target,
+        precision: function.precision,
+        has_placeholders: &has_placeholders,
+    };
     let mut parameters = Vec::new();
     for (i, input) in function.inputs.iter().enumerate() {
         let ty = element_type(input.shape.dtype);
@@ -55,12 +60,16 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
         }
     }
     let computation = builder.build(&builder.tuple(&results)?)?;
-    let module = if own_calls.get() { patch::patched(&computation.proto())? } else { computation.proto() }
-        .to_bytes()?;
+    let module = if has_placeholders.get() {
+        patch::replace_placeholders(&computation.proto())?
+    } else {
+        computation.proto()
+    }
+    .to_bytes()?;
     Ok(Program { signature: signature(function, target, replicas), module })
 }
 
-/// The signature of a graph's program.
+/// Returns the signature of the program that [`lower`] makes, without lowering the function.
 pub fn signature(function: &Function, target: Target, replicas: usize) -> Signature {
     let donated = |i: usize| function.outputs.iter().any(|o| o.donor == Some(i));
     let input = |(i, input): (usize, &crate::engine::ir::Input)| InputSpec {
@@ -80,15 +89,16 @@ pub fn signature(function: &Function, target: Target, replicas: usize) -> Signat
     }
 }
 
-/// A module as StableHLO text.
+/// Converts a serialized `HloModuleProto` to StableHLO text.
 ///
 /// # Errors
-/// When the module is none, or has something that StableHLO has not.
+/// When the bytes are not a module, or the module contains an operation that StableHLO lacks.
 pub fn stablehlo(module: &[u8]) -> Result<String> {
     let proto = HloModuleProto::parse_proto(module, true)?;
     Ok(proto.to_stablehlo_string()?)
 }
 
+/// Returns the element type of the `xla` crate.
 pub(crate) fn element_type(dtype: DType) -> ElementType {
     match dtype {
         DType::Pred => ElementType::Pred,
@@ -109,7 +119,7 @@ fn dims(shape: &Shape) -> Vec<i64> {
     i64s(&shape.dims)
 }
 
-/// A reducing computation of two scalars.
+/// Builds a computation of two scalars, which reductions and scatters use.
 fn scalar_computation(
     dtype: DType,
     f: impl Fn(&XlaOp, &XlaOp) -> xla::Result<XlaOp>,
@@ -120,16 +130,17 @@ fn scalar_computation(
     Ok(f(&a, &b)?.build()?)
 }
 
-/// Lowers into one builder: the module's entry, or a loop's body.
+/// Lowers nodes into one builder: of the module's entry computation or of a loop's body.
 struct Lowering<'b> {
     builder: &'b XlaBuilder,
     target: Target,
     precision: Precision,
-    /// Whether there are operations that the builder lacks, which [`patch`] has to put in.
-    own_calls: &'b Cell<bool>,
+    /// Set once a placeholder is added, which [`patch`] must replace.
+    has_placeholders: &'b Cell<bool>,
 }
 
 impl Lowering<'_> {
+    /// Lowers the nodes of a block and returns its results.
     fn block(&self, block: &Block, parameters: Vec<XlaOp>) -> Result<Vec<XlaOp>> {
         let mut parameters: Vec<Option<XlaOp>> = parameters.into_iter().map(Some).collect();
         let mut values: Vec<Vec<XlaOp>> = Vec::with_capacity(block.nodes.len());
@@ -139,7 +150,7 @@ impl Lowering<'_> {
                 None => {
                     let operands: Vec<&XlaOp> =
                         node.operands.iter().map(|v| &values[v.node][v.output]).collect();
-                    let lowered = match self.activated(block, node, &values) {
+                    let lowered = match self.fused_bias_elu(block, node, &values) {
                         Ok(None) => self.node(block, node, &operands),
                         fused => fused.map(|y| y.into_iter().collect()),
                     };
@@ -151,10 +162,11 @@ impl Lowering<'_> {
         Ok(block.results.iter().map(|v| values[v.node][v.output].clone()).collect())
     }
 
+    /// Lowers a node and returns its outputs.
     fn node(&self, block: &Block, node: &Node, x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
         let shapes: Vec<&Shape> = node.operands.iter().map(|v| block.shape(*v)).collect();
-        if self.widens(&node.op, &shapes) {
-            return self.widened(node, &shapes, x);
+        if self.needs_f32(&node.op, &shapes) {
+            return self.in_f32(node, &shapes, x);
         }
         let shape = |i: usize| shapes[i];
         let result = &node.shapes[0];
@@ -164,7 +176,7 @@ impl Lowering<'_> {
             Op::Elementwise(E::Recall) => self.recalled(block, node, x[1])?,
             Op::Elementwise(op) => elementwise(op, x)?,
             Op::Reduce(op) => self.reduce(op, shape(0), x[0])?,
-            Op::Dot(op) => self.dot(op, x[0], x[1], result, Then::Nothing)?,
+            Op::Dot(op) => self.dot(op, x[0], x[1], result, Epilogue::None)?,
             Op::Conv(op) => self.conv(op, x, shape(0), shape(1), result)?,
             Op::Layout(op) => layout(op, x)?,
             Op::Index(op) => self.index(op, x, shape(0), node)?,
@@ -174,19 +186,21 @@ impl Lowering<'_> {
         Ok(vec![lowered])
     }
 
-    /// What was saved of a value. What was saved of an ELU goes through an operation that changes nothing: without one the TPU's
-    /// compiler takes the whole stack into every product, and an automaton's step takes up to a tenth more by its estimate.
+    /// Lowers a recall to the saved value.
+    ///
+    /// On devices other than CPUs the saved result of an ELU goes through a maximum with −1, which does not change it. Without this
+    /// operation the TPU's compiler reads the whole stack in every matmul, and by its estimate a step takes up to 10 % longer.
     fn recalled(&self, block: &Block, node: &Node, saved: &XlaOp) -> Result<XlaOp> {
-        let of = &block.nodes[block.unmarked(node.operands[0]).node];
-        if self.target != Target::Native || !matches!(of.op, Op::Elementwise(E::Elu)) {
+        let origin = &block.nodes[block.before_keep(node.operands[0]).node];
+        if self.target != Target::Native || !matches!(origin.op, Op::Elementwise(E::Elu)) {
             return Ok(saved.clone());
         }
         let least = self.builder.c0(-1f32)?.convert(saved.ty()?)?;
         Ok(saved.max(&least.broadcast_in_dim(&dims(&node.shapes[0]), &[])?)?)
     }
 
-    /// An operation over operands of bf16, which are integers here, computed in f32.
-    fn widened(&self, node: &Node, shapes: &[&Shape], x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
+    /// Lowers an operation with bf16 operands: converts them to f32, computes, and converts bf16 results back.
+    fn in_f32(&self, node: &Node, shapes: &[&Shape], x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
         let wide = |shape: &Shape| match shape.dtype {
             DType::Bf16 => shape.with_dtype(DType::F32),
             _ => shape.clone(),
@@ -217,8 +231,8 @@ impl Lowering<'_> {
         narrowed.collect()
     }
 
-    /// A call that stands for an operation which the builder lacks. `fields` are the operation's own.
-    fn own_call(
+    /// Adds the placeholder of an operation that the builder lacks, with the operation's fields as text.
+    fn placeholder(
         &self,
         name: &str,
         operands: &[XlaOp],
@@ -226,7 +240,7 @@ impl Lowering<'_> {
         dims: &[i64],
         fields: &str,
     ) -> Result<XlaOp> {
-        self.own_calls.set(true);
+        self.has_placeholders.set(true);
         Ok(self.builder.custom_call(name, operands, ty, dims, fields.as_bytes())?)
     }
 
@@ -251,6 +265,7 @@ impl Lowering<'_> {
         Ok(self.builder.constant_literal(&literal)?)
     }
 
+    /// Adds an array of zeros.
     fn zeros(&self, shape: &Shape) -> Result<XlaOp> {
         let zero = self.builder.zero(self.element_type(shape.dtype))?;
         Ok(zero.broadcast_in_dim(&dims(shape), &[])?)
@@ -258,8 +273,8 @@ impl Lowering<'_> {
 
     fn reduce(&self, op: &Reduce, shape: &Shape, x: &XlaOp) -> Result<XlaOp> {
         let ty = element_type(shape.dtype);
-        if self.sums_as_product(op, shape) {
-            return self.summed_over_rows(x, shape);
+        if self.sums_by_matmul(op, shape) {
+            return self.sum_by_matmul(x, shape);
         }
         let (init, combine) = match op.reduction {
             Reduction::Sum => (self.builder.zero(ty)?, scalar_computation(shape.dtype, |a, b| a.add_(b))?),
@@ -273,7 +288,7 @@ impl Lowering<'_> {
     fn conv(&self, op: &Conv, x: &[&XlaOp], image: &Shape, other: &Shape, result: &Shape) -> Result<XlaOp> {
         match (self.target, op) {
             (Target::Native, Conv::Forward(window)) => {
-                self.convolution(window, &FORWARD, x[0], x[1], result, Then::Nothing)
+                self.convolution(window, &FORWARD, x[0], x[1], result, Epilogue::None)
             }
             (_, Conv::Forward(window)) => self.cpu_conv(&Forward {
                 window: *window,
@@ -282,11 +297,11 @@ impl Lowering<'_> {
                 image_shape: image,
                 kernel_shape: other,
                 result,
-                then: Then::Nothing,
+                epilogue: Epilogue::None,
             }),
             (target, Conv::WeightGrad { window, kernel }) => {
                 let (window, kernel) = (*window, *kernel);
-                let of = WeightGrad {
+                let grad = WeightGrad {
                     window,
                     kernel,
                     image: x[0],
@@ -294,7 +309,7 @@ impl Lowering<'_> {
                     image_shape: image,
                     result_shape: other,
                 };
-                if target == Target::Native { self.weight_grad(&of) } else { self.cpu_weight_grad(&of) }
+                if target == Target::Native { self.weight_grad(&grad) } else { self.cpu_weight_grad(&grad) }
             }
         }
     }
@@ -330,20 +345,20 @@ impl Lowering<'_> {
             Collective::AllGather { .. } => {
                 let row = x.reshape(&[&[1], dims(shape).as_slice()].concat())?;
                 let ty = self.element_type(result.dtype);
-                self.own_call(patch::ALL_GATHER, &[row], ty, &dims(result), patch::ALONG_FIRST)?
+                self.placeholder(patch::ALL_GATHER, &[row], ty, &dims(result), patch::ALONG_FIRST)?
             }
             Collective::AllToAll { replicas } => {
                 let ty = self.element_type(result.dtype);
                 let operands = std::slice::from_ref(x);
-                // No group would mean all replicas to the compilers, but StableHLO's writer wants them listed.
+                // Compilers take an empty list as all replicas. The conversion to StableHLO needs the list.
                 let ids: String = (0..*replicas).map(|r| format!(" replica_ids: {r}")).collect();
                 let fields = format!("{} replica_groups {{{ids} }}", patch::ALONG_FIRST);
-                self.own_call(patch::ALL_TO_ALL, operands, ty, &dims(result), &fields)?
+                self.placeholder(patch::ALL_TO_ALL, operands, ty, &dims(result), &fields)?
             }
         })
     }
 
-    /// A `while` over the tuple (index, trips if known only at run time, carries, stacks, captured values).
+    /// Lowers a loop to a `while` over the tuple (index, number of trips if dynamic, carries, stacks, captured values).
     fn repeat(&self, op: &Repeat, x: &[&XlaOp], node: &Node, block: &Block) -> Result<Vec<XlaOp>> {
         let first = op.first_carry();
         let (carries, captured) = x[first..].split_at(op.carries);
@@ -421,7 +436,7 @@ fn elementwise(op: &E, x: &[&XlaOp]) -> xla::Result<XlaOp> {
         E::Elu => {
             let zero = x[0].zeros_like()?;
             let positive = x[0].gt(&zero)?;
-            // The argument of expm1 is kept from growing beyond what it can give.
+            // expm1 gets 0 where x is positive, so that it cannot overflow.
             positive.select(x[0], &positive.select(&zero, x[0])?.expm1()?)
         }
         E::Not => x[0].not(),

@@ -1,35 +1,36 @@
-//! Operations that the builder lacks: it writes a custom call of our own name, and this step turns that into the
-//! operation, in the module's text form. The call's configuration is the text of the operation's own fields.
+//! Operations that the builder lacks. The lowering adds a custom call as a placeholder; this pass rewrites it to the operation, in
+//! the text format of the module. The placeholder's configuration is the text of the operation's fields.
 
 use anyhow::{Context, Result, bail};
 use xla::HloModuleProto;
 
-/// The custom call that stands for an all-gather along the first dimension.
+/// The placeholder of an all-gather along the first dimension.
 pub const ALL_GATHER: &str = "vnca.all-gather";
-/// The custom call that stands for an all-to-all along the first dimension.
+/// The placeholder of an all-to-all along the first dimension.
 pub const ALL_TO_ALL: &str = "vnca.all-to-all";
-
-/// The field that those two have in common.
+/// The field of [`ALL_GATHER`] and [`ALL_TO_ALL`] that names the dimension.
 pub const ALONG_FIRST: &str = "dimensions: 0";
-/// The custom call that stands for the same bits as another type.
+/// The placeholder of a bitcast to another element type.
 pub const BITCAST: &str = "vnca.bitcast-convert";
-/// The custom calls that stand for a product of rounded operands with an f32 result.
+/// The placeholder of a matmul of bf16 operands with an f32 result.
 pub const DOT: &str = "vnca.dot";
+/// The placeholder of a convolution of bf16 operands with an f32 result.
 pub const CONVOLUTION: &str = "vnca.convolution";
-/// The custom call that stands for another one, of XLA's interface for them that the builder does not know.
+/// The placeholder of a custom call through XLA's typed FFI.
 pub const CUSTOM_CALL: &str = "vnca.custom-call";
 
-/// The module with every custom call of ours replaced by its operation.
+/// Returns the module with every placeholder replaced by its operation.
 ///
 /// # Errors
-/// When the text form is not as expected, which means that the library's version changed it.
-pub fn patched(module: &HloModuleProto) -> Result<HloModuleProto> {
+/// When the text format is not as expected, which can happen with another version of the XLA library.
+pub fn replace_placeholders(module: &HloModuleProto) -> Result<HloModuleProto> {
     let text = rewrite(&module.to_pbtxt()?)?;
     HloModuleProto::parse_proto(text.as_bytes(), false).context("reading back the patched module")
 }
 
-/// An instruction is a braced field of a computation: it opens with `    instructions {` in this indented format and
-/// closes with a brace at the same depth.
+/// Rewrites the placeholders in the text of a module.
+///
+/// An instruction begins with an indented line `instructions {` and ends with a brace at the same indentation.
 fn rewrite(text: &str) -> Result<String> {
     let mut out = String::with_capacity(text.len());
     let mut lines = text.lines();
@@ -58,6 +59,7 @@ fn rewrite(text: &str) -> Result<String> {
     Ok(out)
 }
 
+/// Writes the fields of an instruction, rewritten if it is a placeholder.
 fn write_instruction(out: &mut String, fields: &[&str], depth: usize) -> Result<()> {
     let target = |call: &&&str| fields.iter().any(|f| f.trim() == format!("custom_call_target: \"{call}\""));
     let Some(call) = [ALL_GATHER, ALL_TO_ALL, BITCAST, DOT, CONVOLUTION, CUSTOM_CALL].iter().find(target)
@@ -75,7 +77,7 @@ fn write_instruction(out: &mut String, fields: &[&str], depth: usize) -> Result<
             opcode_seen = true;
             out.push_str(&format!("{indent}opcode: \"{}\"\n", call.trim_start_matches("vnca.")));
         } else if let Some(config) = text.strip_prefix("backend_config: ") {
-            // The text of fields, in which single quotes are all that is escaped.
+            // The configuration contains the fields as text. Only single quotes are escaped in it.
             out.push_str(&format!("{indent}{}\n", config.trim_matches('"').replace("\\'", "'")));
         } else if !text.starts_with("custom_call") {
             out.push_str(&format!("{field}\n"));

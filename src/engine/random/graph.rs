@@ -1,7 +1,7 @@
-//! The draws of [`super::host`] as nodes of a graph: the same keys give the same numbers on every device.
+//! The draws of [`super::host`] as nodes of a graph. Equal keys give equal numbers on every device.
 //!
-//! A key is a u32 array whose last dimension holds its two words; the dimensions before it are a batch of keys, each
-//! of which makes its own draw, as under JAX's `vmap`.
+//! A key is a u32 array (batch..., 2), whose last dimension holds the key's two words. Each key of a batch makes its own draw, as
+//! under JAX's `vmap`.
 
 use crate::engine::array::Array;
 use crate::engine::ir::{Graph, Sym};
@@ -11,19 +11,19 @@ use crate::engine::shape::{DType, Shape};
 
 const ROTATIONS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
 
-/// A key known while building.
+/// Adds a key known while building: u32 (2).
 pub fn constant(g: &Graph, key: Key) -> Sym<'_> {
     g.constant(Array::new(&[2], &key.0))
 }
 
-/// The builder has no shifts; the compiler turns these products and quotients into them.
+/// Rotates the bits of u32 elements. Graphs have no shifts; the compiler turns these multiplications and divisions into them.
 fn rotate_left(x: Sym<'_>, by: u32) -> Sym<'_> {
     let power = |n: u32| x.like(f64::from(n).exp2());
     (x * power(by)).or(x / power(32 - by))
 }
 
-/// The hash of counters (0, first), (0, first + 1), ... `n` of them, under each key: two arrays (batch..., n). `first` is
-/// a u32 scalar.
+/// Hashes the `n` counters (0, first), (0, first + 1), ... under each key. Returns two u32 arrays (batch..., n), the words of the
+/// hashes. `first` is a u32 scalar.
 fn hash<'g>(keys: Sym<'g>, first: Sym<'g>, n: usize) -> (Sym<'g>, Sym<'g>) {
     let g = keys.graph();
     let batch = keys.dims()[..keys.rank() - 1].to_vec();
@@ -45,80 +45,82 @@ fn hash<'g>(keys: Sym<'g>, first: Sym<'g>, n: usize) -> (Sym<'g>, Sym<'g>) {
     (x0, x1)
 }
 
-/// The counter of the first draw, or of another one known while building.
+/// Returns a counter known while building, as a u32 scalar.
 fn counter<'g>(keys: Sym<'g>, at: usize) -> Sym<'g> {
     keys.graph().scalar(DType::U32, at as f64)
 }
 
-/// `n` new keys: (batch..., n, 2).
+/// Derives `n` new keys from each key: (batch..., n, 2).
 pub fn split(keys: Sym<'_>, n: usize) -> Sym<'_> {
     split_from(keys, counter(keys, 0), n)
 }
 
-/// The keys `first` (a u32 scalar) and after of a split: (batch..., n, 2).
+/// Derives the `n` keys of a split from index `first` (a u32 scalar) on: (batch..., n, 2).
 pub fn split_from<'g>(keys: Sym<'g>, first: Sym<'g>, n: usize) -> Sym<'g> {
     let (a, b) = hash(keys, first, n);
     let column = |x: Sym<'_>| [x.dims().as_slice(), &[1]].concat();
     Sym::concat(&[a.reshape(&column(a)), b.reshape(&column(b))], a.rank())
 }
 
-/// The new keys one by one.
+/// Derives `N` new keys and returns each as a value of its own, in the shape of `key`.
 pub fn split_each<const N: usize>(key: Sym<'_>) -> [Sym<'_>; N] {
     let keys = split(key, N);
     let axis = keys.rank() - 2;
     std::array::from_fn(|i| keys.slice_axis(axis, i, i + 1).reshape(&key.dims()))
 }
 
-/// The `i`-th key of each key's split. It does not depend on how many keys the split has.
+/// Derives the `i`-th key of each key's split: (batch..., 2). It does not depend on the number of keys in the split.
 pub fn split_at(keys: Sym<'_>, i: usize) -> Sym<'_> {
     split_from(keys, counter(keys, i), 1).reshape(&keys.dims())
 }
 
-/// Uniform 32-bit words: (batch..., dims...).
+/// Draws uniform 32-bit words: u32 (batch..., dims...).
 pub fn bits32<'g>(keys: Sym<'g>, dims: &[usize]) -> Sym<'g> {
     bits32_from(keys, counter(keys, 0), dims)
 }
 
-/// The words of a larger draw from its place `first` (a u32 scalar) on: (batch..., dims...).
+/// Draws the words of a larger draw from index `first` (a u32 scalar) on: u32 (batch..., dims...).
 fn bits32_from<'g>(keys: Sym<'g>, first: Sym<'g>, dims: &[usize]) -> Sym<'g> {
     let (a, b) = hash(keys, first, dims.iter().product());
     let batch = &keys.dims()[..keys.rank() - 1];
     a.xor(b).reshape(&[batch, dims].concat())
 }
 
-/// Numbers in [0, 1) of 23 random bits.
+/// Converts words to f32 numbers in `[0, 1)` by their upper 23 bits.
 fn unit(bits: Sym<'_>) -> Sym<'_> {
     (bits / bits.like(512.0)).convert(DType::F32) * (-23f64).exp2()
 }
 
-/// f32 numbers in [min, max).
+/// Draws uniform numbers in `[min, max)`: f32 (batch..., dims...).
 pub fn uniform<'g>(keys: Sym<'g>, dims: &[usize], min: f32, max: f32) -> Sym<'g> {
-    stretched(bits32(keys, dims), min, max)
+    in_range(bits32(keys, dims), min, max)
 }
 
-/// The words as numbers in [min, max).
-fn stretched(bits: Sym<'_>, min: f32, max: f32) -> Sym<'_> {
+/// Converts words to f32 numbers in `[min, max)`.
+fn in_range(bits: Sym<'_>, min: f32, max: f32) -> Sym<'_> {
     let scaled = unit(bits) * f64::from(max - min) + f64::from(min);
     scaled.max(scaled.like(f64::from(min)))
 }
 
-/// Standard normal f32 numbers.
+/// Draws standard normal numbers: f32 (batch..., dims...).
 pub fn normal<'g>(keys: Sym<'g>, dims: &[usize]) -> Sym<'g> {
     normal_from(keys, counter(keys, 0), dims)
 }
 
-/// The numbers of a larger draw from its place `first` (a u32 scalar) on, so that it need not lie in memory as a whole.
+/// Draws the standard normal numbers of a larger draw from index `first` (a u32 scalar) on: f32 (batch..., dims...).
+///
+/// A large draw can be made in parts this way, so that it need not be in memory as a whole.
 pub fn normal_from<'g>(keys: Sym<'g>, first: Sym<'g>, dims: &[usize]) -> Sym<'g> {
     const LOW: f32 = -1.0 + f32::EPSILON / 2.0;
-    erf_inv(stretched(bits32_from(keys, first, dims), LOW, 1.0)) * f64::from(std::f32::consts::SQRT_2)
+    erf_inv(in_range(bits32_from(keys, first, dims), LOW, 1.0)) * f64::from(std::f32::consts::SQRT_2)
 }
 
-/// Coin tosses, true with probability `p` (f32, broadcast to the draw).
+/// Draws booleans (batch..., dims...) that are true with probability `p`, which is f32 and broadcast to the draw.
 pub fn bernoulli<'g>(keys: Sym<'g>, dims: &[usize], p: Sym<'g>) -> Sym<'g> {
     unit(bits32(keys, dims)).lt(p)
 }
 
-/// s32 integers in [min, max).
+/// Draws uniform integers in `[min, max)`: s32 (batch..., dims...). As in JAX, an empty range gives `min`.
 pub fn randint<'g>(keys: Sym<'g>, dims: &[usize], min: i32, max: i32) -> Sym<'g> {
     let span = if max <= min { 1 } else { max.wrapping_sub(min) as u32 };
     let half = (1u32 << 16) % span;
@@ -129,10 +131,11 @@ pub fn randint<'g>(keys: Sym<'g>, dims: &[usize], min: i32, max: i32) -> Sym<'g>
     modulo(offset).convert(DType::S32) + f64::from(min)
 }
 
-/// A permutation of 0, 1, ... n − 1, as s32. The place in the low word makes the sort stable.
+/// Draws a permutation of 0, 1, ... n − 1 from one key: s32 (n).
 pub fn permutation(key: Sym<'_>, n: usize) -> Sym<'_> {
     let g = key.graph();
-    let place = g.iota(&Shape::new(DType::U64, &[n]), 0);
+    // The index in the low word makes the sort stable.
+    let index = g.iota(&Shape::new(DType::U64, &[n]), 0);
     let high_word = 32f64.exp2();
     let rounds = (3.0 * (n.max(1) as f64).ln() / f64::from(u32::MAX).ln()).ceil() as usize;
     let mut key = key;
@@ -140,14 +143,14 @@ pub fn permutation(key: Sym<'_>, n: usize) -> Sym<'_> {
     for _ in 0..rounds {
         let [next, sub] = split_each(key);
         key = next;
-        let keyed = bits32(sub, &[n]).convert(DType::U64) * high_word + place;
-        let places = keyed.sort() % high_word;
-        order = order.take(places.convert(DType::S32));
+        let keyed = bits32(sub, &[n]).convert(DType::U64) * high_word + index;
+        let indices = keyed.sort() % high_word;
+        order = order.take(indices.convert(DType::S32));
     }
     order
 }
 
-/// The inverse error function, as on the host.
+/// Computes the inverse error function as the host does.
 fn erf_inv(x: Sym<'_>) -> Sym<'_> {
     let w = -(-(x * x)).log1p();
     let central = w.lt(w.like(5.0));

@@ -1,19 +1,29 @@
-//! JAX's threefry2x32 random numbers on the host: the same key gives the same numbers as JAX gives.
+//! Random numbers on the host, equal to JAX's threefry2x32: a key gives the same numbers as in JAX.
 //!
-//! Every draw is *partitionable*: element `i` depends on the key and on `i` alone, not on how many elements are
-//! drawn. So a part of a draw costs only that part, and loops over elements have no state to carry.
+//! Every draw is *partitionable*: element `i` depends on the key and on `i` alone, not on the number of elements drawn. A part
+//! of a draw therefore costs only that part, and loops over elements carry no state.
 //!
-//! Reference: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (threefry, 20 rounds); what JAX makes of
-//! it with `jax_threefry_partitionable` on is laid down in section 2 of the specification.
+//! Reference: J. K. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), threefry with 20 rounds; and JAX with
+//! `jax_threefry_partitionable` on.
 
-/// Elements that are drawn in one go: within such a block the high word of the index is constant.
+/// Elements in a block. Within a block the high word of the index is constant.
 const BLOCK: usize = 1 << 16;
 
-/// A threefry key: all that there is of a random state. Copying it repeats its numbers; `split` makes new ones.
+/// A threefry key, the whole state of a random generator. A copy repeats the numbers; [`Key::split`] derives new keys.
+///
+/// ```
+/// use vnca::engine::random::Key;
+///
+/// // The numbers of jax.random.uniform(jax.random.key(0), 2).
+/// assert_eq!(Key::new(0).uniform(2, 0.0, 1.0), [0.947667, 0.9785799]);
+///
+/// let [weights, noise] = Key::new(1).split2();
+/// assert_ne!(weights.bits32(4), noise.bits32(4));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(pub [u32; 2]);
 
-/// The threefry2x32 hash of the counter `(x0, x1)` under `key`.
+/// Computes the threefry2x32 hash of the counter `(x0, x1)` under `key`.
 #[inline(always)]
 fn threefry2x32(key: [u32; 2], mut x0: u32, mut x1: u32) -> (u32, u32) {
     const ROTATIONS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
@@ -32,43 +42,43 @@ fn threefry2x32(key: [u32; 2], mut x0: u32, mut x1: u32) -> (u32, u32) {
 }
 
 impl Key {
-    /// The key of a seed, `jax.random.key(seed)`: its high and its low word.
+    /// Creates the key of a seed, which consists of the seed's high and low word, as `jax.random.key(seed)`.
     pub fn new(seed: u64) -> Key {
         Key([(seed >> 32) as u32, seed as u32])
     }
 
-    /// The `i`-th key of a split. It does not depend on how many keys the split has.
+    /// Derives the `i`-th key of a split. It does not depend on the number of keys in the split.
     pub fn split_at(self, i: u64) -> Key {
         let (a, b) = threefry2x32(self.0, (i >> 32) as u32, i as u32);
         Key([a, b])
     }
 
-    /// `n` new keys.
+    /// Derives `n` new keys.
     pub fn split(self, n: usize) -> Vec<Key> {
         (0..n as u64).map(|i| self.split_at(i)).collect()
     }
 
-    /// Two new keys.
+    /// Derives two new keys.
     pub fn split2(self) -> [Key; 2] {
         [self.split_at(0), self.split_at(1)]
     }
 
-    /// Three new keys.
+    /// Derives three new keys.
     pub fn split3(self) -> [Key; 3] {
         [self.split_at(0), self.split_at(1), self.split_at(2)]
     }
 
-    /// Elements `start .. start + out.len()` of `bits32`.
+    /// Draws the elements `start..start + out.len()` of [`Key::bits32`] into `out`.
     pub fn bits32_from(self, start: u64, out: &mut [u32]) {
         self.fill(start, out, |bits| bits);
     }
 
-    /// `n` uniform 32-bit words.
+    /// Draws `n` uniform 32-bit words.
     pub fn bits32(self, n: usize) -> Vec<u32> {
         self.draw(n, |bits| bits)
     }
 
-    /// `n` numbers in `[min, max)`, 23 random bits each.
+    /// Draws `n` uniform numbers in `[min, max)`, from 23 random bits each.
     pub fn uniform(self, n: usize, min: f32, max: f32) -> Vec<f32> {
         let scale = Scale::new(min, max);
         match scale.exact {
@@ -77,17 +87,18 @@ impl Key {
         }
     }
 
-    /// `n` standard normal numbers.
+    /// Draws `n` standard normal numbers.
     pub fn normal(self, n: usize) -> Vec<f32> {
         const LOW: f32 = -1.0 + f32::EPSILON / 2.0;
         self.draw(n, |bits| {
-            // JAX's span 1 - LOW rounds to 2, so that the product is exact and fusing it makes no difference.
+            // JAX's span 1 - LOW rounds to 2. The multiplication is therefore exact, and fusing it with the addition changes
+            // nothing.
             let u = (unit(bits) * 2.0 + LOW).max(LOW);
             std::f32::consts::SQRT_2 * erf_inv(u)
         })
     }
 
-    /// `n` coin tosses; toss `i` is true with probability `p(i)`.
+    /// Draws `n` booleans. Element `i` is true with probability `p(i)`.
     pub fn bernoulli(self, n: usize, p: impl Fn(usize) -> f32) -> Vec<bool> {
         let mut out = vec![false; n];
         let mut bits = [0u32; 1024];
@@ -102,7 +113,7 @@ impl Key {
         out
     }
 
-    /// `n` integers in `[min, max)`. As in JAX, an empty range (`max <= min`) gives `min`.
+    /// Draws `n` uniform integers in `[min, max)`. As in JAX, an empty range (`max <= min`) gives `min`.
     pub fn randint(self, n: usize, min: i32, max: i32) -> Vec<i32> {
         let span = if max <= min { 1 } else { max.wrapping_sub(min) as u32 };
         let half = (1u32 << 16) % span;
@@ -115,28 +126,29 @@ impl Key {
         out.into_iter().map(|offset| min.wrapping_add(offset as i32)).collect()
     }
 
-    /// A permutation of `0..n`.
+    /// Draws a permutation of `0..n`.
     ///
     /// # Panics
-    /// When `n` does not fit 32 bits.
+    /// When `n` does not fit in 32 bits.
     pub fn permutation(self, n: usize) -> Vec<u32> {
         let n = u32::try_from(n).expect("a permutation has fewer than 2^32 elements");
         let mut order: Vec<u32> = (0..n).collect();
         let mut key = self;
-        // More rounds for longer arrays: 32-bit sort keys collide, and a tie keeps the order of the round before.
+        // Longer arrays need more rounds, because 32-bit sort keys collide and equal keys keep the order of the last round.
         let rounds = (3.0 * f64::from(n.max(1)).ln() / f64::from(u32::MAX).ln()).ceil() as u32;
         for _ in 0..rounds {
             let [next, sub] = key.split2();
             key = next;
-            // The place in the low word makes an unstable sort stable.
-            let mut places: Vec<u64> =
+            // The index in the low word makes an unstable sort stable.
+            let mut keyed: Vec<u64> =
                 (0u64..).zip(sub.bits32(n as usize)).map(|(i, bits)| u64::from(bits) << 32 | i).collect();
-            places.sort_unstable();
-            order = places.into_iter().map(|place| order[place as u32 as usize]).collect();
+            keyed.sort_unstable();
+            order = keyed.into_iter().map(|key_and_index| order[key_and_index as u32 as usize]).collect();
         }
         order
     }
 
+    /// Returns `f(bits of element i)` for each `i` below `n`.
     fn draw<T: Copy + Default>(self, n: usize, f: impl Fn(u32) -> T) -> Vec<T> {
         let mut out = vec![T::default(); n];
         self.fill(0, &mut out, f);
@@ -145,7 +157,7 @@ impl Key {
 
     /// Sets `out[i] = f(bits of element start + i)`.
     fn fill<T>(self, start: u64, out: &mut [T], f: impl Fn(u32) -> T) {
-        // The first block ends at a multiple of BLOCK, so that no block's low word wraps around.
+        // The first block ends at a multiple of BLOCK. So the low word of the index wraps around in no block.
         let first = BLOCK - (start % BLOCK as u64) as usize;
         let (head, tail) = out.split_at_mut(first.min(out.len()));
         let mut at = start;
@@ -160,44 +172,45 @@ impl Key {
     }
 }
 
-/// The top 23 bits as a number in `[0, 1)`.
+/// Converts a word to a number in `[0, 1)` by its upper 23 bits.
 #[inline(always)]
 pub fn unit(bits: u32) -> f32 {
-    // Exact: an integer below 2^23 times a power of two. (Through i32, for which every CPU has a vector conversion.)
+    // Exact: an integer below 2^23 times a power of two. The cast to i32 is for CPUs that convert only i32 vectors.
     (bits >> 9) as i32 as f32 * (1.0 / (1 << 23) as f32)
 }
 
-/// From `[0, 1)` to `[min, max)`, as XLA's CPU backend computes it: product and sum in one rounding.
+/// Maps `[0, 1)` to `[min, max)` as XLA's CPU backend does: multiplication and addition are rounded once.
 #[derive(Clone, Copy)]
 struct Scale {
     min: f32,
     span: f32,
-    /// Whether the f64 form has no rounding of its own.
+    /// Whether the computation in f64 is exact before it is rounded to f32.
     exact: bool,
 }
 
 impl Scale {
     fn new(min: f32, max: f32) -> Scale {
         let span = max - min;
-        // The product has up to 24 + 23 bits and its lowest is 2^-23 below the span's. Where `min` is of about the
-        // span's size the sum then fits f64's 53 bits.
+        // The product has up to 24 + 23 bits, and its lowest bit is 2^-23 times the span's. If `min` is about as large as the
+        // span, the sum fits in the 53 bits of an f64.
         let exact = min == 0.0 || (min.abs() <= span * 16.0 && min.abs() * 16.0 >= span);
         Scale { min, span, exact }
     }
 
-    /// The same as `fused` where `exact`, but in instructions that every CPU has in vector form.
+    /// Equals [`Scale::fused`] where `exact`. Its instructions have vector forms on every CPU.
     #[inline(always)]
     fn fused_in_f64(self, unit: f32) -> f32 {
         let value = (f64::from(unit) * f64::from(self.span) + f64::from(self.min)) as f32;
         if value < self.min { self.min } else { value }
     }
 
+    /// Maps a number by a fused multiply-add.
     fn fused(self, unit: f32) -> f32 {
         unit.mul_add(self.span, self.min).max(self.min)
     }
 }
 
-/// Polynomials in w = −log(1 − x²): about 2.5 for w < 5, about 3 in √w beyond. Highest power first.
+/// Coefficients of `erf_inv` for w = −log(1 − x²) < 5: a polynomial in w − 2.5, highest power first.
 pub(super) const ERF_INV_CENTRE: [f32; 9] = [
     2.810_226_4e-8,
     3.432_739_4e-7,
@@ -209,6 +222,7 @@ pub(super) const ERF_INV_CENTRE: [f32; 9] = [
     0.246_640_73,
     1.501_409_4,
 ];
+/// Coefficients of `erf_inv` for w ≥ 5: a polynomial in √w − 3, highest power first.
 pub(super) const ERF_INV_TAIL: [f32; 9] = [
     -2.002_142_6e-4,
     1.009_505_6e-4,
@@ -221,9 +235,10 @@ pub(super) const ERF_INV_TAIL: [f32; 9] = [
     2.832_976_8,
 ];
 
-/// The inverse error function in single precision, for `-1 < x < 1`: M. Giles, "Approximating the erfinv function"
-/// (GPU Computing Gems, 2011), with the coefficients that XLA uses.
-pub fn erf_inv(x: f32) -> f32 {
+/// Computes the inverse error function in single precision, for `-1 < x < 1`.
+///
+/// Source: M. Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), with the coefficients that XLA uses.
+fn erf_inv(x: f32) -> f32 {
     let w = -(-x * x).ln_1p();
     let (coefficients, w) = if w < 5.0 { (ERF_INV_CENTRE, w - 2.5) } else { (ERF_INV_TAIL, w.sqrt() - 3.0) };
     coefficients.iter().fold(0.0, |sum, c| sum * w + c) * x
@@ -281,7 +296,7 @@ mod tests {
             KEY.bits32_from(start as u64, &mut part);
             assert_eq!(part, whole[start..start + len], "from {start}, {len} long");
         }
-        // Where the low word of the index wraps, the high word counts.
+        // Where the low word of the index wraps around, the high word increases.
         let mut across = [0; 4];
         KEY.bits32_from((1 << 32) - 2, &mut across);
         for (i, bits) in (u64::from(u32::MAX) - 1..).zip(across) {
@@ -318,7 +333,7 @@ mod tests {
 
     #[test]
     fn first_weights_equal_jax_to_the_last_bit() {
-        // The encoder's first and third layer in the published models: 1 and 64 channels, 5x5.
+        // The first and third layer of the published models' encoder: 1 and 64 input channels, 5x5 kernels.
         let layers = KEY.split2()[0].split(6);
         let first = layers[0].split2()[0].uniform(800, -0.2, 0.2);
         assert_eq!(first[..3], [-0.171_301_71, -0.054_991_63, -0.025_643_587]);
@@ -368,7 +383,7 @@ mod tests {
 
     #[test]
     fn erf_inv_inverts_erf_in_both_branches() {
-        // erf(0.5), erf(2.5) and erf(3) to 20 digits; the last two lie in the tail (w > 5).
+        // erf(0.5), erf(2.5) and erf(3). The last two lie in the tail (w > 5).
         assert!((erf_inv(0.520_499_9) - 0.5).abs() < 1e-6);
         assert!((erf_inv(0.999_593_1) - 2.5).abs() < 1e-4);
         assert!((erf_inv(-0.999_977_9) + 3.0).abs() < 1e-2);

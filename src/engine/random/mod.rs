@@ -1,4 +1,5 @@
-//! Explicit random keys: JAX's threefry2x32 with partitionable draws, on the host and in a graph.
+//! Random numbers from explicit keys, equal to JAX's partitionable threefry2x32. The same draws exist on the host ([`host`])
+//! and as nodes of a graph ([`graph`]).
 
 pub mod graph;
 pub mod host;

@@ -61,12 +61,28 @@ pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
     let file_type = FileType::of(path)?;
     let load = || -> Result<Vec<(String, Array)>> {
         match file_type {
-            FileType::Npz => Ok(parameters(npz::read(path)?)),
+            FileType::Npz => {
+                let arrays = npz::read(path)?;
+                let is_checkpoint = arrays.iter().any(|(name, _)| name == "meta");
+                Ok(if is_checkpoint { parameters(arrays) } else { arrays })
+            }
             FileType::Eqx => records(&fs::read(path)?, leaves),
             FileType::Safetensors => safetensors::read(&fs::read(path)?),
         }
     };
-    let mut named = load().with_context(at)?;
+    fitted(path, leaves, load().with_context(at)?)
+}
+
+/// The leaves' values of a checkpoint that was read from `path`.
+///
+/// # Errors
+/// As of [`read`], but for what reading it finds.
+pub fn of_checkpoint(path: &Path, leaves: &[Leaf], arrays: Vec<(String, Array)>) -> Result<Vec<Array>> {
+    fitted(path, leaves, parameters(arrays))
+}
+
+/// The arrays of a file as the leaves have them.
+fn fitted(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Result<Vec<Array>> {
     for (name, array) in &mut named {
         // PyTorch has a convolution's biases as (out), Equinox as (out, 1, 1).
         let leaf = leaves.iter().find(|l| l.name == *name && l.role == Role::ConvBias);
@@ -74,15 +90,13 @@ pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
             *array = array.clone().reshape(&leaf.shape);
         }
     }
-    arrange(leaves, named).with_context(at)
+    arrange(leaves, named).with_context(|| format!("cannot use {}", path.display()))
 }
 
-/// What of a checkpoint are parameters; all of another file.
+/// What of a checkpoint's arrays are parameters.
 fn parameters(mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
-    if arrays.iter().any(|(name, _)| name == "meta") {
-        let parts = ["encoder.", "decoder.", "cell."];
-        arrays.retain(|(name, _)| parts.iter().any(|part| name.starts_with(part)));
-    }
+    let parts = ["encoder.", "decoder.", "cell."];
+    arrays.retain(|(name, _)| parts.iter().any(|part| name.starts_with(part)));
     arrays
 }
 

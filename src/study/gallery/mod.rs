@@ -76,7 +76,7 @@ pub fn decode(session: &Session, latents: &[Latent]) -> Result<Vec<f32>> {
     let mut logits = Vec::with_capacity(latents.len() * PIXELS);
     for part in latents.chunks(batch) {
         let results = program.call(&arguments(part, batch))?;
-        results[0].with(|values: &[f32]| logits.extend_from_slice(&values[..part.len() * PIXELS]));
+        results[0].with_elements(|values: &[f32]| logits.extend_from_slice(&values[..part.len() * PIXELS]));
     }
     Ok(logits)
 }

@@ -186,7 +186,7 @@ impl<'s> Recovery<'s> {
             let [cells, keys] = state;
             let results = self.segment.call(&[cells, keys, places, Array::scalar(damage.side as i32)])?;
             let mut pictures = results[2].to_vec::<f32>();
-            results[3].with(|course: &[f32]| pictures.extend_from_slice(course));
+            results[3].with_elements(|course: &[f32]| pictures.extend_from_slice(course));
             segments.push(pictures);
             state = [results[0].clone(), results[1].clone()];
         }

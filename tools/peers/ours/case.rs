@@ -198,12 +198,13 @@ impl Case {
             Task::Step => {}
             Task::Iwelbo => {
                 let function = vnca::study::eval::function(&self.model.vae(), self.batch, self.samples)?;
-                return Ok(Cost::of(&function).flops);
+                return Ok(Cost::from_function(&function).flops);
             }
             // The cells' own gradient is wanted too, unless there is but one step: each product has two.
-            Task::Cells => return Ok(3 * Cost::of(&self.cells(false)?).flops),
+            Task::Cells => return Ok(3 * Cost::from_function(&self.cells(false)?).flops),
         }
-        let forward = Cost::of(&vnca::study::eval::function(&self.model.vae(), self.batch, 1)?).flops;
+        let forward =
+            Cost::from_function(&vnca::study::eval::function(&self.model.vae(), self.batch, 1)?).flops;
         // Each product has two gradients, but for the first convolution: the images need none.
         let first = 2 * self.batch as u64 * 32 * 32 * 25 * 32;
         Ok(3 * forward - first)

@@ -88,7 +88,7 @@ impl Contestant {
     fn new(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<Contestant> {
         let function = case.function()?;
         let most = if case.task == Task::Step { STEPS as u64 } else { 1 };
-        let all = Cost::of(&function);
+        let all = Cost::from_function(&function);
         let cost = Cost { flops: all.flops / most, elements: all.elements / most, ..all };
         let began = Instant::now();
         let executable = compile::compile(mesh, &function)?;
@@ -184,7 +184,7 @@ fn training_state(mesh: &Mesh, case: &Case, weights: Vec<Buffers>) -> Result<Vec
     for entry in &case.state()[first..] {
         let array = match (entry.name.as_str(), entry.shape.dtype) {
             ("key", _) => Array::new(&[2], &case.key().0),
-            (_, DType::Pred) => Array::truth(true),
+            (_, DType::Pred) => Array::boolean(true),
             _ => Array::zeros(&entry.shape),
         };
         state.push(mesh.replicate(&array)?);

@@ -14,11 +14,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
+use super::run_data::{RunData, Wanted};
 use super::{On, Outcome, Report};
 use crate::cli::config::TrainConfig;
 use crate::cli::error::{Exit, WithExit};
 use crate::cli::models::{Kind, Model};
-use crate::data::{self, Part, Split};
+use crate::data::{Part, Split};
 use crate::engine::shape::Precision;
 use crate::files;
 use crate::study::figure::page::Page;
@@ -87,7 +88,7 @@ fn opened(args: &Args) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     for folder in &args.runs {
         let config = TrainConfig::of_run(folder).exit(Exit::BadInput)?;
-        chosen(folder).exit(Exit::BadInput)?;
+        let (_, checkpoint) = chosen(folder).exit(Exit::BadInput)?;
         let kind = config.model.kind;
         if let Some(other) = runs.iter().find(|r| r.model.kind == kind) {
             let both = anyhow!(
@@ -97,8 +98,8 @@ fn opened(args: &Args) -> Result<Vec<Run>> {
             );
             return Err(both).exit(Exit::Usage);
         }
-        let images = data::load_split(args.data.as_deref().unwrap_or(&config.data), Part::Test);
-        let images = images.exit(Exit::BadInput)?;
+        let own = RunData::new(folder, &config, &checkpoint.meta);
+        let images = Wanted::new(args.data.as_deref(), Some(&own)).split(Part::Test)?;
         let out = args.out.join(kind.name());
         runs.push(Run { folder: folder.clone(), model: config.model, images, out, numbers: Map::new() });
     }

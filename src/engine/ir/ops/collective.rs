@@ -1,19 +1,26 @@
-//! Operations over all replicas of an SPMD program.
+//! Communication between the replicas of an SPMD program.
 
 use crate::engine::ir::graph::Sym;
 use crate::engine::ir::op::{Op, Vjp};
 use crate::engine::shape::Shape;
 
+/// An operation in which all replicas take part.
 #[derive(Clone, Debug, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Collective {
-    /// The sum of every replica's value, on every replica.
+    /// Sums an array over all replicas. Every replica gets the sum.
     AllReduce,
-    /// Operands: an array, this replica's index (s32). Every replica's array, stacked along a new first dimension.
-    /// The index serves the gradient: the device knows its own.
-    AllGather { replicas: usize },
-    /// Operand: an array with a row for each replica. Row s of the result is what replica s holds in this replica's row.
-    AllToAll { replicas: usize },
+    /// Stacks the arrays of all replicas along a new first dimension. Operands: array; this replica's index, an s32 scalar,
+    /// which only the gradient uses.
+    AllGather {
+        /// The number of replicas.
+        replicas: usize,
+    },
+    /// Exchanges rows. Operand: an array with a row for each replica. On replica r, row s of the result is row r of replica s.
+    AllToAll {
+        /// The number of replicas.
+        replicas: usize,
+    },
 }
 
 impl From<Collective> for Op {
@@ -23,11 +30,11 @@ impl From<Collective> for Op {
 }
 
 impl Collective {
-    pub fn name(&self) -> &'static str {
+    pub(in crate::engine::ir) fn name(&self) -> &'static str {
         self.into()
     }
 
-    pub fn attributes(&self) -> String {
+    pub(in crate::engine::ir) fn attributes(&self) -> String {
         match self {
             Collective::AllReduce => String::new(),
             Collective::AllGather { replicas } | Collective::AllToAll { replicas } => {
@@ -36,7 +43,7 @@ impl Collective {
         }
     }
 
-    pub fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
+    pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
         let x = &operands[0];
         match self {
             Collective::AllReduce => Ok(x.clone()),
@@ -51,8 +58,8 @@ impl Collective {
         }
     }
 
-    /// The loss that is differentiated is the sum of the replicas' losses, as under JAX's `psum` of a loss.
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    /// Differentiates the sum of the replicas' losses, as JAX does for a `psum` of a loss.
+    pub(in crate::engine::ir) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         match self {
             Collective::AllReduce => at.each([&|| at.ct().all_reduce()]),
             Collective::AllGather { .. } => {
@@ -64,19 +71,24 @@ impl Collective {
 }
 
 impl<'g> Sym<'g> {
-    /// The sum of this value over all replicas.
+    /// Returns the sum of this value over all replicas.
     #[track_caller]
     pub fn all_reduce(self) -> Sym<'g> {
         self.graph.push(Collective::AllReduce.into(), &[self])
     }
 
-    /// This value of every one of `replicas`, stacked along a new first dimension. `index` is this replica's.
+    /// Stacks this value of all replicas along a new first dimension: from (d...) to (replicas, d...).
+    ///
+    /// `index` is this replica's index, an s32 scalar, which the gradient needs. `replicas` must be the number of replicas
+    /// for which the graph is lowered.
     #[track_caller]
     pub fn all_gather(self, index: Sym<'g>, replicas: usize) -> Sym<'g> {
         self.graph.push(Collective::AllGather { replicas }.into(), &[self, index])
     }
 
-    /// Gives row r of this value to replica r, and gets from each replica the row meant for this one, in their order.
+    /// Sends row r of this value to replica r. Row s of the result is the row that replica s sent to this one.
+    ///
+    /// The value has one row for each replica. `replicas` must be the number of replicas for which the graph is lowered.
     #[track_caller]
     pub fn all_to_all(self, replicas: usize) -> Sym<'g> {
         self.graph.push(Collective::AllToAll { replicas }.into(), &[self])

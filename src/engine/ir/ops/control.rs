@@ -1,4 +1,5 @@
-//! The one loop: a body repeated a number of times over a carry, differentiable whatever the number.
+//! The loop: a body that runs a fixed or a variable number of times and passes values from trip to trip. It is differentiable
+//! in both cases.
 
 use crate::engine::ir::grad::pullback_with;
 use crate::engine::ir::graph::{Block, Graph, Node, Sym, Value};
@@ -6,59 +7,72 @@ use crate::engine::ir::op::{Op, Vjp};
 use crate::engine::ir::ops::elementwise::Elementwise;
 use crate::engine::shape::{DType, Precision, Shape};
 
-/// `trips` times: (index, carries, captured values) → (carries, values to stack).
+/// A loop. In each trip the body maps (trip index, carries, captured values) to (next carries, values to stack).
 ///
-/// Operands: the number of trips as an s32 scalar if `dynamic`, the carries' first values, the captured values.
-/// Outputs: the last carries, then for each stacked value an array of `max_trips` rows, row i from trip i and zeros
-/// where no trip was made.
+/// Operands: the number of trips (an s32 scalar) if `dynamic`; the initial carries; the captured values. Outputs: the final
+/// carries, then a stack for each stacked value. A stack is an array of `max_trips` rows; row i holds the value of trip i, and
+/// zeros if the loop ended before.
 #[derive(Clone, Debug)]
 pub struct Repeat {
+    /// The largest number of trips; the number of trips unless `dynamic`.
     pub max_trips: usize,
+    /// Whether the number of trips is an operand.
     pub dynamic: bool,
+    /// The number of carries.
     pub carries: usize,
+    /// The body. Its parameters are the trip index (an s32 scalar), the carries and the captured values; its results are the next
+    /// carries and the values to stack.
     pub body: Block,
-    /// How the gradient keeps the carries of the forward pass.
+    /// What the gradient saves and recomputes.
     pub options: RepeatOptions,
 }
 
-/// What the gradient of a loop saves of the forward pass, and what it makes again.
+/// What the gradient of a loop saves in the forward pass and what it recomputes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RepeatOptions {
-    /// 0: the carries of every trip and the values that the body marks by [`Sym::keep`] are saved. 1: the carries alone,
-    /// and the body is made again. k > 1: the carries of every k-th trip, from which the k trips are made again, as with
-    /// 0.
+    /// How much is recomputed.
+    ///
+    /// - 0: The carries of every trip are saved, and the values that the body marks with [`Sym::keep`].
+    /// - 1: Only the carries of every trip are saved. The body is recomputed from them.
+    /// - k > 1: Only the carries of every k-th trip are saved. Each segment of k trips is recomputed from them, with 0 inside
+    ///   the segment.
     pub remat: usize,
-    /// Element type in which floating-point values are saved; `None`: their own.
+    /// The element type in which floating-point values are saved. `None` saves each in its own.
     pub save_as: Option<DType>,
 }
 
 impl RepeatOptions {
-    /// What a computation of this precision saves by default: what goes into products is rounded there anyway.
-    pub fn of(precision: Precision) -> RepeatOptions {
+    /// Returns the default options for a precision: everything is saved, in the precision's type.
+    ///
+    /// Saving in bf16 loses little, because matmuls and convolutions round the saved values anyway.
+    pub fn for_precision(precision: Precision) -> RepeatOptions {
         let save_as = (precision == Precision::Bf16).then_some(DType::Bf16);
         RepeatOptions { remat: 0, save_as }
     }
 }
 
 impl Repeat {
-    pub fn attributes(&self) -> String {
+    pub(in crate::engine::ir) fn attributes(&self) -> String {
         let most = if self.dynamic { "max_trips" } else { "trips" };
         format!(" {most}={} carries={}", self.max_trips, self.carries)
     }
 
-    /// Index of the first carry among the operands.
-    pub fn first_carry(&self) -> usize {
+    /// Returns the index of the first carry among the operands.
+    pub(crate) fn first_carry(&self) -> usize {
         usize::from(self.dynamic)
     }
 
-    pub fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
+    pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
         let first = self.first_carry();
         if self.dynamic && operands.first() != Some(&Shape::s32(&[])) {
-            return Err("the number of trips is an s32 scalar".into());
+            return Err("the number of trips must be an s32 scalar".into());
         }
         let parameters = self.body.parameters.len();
         if operands.len() + 1 != parameters + first || self.body.results.len() < self.carries {
-            return Err(format!("the body takes {parameters} values"));
+            return Err(format!(
+                "the body has {parameters} parameters and {} results",
+                self.body.results.len()
+            ));
         }
         let carries = &operands[first..first + self.carries];
         for (i, (carry, value)) in carries.iter().zip(&self.body.results).enumerate() {
@@ -72,10 +86,10 @@ impl Repeat {
         Ok(carries.iter().cloned().chain(stacks).collect())
     }
 
-    /// Saves the carries with which each trip began, and marked values, by stacking them in the forward loop, and runs
-    /// a second loop from the last trip to the first that makes the body again from what was saved and pulls the
-    /// cotangents back through it. Cotangents of captured values add up in the second loop's carry.
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    /// Makes the forward loop stack the carries of each trip and the values marked with [`Sym::keep`]. Adds a second loop, from
+    /// the last trip to the first, that recomputes the body from the stacks and pulls the cotangents back through it. The
+    /// cotangents of captured values are summed in carries of the second loop.
+    pub(in crate::engine::ir) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let graph = at.operands[0].graph();
         let first = self.first_carry();
         let captures_from = first + self.carries;
@@ -84,7 +98,7 @@ impl Repeat {
         let trips =
             if self.dynamic { at.operands[0] } else { graph.scalar(DType::S32, self.max_trips as f64) };
 
-        // Which carries and captures have cotangents: the floating-point ones.
+        // Only floating-point carries and captured values have cotangents.
         let floats: Vec<usize> =
             (0..self.carries).filter(|&i| at.operands[first + i].dtype().is_float()).collect();
         let wanted: Vec<usize> = (captures_from..at.operands.len())
@@ -148,7 +162,7 @@ impl Repeat {
 }
 
 impl Repeat {
-    /// Nodes of the body that are saved besides the carries.
+    /// Returns the indices of the body's nodes that are saved besides the carries.
     fn kept(&self) -> Vec<usize> {
         let marked = |node: &Node| matches!(node.op, Op::Elementwise(Elementwise::Keep));
         let nodes = self.body.nodes.iter().enumerate();
@@ -156,28 +170,33 @@ impl Repeat {
     }
 }
 
-/// How a loop runs, and what it begins with.
+/// The arguments of [`Graph::repeat_with`] besides the body.
 #[derive(Clone, Copy, Debug)]
 pub struct Loop<'g, 'i> {
+    /// What the gradient saves and recomputes.
     pub options: RepeatOptions,
-    /// Number of trips, an s32 scalar known at run time; `None`: as many as there may be.
+    /// The number of trips, an s32 scalar known at run time. `None` runs `max_trips` trips.
     pub trips: Option<Sym<'g>>,
+    /// The largest number of trips, known while building.
     pub max_trips: usize,
+    /// The initial carries.
     pub init: &'i [Sym<'g>],
 }
 
-/// What a loop's body gives: the next carries, and values to stack.
-pub type Step<'g> = (Vec<Sym<'g>>, Vec<Sym<'g>>);
+/// The results of a loop's body: the next carries, and the values to stack.
+pub type BodyResults<'g> = (Vec<Sym<'g>>, Vec<Sym<'g>>);
 
 impl Graph {
-    /// Runs `body(index, carries)` a fixed number of times. Gives the last carries, then the stacked values.
-    /// The body may use values from outside.
+    /// Adds a loop that runs `body(index, carries)` `trips` times. Returns the final carries, then the stacks.
+    ///
+    /// The body returns the next carries, in the shapes of `init`, and values to stack. A stack has one row for each trip. The
+    /// body may use values from outside the loop. `body` itself is called once, to build the graph.
     #[track_caller]
     pub fn repeat<'g>(
         &'g self,
         trips: usize,
         init: &[Sym<'g>],
-        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> BodyResults<'g>,
     ) -> Vec<Sym<'g>> {
         self.repeat_with(
             Loop { options: RepeatOptions::default(), trips: None, max_trips: trips, init },
@@ -185,14 +204,16 @@ impl Graph {
         )
     }
 
-    /// Runs `body` `trips` times, an s32 scalar known at run time and at most `max_trips`.
+    /// Adds a loop as [`Graph::repeat`] does, whose number of trips is an s32 scalar known at run time and at most `max_trips`.
+    ///
+    /// Stacks have `max_trips` rows. Rows of trips that were not run are zeros.
     #[track_caller]
     pub fn repeat_upto<'g>(
         &'g self,
         trips: Sym<'g>,
         max_trips: usize,
         init: &[Sym<'g>],
-        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> BodyResults<'g>,
     ) -> Vec<Sym<'g>> {
         self.repeat_with(
             Loop { options: RepeatOptions::default(), trips: Some(trips), max_trips, init },
@@ -200,23 +221,23 @@ impl Graph {
         )
     }
 
-    /// The loop with all its options.
+    /// Adds a loop as [`Graph::repeat`] does, with all options.
     #[track_caller]
     pub fn repeat_with<'g>(
         &'g self,
         how: Loop<'g, '_>,
-        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> BodyResults<'g>,
     ) -> Vec<Sym<'g>> {
         if how.options.remat < 2 { self.repeat_once(how, body) } else { self.repeat_in_segments(how, body) }
     }
 
-    /// A loop over segments of `remat` trips each, so that what is saved of the whole loop are the carries with which
-    /// a segment begins, and what is saved of its trips belongs to one segment at a time.
+    /// Adds a loop over segments of `remat` trips. The outer loop saves the carries at the beginning of each segment. The inner
+    /// loop saves the values of one segment at a time.
     #[track_caller]
     fn repeat_in_segments<'g>(
         &'g self,
         how: Loop<'g, '_>,
-        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> BodyResults<'g>,
     ) -> Vec<Sym<'g>> {
         let Loop { options, trips, max_trips, init } = how;
         let length = options.remat;
@@ -245,11 +266,12 @@ impl Graph {
         results.iter().enumerate().map(join).collect()
     }
 
+    /// Adds one loop node.
     #[track_caller]
     fn repeat_once<'g>(
         &'g self,
         how: Loop<'g, '_>,
-        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> Step<'g>,
+        body: impl FnOnce(Sym<'g>, &[Sym<'g>]) -> BodyResults<'g>,
     ) -> Vec<Sym<'g>> {
         let Loop { options, trips, max_trips, init } = how;
         self.open_frame();
@@ -273,8 +295,8 @@ impl Graph {
         }
     }
 
-    /// Makes a loop of the innermost block stack the carries with which its trips begin, and the given nodes of its
-    /// body; gives the stacks of both.
+    /// Makes a loop of the innermost block stack the carries at the beginning of each trip and the nodes `kept` of its body.
+    /// Returns the stacks of both.
     fn save(&self, node: usize, kept: &[usize], options: RepeatOptions) -> (Vec<Sym<'_>>, Vec<Sym<'_>>) {
         let (from, to, carries) = {
             let mut inner = self.inner.borrow_mut();
@@ -299,7 +321,7 @@ impl Graph {
 }
 
 impl Block {
-    /// The value to stack for a node: its own, converted if it is to be saved in another type.
+    /// Returns the value to stack for a node, converted to the type in which it is saved, and its shape.
     fn saved(&mut self, node: usize, options: RepeatOptions) -> (Value, Shape) {
         let value = Value::first(node);
         let shape = self.shape(value).clone();

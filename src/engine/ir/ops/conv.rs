@@ -1,53 +1,59 @@
-//! Two-dimensional cross-correlations, images NHWC, kernels HWIO.
+//! Two-dimensional convolutions (cross-correlations) of NHWC images with HWIO kernels.
 //!
-//! A convolution is bilinear, and so is its weight gradient; each one's derivatives are made of the two, so the
-//! family is closed. What a device does best (native, or as matrix products) is for the lowering to choose.
+//! A convolution and its weight gradient are both bilinear, and the derivatives of each are convolutions and weight gradients.
+//! The lowering decides for each target whether they become convolutions or matmuls.
 
 use crate::engine::ir::graph::Sym;
 use crate::engine::ir::op::{Op, Vjp};
 use crate::engine::shape::Shape;
 
-/// How a kernel moves over an image, per grid dimension (rows, columns).
+/// How a kernel moves over an image. Each array has an entry for rows and one for columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
+    /// Distance between neighbouring positions of the kernel, in pixels.
     pub stride: [usize; 2],
-    /// Zeros before and after the (dilated) image; negative values cut.
+    /// Zeros before and after the dilated image, in pixels. Negative values remove pixels.
     pub padding: [(i64, i64); 2],
-    /// Distance of the image's elements: 2 puts a zero between neighbours.
+    /// Distance between the pixels of the image. 2 inserts a zero between neighbours.
     pub image_dilation: [usize; 2],
-    /// Distance of the kernel's elements.
+    /// Distance between the taps of the kernel.
     pub kernel_dilation: [usize; 2],
 }
 
 impl Window {
+    /// Creates a window without dilation, with the same stride and padding (before, after) for rows and columns.
     pub fn new(stride: usize, padding: (i64, i64)) -> Window {
         Window { stride: [stride; 2], padding: [padding; 2], image_dilation: [1; 2], kernel_dilation: [1; 2] }
     }
 
-    /// A transposed convolution written as an ordinary one: stride 1 over the image dilated by `stride`, padded by
-    /// `k − 1 − padding` before and `k − 1 − padding + output_padding` after.
+    /// Creates the window of a transposed convolution, with parameters as in PyTorch's `ConvTranspose2d`.
+    ///
+    /// It is a convolution of stride 1 over the image dilated by `stride`, padded by `kernel − 1 − padding` before and
+    /// `kernel − 1 − padding + output_padding` after.
     pub fn transposed(kernel: usize, stride: usize, padding: usize, output_padding: usize) -> Window {
         let low = kernel as i64 - 1 - padding as i64;
         Window { image_dilation: [stride; 2], ..Window::new(1, (low, low + output_padding as i64)) }
     }
 
-    /// Size of one grid dimension of the result; `None` where the kernel does not fit.
+    /// Returns the size of the result along grid dimension `dim` (0 for rows, 1 for columns); `None` where the kernel does not
+    /// fit.
     pub fn output_size(&self, dim: usize, image: usize, kernel: usize) -> Option<usize> {
         let padded = self.dilated(dim, image) + self.padding[dim].0 + self.padding[dim].1;
         let room = padded - self.reach(dim, kernel);
         (image > 0 && kernel > 0 && room >= 0).then(|| room as usize / self.stride[dim] + 1)
     }
 
+    /// Returns the extent of the dilated image.
     fn dilated(&self, dim: usize, image: usize) -> i64 {
         (image as i64 - 1) * self.image_dilation[dim] as i64 + 1
     }
 
-    /// Extent of the dilated kernel.
+    /// Returns the extent of the dilated kernel.
     fn reach(&self, dim: usize, kernel: usize) -> i64 {
         (kernel as i64 - 1) * self.kernel_dilation[dim] as i64 + 1
     }
 
-    /// The window that carries the result's cotangent back to the image.
+    /// Returns the window of the convolution that computes the image's cotangent from the result's.
     fn to_image(self, image: [usize; 2], kernel: [usize; 2], output: [usize; 2]) -> Window {
         let padding = [0, 1].map(|d| {
             let low = self.reach(d, kernel[d]) - 1 - self.padding[d].0;
@@ -62,8 +68,10 @@ impl Window {
         }
     }
 
-    /// The padding under which the result, spread by the stride, slides over the image just often enough to give
-    /// the kernel's size: the weight gradient as a native convolution.
+    /// Returns the padding with which the weight gradient is a convolution of the image with the result's cotangent. Under it
+    /// the cotangent, dilated by the stride, has as many positions over the image as the kernel has taps.
+    ///
+    /// `image`, `kernel` and `output` are sizes (rows, columns).
     pub fn weight_padding(
         &self,
         image: [usize; 2],
@@ -78,14 +86,21 @@ impl Window {
     }
 }
 
+/// A convolution or its weight gradient.
 #[derive(Clone, Debug, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Conv {
-    /// Operands: image (n, h, w, in), kernel (kh, kw, in, out). Result (n, h', w', out).
+    /// A convolution. Operands: image (n, h, w, in); kernel (kh, kw, in, out). Result (n, h', w', out).
     #[strum(serialize = "conv")]
     Forward(Window),
-    /// Operands: image (n, h, w, in), result's cotangent (n, h', w', out). Result (kh, kw, in, out).
+    /// The gradient of a convolution's kernel. Operands: image (n, h, w, in); the result's cotangent (n, h', w', out). Result
+    /// (kh, kw, in, out).
     #[strum(serialize = "conv_weight_grad")]
-    WeightGrad { window: Window, kernel: [usize; 2] },
+    WeightGrad {
+        /// The window of the convolution.
+        window: Window,
+        /// The kernel's size (kh, kw).
+        kernel: [usize; 2],
+    },
 }
 
 impl From<Conv> for Op {
@@ -94,16 +109,17 @@ impl From<Conv> for Op {
     }
 }
 
+/// Returns the two sizes from index `first`.
 fn grid(dims: &[usize], first: usize) -> [usize; 2] {
     [dims[first], dims[first + 1]]
 }
 
 impl Conv {
-    pub fn name(&self) -> &'static str {
+    pub(in crate::engine::ir) fn name(&self) -> &'static str {
         self.into()
     }
 
-    pub fn attributes(&self) -> String {
+    pub(in crate::engine::ir) fn attributes(&self) -> String {
         let (Conv::Forward(w) | Conv::WeightGrad { window: w, .. }) = self;
         let mut text = format!(" stride={:?} padding={:?}", w.stride, w.padding);
         if w.image_dilation != [1, 1] {
@@ -115,7 +131,7 @@ impl Conv {
         text
     }
 
-    pub fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
+    pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
         let (x, y) = (&operands[0], &operands[1]);
         if x.rank() != 4 || y.rank() != 4 || x.dtype != y.dtype || !x.dtype.is_float() {
             return Err("needs two four-dimensional arrays of floating-point numbers".into());
@@ -136,14 +152,14 @@ impl Conv {
             Conv::WeightGrad { window, kernel } => {
                 let expected = outputs(window, *kernel)?;
                 if expected != grid(&y.dims, 1) || x.dims[0] != y.dims[0] {
-                    return Err(format!("a {kernel:?} kernel gives {expected:?}"));
+                    return Err(format!("a kernel of size {kernel:?} gives a result of size {expected:?}"));
                 }
                 Ok(x.with_dims(&[kernel[0], kernel[1], x.dims[3], y.dims[3]]))
             }
         }
     }
 
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    pub(in crate::engine::ir) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let (x, y, ct) = (at.operands[0], at.operands[1], at.ct());
         match self {
             Conv::Forward(window) => at.each([&|| image_grad(*window, x, y, ct), &|| {
@@ -156,20 +172,23 @@ impl Conv {
     }
 }
 
-/// Cotangent of the image of a convolution with `kernel`, from that of its result.
+/// Computes the cotangent of a convolution's image from the cotangent `result` of its result.
 fn image_grad<'g>(window: Window, image: Sym<'g>, kernel: Sym<'g>, result: Sym<'g>) -> Sym<'g> {
     let back = window.to_image(grid(&image.dims(), 1), grid(&kernel.dims(), 0), grid(&result.dims(), 1));
     result.conv(kernel.reverse(&[0, 1]).transpose(&[0, 1, 3, 2]), back)
 }
 
 impl<'g> Sym<'g> {
-    /// Cross-correlation of an NHWC image with an HWIO kernel.
+    /// Convolves an image (n, h, w, in) with a kernel (kh, kw, in, out); the result is (n, h', w', out).
+    ///
+    /// As in neural networks, this is a cross-correlation: the kernel is not flipped.
     #[track_caller]
     pub fn conv(self, kernel: Sym<'g>, window: Window) -> Sym<'g> {
         self.graph.push(Conv::Forward(window).into(), &[self, kernel])
     }
 
-    /// Gradient of [`Sym::conv`]'s kernel, of grid size `kernel`, from the cotangent of its result.
+    /// Computes the gradient (kh, kw, in, out) of the kernel of [`Sym::conv`], where `self` is the image (n, h, w, in), `result`
+    /// the cotangent (n, h', w', out) of the result, and `kernel` the size (kh, kw).
     #[track_caller]
     pub fn conv_weight_grad(self, result: Sym<'g>, window: Window, kernel: [usize; 2]) -> Sym<'g> {
         self.graph.push(Conv::WeightGrad { window, kernel }.into(), &[self, result])

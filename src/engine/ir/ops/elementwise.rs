@@ -1,8 +1,7 @@
-//! Operations on corresponding elements, and the functions derived from them.
+//! Operations on corresponding elements, and functions composed of them.
 //!
-//! Operands of two-sided operations are broadcast to each other as in NumPy: sizes are aligned at the last
-//! dimension, and a size of 1 or a missing dimension repeats. The broadcast is a node of its own, so that the
-//! cotangent's sum back over the repeated dimensions stands in one place, at broadcast's VJP.
+//! Operands are broadcast to each other as in NumPy: dimensions are aligned at the last one, and missing dimensions and
+//! dimensions of size 1 are repeated. The broadcast is a node of its own. Only its VJP sums cotangents over repeated dimensions.
 
 use std::ops::{Add, Div, Mul, Neg, Rem, Sub};
 
@@ -10,45 +9,75 @@ use crate::engine::ir::graph::Sym;
 use crate::engine::ir::op::{Op, Vjp};
 use crate::engine::shape::{DType, Shape};
 
+/// An operation on corresponding elements. Its operands have equal sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Elementwise {
+    /// −x.
     Neg,
+    /// |x|.
     Abs,
+    /// −1, 0 or 1.
     Sign,
+    /// exp(x).
     Exp,
+    /// exp(x) − 1, accurate near 0.
     Expm1,
+    /// The natural logarithm of x.
     Log,
+    /// log(1 + x), accurate near 0.
     Log1p,
+    /// The square root of x.
     Sqrt,
+    /// tanh(x).
     Tanh,
     /// x where x > 0, exp(x) − 1 elsewhere.
     Elu,
+    /// The negation of a boolean.
     Not,
+    /// Whether x is neither infinite nor NaN.
     IsFinite,
+    /// x as another element type.
     Convert(DType),
-    /// The value itself, through which no gradient flows.
+    /// x, as a constant for differentiation.
     Detach,
-    /// The value itself, which the gradient of a loop saves rather than makes again.
+    /// x. The gradient of a loop saves it instead of recomputing it.
     Keep,
-    /// Operands: a value, and the same as it was saved: a gradient flows to the first, the second is what is used.
+    /// Operands: a recomputed value and its saved copy. The result is the copy; the gradient flows to the recomputed value.
     Recall,
+    /// x + y.
     Add,
+    /// x − y.
     Sub,
+    /// x · y.
     Mul,
+    /// x / y. Integers are truncated towards zero.
     Div,
+    /// The remainder of x / y, with the sign of x.
     Rem,
+    /// The larger of x and y.
     Max,
+    /// The smaller of x and y.
     Min,
+    /// The conjunction of booleans, or bitwise of integers.
     And,
+    /// The disjunction of booleans, or bitwise of integers.
     Or,
+    /// The exclusive disjunction of booleans, or bitwise of integers.
     Xor,
+    /// x = y.
     Eq,
+    /// x ≠ y.
     Ne,
+    /// x < y.
     Lt,
+    /// x ≤ y.
     Le,
+    /// x > y.
     Gt,
+    /// x ≥ y.
     Ge,
+    /// Operands: condition, x, y. x where the condition holds, y elsewhere.
     Select,
 }
 
@@ -61,11 +90,11 @@ impl From<Elementwise> for Op {
 }
 
 impl Elementwise {
-    pub fn name(&self) -> &'static str {
+    pub(in crate::engine::ir) fn name(&self) -> &'static str {
         self.into()
     }
 
-    pub fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
+    pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
         let x = &operands[0];
         let float = |shape: &Shape| match shape.dtype.is_float() {
             true => Ok(shape.clone()),
@@ -80,11 +109,11 @@ impl Elementwise {
             E::Exp | E::Expm1 | E::Log | E::Log1p | E::Sqrt | E::Tanh | E::Elu => float(x),
             E::IsFinite => Ok(float(x)?.with_dtype(DType::Pred)),
             E::Not if x.dtype == DType::Pred => Ok(x.clone()),
-            E::Not => Err("needs truth values".into()),
+            E::Not => Err("needs booleans".into()),
             E::Convert(dtype) => Ok(x.with_dtype(*dtype)),
             E::Recall | E::Add | E::Sub | E::Mul | E::Div | E::Rem | E::Max | E::Min => same(x, &operands[1]),
             E::And | E::Or | E::Xor => match x.dtype.is_float() {
-                true => Err("needs integers or truth values".into()),
+                true => Err("needs integers or booleans".into()),
                 false => same(x, &operands[1]),
             },
             E::Eq | E::Ne | E::Lt | E::Le | E::Gt | E::Ge => {
@@ -92,12 +121,12 @@ impl Elementwise {
             }
             E::Select => match x.dtype == DType::Pred && x.dims == operands[1].dims {
                 true => same(&operands[1], &operands[2]),
-                false => Err("the condition needs truth values of the operands' sizes".into()),
+                false => Err("the condition must be boolean and of the operands' sizes".into()),
             },
         }
     }
 
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    pub(in crate::engine::ir) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let (ct, y, x) = (at.ct(), at.out(), at.operands[0]);
         let rhs = || at.operands[1];
         let none = || at.operands.iter().map(|_| None).collect();
@@ -110,7 +139,7 @@ impl Elementwise {
             E::Log1p => at.each([&|| ct / (x + 1.0)]),
             E::Sqrt => at.each([&|| ct * 0.5 / y]),
             E::Tanh => at.each([&|| ct * (-(y * y) + 1.0)]),
-            // By the result, so that what it was made of need not be kept.
+            // In terms of the result, so that the operand need not be saved.
             E::Elu => at.each([&|| ct * (y.min(y.like(0.0)) + 1.0)]),
             E::Convert(_) => match x.dtype().is_float() {
                 true => at.each([&|| ct.convert(x.dtype())]),
@@ -123,7 +152,7 @@ impl Elementwise {
             E::Sub => at.each([&|| ct, &|| -ct]),
             E::Mul => at.each([&|| ct * rhs(), &|| ct * x]),
             E::Div => at.each([&|| ct / rhs(), &|| -(ct * y / rhs())]),
-            // Where both are equal the cotangent goes to the first, so that it is counted once.
+            // Where both operands are equal, the whole cotangent goes to the first one.
             E::Max => at.each([&|| x.ge(rhs()).mask(ct), &|| x.lt(rhs()).mask(ct)]),
             E::Min => at.each([&|| x.le(rhs()).mask(ct), &|| x.gt(rhs()).mask(ct)]),
             E::Select => {
@@ -139,7 +168,7 @@ impl Elementwise {
     }
 }
 
-/// The sizes that two operands have in common after broadcasting.
+/// Returns the sizes to which two operands are broadcast; `None` if they do not fit.
 fn common_dims(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let size = |dims: &[usize], i: usize| {
@@ -178,40 +207,60 @@ macro_rules! binary {
 
 impl<'g> Sym<'g> {
     unary! {
+        /// Returns |x|.
         abs => E::Abs;
+        /// Returns −1, 0 or 1, by the sign of x.
         sign => E::Sign;
+        /// Returns exp(x).
         exp => E::Exp;
-        /// exp(x) − 1, exact near 0.
+        /// Returns exp(x) − 1, accurate near 0.
         expm1 => E::Expm1;
+        /// Returns the natural logarithm.
         log => E::Log;
-        /// log(1 + x), exact near 0.
+        /// Returns log(1 + x), accurate near 0.
         log1p => E::Log1p;
+        /// Returns the square root.
         sqrt => E::Sqrt;
+        /// Returns tanh(x).
         tanh => E::Tanh;
-        /// x where x > 0, exp(x) − 1 elsewhere.
+        /// Returns the exponential linear unit: x where x > 0, exp(x) − 1 elsewhere.
         elu => E::Elu;
+        /// Negates booleans.
         logical_not => E::Not;
+        /// Reports where elements are neither infinite nor NaN, as booleans.
         is_finite => E::IsFinite;
-        /// The value as a constant: no gradient flows through it.
+        /// Returns the value as a constant for differentiation: no gradient flows through it.
         detach => E::Detach;
-        /// The value itself, marked: the gradient of a loop may save it, so that what it was made of need not be made
-        /// again.
+        /// Returns the value, and lets the gradient of an enclosing loop save it instead of recomputing it.
+        ///
+        /// Whether the loop saves it depends on [`RepeatOptions::remat`](crate::engine::ir::RepeatOptions::remat).
         keep => E::Keep;
     }
 
     binary! {
-        /// `rhs` in the place of this value, which it equals, for all but the gradient.
+        /// Returns `rhs`, a saved copy of this value. The gradient flows to this value, not to the copy.
         recall => E::Recall;
+        /// Returns the larger of each two elements. Where they are equal, the gradient flows to `self`.
         max => E::Max;
+        /// Returns the smaller of each two elements. Where they are equal, the gradient flows to `self`.
         min => E::Min;
+        /// Returns the conjunction of booleans, or the bitwise one of integers.
         and => E::And;
+        /// Returns the disjunction of booleans, or the bitwise one of integers.
         or => E::Or;
+        /// Returns the exclusive disjunction of booleans, or the bitwise one of integers.
         xor => E::Xor;
+        /// Compares elements for equality. The result is boolean.
         eq => E::Eq;
+        /// Compares elements for inequality. The result is boolean.
         ne => E::Ne;
+        /// Reports where elements are less than those of `rhs`. The result is boolean.
         lt => E::Lt;
+        /// Reports where elements are at most those of `rhs`. The result is boolean.
         le => E::Le;
+        /// Reports where elements are greater than those of `rhs`. The result is boolean.
         gt => E::Gt;
+        /// Reports where elements are at least those of `rhs`. The result is boolean.
         ge => E::Ge;
     }
 
@@ -229,6 +278,7 @@ impl<'g> Sym<'g> {
         self.graph.push(op.into(), &[self.broadcast_to(&dims), rhs.broadcast_to(&dims)])
     }
 
+    /// Converts the elements to another type. The gradient flows through conversions between floating-point types alone.
     #[track_caller]
     pub fn convert(self, dtype: DType) -> Sym<'g> {
         if self.dtype() == dtype {
@@ -237,7 +287,7 @@ impl<'g> Sym<'g> {
         self.graph.push(E::Convert(dtype).into(), &[self])
     }
 
-    /// `on_true` where `self` holds, `on_false` elsewhere; all three broadcast to the larger sizes.
+    /// Returns `on_true` where the boolean `self` holds and `on_false` elsewhere. All three are broadcast to each other.
     #[track_caller]
     pub fn select(self, on_true: Sym<'g>, on_false: Sym<'g>) -> Sym<'g> {
         let dims = common_dims(&on_true.dims(), &on_false.dims()).and_then(|d| common_dims(&self.dims(), &d));
@@ -254,29 +304,30 @@ impl<'g> Sym<'g> {
         self.graph.push(E::Select.into(), &operands)
     }
 
-    /// `value` where `self` holds, 0 elsewhere.
+    /// Returns `value` where the boolean `self` holds and 0 elsewhere.
     #[track_caller]
     pub fn mask(self, value: Sym<'g>) -> Sym<'g> {
         self.select(value, self.graph.scalar(value.dtype(), 0.0))
     }
 
-    /// A scalar of the same element type.
+    /// Adds a scalar constant of this value's element type.
     pub fn like(self, value: f64) -> Sym<'g> {
         self.graph.scalar(self.dtype(), value)
     }
 
-    /// log(1 + exp(x)), for −∞ too, where it and its gradient are 0.
+    /// Returns log(1 + exp(x)). At −∞ it and its gradient are 0.
     #[track_caller]
     pub fn softplus(self) -> Sym<'g> {
         self.max(self.like(0.0)) + (-self.abs()).exp().log1p()
     }
 
-    /// 1 / (1 + exp(−x)).
+    /// Returns 1 / (1 + exp(−x)).
     #[track_caller]
     pub fn sigmoid(self) -> Sym<'g> {
         (self * 0.5).tanh() * 0.5 + 0.5
     }
 
+    /// Returns x².
     #[track_caller]
     pub fn square(self) -> Sym<'g> {
         self * self

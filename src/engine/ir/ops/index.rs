@@ -1,23 +1,27 @@
-//! Reading and writing at positions known only at run time, and sorting.
+//! Reads and writes at indices known only at run time, and sorting.
 
 use crate::engine::ir::graph::Sym;
 use crate::engine::ir::op::{Op, Vjp};
 use crate::engine::shape::{DType, Shape};
 
+/// An operation at indices known only at run time.
 #[derive(Clone, Debug, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Index {
-    /// Operands: array, one s32 scalar a dimension. A start too far on is moved back so that the slice fits.
-    DynamicSlice { sizes: Vec<usize> },
-    /// Operands: array, what to write, one s32 scalar a dimension.
+    /// Reads a slice. Operands: array; its start in each dimension, as s32 scalars.
+    DynamicSlice {
+        /// The sizes of the slice.
+        sizes: Vec<usize>,
+    },
+    /// Overwrites a slice. Operands: array; update; its start in each dimension, as s32 scalars.
     DynamicUpdateSlice,
-    /// Operands: array, s32 rows of any sizes. The rows of the array, in the sizes of the indices.
+    /// Reads rows. Operands: array (rows, d...); s32 row indices (i...). Result (i..., d...).
     Take,
-    /// Operands: array, s32 rows, updates. Adds each update to its row.
+    /// Adds to rows. Operands: array (rows, d...); s32 row indices (i...); updates (i..., d...).
     AddRows,
-    /// Operands: array, s32 rows that all differ, updates. Puts each update in the place of its row.
+    /// Overwrites rows. Operands: array (rows, d...); distinct s32 row indices (i...); updates (i..., d...).
     SetRows,
-    /// Sorts unsigned numbers along the last dimension, smallest first.
+    /// Sorts unsigned integers along the last dimension in ascending order.
     Sort,
 }
 
@@ -28,11 +32,11 @@ impl From<Index> for Op {
 }
 
 impl Index {
-    pub fn name(&self) -> &'static str {
+    pub(in crate::engine::ir) fn name(&self) -> &'static str {
         self.into()
     }
 
-    pub fn attributes(&self) -> String {
+    pub(in crate::engine::ir) fn attributes(&self) -> String {
         match self {
             Index::DynamicSlice { sizes } => format!(" sizes={sizes:?}"),
             Index::DynamicUpdateSlice | Index::Take | Index::AddRows | Index::SetRows | Index::Sort => {
@@ -41,7 +45,7 @@ impl Index {
         }
     }
 
-    pub fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
+    pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
         let x = &operands[0];
         let starts = |from: usize| match operands.len() == from + x.rank()
             && operands[from..].iter().all(|s| *s == Shape::s32(&[]))
@@ -60,14 +64,14 @@ impl Index {
                 if fits(sizes) {
                     Ok(x.with_dims(sizes))
                 } else {
-                    Err(format!("has no part of sizes {sizes:?}"))
+                    Err(format!("has no slice of sizes {sizes:?}"))
                 }
             }
             Index::DynamicUpdateSlice => {
                 starts(2)?;
                 match operands[1].dtype == x.dtype && fits(&operands[1].dims) {
                     true => Ok(x.clone()),
-                    false => Err("what is written does not fit".into()),
+                    false => Err("the update does not fit".into()),
                 }
             }
             Index::Take => rows(&operands[1]),
@@ -77,14 +81,14 @@ impl Index {
             },
             Index::Sort => match x.dtype {
                 DType::U8 | DType::U32 | DType::U64 if x.rank() > 0 => Ok(x.clone()),
-                _ => Err("sorts unsigned numbers".into()),
+                _ => Err("needs unsigned integers".into()),
             },
         }
     }
 
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    pub(in crate::engine::ir) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let (ct, x) = (at.ct(), at.operands[0]);
-        let zeros = |like: Sym<'g>| like.graph().full(&like.shape(), 0.0);
+        let zeros = |x: Sym<'g>| x.graph().full(&x.shape(), 0.0);
         let mut cotangents = vec![None; at.operands.len()];
         match self {
             Index::DynamicSlice { .. } => {
@@ -115,19 +119,25 @@ impl Index {
 }
 
 impl<'g> Sym<'g> {
+    /// Reads a slice of sizes `sizes` that begins at `starts`, one s32 scalar for each dimension.
+    ///
+    /// A slice that would reach outside the array is moved back inside, as in XLA.
     #[track_caller]
     pub fn dynamic_slice(self, starts: &[Sym<'g>], sizes: &[usize]) -> Sym<'g> {
         let operands = [&[self], starts].concat();
         self.graph.push(Index::DynamicSlice { sizes: sizes.to_vec() }.into(), &operands)
     }
 
+    /// Returns the array with `update` written at `starts`, one s32 scalar for each dimension.
+    ///
+    /// An update that would reach outside the array is moved back inside, as in XLA.
     #[track_caller]
     pub fn dynamic_update_slice(self, update: Sym<'g>, starts: &[Sym<'g>]) -> Sym<'g> {
         let operands = [&[self, update], starts].concat();
         self.graph.push(Index::DynamicUpdateSlice.into(), &operands)
     }
 
-    /// Row `at` (an s32 scalar) of the array, without its first dimension.
+    /// Returns row `at` (an s32 scalar), without the first dimension.
     #[track_caller]
     pub fn row(self, at: Sym<'g>) -> Sym<'g> {
         let dims = self.dims();
@@ -138,38 +148,42 @@ impl<'g> Sym<'g> {
         self.dynamic_slice(&row_starts(at, dims.len()), &sizes).reshape(dims.get(1..).unwrap_or(&[]))
     }
 
-    /// The array with `value` as its row `at` (an s32 scalar).
+    /// Returns the array with its row `at` (an s32 scalar) replaced by `value`.
     #[track_caller]
     pub fn with_row(self, at: Sym<'g>, value: Sym<'g>) -> Sym<'g> {
         let row = value.reshape(&[&[1], value.dims().as_slice()].concat());
         self.dynamic_update_slice(row, &row_starts(at, self.rank()))
     }
 
-    /// The rows of the array at the s32 `indices`, in their sizes.
+    /// Returns the rows at `indices`: from an array (rows, d...) and s32 indices (i...), an array (i..., d...).
     #[track_caller]
     pub fn take(self, indices: Sym<'g>) -> Sym<'g> {
         self.graph.push(Index::Take.into(), &[self, indices])
     }
 
-    /// The array with each of `updates` added to the row that `indices` names for it.
+    /// Returns the array (rows, d...) with `updates` (i..., d...) added to the rows at the s32 `indices` (i...). Updates of
+    /// equal indices add up.
     #[track_caller]
     pub fn add_rows(self, indices: Sym<'g>, updates: Sym<'g>) -> Sym<'g> {
         self.graph.push(Index::AddRows.into(), &[self, indices, updates])
     }
 
-    /// The array with each of `updates` in the place of the row that `indices`, which all differ, name for it.
+    /// Returns the array (rows, d...) with the rows at the s32 `indices` (i...) replaced by `updates` (i..., d...).
+    ///
+    /// All indices must differ. The result is unspecified where they do not.
     #[track_caller]
     pub fn set_rows(self, indices: Sym<'g>, updates: Sym<'g>) -> Sym<'g> {
         self.graph.push(Index::SetRows.into(), &[self, indices, updates])
     }
 
-    /// Unsigned numbers sorted along the last dimension, smallest first.
+    /// Sorts unsigned integers along the last dimension in ascending order.
     #[track_caller]
     pub fn sort(self) -> Sym<'g> {
         self.graph.push(Index::Sort.into(), &[self])
     }
 }
 
+/// Returns the start indices of row `at`.
 fn row_starts<'g>(at: Sym<'g>, rank: usize) -> Vec<Sym<'g>> {
     let zero = at.like(0.0);
     (0..rank).map(|i| if i == 0 { at } else { zero }).collect()

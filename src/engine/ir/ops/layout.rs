@@ -1,51 +1,70 @@
-//! Operations that move elements and compute nothing.
+//! Operations that move elements without computing.
 
 use crate::engine::ir::graph::Sym;
 use crate::engine::ir::op::{Op, Vjp};
 use crate::engine::shape::Shape;
 
-/// Zeros (or another value) put before, after and between the elements of a dimension; negative `low` and `high` cut.
+/// The numbers of fill values to insert along one dimension. Negative `low` and `high` remove elements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Padding {
+    /// Before the first element.
     pub low: i64,
+    /// After the last element.
     pub high: i64,
+    /// Between neighbouring elements. Not negative.
     pub interior: i64,
 }
 
 impl Padding {
-    pub fn edges(low: i64, high: i64) -> Padding {
+    /// Returns padding before and after a dimension's elements, with none between them.
+    pub fn new(low: i64, high: i64) -> Padding {
         Padding { low, high, interior: 0 }
     }
 }
 
+/// An operation that moves elements.
 #[derive(Clone, Debug, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Layout {
-    /// Dimension `axes[i]` of the result is dimension `i` of the operand; the others repeat it.
+    /// Repeats an array along new dimensions.
     Broadcast {
+        /// The sizes of the result.
         dims: Vec<usize>,
+        /// The dimension of the result for each dimension of the operand, in rising order.
         axes: Vec<usize>,
     },
+    /// Changes the sizes and keeps the row-major order of the elements.
     Reshape {
+        /// The sizes of the result.
         dims: Vec<usize>,
     },
-    /// Dimension `i` of the result is dimension `axes[i]` of the operand.
+    /// Reorders the dimensions.
     Transpose {
+        /// The dimension of the operand for each dimension of the result.
         axes: Vec<usize>,
     },
+    /// Reads every `stride`-th element from `start` up to `limit`, exclusive, in each dimension.
     Slice {
+        /// The first index in each dimension.
         start: Vec<usize>,
+        /// The end in each dimension, exclusive.
         limit: Vec<usize>,
+        /// The distance between the elements read in each dimension.
         stride: Vec<usize>,
     },
-    /// Operands: the array and the scalar that fills.
+    /// Inserts or removes elements. Operands: the array and the scalar to insert.
     Pad {
+        /// The padding of each dimension.
         padding: Vec<Padding>,
     },
+    /// Joins arrays along one dimension.
     Concat {
+        /// The dimension.
         axis: usize,
     },
+    /// Reverses the order of the elements along some dimensions.
     Reverse {
+        /// The dimensions.
         axes: Vec<usize>,
     },
 }
@@ -57,11 +76,11 @@ impl From<Layout> for Op {
 }
 
 impl Layout {
-    pub fn name(&self) -> &'static str {
+    pub(in crate::engine::ir) fn name(&self) -> &'static str {
         self.into()
     }
 
-    pub fn attributes(&self) -> String {
+    pub(in crate::engine::ir) fn attributes(&self) -> String {
         match self {
             Layout::Broadcast { axes, .. } => format!(" axes={axes:?}"),
             Layout::Reshape { .. } => String::new(),
@@ -78,7 +97,7 @@ impl Layout {
         }
     }
 
-    pub fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
+    pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
         let x = operands.first().ok_or("needs an operand")?;
         let rank = x.rank();
         match self {
@@ -90,21 +109,21 @@ impl Layout {
             }
             Layout::Reshape { dims } => match dims.iter().product::<usize>() == x.count() {
                 true => Ok(x.with_dims(dims)),
-                false => Err(format!("has not the number of elements of {dims:?}")),
+                false => Err(format!("has another number of elements than {dims:?}")),
             },
             Layout::Transpose { axes } => {
                 let mut sorted = axes.clone();
                 sorted.sort_unstable();
                 match sorted.into_iter().eq(0..rank) {
                     true => Ok(x.with_dims(&axes.iter().map(|&a| x.dims[a]).collect::<Vec<_>>())),
-                    false => Err(format!("{axes:?} is no order of its dimensions")),
+                    false => Err(format!("{axes:?} is not a permutation of its dimensions")),
                 }
             }
             Layout::Slice { start, limit, stride } => {
                 let fits = start.len() == rank
                     && (0..rank).all(|i| start[i] <= limit[i] && limit[i] <= x.dims[i] && stride[i] > 0);
                 if !fits {
-                    return Err(format!("has no part from {start:?} to {limit:?} by {stride:?}"));
+                    return Err(format!("has no slice from {start:?} to {limit:?} with stride {stride:?}"));
                 }
                 let dims: Vec<usize> = (0..rank).map(|i| (limit[i] - start[i]).div_ceil(stride[i])).collect();
                 Ok(x.with_dims(&dims))
@@ -128,7 +147,7 @@ impl Layout {
                         && part.rank() == rank
                         && (0..rank).all(|i| i == *axis || part.dims[i] == x.dims[i]);
                     if !fits {
-                        return Err(format!("{part} cannot stand beside {x} along {axis}"));
+                        return Err(format!("{part} cannot be joined to {x} along dimension {axis}"));
                     }
                     dims[*axis] += part.dims[*axis];
                 }
@@ -141,7 +160,7 @@ impl Layout {
         }
     }
 
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    pub(in crate::engine::ir) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let (ct, x) = (at.ct(), at.operands[0]);
         match self {
             Layout::Broadcast { dims, axes } => at.each([&|| {
@@ -168,13 +187,12 @@ impl Layout {
             }]),
             Layout::Pad { padding } => {
                 let kept = || {
-                    let undo: Vec<Padding> =
-                        padding.iter().map(|p| Padding::edges(-p.low, -p.high)).collect();
+                    let undo: Vec<Padding> = padding.iter().map(|p| Padding::new(-p.low, -p.high)).collect();
                     let inner = ct.pad(ct.like(0.0), &undo);
                     let stride: Vec<usize> = padding.iter().map(|p| p.interior as usize + 1).collect();
                     inner.slice_strided(&vec![0; stride.len()], &inner.dims(), &stride)
                 };
-                // The fill's cotangent: what arrived less what went to the array. A cut element went to neither.
+                // The fill value's cotangent is the sum of the cotangents of all inserted elements.
                 let fill = || {
                     let whole = ct.graph().full(&x.shape(), 0.0).pad(ct.like(1.0), padding);
                     (ct * whole).sum_all()
@@ -197,18 +215,19 @@ impl Layout {
 }
 
 impl<'g> Sym<'g> {
-    /// The array with rows of zeros after its own, `rows` in all.
+    /// Appends rows of zeros to the array, up to a total of `rows`.
     #[track_caller]
     pub fn pad_rows(self, rows: usize) -> Sym<'g> {
         let dims = self.dims();
         let mut padding = vec![Padding::default(); dims.len()];
         if let (Some(first), Some(own)) = (padding.first_mut(), dims.first()) {
-            *first = Padding::edges(0, rows as i64 - *own as i64);
+            *first = Padding::new(0, rows as i64 - *own as i64);
         }
         self.pad(self.like(0.0), &padding)
     }
 
-    /// Repeats the array: its dimension `i` becomes dimension `axes[i]` of the result.
+    /// Repeats the array to sizes `dims`: its dimension `i` becomes dimension `axes[i]` of the result. `axes` are in rising
+    /// order.
     #[track_caller]
     pub fn broadcast_in_dim(self, dims: &[usize], axes: &[usize]) -> Sym<'g> {
         if self.dims() == dims {
@@ -217,7 +236,8 @@ impl<'g> Sym<'g> {
         self.graph.push(Layout::Broadcast { dims: dims.to_vec(), axes: axes.to_vec() }.into(), &[self])
     }
 
-    /// Repeats the array as NumPy does: aligned at the last dimension, sizes of 1 repeated.
+    /// Repeats the array to sizes `dims` as NumPy does: dimensions are aligned at the last one, and missing dimensions and
+    /// dimensions of size 1 are repeated.
     #[track_caller]
     pub fn broadcast_to(self, dims: &[usize]) -> Sym<'g> {
         let own = self.dims();
@@ -225,7 +245,7 @@ impl<'g> Sym<'g> {
             return self;
         }
         if own.len() > dims.len() {
-            self.graph.fail(&format!("{} cannot be repeated to {dims:?}", self.shape()));
+            self.graph.fail(&format!("{} cannot be broadcast to {dims:?}", self.shape()));
             return self;
         }
         let missing = dims.len() - own.len();
@@ -235,6 +255,7 @@ impl<'g> Sym<'g> {
         self.reshape(&kept).broadcast_in_dim(dims, &axes)
     }
 
+    /// Changes the sizes to `dims` and keeps the row-major order of the elements.
     #[track_caller]
     pub fn reshape(self, dims: &[usize]) -> Sym<'g> {
         if self.dims() == dims {
@@ -243,6 +264,7 @@ impl<'g> Sym<'g> {
         self.graph.push(Layout::Reshape { dims: dims.to_vec() }.into(), &[self])
     }
 
+    /// Reorders the dimensions: dimension `i` of the result is dimension `axes[i]` of the array.
     #[track_caller]
     pub fn transpose(self, axes: &[usize]) -> Sym<'g> {
         if axes.iter().copied().eq(0..self.rank()) {
@@ -251,11 +273,13 @@ impl<'g> Sym<'g> {
         self.graph.push(Layout::Transpose { axes: axes.to_vec() }.into(), &[self])
     }
 
+    /// Returns the elements from `start` up to `limit`, exclusive, in each dimension.
     #[track_caller]
     pub fn slice(self, start: &[usize], limit: &[usize]) -> Sym<'g> {
         self.slice_strided(start, limit, &vec![1; start.len()])
     }
 
+    /// Returns every `stride`-th element from `start` up to `limit`, exclusive, in each dimension.
     #[track_caller]
     pub fn slice_strided(self, start: &[usize], limit: &[usize], stride: &[usize]) -> Sym<'g> {
         let whole = start.iter().all(|s| *s == 0) && stride.iter().all(|s| *s == 1);
@@ -266,7 +290,7 @@ impl<'g> Sym<'g> {
         self.graph.push(op.into(), &[self])
     }
 
-    /// Elements `from..to` of one dimension, everything of the others.
+    /// Returns the elements `from..to` of dimension `axis` and all elements of the others.
     #[track_caller]
     pub fn slice_axis(self, axis: usize, from: usize, to: usize) -> Sym<'g> {
         let mut limit = self.dims();
@@ -280,12 +304,16 @@ impl<'g> Sym<'g> {
         self.slice(&start, &limit)
     }
 
-    /// Element `at` of the first dimension, without that dimension.
+    /// Returns row `at`, known while building, without the first dimension.
+    ///
+    /// # Panics
+    /// When the value is a scalar.
     #[track_caller]
     pub fn at(self, at: usize) -> Sym<'g> {
         self.slice_axis(0, at, at + 1).reshape(&self.dims()[1..])
     }
 
+    /// Inserts the scalar `fill` around and between the elements, or removes elements, by the padding of each dimension.
     #[track_caller]
     pub fn pad(self, fill: Sym<'g>, padding: &[Padding]) -> Sym<'g> {
         if padding.iter().all(|p| *p == Padding::default()) && padding.len() == self.rank() {
@@ -294,12 +322,13 @@ impl<'g> Sym<'g> {
         self.graph.push(Layout::Pad { padding: padding.to_vec() }.into(), &[self, fill])
     }
 
+    /// Reverses the order of the elements along the dimensions `axes`.
     #[track_caller]
     pub fn reverse(self, axes: &[usize]) -> Sym<'g> {
         self.graph.push(Layout::Reverse { axes: axes.to_vec() }.into(), &[self])
     }
 
-    /// Puts arrays one after the other along a dimension.
+    /// Joins arrays along the dimension `axis`. Their other sizes are equal.
     ///
     /// # Panics
     /// When `parts` is empty.
@@ -311,12 +340,12 @@ impl<'g> Sym<'g> {
         parts[0].graph.push(Layout::Concat { axis }.into(), parts)
     }
 
-    /// Every element of the two grid dimensions of an NHWC array becomes 2 x 2 equal ones.
+    /// Doubles the grid of an NHWC array by repeating each pixel 2 x 2 times: from (n, h, w, c) to (n, 2 h, 2 w, c).
     #[track_caller]
     pub fn double_grid(self) -> Sym<'g> {
         let d = self.dims();
         let [n, h, w, c] = d[..] else {
-            self.graph.fail(&format!("{} is no NHWC array", self.shape()));
+            self.graph.fail(&format!("{} is not an NHWC array", self.shape()));
             return self;
         };
         self.broadcast_in_dim(&[n, h, 2, w, 2, c], &[0, 1, 3, 5]).reshape(&[n, 2 * h, 2 * w, c])

@@ -1,16 +1,22 @@
-//! Matrix products over any dimensions.
+//! Matmuls over any dimensions.
 
 use crate::engine::ir::graph::Sym;
 use crate::engine::ir::op::{Op, Vjp};
 use crate::engine::shape::Shape;
 
-/// Sum of products over the contracted dimensions. The result's dimensions: batch, then the rest of the left operand,
-/// then the rest of the right one.
+/// A batched matmul: the sum of products over the contracted dimensions, as XLA's `DotGeneral`.
+///
+/// The dimensions of the result are the batch dimensions, then the remaining ones of the left operand, then those of the right
+/// one.
 #[derive(Clone, Debug, Default)]
 pub struct Dot {
+    /// Dimensions of the left operand to sum over.
     pub lhs_contract: Vec<usize>,
+    /// Their partners in the right operand.
     pub rhs_contract: Vec<usize>,
+    /// Batch dimensions of the left operand.
     pub lhs_batch: Vec<usize>,
+    /// Their partners in the right operand.
     pub rhs_batch: Vec<usize>,
 }
 
@@ -20,12 +26,13 @@ impl From<Dot> for Op {
     }
 }
 
+/// Returns the dimensions that are neither batch nor contracted.
 fn rest(rank: usize, batch: &[usize], contract: &[usize]) -> Vec<usize> {
     (0..rank).filter(|a| !batch.contains(a) && !contract.contains(a)).collect()
 }
 
 impl Dot {
-    pub fn attributes(&self) -> String {
+    pub(in crate::engine::ir) fn attributes(&self) -> String {
         let Dot { lhs_contract, rhs_contract, lhs_batch, rhs_batch } = self;
         let batch = match lhs_batch.is_empty() {
             true => String::new(),
@@ -34,7 +41,7 @@ impl Dot {
         format!(" contract={lhs_contract:?}x{rhs_contract:?}{batch}")
     }
 
-    pub fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
+    pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
         let (x, w) = (&operands[0], &operands[1]);
         if x.dtype != w.dtype || !x.dtype.is_float() {
             return Err("needs floating-point numbers of one type".into());
@@ -52,7 +59,7 @@ impl Dot {
         Ok(x.with_dims(&dims))
     }
 
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    pub(in crate::engine::ir) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let (x, w, ct) = (at.operands[0], at.operands[1], at.ct());
         let batch = self.lhs_batch.len();
         let lhs_rest = rest(x.rank(), &self.lhs_batch, &self.lhs_contract);
@@ -66,7 +73,8 @@ impl Dot {
                 lhs_batch: all_batch.clone(),
                 rhs_batch: self.rhs_batch.clone(),
             };
-            // The product has batch, then the left operand's rest, then its contracted dimensions in the right one's order.
+            // The dimensions of the matmul below: batch, the left operand's rest, its contracted dimensions in the order of the right
+            // operand.
             let order = sorted_by_partner(&self.rhs_contract, &self.lhs_contract);
             let at_dims = [self.lhs_batch.clone(), lhs_rest.clone(), order].concat();
             ct.dot_general(w, dot).transpose(&inverse(&at_dims))
@@ -86,13 +94,14 @@ impl Dot {
     }
 }
 
-/// `own` in the rising order of `partner`: the order in which a product leaves the partner's dimensions.
+/// Sorts the dimensions `own` by their partners: the order in which a matmul leaves the partner's dimensions.
 fn sorted_by_partner(partner: &[usize], own: &[usize]) -> Vec<usize> {
     let mut pairs: Vec<(usize, usize)> = partner.iter().copied().zip(own.iter().copied()).collect();
     pairs.sort_unstable();
     pairs.into_iter().map(|(_, own)| own).collect()
 }
 
+/// Returns the inverse of a permutation.
 fn inverse(permutation: &[usize]) -> Vec<usize> {
     let mut inverse = vec![0; permutation.len()];
     for (i, &p) in permutation.iter().enumerate() {
@@ -102,12 +111,13 @@ fn inverse(permutation: &[usize]) -> Vec<usize> {
 }
 
 impl<'g> Sym<'g> {
+    /// Multiplies and sums over the dimensions that `dot` names.
     #[track_caller]
     pub fn dot_general(self, rhs: Sym<'g>, dot: Dot) -> Sym<'g> {
         self.graph.push(dot.into(), &[self, rhs])
     }
 
-    /// Contracts the last dimension of `self` with the first of `rhs`: a linear map of every row.
+    /// Contracts the last dimension of `self` with the first of `rhs`: (..., k) times (k, m...) gives (..., m...).
     #[track_caller]
     pub fn dot(self, rhs: Sym<'g>) -> Sym<'g> {
         let last = self.rank().saturating_sub(1);

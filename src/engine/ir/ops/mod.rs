@@ -1,4 +1,5 @@
-//! The operations, a family a file: constructors, shape rules and VJPs.
+//! The operations. Each file has one family: its constructors (methods of [`Sym`](super::Sym) or [`Graph`](super::Graph)), shape
+//! rules and VJPs.
 
 pub mod collective;
 pub mod control;

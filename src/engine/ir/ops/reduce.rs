@@ -1,20 +1,26 @@
-//! Reductions over dimensions, which disappear.
+//! Reductions, which remove the reduced dimensions.
 
 use crate::engine::ir::graph::Sym;
 use crate::engine::ir::op::{Op, Vjp};
 use crate::engine::shape::Shape;
 
+/// How a reduction combines elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Reduction {
+    /// Their sum.
     #[strum(serialize = "reduce_sum")]
     Sum,
+    /// Their maximum.
     #[strum(serialize = "reduce_max")]
     Max,
 }
 
+/// A reduction over some dimensions.
 #[derive(Clone, Debug)]
 pub struct Reduce {
+    /// How elements are combined.
     pub reduction: Reduction,
+    /// The dimensions to remove, in rising order.
     pub axes: Vec<usize>,
 }
 
@@ -25,34 +31,35 @@ impl From<Reduce> for Op {
 }
 
 impl Reduce {
-    pub fn name(&self) -> &'static str {
+    pub(in crate::engine::ir) fn name(&self) -> &'static str {
         self.reduction.into()
     }
 
-    pub fn attributes(&self) -> String {
+    pub(in crate::engine::ir) fn attributes(&self) -> String {
         format!(" axes={:?}", self.axes)
     }
 
-    pub fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
+    pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Shape, String> {
         let x = &operands[0];
         if !self.axes.windows(2).all(|w| w[0] < w[1]) || self.axes.iter().any(|a| *a >= x.rank()) {
-            return Err(format!("dimensions {:?} are not rising or not there", self.axes));
+            return Err(format!("dimensions {:?} do not exist or are not in rising order", self.axes));
         }
         Ok(x.with_dims(&self.kept(x.rank()).iter().map(|&a| x.dims[a]).collect::<Vec<_>>()))
     }
 
+    /// Returns the dimensions that are not reduced.
     fn kept(&self, rank: usize) -> Vec<usize> {
         (0..rank).filter(|a| !self.axes.contains(a)).collect()
     }
 
-    pub fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
+    pub(in crate::engine::ir) fn vjp<'g>(&self, at: &Vjp<'_, 'g>) -> Vec<Option<Sym<'g>>> {
         let x = at.operands[0];
         let dims = x.dims();
         let kept = self.kept(dims.len());
         let spread = |y: Sym<'g>| y.broadcast_in_dim(&dims, &kept);
         match self.reduction {
             Reduction::Sum => at.each([&|| spread(at.ct())]),
-            // Equal maxima share the cotangent.
+            // Equal maxima share the cotangent equally.
             Reduction::Max => at.each([&|| {
                 let at_max = x.eq(spread(at.out())).convert(x.dtype());
                 spread(at.ct() / at_max.sum(&self.axes)) * at_max
@@ -70,17 +77,19 @@ impl<'g> Sym<'g> {
         self.graph.push(Reduce { reduction, axes: axes.to_vec() }.into(), &[self])
     }
 
+    /// Returns the sum over the dimensions `axes`, which are removed. `axes` are in rising order.
     #[track_caller]
     pub fn sum(self, axes: &[usize]) -> Sym<'g> {
         self.reduce(Reduction::Sum, axes)
     }
 
-    /// Maximum over the dimensions; equal maxima share the gradient.
+    /// Returns the maximum over the dimensions `axes`, which are removed. Equal maxima share the gradient equally.
     #[track_caller]
     pub fn reduce_max(self, axes: &[usize]) -> Sym<'g> {
         self.reduce(Reduction::Max, axes)
     }
 
+    /// Returns the mean over the dimensions `axes`, which are removed.
     #[track_caller]
     pub fn mean(self, axes: &[usize]) -> Sym<'g> {
         let dims = self.dims();
@@ -88,13 +97,13 @@ impl<'g> Sym<'g> {
         self.sum(axes) * (1.0 / count as f64)
     }
 
-    /// Sum over all dimensions.
+    /// Returns the sum of all elements, a scalar.
     #[track_caller]
     pub fn sum_all(self) -> Sym<'g> {
         self.sum(&(0..self.rank()).collect::<Vec<_>>())
     }
 
-    /// log Σ exp over one dimension, safe for large values and for −∞.
+    /// Returns log Σ exp(x) over the dimension `axis`, which is removed. Large values do not overflow, and −∞ is allowed.
     #[track_caller]
     pub fn logsumexp(self, axis: usize) -> Sym<'g> {
         let highest = self.reduce_max(&[axis]).detach();

@@ -1,17 +1,22 @@
-//! Values that come from nowhere: parameters, constants, counts.
+//! Operations without operands: parameters, constants and counters.
 
 use crate::engine::array::Array;
 use crate::engine::ir::op::Op;
 use crate::engine::shape::Shape;
 
+/// An operation without operands.
 #[derive(Clone, Debug, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Source {
-    /// A block's parameter; the block says which.
+    /// A parameter of the block. [`Block::parameters`](crate::engine::ir::Block::parameters) gives its index.
     Parameter,
+    /// An array known while building.
     Constant(Array),
+    /// Elements 0, 1, 2, ... along one dimension, repeated along the others.
     Iota {
+        /// The shape of the result.
         shape: Shape,
+        /// The dimension along which the elements count.
         axis: usize,
     },
 }
@@ -23,16 +28,16 @@ impl From<Source> for Op {
 }
 
 impl Source {
-    /// Stands where a build error was recorded.
+    /// Returns a placeholder for an operation with a build error.
     pub(in crate::engine::ir) fn poison() -> Source {
         Source::Constant(Array::scalar(f32::NAN))
     }
 
-    pub fn name(&self) -> &'static str {
+    pub(in crate::engine::ir) fn name(&self) -> &'static str {
         self.into()
     }
 
-    pub fn attributes(&self) -> String {
+    pub(in crate::engine::ir) fn attributes(&self) -> String {
         match self {
             Source::Parameter => String::new(),
             Source::Constant(array) if array.shape().count() == 1 => format!(" value={}", scalar_text(array)),
@@ -41,7 +46,7 @@ impl Source {
         }
     }
 
-    pub fn infer(&self) -> Result<Shape, String> {
+    pub(in crate::engine::ir) fn infer(&self) -> Result<Shape, String> {
         match self {
             Source::Parameter => Err("a parameter's shape is given, not inferred".into()),
             Source::Constant(array) => Ok(array.shape().clone()),

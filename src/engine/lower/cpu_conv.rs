@@ -1,41 +1,46 @@
-//! Convolutions for XLA's CPU compiler, whose matrix products are fast, and whose convolutions are so only where an
-//! ordinary kernel moves over a large grid.
+//! Convolutions on CPUs, in forms that XLA's CPU compiler compiles well. Its matmuls are fast. Its convolutions are fast only
+//! without dilation and over large grids.
 //!
-//! A convolution of a dilated image is a convolution of the image itself for each phase of the output, with the part
-//! of the kernel that meets pixels and not the zeros between them. What remains is ordinary: over a small grid, and
-//! for every weight gradient, the pixels under the kernel are laid out as rows and multiplied as a matrix.
+//! A convolution of a dilated image is split into phases: the outputs of a phase use the same taps of the kernel, those that read
+//! pixels and not the zeros between them. Each phase is a convolution of the image without dilation. Over a small grid, and for
+//! weight gradients, a convolution becomes a matmul of the patches under the kernel (im2col).
 
 use anyhow::Result;
 use xla::XlaOp;
 
-use super::around::Then;
-use super::product::{FORWARD, Forward, WeightGrad};
+use super::conv::{FORWARD, Forward, WeightGrad};
+use super::epilogue::Epilogue;
 use super::{Lowering, element_type, i64s};
 use crate::engine::ir::ops::conv::Window;
 use crate::engine::program::Target;
 use crate::engine::shape::Shape;
 
-/// Places of the output's grid up to which rows and one matrix product beat the compiler's own convolution. (Measured:
-/// over 4 x 4 places it reaches a twentieth of the product's speed, over 8 x 8 as much.)
+/// The largest grid of the output, in pixels, over which im2col and a matmul are used. XLA's own convolution reaches 1/20 of the
+/// matmul's speed over 4 x 4 pixels and the same speed over 8 x 8 (measured).
 const SMALL_GRID: usize = 16;
 
-/// The same where oneDNN makes the convolutions.
+/// The largest such grid where oneDNN computes the convolutions, in pixels.
 const ONE_DNN_SMALL_GRID: usize = 4;
 
-/// Channels of a result up to which its weight gradient is had from the other side, by the result's pixels.
+/// The largest number of channels for which im2col is applied to the weight gradient's operand with these channels.
 const FEW_CHANNELS: usize = 4;
 
-/// One dimension of one phase: outputs `phase`, `phase + dilation`, ... meet the kernel's elements `first`,
-/// `first + dilation`, ... as an ordinary convolution with `padding`.
+/// One dimension of a phase. The outputs `phase`, `phase + dilation`, ... use the taps `first`, `first + dilation`, ... of the
+/// kernel. They are a convolution without dilation.
 struct Phase {
+    /// Index of the phase's first output.
     phase: usize,
+    /// Number of outputs.
     outputs: usize,
+    /// Index of the first tap.
     first: usize,
+    /// Number of taps.
     taps: usize,
+    /// Padding of the image.
     padding: (i64, i64),
 }
 
-/// The phases of one dimension of a stride-1 convolution of a dilated image.
+/// Returns the phases of one dimension of a stride-1 convolution of a dilated image.
 fn phases(window: &Window, dim: usize, image: usize, kernel: usize, output: usize) -> Vec<Phase> {
     let dilation = window.image_dilation[dim];
     let low = window.padding[dim].0;
@@ -50,8 +55,8 @@ fn phases(window: &Window, dim: usize, image: usize, kernel: usize, output: usiz
     (0..dilation).map(phase).collect()
 }
 
-/// Whether the phases cover a window: nothing but the image's dilation is unusual, and every phase has as many
-/// outputs and at least one element of the kernel.
+/// Reports whether a convolution can be split into phases: its image is dilated, its stride and kernel dilation are 1, and all
+/// phases have equally many outputs and at least one tap.
 fn has_phases(window: &Window, kernel: [usize; 2], output: [usize; 2]) -> bool {
     window.stride == [1, 1]
         && window.kernel_dilation == [1, 1]
@@ -61,23 +66,29 @@ fn has_phases(window: &Window, kernel: [usize; 2], output: [usize; 2]) -> bool {
         })
 }
 
+/// Returns the grid's size (h, w) of an NHWC shape.
 fn grid(shape: &Shape) -> [usize; 2] {
     [shape.dims[1], shape.dims[2]]
 }
 
-/// Every `step`-th element from `first` of one dimension.
-fn every(x: &XlaOp, dim: usize, first: usize, step: usize, count: usize) -> xla::Result<XlaOp> {
+/// Reads every `step`-th element from `first` on along one dimension, `count` in all.
+fn strided(x: &XlaOp, dim: usize, first: usize, step: usize, count: usize) -> xla::Result<XlaOp> {
     if first == 0 && step == 1 && x.dims()?[dim] == count {
         return Ok(x.clone());
     }
     x.slice_in_dim(first as i64, (first + (count - 1) * step + 1) as i64, step as i64, dim as i64)
 }
 
-/// The pixels of a padded image under one element of the kernel, at every place of the output: (n, h', w', in).
-fn pixels_under(window: &Window, padded: &XlaOp, tap: [usize; 2], output: [usize; 2]) -> xla::Result<XlaOp> {
+/// Reads the pixels of a padded image under one tap of the kernel, for every output pixel: (n, h', w', in).
+fn pixels_under_tap(
+    window: &Window,
+    padded: &XlaOp,
+    tap: [usize; 2],
+    output: [usize; 2],
+) -> xla::Result<XlaOp> {
     let mut pixels = padded.clone();
     for d in 0..2 {
-        pixels = every(&pixels, d + 1, tap[d] * window.kernel_dilation[d], window.stride[d], output[d])?;
+        pixels = strided(&pixels, d + 1, tap[d] * window.kernel_dilation[d], window.stride[d], output[d])?;
     }
     Ok(pixels)
 }
@@ -90,27 +101,28 @@ impl Lowering<'_> {
         }
     }
 
-    pub(super) fn cpu_conv(&self, of: &Forward<'_>) -> Result<XlaOp> {
-        let Forward { window, image, kernel, image_shape, kernel_shape, result, then } = *of;
+    /// Lowers a convolution by phases, as a matmul or as one operation.
+    pub(super) fn cpu_conv(&self, conv: &Forward<'_>) -> Result<XlaOp> {
+        let Forward { window, image, kernel, image_shape, kernel_shape, result, epilogue } = *conv;
         let taps = [kernel_shape.dims[0], kernel_shape.dims[1]];
         if has_phases(&window, taps, grid(result)) {
-            return self.conv_by_phases(of);
+            return self.conv_by_phases(conv);
         }
         let [h, w] = grid(result);
         if window.image_dilation != [1, 1] || h * w > self.small_grid() {
-            return self.convolution(&window, &FORWARD, image, kernel, result, then);
+            return self.convolution(&window, &FORWARD, image, kernel, result, epilogue);
         }
-        let rows = self.rows_under(&window, taps, image, image_shape, [h, w])?;
+        let rows = self.im2col(&window, taps, image, image_shape, [h, w])?;
         let (depth, out) = (taps[0] * taps[1] * image_shape.dims[3], result.dims[3]);
         let matrix = kernel.reshape(&[depth as i64, out as i64])?;
         let shape = result.with_dims(&[result.count() / out, out]);
-        let product = self.product(&rows, &matrix, [1, 0], &shape, then)?;
-        Ok(product.reshape(&i64s(&result.dims))?)
+        let y = self.matmul(&rows, &matrix, [1, 0], &shape, epilogue)?;
+        Ok(y.reshape(&i64s(&result.dims))?)
     }
 
-    /// The output of each phase, put between the others'.
-    fn conv_by_phases(&self, of: &Forward<'_>) -> Result<XlaOp> {
-        let Forward { window, kernel, image_shape, kernel_shape, result, .. } = *of;
+    /// Convolves each phase and interleaves the outputs.
+    fn conv_by_phases(&self, conv: &Forward<'_>) -> Result<XlaOp> {
+        let Forward { window, kernel, image_shape, kernel_shape, result, .. } = *conv;
         let [n, channels, out] = [image_shape.dims[0], image_shape.dims[3], result.dims[3]];
         let by_dim =
             [0, 1].map(|d| phases(&window, d, grid(image_shape)[d], kernel_shape.dims[d], grid(result)[d]));
@@ -120,7 +132,7 @@ impl Lowering<'_> {
             for j in &by_dim[1] {
                 let mut part = kernel.clone();
                 for (d, p) in [i, j].into_iter().enumerate() {
-                    part = every(&part, d, p.first, window.image_dilation[d], p.taps)?;
+                    part = strided(&part, d, p.first, window.image_dilation[d], p.taps)?;
                 }
                 let padding = [i.padding, j.padding];
                 let y = self.cpu_conv(&Forward {
@@ -128,7 +140,7 @@ impl Lowering<'_> {
                     kernel: &part,
                     kernel_shape: &image_shape.with_dims(&[i.taps, j.taps, channels, out]),
                     result: &result.with_dims(&[n, i.outputs, j.outputs, out]),
-                    ..*of
+                    ..*conv
                 })?;
                 line.push(y.reshape(&i64s(&[n, i.outputs, 1, j.outputs, 1, out]))?);
             }
@@ -137,8 +149,8 @@ impl Lowering<'_> {
         Ok(lines[0].concat_in_dim(&lines[1..], 2)?.reshape(&i64s(&result.dims))?)
     }
 
-    /// The pixels under the kernel at every place of the output: (n h' w', kh kw in).
-    fn rows_under(
+    /// Copies the patch of pixels under the kernel for every output pixel into a row: (n h' w', kh kw in).
+    fn im2col(
         &self,
         window: &Window,
         taps: [usize; 2],
@@ -151,74 +163,76 @@ impl Lowering<'_> {
         let mut under = Vec::new();
         for i in 0..taps[0] {
             for j in 0..taps[1] {
-                under.push(pixels_under(window, &padded, [i, j], output)?);
+                under.push(pixels_under_tap(window, &padded, [i, j], output)?);
             }
         }
         let rows = [n * output[0] * output[1], taps[0] * taps[1] * channels];
         Ok(under[0].concat_in_dim(&under[1..], 3)?.reshape(&i64s(&rows))?)
     }
 
+    /// Pads an image, rounded to the computation's precision.
     fn padded(&self, window: &Window, image: &XlaOp) -> Result<XlaOp> {
-        // Pixels that are laid out several times are rounded once.
+        // The patches copy pixels several times. Rounding comes first, so that each pixel is rounded once.
         let image = self.rounded(image)?;
         let zero = self.builder.zero(image.ty()?.element_type()?)?;
-        let edges = [0, 1].map(|d| (window.padding[d].0, window.padding[d].1, 0));
-        Ok(image.pad(&zero, &[(0, 0, 0), edges[0], edges[1], (0, 0, 0)])?)
+        let padding = [0, 1].map(|d| (window.padding[d].0, window.padding[d].1, 0));
+        Ok(image.pad(&zero, &[(0, 0, 0), padding[0], padding[1], (0, 0, 0)])?)
     }
 
-    pub(super) fn cpu_weight_grad(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
-        let WeightGrad { window, kernel, image, result, image_shape, result_shape } = *of;
+    /// Lowers a weight gradient by phases, as a matmul or as one operation.
+    pub(super) fn cpu_weight_grad(&self, grad: &WeightGrad<'_>) -> Result<XlaOp> {
+        let WeightGrad { window, kernel, image, result, image_shape, result_shape } = *grad;
         if has_phases(&window, kernel, grid(result_shape)) {
-            return self.weight_grad_by_phases(of);
+            return self.weight_grad_by_phases(grad);
         }
         if window.image_dilation != [1, 1] {
-            return self.weight_grad(of);
+            return self.weight_grad(grad);
         }
         let [n, h, w, out] = [0, 1, 2, 3].map(|d| result_shape.dims[d]);
         let channels = image_shape.dims[3];
         if self.target == Target::OneDnn && h * w > ONE_DNN_SMALL_GRID {
-            return self.weight_grad(of);
+            return self.weight_grad(grad);
         }
         if out <= FEW_CHANNELS && window.stride == [1, 1] && window.kernel_dilation == [1, 1] {
-            return self.weight_grad_by_result(of);
+            return self.weight_grad_by_result(grad);
         }
         let dims = i64s(&[kernel[0], kernel[1], channels, out]);
         let cotangent = result.reshape(&i64s(&[n * h * w, out]))?;
         if h * w <= SMALL_GRID || channels <= FEW_CHANNELS {
-            let rows = self.rows_under(&window, kernel, image, image_shape, [h, w])?;
+            let rows = self.im2col(&window, kernel, image, image_shape, [h, w])?;
             let shape = result_shape.with_dims(&[kernel[0] * kernel[1] * channels, out]);
-            return Ok(self.product(&rows, &cotangent, [0, 0], &shape, Then::Nothing)?.reshape(&dims)?);
+            return Ok(self.matmul(&rows, &cotangent, [0, 0], &shape, Epilogue::None)?.reshape(&dims)?);
         }
-        let (turned, shape) = of.as_convolution();
+        let (swapped, shape) = grad.as_convolution();
         let images = image.transpose(&[3, 1, 2, 0])?;
         let kernels = result.transpose(&[1, 2, 0, 3])?;
         let shape = shape.with_dims(&[channels, kernel[0], kernel[1], out]);
         Ok(self
-            .convolution(&turned, &FORWARD, &images, &kernels, &shape, Then::Nothing)?
+            .convolution(&swapped, &FORWARD, &images, &kernels, &shape, Epilogue::None)?
             .transpose(&[1, 2, 0, 3])?)
     }
 
-    /// The weight gradient with the parts of image and result exchanged, for a result of few channels: its pixels
-    /// around every pixel of the image, the kernel turned round.
-    fn weight_grad_by_result(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
-        let WeightGrad { window, kernel, image, result, image_shape, result_shape } = *of;
+    /// Computes a weight gradient with the roles of image and cotangent exchanged, for a result of few channels: a matmul of the
+    /// image's pixels with patches of the cotangent. This gives the kernel's gradient with its taps in reverse order.
+    fn weight_grad_by_result(&self, grad: &WeightGrad<'_>) -> Result<XlaOp> {
+        let WeightGrad { window, kernel, image, result, image_shape, result_shape } = *grad;
         let padding = [0, 1].map(|d| {
             let low = kernel[d] as i64 - 1 - window.padding[d].0;
             (low, grid(image_shape)[d] as i64 + kernel[d] as i64 - 1 - grid(result_shape)[d] as i64 - low)
         });
-        let around = Window { padding, ..window };
-        let rows = self.rows_under(&around, kernel, result, result_shape, grid(image_shape))?;
+        let exchanged = Window { padding, ..window };
+        let rows = self.im2col(&exchanged, kernel, result, result_shape, grid(image_shape))?;
         let [n, h, w, channels] = [0, 1, 2, 3].map(|d| image_shape.dims[d]);
         let pixels = image.reshape(&i64s(&[n * h * w, channels]))?;
         let shape = result_shape.with_dims(&[channels, kernel[0] * kernel[1] * result_shape.dims[3]]);
-        let product = self.product(&pixels, &rows, [0, 0], &shape, Then::Nothing)?;
-        let turned = product.reshape(&i64s(&[channels, kernel[0], kernel[1], result_shape.dims[3]]))?;
-        Ok(turned.transpose(&[1, 2, 0, 3])?.rev(&[0, 1])?)
+        let reversed = self.matmul(&pixels, &rows, [0, 0], &shape, Epilogue::None)?;
+        let reversed = reversed.reshape(&i64s(&[channels, kernel[0], kernel[1], result_shape.dims[3]]))?;
+        Ok(reversed.transpose(&[1, 2, 0, 3])?.rev(&[0, 1])?)
     }
 
-    /// Each phase gives the gradient of its part of the kernel; the parts are put between each other.
-    fn weight_grad_by_phases(&self, of: &WeightGrad<'_>) -> Result<XlaOp> {
-        let WeightGrad { window, kernel, result, image_shape, result_shape, .. } = *of;
+    /// Computes the gradient of each phase's taps and interleaves them.
+    fn weight_grad_by_phases(&self, grad: &WeightGrad<'_>) -> Result<XlaOp> {
+        let WeightGrad { window, kernel, result, image_shape, result_shape, .. } = *grad;
         let [n, channels, out] = [image_shape.dims[0], image_shape.dims[3], result_shape.dims[3]];
         let by_dim =
             [0, 1].map(|d| phases(&window, d, grid(image_shape)[d], kernel[d], grid(result_shape)[d]));
@@ -228,25 +242,25 @@ impl Lowering<'_> {
             for j in &by_dim[1] {
                 let mut part = result.clone();
                 for (d, p) in [i, j].into_iter().enumerate() {
-                    part = every(&part, d + 1, p.phase, window.image_dilation[d], p.outputs)?;
+                    part = strided(&part, d + 1, p.phase, window.image_dilation[d], p.outputs)?;
                 }
                 let padding = [i.padding, j.padding];
-                let ordinary = Window { image_dilation: [1, 1], padding, ..window };
+                let undilated = Window { image_dilation: [1, 1], padding, ..window };
                 let shape = result_shape.with_dims(&[n, i.outputs, j.outputs, out]);
-                let of = WeightGrad {
-                    window: ordinary,
+                let phase = WeightGrad {
+                    window: undilated,
                     kernel: [i.taps, j.taps],
                     result: &part,
                     result_shape: &shape,
-                    ..*of
+                    ..*grad
                 };
-                let grad = self.cpu_weight_grad(&of)?;
+                let taps = self.cpu_weight_grad(&phase)?;
                 let spread = |d: usize, p: &Phase| {
                     let step = window.image_dilation[d];
                     let covered = p.first + (p.taps - 1) * step + 1;
                     (p.first as i64, (kernel[d] - covered) as i64, step as i64 - 1)
                 };
-                let placed = grad.pad(&zero, &[spread(0, i), spread(1, j), (0, 0, 0), (0, 0, 0)])?;
+                let placed = taps.pad(&zero, &[spread(0, i), spread(1, j), (0, 0, 0), (0, 0, 0)])?;
                 whole = Some(match whole {
                     Some(sum) => sum.add_(&placed)?,
                     None => placed,

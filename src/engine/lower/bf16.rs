@@ -1,8 +1,8 @@
-//! bf16 arrays on CPUs: their bits as 16-bit integers.
+//! bf16 arrays on CPUs, stored as 16-bit integers.
 //!
-//! XLA's CPU compiler has no bf16 of its own and converts the arrays around every operation to f32 and back, whole: a loop
-//! that writes a row of a stack in each trip takes time in the square of its trips. Integers it leaves alone. So arrays of
-//! bf16 that are only moved are integers, and what computes with them takes f32 and gives it.
+//! XLA's CPU compiler does not support bf16. It converts whole arrays to f32 and back around every operation. A loop that writes
+//! one row of a bf16 stack in each trip would thus take time quadratic in the number of trips. Integers are not converted.
+//! Therefore operations that move elements get the integers, and operations that compute get and give f32.
 
 use anyhow::Result;
 use xla::{ElementType, XlaOp};
@@ -17,7 +17,7 @@ use crate::engine::program::Target;
 use crate::engine::shape::{DType, Precision, Shape};
 
 impl Lowering<'_> {
-    /// The type of an array in this module.
+    /// Returns the element type that arrays of type `dtype` have in this module.
     pub(super) fn element_type(&self, dtype: DType) -> ElementType {
         match (self.target, dtype) {
             (Target::Cpu | Target::OneDnn, DType::Bf16) => ElementType::U16,
@@ -25,23 +25,23 @@ impl Lowering<'_> {
         }
     }
 
-    /// The same bits as another type of that size.
+    /// Reinterprets the bits as another type of the same size.
     pub(super) fn bitcast(&self, x: &XlaOp, ty: ElementType) -> Result<XlaOp> {
         if x.ty()? == ty.primitive_type() {
             return Ok(x.clone());
         }
         let dims: Vec<i64> = x.dims()?.iter().map(|d| *d as i64).collect();
-        self.own_call(BITCAST, std::slice::from_ref(x), ty, &dims, "")
+        self.placeholder(BITCAST, std::slice::from_ref(x), ty, &dims, "")
     }
 
-    /// An array converted to another type.
+    /// Converts an array to another element type.
     pub(super) fn converted(&self, x: &XlaOp, from: DType, to: DType) -> Result<XlaOp> {
         let x = if from == DType::Bf16 { self.bitcast(x, ElementType::Bf16)? } else { x.clone() };
         let converted = x.convert(element_type(to).primitive_type())?;
         self.bitcast(&converted, self.element_type(to))
     }
 
-    /// An f32 array as the products of this computation take it, to be moved about before them.
+    /// Rounds an f32 array to the computation's precision, before its elements are moved or copied for a matmul.
     pub(super) fn rounded(&self, x: &XlaOp) -> Result<XlaOp> {
         match (self.target, self.precision) {
             (Target::OneDnn, Precision::Bf16) if x.ty()? == ElementType::F32.primitive_type() => {
@@ -51,15 +51,15 @@ impl Lowering<'_> {
         }
     }
 
-    /// Whether an operation must be given f32 in the place of bf16, and computes f32.
-    pub(super) fn widens(&self, op: &Op, operands: &[&Shape]) -> bool {
+    /// Reports whether bf16 operands of an operation must be converted to f32, and its f32 result back.
+    pub(super) fn needs_f32(&self, op: &Op, operands: &[&Shape]) -> bool {
         let narrow = operands.iter().any(|shape| shape.dtype == DType::Bf16);
-        narrow && self.target != Target::Native && computes(op)
+        narrow && self.target != Target::Native && changes_values(op)
     }
 }
 
-/// Whether an operation does more than move its operands' elements.
-fn computes(op: &Op) -> bool {
+/// Reports whether an operation computes new values. Other operations only move elements.
+fn changes_values(op: &Op) -> bool {
     match op {
         Op::Elementwise(E::Convert(_) | E::Detach | E::Keep | E::Recall | E::Select) => false,
         Op::Index(Index::AddRows | Index::Sort) => true,

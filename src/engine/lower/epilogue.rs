@@ -1,9 +1,9 @@
-//! What stands around products and is computed with them: a bias and an ELU behind one, and the gradient of a bias.
+//! The epilogue of matmuls and convolutions, a bias and an ELU, and the gradient of a bias. oneDNN computes both.
 
 use anyhow::Result;
 use xla::{ElementType, XlaOp};
 
-use super::product::Forward;
+use super::conv::Forward;
 use super::{Lowering, element_type, elementwise, i64s};
 use crate::engine::ir::ops::conv::Conv;
 use crate::engine::ir::ops::elementwise::Elementwise;
@@ -13,24 +13,25 @@ use crate::engine::ir::{Block, Node, Op, Value};
 use crate::engine::program::Target;
 use crate::engine::shape::{DType, Precision, Shape};
 
-/// Rows from which a sum over them is worth a call.
+/// Number of rows from which a matmul sums them faster than XLA's own loop.
 const MANY_ROWS: usize = 256;
 
-/// The field of their configurations that asks for a bias and an ELU.
+/// The field of oneDNN's configurations that adds a bias and an ELU.
 pub(super) const BIAS_ELU: &str = "\"fusions\":{\"ops\":[\"BIAS\",\"ELU\"]}";
 
-/// What happens to a product's or a convolution's result before anything else sees it, which oneDNN does while it has it at
-/// hand.
+/// What a matmul or a convolution does to its result before it writes it to memory.
 #[derive(Clone, Copy)]
-pub(super) enum Then<'a> {
-    Nothing,
-    /// A bias, one number for each place of the last dimension, and ELU.
+pub(super) enum Epilogue<'a> {
+    /// Nothing.
+    None,
+    /// Adds a bias, which has one number for each index of the last dimension, and applies ELU.
     BiasElu(&'a XlaOp),
 }
 
 impl Lowering<'_> {
-    /// An ELU over a product or a convolution and its bias, as one call.
-    pub(super) fn activated(
+    /// Lowers an ELU node over a bias and a matmul or convolution to one call of oneDNN; `None` if the node is not one or the
+    /// target has no oneDNN.
+    pub(super) fn fused_bias_elu(
         &self,
         block: &Block,
         node: &Node,
@@ -41,13 +42,13 @@ impl Lowering<'_> {
         }
         let lowered = |v: Value| &values[v.node][v.output];
         let channels = |v: Value| block.shape(v).dims.last().copied();
-        let unshaped = |mut v: Value| {
+        let before_reshapes = |mut v: Value| {
             while let Node { op: Op::Layout(Layout::Reshape { .. }), operands, .. } = &block.nodes[v.node] {
                 v = operands[0];
             }
             v
         };
-        let sum = unshaped(node.operands[0]);
+        let sum = before_reshapes(node.operands[0]);
         let Node { op: Op::Elementwise(Elementwise::Add), operands: terms, .. } = &block.nodes[sum.node]
         else {
             return Ok(None);
@@ -57,17 +58,17 @@ impl Lowering<'_> {
         else {
             return Ok(None);
         };
-        let product = unshaped(terms[0]);
-        let of_channels = *axes == [dims.len() - 1] && channels(bias[0]) == channels(product);
-        let narrow = [bias[0], product].iter().any(|v| block.shape(*v).dtype != DType::F32);
-        if !of_channels || narrow || channels(product) != node.shapes[0].dims.last().copied() {
+        let linear = before_reshapes(terms[0]);
+        let per_channel = *axes == [dims.len() - 1] && channels(bias[0]) == channels(linear);
+        let narrow = [bias[0], linear].iter().any(|v| block.shape(*v).dtype != DType::F32);
+        if !per_channel || narrow || channels(linear) != node.shapes[0].dims.last().copied() {
             return Ok(None);
         }
-        let then = Then::BiasElu(lowered(bias[0]));
-        let Node { op, operands, shapes } = &block.nodes[product.node];
+        let epilogue = Epilogue::BiasElu(lowered(bias[0]));
+        let Node { op, operands, shapes } = &block.nodes[linear.node];
         let y = match op {
             Op::Dot(op) if shapes[0].rank() == 2 => {
-                self.dot(op, lowered(operands[0]), lowered(operands[1]), &shapes[0], then)?
+                self.dot(op, lowered(operands[0]), lowered(operands[1]), &shapes[0], epilogue)?
             }
             Op::Conv(Conv::Forward(window)) => self.cpu_conv(&Forward {
                 window: *window,
@@ -76,7 +77,7 @@ impl Lowering<'_> {
                 image_shape: block.shape(operands[0]),
                 kernel_shape: block.shape(operands[1]),
                 result: &shapes[0],
-                then,
+                epilogue,
             })?,
             _ => return Ok(None),
         };
@@ -84,9 +85,11 @@ impl Lowering<'_> {
         Ok(Some(y.reshape(&i64s(&node.shapes[0].dims))?))
     }
 
-    /// Whether a sum is the gradient of a bias, over the same cotangents that products take: then it is a product too. The
-    /// compiler's own loop reads them column by column, and in bf16 nobody else needs them in f32.
-    pub(super) fn sums_as_product(&self, op: &Reduce, shape: &Shape) -> bool {
+    /// Reports whether a reduction is computed as a matmul: a sum of many rows, as the gradient of a bias is.
+    ///
+    /// XLA's own loop reads the rows column by column. In bf16 it would also be the only one to read the cotangents in f32, where
+    /// the matmuls and convolutions read them in bf16.
+    pub(super) fn sums_by_matmul(&self, op: &Reduce, shape: &Shape) -> bool {
         self.target == Target::OneDnn
             && (shape.dtype, op.reduction) == (DType::F32, Reduction::Sum)
             && shape.rank() > 1
@@ -94,28 +97,30 @@ impl Lowering<'_> {
             && shape.count() >= MANY_ROWS * shape.dims[shape.rank() - 1]
     }
 
-    /// The sum over all dimensions but the last: a row of ones times the rows.
-    pub(super) fn summed_over_rows(&self, x: &XlaOp, shape: &Shape) -> Result<XlaOp> {
+    /// Sums over all dimensions but the last, as a matmul of a row of ones with the rows.
+    pub(super) fn sum_by_matmul(&self, x: &XlaOp, shape: &Shape) -> Result<XlaOp> {
         let last = shape.dims[shape.rank() - 1];
         let rows = (shape.count() / last) as i64;
         let ones = self.builder.one(ElementType::F32)?.broadcast_in_dim(&[1, rows], &[])?;
         let x = x.reshape(&[rows, last as i64])?;
-        let sum = self.product(&ones, &x, [1, 0], &shape.with_dims(&[1, last]), Then::Nothing)?;
+        let sum = self.matmul(&ones, &x, [1, 0], &shape.with_dims(&[1, last]), Epilogue::None)?;
         Ok(sum.reshape(&[last as i64])?)
     }
 
-    /// What is left to do to a result that is not oneDNN's.
-    pub(super) fn finished(&self, x: XlaOp, then: Then<'_>) -> Result<XlaOp> {
-        let Then::BiasElu(bias) = then else { return Ok(x) };
+    /// Applies the epilogue to the result of an operation that has none of its own.
+    pub(super) fn with_epilogue(&self, x: XlaOp, epilogue: Epilogue<'_>) -> Result<XlaOp> {
+        let Epilogue::BiasElu(bias) = epilogue else { return Ok(x) };
         let dims = x.dims()?.iter().map(|d| *d as i64).collect::<Vec<_>>();
         let biased = x.add_(&bias.broadcast_in_dim(&dims, &[dims.len() as i64 - 1])?)?;
         Ok(elementwise(&Elementwise::Elu, &[&biased])?)
     }
 
-    /// The type of a result of oneDNN's. What goes through an ELU goes into products, and is rounded at once for these.
-    pub(super) fn result_type(&self, result: &Shape, then: Then<'_>) -> ElementType {
-        match (then, self.precision) {
-            (Then::BiasElu(_), Precision::Bf16) => ElementType::Bf16,
+    /// Returns the element type in which oneDNN writes a result.
+    ///
+    /// In a bf16 computation the result of an ELU is written in bf16, because the next matmul or convolution rounds it anyway.
+    pub(super) fn result_type(&self, result: &Shape, epilogue: Epilogue<'_>) -> ElementType {
+        match (epilogue, self.precision) {
+            (Epilogue::BiasElu(_), Precision::Bf16) => ElementType::Bf16,
             _ => element_type(result.dtype),
         }
     }

@@ -1,0 +1,92 @@
+//! How a run knows its images again: where they lie, whatever the working folder is, and what they are.
+
+use std::path::absolute;
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{GLYPHS, Part, Split};
+
+/// A user's word for a data set, as it holds in any working folder: a path becomes absolute, the name `glyphs` stays. Links
+/// in it stay too, for what they lead to may move.
+pub fn located(spec: &str) -> String {
+    if spec == GLYPHS {
+        return spec.into();
+    }
+    let path = absolute(spec).ok().and_then(|path| path.to_str().map(String::from));
+    // What is no text cannot be written down; the images' checksums still tell them from others.
+    path.unwrap_or_else(|| spec.into())
+}
+
+/// Checksums of a run's images: CRC-32 of their pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataCrc {
+    pub train: u32,
+    /// `None` where there are no test images.
+    pub test: Option<u32>,
+}
+
+/// The checksum of some images.
+pub fn crc(images: &Split) -> u32 {
+    crc32fast::hash(&images.pixels)
+}
+
+impl DataCrc {
+    pub fn of(train: &Split, test: Option<&Split>) -> DataCrc {
+        DataCrc { train: crc(train), test: test.map(crc) }
+    }
+
+    /// The checksum of a part. The images of a single file serve as either part.
+    pub fn part(&self, part: Part) -> u32 {
+        match part {
+            Part::Train => self.train,
+            Part::Test => self.test.unwrap_or(self.train),
+        }
+    }
+
+    /// These of a run, which goes on with the images of `now`. Test images may be missing now, or may have been before.
+    ///
+    /// # Errors
+    /// When `now` are other images; the error says which.
+    pub fn going_on(&self, now: &DataCrc) -> Result<DataCrc> {
+        let same = |part: Part, equal: bool| {
+            ensure!(
+                equal,
+                "the {} images are not those of the run that is resumed: give it the same --data",
+                if part == Part::Train { "training" } else { "test" }
+            );
+            Ok(())
+        };
+        same(Part::Train, self.train == now.train)?;
+        same(Part::Test, self.test.is_none() || now.test.is_none() || self.test == now.test)?;
+        Ok(DataCrc { train: self.train, test: self.test.or(now.test) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_holds_in_any_folder_and_a_name_stays() {
+        assert_eq!(located("glyphs"), "glyphs");
+        assert_eq!(located("/a/b"), "/a/b");
+        let here = std::env::current_dir().unwrap();
+        for spec in ["images", "./images"] {
+            assert_eq!(located(spec), here.join("images").to_str().unwrap());
+        }
+        assert_eq!(located("./glyphs"), here.join("glyphs").to_str().unwrap());
+    }
+
+    #[test]
+    fn a_run_goes_on_with_its_own_images_only() {
+        let run = DataCrc { train: 1, test: Some(2) };
+        assert_eq!(run.going_on(&run).unwrap(), run);
+        assert_eq!(run.going_on(&DataCrc { test: None, ..run }).unwrap(), run);
+        assert_eq!(DataCrc { test: None, ..run }.going_on(&run).unwrap(), run);
+        let error = run.going_on(&DataCrc { test: Some(3), ..run }).unwrap_err().to_string();
+        assert!(error.contains("test images") && error.contains("--data"), "{error}");
+        let error = run.going_on(&DataCrc { train: 3, ..run }).unwrap_err().to_string();
+        assert!(error.contains("training images"), "{error}");
+    }
+}
