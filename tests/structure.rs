@@ -269,7 +269,7 @@ fn commands(text: &str) -> Vec<String> {
 fn commands_of_the_pages_parse() {
     use clap::Parser;
     let (mut problems, mut count) = (Vec::new(), 0);
-    for (path, text) in texts() {
+    for (path, text) in texts().into_iter().filter(|(path, _)| !path.ends_with("CHANGELOG.md")) {
         for command in commands(&text) {
             count += 1;
             if let Err(error) = vnca::cli::Cli::try_parse_from(command.split_whitespace())
