@@ -15,6 +15,7 @@ const REPLICAS: usize = 8;
 fn main() -> Result<()> {
     let device: Device = std::env::args().nth(1).as_deref().unwrap_or("cpu").parse()?;
 
+    // ANCHOR: gather
     // The program of every replica. There is no operation that gives a replica its index, so that it is an input.
     let g = Graph::new("gather");
     let index = g.input("index", &Shape::s32(&[]));
@@ -29,6 +30,7 @@ fn main() -> Result<()> {
     let indices: Vec<Array> = (0..REPLICAS).map(|r| Array::scalar(r as i32)).collect();
     let parts: Vec<Array> = (0..REPLICAS).map(|r| Array::new(&[4], &[r as f32; 4])).collect();
     let results = executable.call(vec![mesh.shard(&indices)?.into(), mesh.shard(&parts)?.into()])?;
+    // ANCHOR_END: gather
 
     for (replica, (all, sum)) in results[0].all()?.iter().zip(results[1].all()?).enumerate() {
         let (rows, sum) = (all.to_vec::<f32>(), sum.to_vec::<f32>());

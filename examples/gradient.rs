@@ -12,6 +12,7 @@ use vnca::engine::shape::Shape;
 const POINTS: usize = 64;
 
 fn main() -> Result<()> {
+    // ANCHOR: step
     // One step: slope and offset in, the moved ones and the loss out.
     let g = Graph::new("line");
     let slope = g.input("slope", &Shape::f32(&[]));
@@ -26,8 +27,10 @@ fn main() -> Result<()> {
         .collect();
     let outputs = [("slope", moved[0]), ("offset", moved[1]), ("loss", loss)];
     let step = g.finish(&outputs.map(|(name, value)| (name.to_string(), value)), &[])?;
+    // ANCHOR_END: step
     println!("{step}");
 
+    // ANCHOR: run
     // Points of y = 2 x − 1, on the device.
     let mesh = Mesh::open(&Device::Cpu, 1)?;
     let executable = compile(&mesh, &step)?;
@@ -46,6 +49,7 @@ fn main() -> Result<()> {
         }
         state = results.try_into().ok().expect("slope and offset are left");
     }
+    // ANCHOR_END: run
     let [slope, offset] = [state[0].get(0)?.to_vec::<f32>()[0], state[1].get(0)?.to_vec::<f32>()[0]];
     println!("y = {slope:.3} x + {offset:.3}");
     anyhow::ensure!((slope - 2.0).abs() < 1e-3 && (offset + 1.0).abs() < 1e-3, "the line was not found");

@@ -23,6 +23,7 @@ fn main() -> Result<()> {
     let file = arguments.next();
     let latent = arguments.next().map_or(Ok(256), |text| text.parse()).context("LATENT")?;
 
+    // ANCHOR: latents
     let model = report::doubling(latent, 5, 8);
     let leaves = model.leaves();
     let values = match &file {
@@ -36,6 +37,7 @@ fn main() -> Result<()> {
     let means: Vec<f32> = encode(&session, &images)?.into_iter().flat_map(|e| e.mean).collect();
     let means = Array::new(&[images.len(), latent], &means);
     npy::save(&out, means.dims(), &means.to_vec::<f32>())?;
+    // ANCHOR_END: latents
     println!("{}: {} of {} images", out.display(), means.shape(), images.len());
     Ok(())
 }

@@ -27,6 +27,7 @@ const FILTERS: [[f32; 9]; 4] = [
     [0.25, 0.5, 0.25, 0.5, -3.0, 0.5, 0.25, 0.5, 0.25],
 ];
 
+// ANCHOR: cell
 /// The update rule: filters, a layer of `hidden` numbers, and a layer back to the channels that starts at zero.
 struct FilterCell {
     hidden: usize,
@@ -47,6 +48,7 @@ impl Cell for FilterCell {
         params.linear("out", params.linear("hidden", seen).elu())
     }
 }
+// ANCHOR_END: cell
 
 /// The filters as a kernel (3, 3, channels, filters x channels) that applies each to every channel by itself.
 fn kernel(channels: usize) -> Array {
@@ -69,12 +71,15 @@ fn main() -> Result<()> {
     let digits = data::load(data::GLYPHS)?;
     let images = digits.split(Part::Train)?.to_array();
 
+    // ANCHOR: model
     let model = Vae::new("own", 16, ConvEncoder, Grow::doubling(FilterCell { hidden: 32 }, 5, 2), Bernoulli);
+    // ANCHOR_END: model
     println!("{} parameters, {} of them the cell's", model.parameter_count(), {
         let cell = model.leaves().into_iter().filter(|leaf| leaf.name.starts_with("cell."));
         cell.map(|leaf| leaf.shape.iter().product::<usize>()).sum::<usize>()
     });
     let mut losses = Vec::new();
+    // ANCHOR: train
     let mut run = Trainer::new(&mesh, Elbo::new(model))
         .optimiser(chain![ClipByGlobalNorm(10.0), Adam::new(1e-3)])
         .options(RunOptions { steps: 60, batch: 8, checkpoint_every: 60, ..RunOptions::default() })
@@ -83,6 +88,7 @@ fn main() -> Result<()> {
         println!("step {step:3}: loss {loss:.1} nats");
         losses.push(loss);
     })?;
+    // ANCHOR_END: train
     println!("the run is in {}", folder.display());
     anyhow::ensure!(losses[losses.len() - 1] < 0.7 * losses[0], "the loss has not fallen: {losses:?}");
     Ok(())

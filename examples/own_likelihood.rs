@@ -31,6 +31,7 @@ impl DiscretisedLogistic {
     }
 }
 
+// ANCHOR: likelihood
 impl Likelihood for DiscretisedLogistic {
     fn outputs(&self) -> Outputs {
         Outputs { channels: 2, outside: 0.0 }
@@ -61,6 +62,7 @@ impl Likelihood for DiscretisedLogistic {
         drawn.max(drawn.like(0.0)).min(drawn.like(1.0))
     }
 }
+// ANCHOR_END: likelihood
 
 /// Grey images (n, 28, 28) of binary ones: each pixel the mean of its 3 x 3 neighbours.
 fn blurred(pixels: &[u8], count: usize) -> Array {

@@ -59,6 +59,7 @@ impl Task for Growing {
         }
     }
 
+    // ANCHOR: task
     /// Each replica has its rows of the pool; all begin as seeds.
     fn state(&self, sizes: &Sizes) -> Vec<Entry> {
         let rows = POOL / sizes.replicas;
@@ -84,6 +85,7 @@ impl Task for Growing {
         let loss = (colours - target).square().mean(&[0, 1, 2, 3]);
         Outcome::new(loss).with("pool", pool.set_rows(rows, grown))
     }
+    // ANCHOR_END: task
 }
 
 /// A yellow disc with a red ring around it.

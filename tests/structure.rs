@@ -1,4 +1,5 @@
-//! The boundaries of the architecture, read off the `use` lines; and generated text in the README.
+//! The boundaries of the architecture, read off the `use` lines; the README and the book: generated text,
+//! links, included code and commands.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -174,18 +175,138 @@ fn the_readme_lists_the_verbs() {
     }
 }
 
-/// Every command of the README's table of figures is one that the program understands.
+/// The pages of the book, by their paths in docs/.
+fn pages() -> Vec<String> {
+    fn below(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => below(&path, found),
+                false => found.push(path),
+            }
+        }
+    }
+    let docs = root().join("docs");
+    let mut found = Vec::new();
+    below(&docs, &mut found);
+    let names = found.iter().map(|p| p.strip_prefix(&docs).unwrap().to_str().unwrap().to_owned());
+    let mut names: Vec<String> = names.filter(|n| n.ends_with(".md") && n != "SUMMARY.md").collect();
+    names.sort();
+    names
+}
+
+/// What stands between `open` and `close`, each time.
+fn between<'t>(text: &'t str, open: &'t str, close: char) -> impl Iterator<Item = &'t str> {
+    text.split(open).skip(1).filter_map(move |rest| Some(rest.split_once(close)?.0))
+}
+
+/// Paths from the root of the README, the changelog and every page, with their text.
+fn texts() -> Vec<(PathBuf, String)> {
+    let own = pages().into_iter().chain(["SUMMARY.md".into()]).map(|page| Path::new("docs").join(page));
+    let paths = own.chain(["README.md".into(), "CHANGELOG.md".into()]);
+    paths.map(|path| (path.clone(), fs::read_to_string(root().join(path)).unwrap())).collect()
+}
+
 #[test]
-fn the_readmes_figures_have_commands_that_parse() {
+fn the_summary_has_every_page() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
+    let mut listed: Vec<String> = between(&summary, "](", ')').map(str::to_owned).collect();
+    listed.sort();
+    assert_eq!(listed, pages());
+}
+
+/// The identifiers that mdBook and GitHub give the headings of a page.
+fn headings(page: &str) -> Vec<String> {
+    let kept = |c: char| c.is_alphanumeric() || "-_ ".contains(c);
+    let id = |title: &str| title.to_lowercase().replace(|c| !kept(c), "").replace(' ', "-");
+    page.lines().filter(|l| l.starts_with('#')).map(|l| id(l.trim_start_matches('#').trim())).collect()
+}
+
+#[test]
+fn links_and_includes_of_pages_lead_somewhere() {
+    let mut broken = Vec::new();
+    for (path, text) in texts() {
+        let folder = root().join(&path).parent().unwrap().to_path_buf();
+        for link in between(&text, "](", ')').filter(|link| !link.contains("://")) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { root().join(&path) } else { folder.join(file) };
+            let page = || fs::read_to_string(&target).unwrap_or_default();
+            if !target.exists() || !heading.is_empty() && !headings(&page()).iter().any(|h| h == heading) {
+                broken.push(format!("{}: {link}", path.display()));
+            }
+        }
+        for include in between(&text, "{{#include ", '}') {
+            let (file, anchor) = include.split_once(':').expect("an include names an anchor");
+            let code = fs::read_to_string(folder.join(file)).unwrap_or_default();
+            let has = |mark: &str| code.lines().any(|l| l.trim() == format!("// {mark}: {anchor}"));
+            if !has("ANCHOR") || !has("ANCHOR_END") {
+                broken.push(format!("{}: {include}", path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// The commands of this program that a page shows: lines of its shell blocks, and words in backquotes that have options.
+fn commands(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let is_ours = |c: &str| ["vnca ", "tools/vnca ", "target/release/vnca "].iter().any(|p| c.starts_with(p));
+    for (i, block) in text.split("```").enumerate() {
+        if i % 2 == 0 {
+            let words = block.replace('\n', " ");
+            found.extend(words.split('`').skip(1).step_by(2).filter(|c| c.contains(" --")).map(str::to_owned));
+        } else if let Some(lines) = block.strip_prefix("sh\n") {
+            let parts = lines.lines().map(|l| l.split([';', '>', '|', '&']).next().unwrap_or_default());
+            found.extend(parts.map(|l| l.split(" #").next().unwrap_or_default().to_owned()));
+        }
+    }
+    found.retain(|command| is_ours(command));
+    found
+}
+
+/// Every command of the README and of the book is one that the program understands.
+#[test]
+fn commands_of_the_pages_parse() {
     use clap::Parser;
-    let text = fs::read_to_string(root().join("README.md")).unwrap();
-    let (_, table) = text.split_once("<!-- figures -->").expect("the README has a table of figures");
+    let (mut problems, mut count) = (Vec::new(), 0);
+    for (path, text) in texts().into_iter().filter(|(path, _)| !path.ends_with("CHANGELOG.md")) {
+        for command in commands(&text) {
+            count += 1;
+            if let Err(error) = vnca::cli::Cli::try_parse_from(command.split_whitespace())
+                && error.kind() != clap::error::ErrorKind::DisplayHelp
+            {
+                problems.push(format!("`{command}` in {}: {error}", path.display()));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    assert!(count > 60, "only {count} commands were found");
+}
+
+/// The README's program is that of the library's front page, which is compiled as a documentation test.
+#[test]
+fn the_readmes_program_is_the_librarys() {
+    let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let (_, program) = library.split_once("//! ```no_run\n").expect("lib.rs has a program");
+    let (program, _) = program.split_once("//! ```\n").expect("the program ends");
+    let lines = program.lines().map(|l| l.trim_start_matches("//!").strip_prefix(' ').unwrap_or_default());
+    let program: String = lines.map(|line| format!("{line}\n")).collect();
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    assert_eq!(between(&readme, "```rust\n", '`').next(), Some(program.as_str()));
+}
+
+/// Every command of the table of figures is one that the program understands.
+#[test]
+fn the_reports_figures_have_commands_that_parse() {
+    use clap::Parser;
+    let text = fs::read_to_string(root().join("docs/pictures.md")).unwrap();
+    let (_, table) = text.split_once("<!-- figures -->").expect("the page has a table of figures");
     let (table, _) = table.split_once("<!-- /figures -->").expect("the table ends");
     let commands: Vec<&str> = table.split('`').skip(1).step_by(2).collect();
     assert!(commands.len() >= 8, "{commands:?}");
     for command in commands {
         if let Err(error) = vnca::cli::Cli::try_parse_from(command.split(' ')) {
-            panic!("`{command}` in the README: {error}");
+            panic!("`{command}` in the table of figures: {error}");
         }
     }
 }
