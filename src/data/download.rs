@@ -37,6 +37,7 @@ impl Default for Options<'_> {
 /// A file that is now there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetched {
+    /// Where it is now.
     pub path: PathBuf,
     /// Where it came from; `None` if it was there already, and right.
     pub url: Option<String>,

@@ -13,6 +13,7 @@ use crate::engine::random::host::{Key, unit};
 
 /// Images of the training and of the test part.
 pub const TRAIN: usize = 10_000;
+/// Number of embedded test digits.
 pub const TEST: usize = 2_000;
 
 /// The embedded digits' seed: of no meaning, and never to be changed.

@@ -21,6 +21,7 @@ pub fn located(spec: &str) -> String {
 /// Checksums of a run's images: CRC-32 of their pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataCrc {
+    /// Of the training images.
     pub train: u32,
     /// `None` where there are no test images.
     pub test: Option<u32>,
@@ -32,6 +33,7 @@ pub fn crc(images: &Split) -> u32 {
 }
 
 impl DataCrc {
+    /// Returns the checksums of a set's parts.
     pub fn of(train: &Split, test: Option<&Split>) -> DataCrc {
         DataCrc { train: crc(train), test: test.map(crc) }
     }

@@ -12,6 +12,7 @@ const DEFLATE_RATIO: u64 = 1032;
 
 /// A data file opened for reading. Every error names the file, and the place in its (unpacked) content.
 pub struct Input {
+    /// The file.
     pub path: PathBuf,
     reader: Box<dyn BufRead>,
     /// The first bytes of the content, up to 8.

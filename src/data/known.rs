@@ -18,18 +18,22 @@ use super::{amat, idx, mean, npy};
 
 /// A public data set.
 pub struct DataSet {
+    /// Its name on the command line.
     pub name: &'static str,
     /// Folders on the network that have all the files, in the order in which they are tried.
     pub mirrors: &'static [&'static str],
+    /// Its files.
     pub files: &'static [Known],
 }
 
 /// A public data file.
 #[derive(Clone, Copy)]
 pub struct Known {
+    /// The file's name.
     pub name: &'static str,
     /// The file as it is published.
     pub bytes: u64,
+    /// Digest of the file as it is published, in hexadecimal digits.
     pub sha256: &'static str,
     /// Its unpacked content, where that is known: the same for files that are published as they are.
     pub plain: Option<(u64, &'static str)>,
@@ -185,7 +189,9 @@ impl Known {
 
 /// Size and sha256, the latter in hexadecimal digits.
 pub struct Digest {
+    /// Size in bytes.
     pub bytes: u64,
+    /// Digest in hexadecimal digits.
     pub sha256: String,
 }
 
@@ -243,11 +249,15 @@ pub enum Status {
 /// One data file of a folder.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileReport {
+    /// The file's name.
     pub file: String,
+    /// Whether it is a known file, whole or damaged.
     pub status: Status,
     /// The data set that it belongs to, for status `ok`.
     pub set: Option<&'static str>,
+    /// Size in bytes.
     pub bytes: u64,
+    /// Digest in hexadecimal digits.
     pub sha256: String,
     /// How many images it holds, if it holds images and can be read.
     pub images: Option<usize>,
@@ -262,6 +272,7 @@ pub struct FileReport {
 /// The data files of a folder.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// The folder.
     pub folder: PathBuf,
     /// In the order of their names.
     pub files: Vec<FileReport>,

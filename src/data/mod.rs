@@ -39,7 +39,9 @@ pub const GLYPHS: &str = "glyphs";
 /// The two parts of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// The images that models learn from.
     Train,
+    /// The images that models are evaluated on.
     Test,
 }
 
@@ -101,6 +103,7 @@ impl Split {
         self.pixels.len() / PIXELS
     }
 
+    /// Reports whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.pixels.is_empty()
     }
@@ -122,11 +125,13 @@ impl Split {
 /// Grey images.
 #[derive(Clone, Debug)]
 pub struct Grey {
+    /// What the images are, for people.
     pub name: String,
     /// `n * 784` bytes from 0 (background) to 255: image after image, row after row.
     pub pixels: Vec<u8>,
     /// One of 0 to 9 for each image.
     pub labels: Option<Vec<u8>>,
+    /// The files that they were read from.
     pub sources: Vec<PathBuf>,
 }
 
@@ -136,6 +141,7 @@ impl Grey {
         self.pixels.len() / PIXELS
     }
 
+    /// Reports whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.pixels.is_empty()
     }
@@ -189,6 +195,7 @@ pub struct Dataset {
     pub name: String,
     /// The training images; the images of a single file.
     pub train: Option<Split>,
+    /// The test images, if the set has any.
     pub test: Option<Split>,
     origin: Origin,
 }

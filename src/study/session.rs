@@ -11,7 +11,9 @@ use crate::nn::params::Params;
 
 /// A model whose parameters lie on every device of a mesh.
 pub struct Session {
+    /// The devices.
     pub mesh: Mesh,
+    /// The model.
     pub model: Vae,
     /// In the order of the model's leaves, in the inner layout.
     parameters: Vec<Buffers>,

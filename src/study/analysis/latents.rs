@@ -17,9 +17,13 @@ pub const CELLS: usize = SIDE * SIDE;
 /// Latents of some images, Z numbers an image, and each image's key for the cells that grow from its latent.
 #[derive(Clone, Debug, Default)]
 pub struct Latents {
+    /// Means of q(z | x), (n, Z).
     pub means: Vec<f32>,
+    /// Log-variances of q(z | x), (n, Z).
     pub logvars: Vec<f32>,
+    /// A draw of each distribution, (n, Z).
     pub samples: Vec<f32>,
+    /// Two words an image, (n, 2).
     pub keys: Vec<u32>,
 }
 

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 /// A point's neighbour.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Neighbour {
+    /// Number of the point.
     pub index: usize,
     /// Euclidean.
     pub distance: f32,

@@ -22,6 +22,7 @@ use crate::nn::optimiser::{Adam, ClipByGlobalNorm, Context as StepContext, Updat
 use crate::nn::params::{Role, layer};
 use crate::nn::tree::Tree;
 
+/// Classes that a probe tells apart.
 pub const CLASSES: usize = 10;
 /// Images a call: 8,192 cells.
 pub const BATCH: usize = 8;
@@ -54,6 +55,7 @@ impl Cells {
         self.file.write_all(bytemuck::cast_slice(states)).context("cannot keep the cells' states in --out")
     }
 
+    /// Returns the number of images.
     pub fn images(&self) -> usize {
         self.images
     }
@@ -82,6 +84,7 @@ pub enum HeldOut {
 }
 
 impl HeldOut {
+    /// Holds out a fifth of the images, drawn with the key.
     pub fn images(key: Key, count: usize) -> HeldOut {
         let mut held = vec![false; count];
         let most = (count as f64 * HELD_OUT).round() as usize;
@@ -263,8 +266,10 @@ fn step(z: usize) -> Result<Function> {
 
 /// The class told from each cell, the first of equals, and its softmax value.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct Prediction {
+    /// The predicted class of each cell.
     pub classes: Vec<i32>,
+    /// The softmax value of that class.
     pub values: Vec<f32>,
 }
 
@@ -298,18 +303,18 @@ impl Teller {
         Ok(Teller { executable, mesh: mesh.clone(), probe })
     }
 
-    fn tell(&self, states: &Array) -> Result<Told> {
+    fn tell(&self, states: &Array) -> Result<Prediction> {
         let mut arguments: Vec<Arg<'_>> = self.probe.iter().map(Arg::from).collect();
         arguments.push(self.mesh.replicate(states)?.into());
         let results = self.executable.call(arguments)?;
-        Ok(Told { classes: results[0].get(0)?.to_vec(), values: results[1].get(0)?.to_vec() })
+        Ok(Prediction { classes: results[0].get(0)?.to_vec(), values: results[1].get(0)?.to_vec() })
     }
 
     /// Every cell of some images' states, (n, 32, 32, Z), n at most a batch.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn tell_states(&self, states: &[f32], latent: usize) -> Result<Told> {
+    pub fn tell_states(&self, states: &[f32], latent: usize) -> Result<Prediction> {
         let cells = states.len() / latent;
         let mut filled = states.to_vec();
         filled.resize(BATCH * CELLS * latent, 0.0);
@@ -348,9 +353,13 @@ impl Teller {
 /// Cells told right and cells tried: of each image, and at each place of the grid.
 #[derive(Clone, Debug)]
 pub struct Score {
+    /// Cells of each image that were predicted right.
     pub right: Vec<usize>,
+    /// Cells of each image that were predicted.
     pub tried: Vec<usize>,
+    /// The label of each image.
     pub labels: Vec<u8>,
+    /// Right and predicted at each cell of the grid, in row-major order.
     pub at: Vec<(usize, usize)>,
 }
 
@@ -359,10 +368,12 @@ fn share(right: usize, tried: usize) -> f64 {
 }
 
 impl Score {
+    /// Returns the number of cells that were predicted.
     pub fn cells(&self) -> usize {
         self.tried.iter().sum()
     }
 
+    /// Returns the share of cells that were predicted right.
     pub fn accuracy(&self) -> f64 {
         share(self.right.iter().sum(), self.cells())
     }

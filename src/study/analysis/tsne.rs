@@ -5,12 +5,13 @@
 //! repulsion is summed over all pairs: for the few thousand points that a picture can show, a plain loop is as fast as a tree, and
 //! exact. Every sum has its order, so that a key gives one map on any number of threads. The descent's constants are scikit-learn's.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use rand::RngExt;
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
 
 use super::neighbours::Neighbour;
+use crate::engine::invalid::valid;
 use crate::engine::random::Key;
 
 /// What decides over a map beside the points.
@@ -18,6 +19,7 @@ use crate::engine::random::Key;
 pub struct Options {
     /// Neighbours that a point has in effect.
     pub perplexity: f32,
+    /// Gradient steps.
     pub iterations: usize,
 }
 
@@ -25,15 +27,16 @@ impl Options {
     /// Neighbours of a point that are looked at.
     ///
     /// # Errors
-    /// When there are too few points for the perplexity, or a number is out of range; the error names the flag.
+    /// When there are too few points for the perplexity, or a number is out of range; the error names the field.
     pub fn neighbours(&self, points: usize) -> Result<usize> {
         let Options { perplexity, iterations } = *self;
-        ensure!((1.0..=1e6).contains(&perplexity), "--perplexity {perplexity}: it must be 1 or more");
-        ensure!((1..=1_000_000).contains(&iterations), "--iterations {iterations}: from 1 to 1000000");
+        valid!((1.0..=1e6).contains(&perplexity), "perplexity", "{perplexity}: it must be 1 or more");
+        valid!((1..=1_000_000).contains(&iterations), "iterations", "{iterations}: from 1 to 1000000");
         let k = (3.0 * perplexity) as usize;
-        ensure!(
+        valid!(
             points > k,
-            "--perplexity {perplexity} looks at {k} neighbours, and there are {points} points: it must be under {}",
+            "perplexity",
+            "{perplexity} looks at {k} neighbours, and there are {points} points: it must be under {}",
             points as f32 / 3.0
         );
         Ok(k)
@@ -43,7 +46,9 @@ impl Options {
 /// A map: two coordinates a point, and the divergence that is left, in nats.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Map {
+    /// Two coordinates a point, (n, 2).
     pub coordinates: Vec<f32>,
+    /// The Kullback-Leibler divergence that is left, in nats.
     pub divergence: f32,
 }
 
@@ -254,6 +259,6 @@ mod tests {
         assert_eq!(map(&near, Key::new(3), options, |_| {}).unwrap(), made);
         assert_ne!(map(&near, Key::new(4), options, |_| {}).unwrap().coordinates, made.coordinates);
         let error = Options { perplexity: 50.0, ..options }.neighbours(n).unwrap_err().to_string();
-        assert!(error.contains("--perplexity"), "{error}");
+        assert!(error.contains("perplexity"), "{error}");
     }
 }

@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use crate::data::Split;
 use crate::engine::array::Array;
 use crate::engine::compile::compile;
+use crate::engine::invalid::valid;
 use crate::engine::ir::Function;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
@@ -30,6 +31,7 @@ pub struct Bound {
     pub mean: f64,
     /// Standard error of that mean over the images.
     pub stderr: f64,
+    /// Number of images.
     pub images: usize,
 }
 
@@ -49,6 +51,7 @@ impl Bound {
 /// What one key gives of some images, in their order; nats.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
+    /// The importance-weighted bound of each image.
     pub iwelbo: Vec<f32>,
     /// log p(x | z), the mean over the samples.
     pub reconstruction: Vec<f32>,
@@ -100,14 +103,16 @@ impl Evaluator {
     /// When the batch is not divided evenly by the replicas, or there are no samples.
     pub fn new(mesh: &Mesh, model: &Vae, batch: usize, samples: usize) -> Result<Evaluator> {
         let replicas = mesh.replicas();
-        ensure!(samples > 0, "--samples is 0: a bound takes at least one");
-        ensure!(
+        valid!(samples > 0, "samples", "0: a bound takes at least one");
+        valid!(
             samples.saturating_mul(model.latent) < 1 << 31,
-            "--samples {samples} is too many: an image's key gives 2^31 numbers"
+            "samples",
+            "{samples} is too many: an image's key gives 2^31 numbers"
         );
-        ensure!(
+        valid!(
             batch > 0 && batch.is_multiple_of(replicas),
-            "--batch-size {batch} is not divided evenly by --replicas {replicas}"
+            "batch_size",
+            "{batch} is not divided evenly by {replicas} replicas"
         );
         let executable = compile(mesh, &function(model, batch / replicas, samples)?)?;
         Ok(Evaluator { executable, mesh: mesh.clone(), batch: batch / replicas })

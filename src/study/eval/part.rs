@@ -23,6 +23,7 @@ pub struct Task {
     pub weights: String,
     /// Name and checksum of the images.
     pub data: String,
+    /// Checksum of the pixels.
     pub pixels: String,
     /// Images in all parts.
     pub images: usize,
@@ -32,6 +33,7 @@ pub struct Task {
     pub seeds: Vec<u64>,
     /// Images a device call: where batches begin decides the last bits.
     pub batch_size: usize,
+    /// Devices that share each call.
     pub replicas: usize,
 }
 
@@ -39,11 +41,14 @@ pub struct Task {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
+    /// Number of the shard, from 0.
     pub index: usize,
+    /// Number of shards.
     pub of: usize,
 }
 
 impl Shard {
+    /// The one shard of an evaluation that is not sharded.
     pub const WHOLE: Shard = Shard { index: 0, of: 1 };
 
     /// This shard's images: whole batches, so that every device call is one of the unsharded evaluation.
@@ -71,7 +76,9 @@ impl FromStr for Shard {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Draws {
+    /// The importance-weighted bound of each image, in nats.
     pub iwelbo: Vec<f32>,
+    /// log p(x | z) of each image, the mean over the samples, in nats.
     pub reconstruction: Vec<f32>,
 }
 
@@ -79,13 +86,19 @@ pub struct Draws {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
+    /// Version of the file format.
     pub version: u32,
+    /// Identifies the evaluation.
     pub task: Task,
+    /// Which images it has.
     pub shard: Shard,
+    /// Evaluation time.
     pub seconds: f64,
     /// One for each seed.
     pub draws: Vec<Draws>,
+    /// KL(q(z | x) ‖ p(z)) of each image, in nats.
     pub kl: Vec<f32>,
+    /// How the latent means vary over the images.
     pub spread: Spread,
 }
 

@@ -10,46 +10,64 @@ use crate::engine::shape::Precision;
 /// What figures say of the model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct About {
+    /// Name of the model.
     pub model: String,
+    /// Type of the operands of matmuls and convolutions.
     pub precision: Precision,
+    /// Latent size Z.
     pub latent: usize,
     /// Steps of the automaton, if it is one: after each of the doublings, or in all.
     pub nca_steps: Option<usize>,
+    /// Number of doublings, where the grid doubles.
     pub doublings: Option<usize>,
 }
 
 /// Means over the images, in nats; standard errors are over the images, where nothing else is said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
+    /// Name of the model.
     pub model: String,
+    /// Type of the operands of matmuls and convolutions.
     pub precision: Precision,
+    /// Name of the images.
     pub data: String,
     /// log p(x) ≥ this; the mean over the seeds too.
     pub iwelbo: f64,
+    /// Standard error of `iwelbo` over the images.
     pub stderr: f64,
+    /// Number of images.
     pub images: usize,
+    /// Latent samples an image.
     pub samples: usize,
+    /// Evaluation time.
     pub seconds: f64,
     /// The bound of one sample: `reconstruction` − `kl`.
     pub elbo: f64,
+    /// Standard error of `elbo`.
     pub elbo_stderr: f64,
     /// E[log p(x | z)] under q(z | x).
     pub reconstruction: f64,
+    /// KL(q(z | x) ‖ p(z)).
     pub kl: f64,
     /// Latent dimensions whose mean varies with the image, of `latent`.
     pub active_units: usize,
+    /// Latent size Z.
     pub latent: usize,
+    /// Seeds of the draws.
     pub seeds: Vec<u64>,
     /// The IWELBO of each seed, when there are several, and the standard error of `iwelbo` over them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub iwelbo_by_seed: Vec<f64>,
+    /// Standard error of `iwelbo` over the seeds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr_over_seeds: Option<f64>,
     /// Steps of the automaton: after each of the doublings, or in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nca_steps: Option<usize>,
+    /// Number of doublings, where the grid doubles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub doublings: Option<usize>,
+    /// The comparison with training images, if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<Gap>,
 }
@@ -59,9 +77,13 @@ pub struct Summary {
 pub struct Gap {
     /// IWELBO of training images less that of as many test images, in nats.
     pub gap: f64,
+    /// Standard error of `gap`.
     pub gap_stderr: f64,
+    /// IWELBO of the training images.
     pub train_iwelbo: f64,
+    /// Standard error of `train_iwelbo`.
     pub train_stderr: f64,
+    /// Number of training images.
     pub train_images: usize,
 }
 

@@ -54,6 +54,7 @@ pub fn escaped(text: &str) -> String {
 }
 
 impl Page {
+    /// Returns an empty page.
     pub fn new(title: &str) -> Page {
         Page { title: title.into(), sections: Vec::new(), body: String::new() }
     }
@@ -64,10 +65,12 @@ impl Page {
         self.put(&format!("<h2 id=\"{}\">{}</h2>", escaped(anchor), escaped(title)));
     }
 
+    /// Adds a heading.
     pub fn heading(&mut self, text: &str) {
         self.put(&format!("<h3>{}</h3>", escaped(text)));
     }
 
+    /// Adds a paragraph of text.
     pub fn text(&mut self, text: &str) {
         self.put(&format!("<p>{}</p>", escaped(text)));
     }

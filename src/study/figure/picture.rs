@@ -6,9 +6,12 @@ use anyhow::{Result, ensure};
 
 use crate::files;
 
+/// What a pixel's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colour {
+    /// One byte, from black to white.
     Grey,
+    /// Three bytes: red, green, blue.
     Rgb,
 }
 
@@ -25,9 +28,13 @@ impl Colour {
 /// Pixels, row after row from the top.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
+    /// Pixels a row.
     pub width: usize,
+    /// Rows.
     pub height: usize,
+    /// What a pixel's bytes are.
     pub colour: Colour,
+    /// The bytes, row after row from the top.
     pub pixels: Vec<u8>,
 }
 

@@ -42,14 +42,19 @@ type Chart<'a> = ChartContext<'a, BitMapBackend<'a>, Cartesian2d<RangedCoordf64,
 /// What stands around a plot. Empty texts take no place.
 #[derive(Clone, Debug)]
 pub struct Frame {
+    /// Stands above the plot.
     pub title: String,
+    /// Stands below the horizontal axis.
     pub x_label: String,
+    /// Stands beside the vertical axis.
     pub y_label: String,
     /// Ends of an axis; `None`: those of the data, with a little room.
     pub x_range: Option<Range<f64>>,
+    /// Ends of the vertical axis.
     pub y_range: Option<Range<f64>>,
     /// Pixels.
     pub width: u32,
+    /// Pixels.
     pub height: u32,
 }
 
@@ -62,6 +67,7 @@ impl Default for Frame {
 }
 
 impl Frame {
+    /// Returns a frame of the usual size.
     pub fn new(title: &str, x_label: &str, y_label: &str) -> Frame {
         Frame { title: title.into(), x_label: x_label.into(), y_label: y_label.into(), ..Frame::default() }
     }
@@ -82,6 +88,7 @@ impl Frame {
 pub struct Line {
     /// Its name in the legend.
     pub name: String,
+    /// Horizontal and vertical coordinates, in the order in which they are joined.
     pub points: Vec<(f64, f64)>,
     /// Lower and upper end of an interval about each point, drawn as a band; empty for none.
     pub band: Vec<(f64, f64)>,
@@ -90,8 +97,11 @@ pub struct Line {
 /// A bar, and half the length of the interval about its end.
 #[derive(Clone, Debug)]
 pub struct Bar {
+    /// Stands below the bar.
     pub name: String,
+    /// Height of the bar.
     pub value: f64,
+    /// Half the length of the interval; `None` for none.
     pub error: Option<f64>,
 }
 

@@ -23,7 +23,9 @@ pub const AT_ONCE: usize = 32;
 /// A point of the latent space, and the key of everything that is drawn for its picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Latent {
+    /// The point, Z numbers.
     pub z: Vec<f32>,
+    /// The key of what is drawn for its picture.
     pub key: Key,
 }
 
@@ -84,7 +86,9 @@ pub fn decode(session: &Session, latents: &[Latent]) -> Result<Vec<f32>> {
 /// What the encoder says of an image: a normal distribution over latents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
+    /// Mean of q(z | x), Z numbers.
     pub mean: Vec<f32>,
+    /// Log-variance of q(z | x), Z numbers.
     pub logvar: Vec<f32>,
 }
 
@@ -139,7 +143,9 @@ pub fn encode(session: &Session, images: &Split) -> Result<Vec<Encoded>> {
 /// The growth of latents' pictures: logits of each stage (see [`Grow::stages`](crate::model::Grow::stages)) and picture, stage after stage.
 #[derive(Clone, Debug)]
 pub struct Growth {
+    /// Number of stages.
     pub stages: usize,
+    /// (stages, pictures, 32, 32) in row-major order.
     pub logits: Vec<f32>,
 }
 

@@ -1,11 +1,12 @@
 //! Damage and recovery: a picture is grown, a square of its cells is set to zero, and the automaton takes more steps,
 //! as often as is wanted (the report's figure 5); and how much of the picture comes back, as numbers.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use serde::Serialize;
 
 use super::{Latent, PIXELS, arguments, batch_of, compile_growth, log_likelihood, probability};
 use crate::engine::array::Array;
+use crate::engine::invalid::valid;
 use crate::engine::shape::{DType, Shape};
 use crate::model::SIDE;
 use crate::model::grow::{self, Grids, first_channels};
@@ -27,18 +28,20 @@ impl Damage {
     /// # Errors
     /// When the square does not lie in the grid; the error names the flag.
     pub fn check(&self) -> Result<()> {
-        ensure!(
+        valid!(
             (1..=SIDE).contains(&self.side),
-            "--sizes {}: a square of 1 to {SIDE} cells fits the grid",
+            "sizes",
+            "{}: a square of 1 to {SIDE} cells fits the grid",
             self.side
         );
         let (row, column) = self.at.unwrap_or((0, 0));
-        ensure!(
+        valid!(
             row.max(column) + self.side <= SIDE,
-            "--at {row},{column}: a square of {} cells from there leaves the grid of {SIDE}",
+            "at",
+            "{row},{column}: a square of {} cells from there leaves the grid of {SIDE}",
             self.side
         );
-        ensure!((1..=1000).contains(&self.count), "--damages {}: it must be from 1 to 1000", self.count);
+        valid!((1..=1000).contains(&self.count), "damages", "{}: it must be from 1 to 1000", self.count);
         Ok(())
     }
 
@@ -65,7 +68,7 @@ impl Damage {
 /// # Errors
 /// When there are no steps after a damage, or too many.
 pub fn check_steps(steps: usize) -> Result<()> {
-    ensure!((1..=10_000).contains(&steps), "--steps {steps}: it must be from 1 to 10000");
+    valid!((1..=10_000).contains(&steps), "steps", "{steps}: it must be from 1 to 10000");
     Ok(())
 }
 
@@ -229,6 +232,7 @@ pub struct Point {
     pub log_likelihood: Bound,
     /// The share of what the last damage took that has come back, of means over pictures; `None` where it took nothing.
     pub iou_regained: Option<f64>,
+    /// The same share of the log-likelihood.
     pub log_likelihood_regained: Option<f64>,
 }
 
@@ -241,6 +245,7 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Returns a meter of a damage with so many steps after each.
     pub fn new(damage: Damage, steps: usize) -> Meter {
         Meter { damage, steps, values: vec![Default::default(); 1 + damage.count * (steps + 1)] }
     }
