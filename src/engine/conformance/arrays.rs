@@ -1,4 +1,4 @@
-//! Operations on whole arrays: layout, reductions, rows, and products beside plain loops.
+//! Operations on whole arrays: layout, reductions, rows, and matmuls and convolutions compared with plain loops.
 
 use super::{APPROXIMATE, Case, case, f32s, whole};
 use crate::engine::array::Array;
@@ -198,7 +198,7 @@ fn dots() -> Vec<Case> {
     ]
 }
 
-/// Calls `f` with the places of image, kernel and result that meet, in row-major arrays.
+/// Calls `f` with each triple of indices into image, kernel and result that a convolution combines, in row-major arrays.
 fn meetings(
     window: &Window,
     image: [usize; 4],

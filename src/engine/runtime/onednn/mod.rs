@@ -1,5 +1,5 @@
-//! Weight gradients of convolutions on CPUs, by a oneDNN of our own: XLA's CPU library makes calls of its own oneDNN for
-//! convolutions and products, and none for these. They are a custom call, which runs on XLA's threads.
+//! Computes weight gradients of convolutions on CPUs with a separately loaded oneDNN. XLA's CPU library calls its own oneDNN for
+//! convolutions and matmuls, but not for weight gradients. They are a custom call here, which runs on XLA's threads.
 
 mod call;
 #[expect(non_snake_case)]

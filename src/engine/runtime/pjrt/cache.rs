@@ -1,4 +1,4 @@
-//! Programs that a plugin has compiled, kept as files: a second run of the same configuration does not compile again.
+//! Keeps compiled programs of plugins as files, so that a second run of the same configuration does not compile again.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -13,7 +13,7 @@ use crate::files;
 /// Names the folder; empty or `off` keeps nothing.
 const VARIABLE: &str = "VNCA_COMPILATION_CACHE";
 
-/// Bytes that the folder holds at most. What was used longest ago goes first.
+/// The most bytes that the folder holds. The least recently used programs are removed first.
 const LIMIT: u64 = 2 << 30;
 
 /// Bytes of the checksum at a file's head.
@@ -51,7 +51,7 @@ impl Entry {
         &self.path
     }
 
-    /// The compiled program, if it is there and whole.
+    /// Reads the compiled program, if it is there and complete.
     pub fn read(&self) -> Option<Vec<u8>> {
         let mut bytes = fs::read(&self.path).ok()?;
         let body = bytes.split_off(HEAD.min(bytes.len()));
@@ -59,12 +59,12 @@ impl Entry {
             log::warn!("{} is damaged and is made anew", self.path.display());
             return None;
         }
-        // Says when it was used last. Where that cannot be written, it only goes earlier.
+        // Records the time of use. If that fails, the program is only removed earlier.
         let _ = fs::File::open(&self.path).and_then(|f| f.set_modified(SystemTime::now()));
         Some(body)
     }
 
-    /// Keeps a compiled program, and removes others beyond the limit.
+    /// Writes a compiled program, and removes old ones beyond the limit.
     ///
     /// # Errors
     /// When the folder cannot be written to.
@@ -76,7 +76,7 @@ impl Entry {
         let at = || format!("cannot keep a compiled program in {}", self.path.display());
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).with_context(at)?;
-        // Other processes see the whole or nothing.
+        // Other processes see the complete file or none.
         files::write_bytes(&self.path, [&Sha256::digest(body)[..], body].concat()).with_context(at)?;
         let found = fs::read_dir(folder).with_context(at)?.flatten();
         let mut files: Vec<(SystemTime, u64, PathBuf)> = found
