@@ -254,7 +254,8 @@ fn commands(text: &str) -> Vec<String> {
     for (i, block) in text.split("```").enumerate() {
         if i % 2 == 0 {
             let words = block.replace('\n', " ");
-            found.extend(words.split('`').skip(1).step_by(2).filter(|c| c.contains(" --")).map(str::to_owned));
+            found
+                .extend(words.split('`').skip(1).step_by(2).filter(|c| c.contains(" --")).map(str::to_owned));
         } else if let Some(lines) = block.strip_prefix("sh\n") {
             let parts = lines.lines().map(|l| l.split([';', '>', '|', '&']).next().unwrap_or_default());
             found.extend(parts.map(|l| l.split(" #").next().unwrap_or_default().to_owned()));
