@@ -179,7 +179,7 @@ fn pieces(criterion: &mut Criterion) {
 }
 
 fn settings() -> Criterion {
-    vnca::engine::quiet::hush();
+    vnca::engine::xla_log::hide_messages();
     // Kernels take milliseconds: the least number of samples is enough, in a second each.
     Criterion::default()
         .sample_size(10)

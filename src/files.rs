@@ -1,8 +1,8 @@
-//! Result files, each of which is there as a whole or not at all, also after a loss of power.
+//! Writes result files atomically: a file is complete or absent, also after a loss of power.
 //!
-//! A file is written beside its place under a temporary name that ends in `.part`, flushed to the disk, renamed, and its
-//! folder flushed. Until then a file that had the name keeps its content; after an error the unfinished one is gone. No
-//! two writers share a temporary name.
+//! A file is written in its final folder under a temporary name that ends in `.part`, flushed to the disk and renamed. Then the
+//! folder is flushed. An older file of that name keeps its content until the rename. After an error the unfinished file is
+//! removed. No two writers share a temporary name.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
@@ -15,7 +15,7 @@ use tempfile::{Builder, NamedTempFile};
 const ENDING: &str = ".part";
 const BUFFER: usize = 1 << 20;
 
-/// A file in the making, for results that come piece by piece. Dropping it removes what was written.
+/// An unfinished file, for results that are written piece by piece. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Draft {
     out: BufWriter<NamedTempFile>,
@@ -23,10 +23,10 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Begins a file that will have this name.
+    /// Creates an unfinished file that [`Draft::publish`] will give this name.
     ///
     /// # Errors
-    /// When its folder cannot be written to, or the name is that of a folder or device; the error names the file.
+    /// When the folder cannot be written to, or the name is that of a folder or device. The message names the file.
     pub fn create(path: &Path) -> Result<Draft> {
         let begin = || -> Result<Draft> {
             // Renaming to it would replace a device by a file.
@@ -46,25 +46,25 @@ impl Draft {
         begin().with_context(|| cannot_write(path))
     }
 
-    /// The name that it will have.
+    /// Returns the name that the finished file will have.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts what was written so far on the disk, and gives the temporary name under which it can be read.
+    /// Flushes the file to the disk. Returns the temporary name under which it can be read.
     ///
     /// # Errors
-    /// When the disk refuses; the error names the file.
+    /// When the file cannot be written. The message names it.
     pub fn sync(&mut self) -> Result<&Path> {
         let flushed = self.out.flush().and_then(|()| self.out.get_ref().as_file().sync_all());
         flushed.with_context(|| cannot_write(&self.path))?;
         Ok(self.out.get_ref().path())
     }
 
-    /// Gives the finished file its name.
+    /// Flushes the finished file to the disk and gives it its name.
     ///
     /// # Errors
-    /// When the disk refuses; the error names the file.
+    /// When the file cannot be written. The message names it.
     pub fn publish(mut self) -> Result<()> {
         self.sync()?;
         let at = || cannot_write(&self.path);
@@ -89,10 +89,10 @@ impl Seek for Draft {
     }
 }
 
-/// Writes a file as `fill` says.
+/// Writes a file with the content that `fill` writes to it.
 ///
 /// # Errors
-/// As of `fill`, or when the disk refuses; the error names the file.
+/// When `fill` fails or the file cannot be written. The message names the file.
 pub fn write(path: &Path, fill: impl FnOnce(&mut Draft) -> Result<()>) -> Result<()> {
     let mut draft = Draft::create(path)?;
     fill(&mut draft).with_context(|| cannot_write(path))?;
@@ -102,23 +102,22 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut Draft) -> Result<()>) -> Result
 /// Writes a file of these bytes.
 ///
 /// # Errors
-/// When the disk refuses; the error names the file.
+/// When the file cannot be written. The message names it.
 pub fn write_bytes(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     write(path, |out| Ok(out.write_all(bytes.as_ref())?))
 }
 
-/// Gives a file a second name, from which another file may be displaced. It costs no space; a file system without links
-/// gets a copy.
+/// Gives a file a second name, and replaces a file that has it. Makes a hard link, or a copy on a file system without links.
 ///
 /// # Errors
-/// When the disk refuses; the error names the second name.
+/// When the link cannot be made. The message has the second name.
 pub fn link(from: &Path, to: &Path) -> Result<()> {
     let second = |at: &Path| fs::hard_link(from, at).or_else(|_| fs::copy(from, at).map(drop));
     let linked = Builder::new().suffix(ENDING).make_in(folder_of(to), second);
     publish(linked.with_context(|| cannot_write(to))?, to)
 }
 
-/// Removes what processes that were killed left unfinished in a folder. For folders in which no other process writes.
+/// Removes the unfinished files that killed processes left in a folder. No other process may be writing there.
 pub fn remove_drafts(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().ends_with(ENDING.as_bytes()) {

@@ -75,6 +75,8 @@
 //! causes: [`Invalid`](engine::invalid::Invalid), a value that cannot be used, by its field; and
 //! [`TrainError`](train::trainer::TrainError), a run that cannot begin or go on.
 
+#![warn(missing_docs)]
+
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod data;

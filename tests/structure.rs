@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("engine::program", &["engine::shape", "files"]),
     ("engine::random", &["engine::array", "engine::ir", "engine::shape"]),
     ("engine::lower", &["engine::array", "engine::ir", "engine::program", "engine::shape"]),
-    ("engine::quiet", &[]),
+    ("engine::xla_log", &[]),
     ("engine::runtime", &["engine::array", "engine::program", "engine::shape", "files"]),
     ("engine::compile", &["engine"]),
     ("engine::conformance", &["engine"]),
@@ -86,11 +86,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli", &["engine"]),
     ("cli::commands", &["engine", "files", "nn", "train", "model", "data", "study", "cli"]),
     ("cli::config", &["engine", "files", "nn", "train", "model", "data::identity"]),
-    ("cli::environment", &["engine::quiet"]),
+    ("cli::environment", &["engine::xla_log"]),
     ("cli::error", &["engine::invalid"]),
     ("cli::models", &["engine", "model"]),
     ("cli::optimiser", &["nn", "chain"]),
-    ("cli::pages", &[]),
+    ("cli::huge_pages", &[]),
     ("cli::values", &["engine", "model"]),
 ];
 
@@ -144,7 +144,7 @@ fn the_xla_crate_is_named_in_the_lowering_only() {
     for file in sources(&root().join("src")) {
         let text = fs::read_to_string(&file).unwrap();
         let place = file.strip_prefix(root().join("src")).unwrap().to_path_buf();
-        let allowed = place.starts_with("engine/lower") || place == Path::new("engine/quiet.rs");
+        let allowed = place.starts_with("engine/lower") || place == Path::new("engine/xla_log.rs");
         assert!(allowed || !text.contains("xla::"), "{} names the xla crate", place.display());
     }
 }

@@ -178,8 +178,9 @@ macro_rules! merged {
 }
 
 impl TrainOptions {
-    /// What was said here, and where nothing was, what `lower` says. Values pass as they are: in a text such as JSON, which
-    /// has no infinity and no NaN, they would read as if nothing had been said.
+    /// Merges two sets of options: each option from `self` if it is set there, else from `lower`.
+    ///
+    /// The values are not passed through a text such as JSON. It has no infinity and no NaN, which would read as unset.
     pub fn over(&self, lower: &TrainOptions) -> TrainOptions {
         merged!(
             self, lower;
@@ -192,7 +193,7 @@ impl TrainOptions {
         )
     }
 
-    /// The options of a TOML file.
+    /// Reads options from a TOML file.
     ///
     /// # Errors
     /// When the file cannot be read, is no TOML, or has a key that is no option; the error names file and line.
@@ -204,10 +205,10 @@ impl TrainOptions {
 }
 
 impl TrainOptions {
-    /// The options of the preset that is named, if one is.
+    /// Returns the options of the named preset, or no options if none is named.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// When there is no preset of that name.
     pub fn from_preset(&self) -> Result<TrainOptions> {
         let Some(name) = &self.preset else { return Ok(TrainOptions::default()) };
         let found = PRESETS.iter().find(|(known, _)| known == name);
@@ -217,42 +218,61 @@ impl TrainOptions {
     }
 }
 
-/// The options as they hold: written to `config.json` in the run's folder.
+/// A run's resolved options, as `config.json` in its folder holds them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
+    /// The model and its sizes.
     pub model: Model,
-    /// An absolute path in the configuration of a run, but for the name of the embedded digits.
+    /// The data set: a name or a path. A run's configuration has an absolute path, or the name of the embedded digits.
     pub data: String,
-    /// Of the run's images, once they are known; older runs did not write it down.
+    /// Checksums of the run's images, once they are known. Older runs did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_crc: Option<DataCrc>,
+    /// Gradient steps in total.
     pub steps: usize,
+    /// Images per gradient step, over all replicas.
     pub batch_size: usize,
+    /// Number of replicas, one device each.
     pub replicas: usize,
+    /// Gradient steps that share one shuffle of keys and images, and the most in one device call.
     pub chunk: usize,
+    /// The bound that is maximised.
     pub loss: Loss,
+    /// What the backward pass of the automaton's loop keeps in memory.
     pub memory: RepeatOptions,
+    /// Share of each batch whose grids are damaged.
     pub damage: f64,
+    /// The pool of grown states, if the run has one.
     pub pool: Option<PoolSpec>,
+    /// The optimiser's settings.
     pub optimiser: Optimiser,
+    /// Seed of the initial values.
     pub seed_model: u64,
+    /// Seed of the order of images and of the latents' noise.
     pub seed_data: u64,
+    /// Seed of the latents in test IWELBOs.
     pub seed_test: u64,
+    /// Seed of the latents in pictures.
     pub seed_logging: u64,
-    /// `None`: as the test images allow.
+    /// Steps between test IWELBOs and pictures. `None`: 1000 if there are test images, else never.
     pub eval_every: Option<usize>,
+    /// Latent samples per image in a test IWELBO.
     pub eval_samples: usize,
+    /// Test images in a test IWELBO, evenly spaced.
     pub eval_images: usize,
+    /// Steps between checkpoints. 0: never, not even at the end.
     pub checkpoint_every: usize,
+    /// Number of checkpoints that are kept besides the best one.
     pub keep: usize,
+    /// The device, as `--device` takes it.
     pub device: String,
 }
 
 impl TrainConfig {
-    /// Fills in the defaults.
+    /// Fills in the defaults and checks the values.
     ///
     /// # Errors
-    /// A value out of its range; the error names the flag.
+    /// When a value is out of its range. The message names the flag.
     pub fn resolve(options: &TrainOptions) -> Result<TrainConfig> {
         let kind: Kind = options.model.as_deref().unwrap_or("baseline").parse()?;
         let mut model = Model::new(kind, options.latent)?;
@@ -381,7 +401,7 @@ impl TrainConfig {
         self.device.parse().context("--device")
     }
 
-    /// What is learned.
+    /// Builds the task that the run trains.
     pub fn task(&self) -> Box<dyn Task> {
         let (model, loss, memory, damage) = (self.model.vae(), self.loss, self.memory, self.damage);
         match self.pool {
@@ -390,7 +410,7 @@ impl TrainConfig {
         }
     }
 
-    /// Builds the train program for a training set of so many images.
+    /// Builds the train program for a training set of `images` images.
     ///
     /// # Errors
     /// When the sizes do not fit each other.
@@ -398,7 +418,7 @@ impl TrainConfig {
         self.with_program(images, |program| program.function())
     }
 
-    /// Checks that the sizes fit each other and a training set of so many images.
+    /// Checks that the sizes fit each other and a training set of `images` images.
     ///
     /// # Errors
     /// When they do not; the error names the field.
@@ -416,7 +436,7 @@ impl TrainConfig {
         f(&TrainProgram { task: self.task().as_ref(), optimiser: &self.optimiser.chain(), sizes })
     }
 
-    /// How long the run is and what it writes when; `eval_every` where nothing was said.
+    /// Returns the run's length and its schedule of evaluations and checkpoints. `eval_every` is the default.
     pub fn run_options(&self, eval_every: usize) -> Result<RunOptions> {
         Ok(RunOptions {
             steps: self.steps,

@@ -1,13 +1,13 @@
-//! The log, and variables that libraries read from the environment and that the user has not set.
+//! The log, and defaults for environment variables that libraries read.
 
 use std::env;
 
-use crate::engine::quiet;
+use crate::engine::xla_log;
 
-/// Keeps the messages of XLA and of plugins off the terminal.
-const QUIET: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "3")];
+/// Hides the messages of XLA and of plugins.
+const HIDE_MESSAGES: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "3")];
 
-/// Keeps a TPU's library from asking a machine that is no TPU VM for its metadata.
+/// Keeps libtpu from querying TPU metadata on a computer that is no TPU VM.
 pub const WITHOUT_TPU: [(&str, &str); 5] = [
     ("TPU_SKIP_MDS_QUERY", "1"),
     ("TPU_ACCELERATOR_TYPE", "v3-8"),
@@ -17,7 +17,7 @@ pub const WITHOUT_TPU: [(&str, &str); 5] = [
     ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
 ];
 
-/// Starts the log, and keeps XLA's own messages off the terminal unless they were asked for.
+/// Starts the log. Hides XLA's own messages unless `verbose` or `RUST_LOG` asks for them.
 pub fn start_log(verbose: bool) {
     let asked = verbose || env::var_os("RUST_LOG").is_some();
     let default = if verbose { "info" } else { "warn" };
@@ -25,13 +25,13 @@ pub fn start_log(verbose: bool) {
         .format_timestamp(None)
         .init();
     if !asked {
-        set_defaults(&QUIET);
-        quiet::hush();
+        set_defaults(&HIDE_MESSAGES);
+        xla_log::hide_messages();
     }
 }
 
-/// Sets variables that the user has not set, for libraries that are loaded later. Does nothing once the process has more than
-/// one thread, as another one could read the environment at the same time.
+/// Sets variables that the user has not set, for libraries that are loaded later. Does nothing if the process has several
+/// threads: another thread could read the environment at the same time.
 pub fn set_defaults(variables: &[(&str, &str)]) {
     if !is_alone() {
         log::info!("the process has several threads: its environment stays as it is");
@@ -43,7 +43,7 @@ pub fn set_defaults(variables: &[(&str, &str)]) {
     }
 }
 
-/// Whether this is the process's only thread, as the system tells.
+/// Reports whether the process has one thread, by `/proc/self/task`.
 fn is_alone() -> bool {
     std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
 }

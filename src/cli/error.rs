@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::engine::invalid::Invalid;
 
-/// What the process's exit code says.
+/// The exit codes of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Something went wrong that is none of the below.
@@ -24,6 +24,7 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// All exit codes other than success, each with its meaning for the help text.
     pub const ALL: [(Exit, &'static str); 7] = [
         (Exit::Failure, "something else went wrong"),
         (Exit::Usage, "the command line, environment or configuration file is wrong"),
@@ -50,8 +51,12 @@ impl fmt::Display for Coded {
 
 impl std::error::Error for Coded {}
 
-/// Gives an error its exit code, unless it has one.
+/// Attaches exit codes to errors.
 pub trait WithExit<T> {
+    /// Attaches an exit code to the error, unless it already has one.
+    ///
+    /// # Errors
+    /// The same error, with the code.
     fn exit(self, exit: Exit) -> anyhow::Result<T>;
 }
 
@@ -61,7 +66,7 @@ impl<T, E: Into<anyhow::Error>> WithExit<T> for Result<T, E> {
     }
 }
 
-/// The error with its exit code, unless it has one.
+/// Attaches an exit code to an error, unless it already has one.
 pub fn coded(exit: Exit, error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<Coded>() {
         Some(_) => error,
@@ -69,7 +74,7 @@ pub fn coded(exit: Exit, error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// The exit code of an error.
+/// Returns the exit code of an error: its own, [`Exit::Usage`] for an [`Invalid`] value, else [`Exit::Failure`].
 pub fn exit_of(error: &anyhow::Error) -> Exit {
     let invalid = || error.chain().any(|cause| cause.is::<Invalid>());
     match error.downcast_ref::<Coded>() {
@@ -79,7 +84,7 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     }
 }
 
-/// The error for a person at the command line: its causes one after the other, with the flag of a field that is invalid.
+/// Formats an error for the terminal: its chain of causes, with flags in the place of field names.
 pub fn describe(error: &anyhow::Error) -> String {
     if let Some(coded) = error.downcast_ref::<Coded>() {
         return describe(&coded.error);

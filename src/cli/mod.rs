@@ -1,12 +1,15 @@
-//! The command line: parse, run, print the error, give the exit code.
+//! The command line of the program `vnca`: parses arguments, runs a verb, prints errors and sets the exit code.
+//!
+//! Public are the parts that tests and tools share with the program: the parser, the options of training, and the report's
+//! models and optimiser by name.
 
-pub mod commands;
+mod commands;
 pub mod config;
-pub mod environment;
-pub mod error;
+mod environment;
+mod error;
+pub mod huge_pages;
 pub mod models;
 pub mod optimiser;
-pub mod pages;
 mod values;
 
 use std::io::IsTerminal;
@@ -111,13 +114,13 @@ enum Command {
 }
 
 impl Command {
-    /// Whether it may compute for longer than starting the process twice takes.
+    /// Reports whether the verb may run for much longer than a restart of the process takes.
     fn is_long(&self) -> bool {
         use Command::{Eval, Figures, Latents, Probe, Train};
         matches!(self, Train(_) | Eval(_) | Figures(_) | Latents(_) | Probe(_))
     }
 
-    /// Whether it runs programs that could come from elsewhere.
+    /// Reports whether the verb runs programs that `--programs` can replace.
     fn takes_programs(&self) -> bool {
         use Command::{Convert, Data, Doctor, Inspect, RunExported};
         let own = matches!(self, Convert(_) | Data(_) | Doctor(_) | Inspect(_) | RunExported(_));
@@ -161,7 +164,7 @@ fn after_help() -> String {
     format!("Exit codes:\n    0  success\n{}", codes.join("\n"))
 }
 
-/// The verbs and what they do, as a table for the README.
+/// Returns the table of verbs for the README, in Markdown: each verb's name and what it does.
 pub fn verbs_table() -> String {
     let mut rows = vec!["| verb | what it does |".to_string(), "| --- | --- |".to_string()];
     for verb in Cli::command().get_subcommands() {
@@ -171,7 +174,8 @@ pub fn verbs_table() -> String {
     rows.join("\n")
 }
 
-/// The command line, if none of its options would do nothing. (The environment's may be meant for other verbs.)
+/// Parses the command line. Refuses `--programs` for a verb that has no use for it; the environment variable may be meant for
+/// other verbs and is ignored.
 fn checked(matches: &ArgMatches) -> Result<Cli, clap::Error> {
     let cli = Cli::from_arg_matches(matches)?;
     let is_given = matches.value_source("programs") == Some(ValueSource::CommandLine);
@@ -183,12 +187,12 @@ fn checked(matches: &ArgMatches) -> Result<Cli, clap::Error> {
     Ok(cli)
 }
 
-/// Runs the process's command line.
+/// Runs the command line of this process and returns its exit code. Prints errors to stderr.
 pub fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let cli = checked(&matches).unwrap_or_else(|error| error.exit());
     if cli.command.is_long() {
-        pages::ask_for_huge_ones();
+        huge_pages::restart_with_huge_pages();
     }
     environment::start_log(cli.verbose);
     match cli.command.run() {

@@ -1,4 +1,4 @@
-//! The table of models: those of the report by their names, as options and run folders have them.
+//! The report's models by name, as options and run folders describe them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,18 +11,23 @@ use crate::engine::invalid::valid;
 use crate::engine::shape::Precision;
 use crate::model::{Grow, SIDE, Vae, report};
 
-/// Which decoder.
+/// A model of the report, named after its decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
+    /// Transposed convolutions, no automaton.
     Baseline,
+    /// An automaton on a grid that doubles its sides between runs of steps.
     Doubling,
+    /// An automaton on a grid of the image's size throughout.
     NonDoubling,
 }
 
 impl Kind {
+    /// All kinds, in the report's order.
     pub const ALL: [Kind; 3] = [Kind::Baseline, Kind::Doubling, Kind::NonDoubling];
 
+    /// Returns the name in options and files.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Baseline => "baseline",
@@ -31,7 +36,7 @@ impl Kind {
         }
     }
 
-    /// Latent size in the report.
+    /// Returns the latent size in the report.
     pub fn default_latent(self) -> usize {
         match self {
             Kind::Baseline | Kind::Doubling => 256,
@@ -39,7 +44,7 @@ impl Kind {
         }
     }
 
-    /// NCA steps in evaluation: after each doubling, or in all. The baseline has none.
+    /// Returns the report's number of NCA steps in evaluation: after each doubling, or in total. The baseline has none.
     pub fn default_nca_steps(self) -> usize {
         match self {
             Kind::Baseline => 0,
@@ -66,23 +71,24 @@ impl FromStr for Kind {
     }
 }
 
-/// A model's sizes, and how it is computed. Two models of equal sizes have equal parameters' names and shapes.
+/// A model's sizes, and how it is computed. Models of equal sizes have parameters of equal names and shapes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
+    /// The decoder.
     pub kind: Kind,
     /// Latent size Z.
     pub latent: usize,
-    /// Times that the doubling decoder doubles its grid.
+    /// Number of doublings. The first grid of the doubling model is 32 / 2^K cells wide.
     pub doublings: usize,
     /// NCA steps after each doubling (doubling), or in evaluation (non-doubling).
     pub nca_steps: usize,
-    /// Chance that a cell takes part in a step of the automaton, drawn for every cell and step: 1 in the report.
+    /// Probability that a cell is updated in a step, drawn for every cell and step. 1 in the report.
     pub update_prob: f64,
-    /// Side of the square in the middle of the non-doubling model's grid that starts as the latent, zeros around it: the
-    /// whole grid in the report.
+    /// Side, in cells, of the central square of the non-doubling model's grid that starts as the latent. Cells outside it
+    /// start as zeros. The whole grid in the report.
     #[serde(default = "whole_grid")]
     pub start_side: usize,
-    /// Of its matrix products and convolutions.
+    /// Element type of the operands of matmuls and convolutions.
     #[serde(default)]
     pub precision: Precision,
 }
@@ -96,7 +102,7 @@ fn whole_grid() -> usize {
 const MOST_DOUBLINGS: usize = SIDE.trailing_zeros() as usize;
 
 impl Model {
-    /// The model of the report, with another latent size if one is given.
+    /// Returns the report's model of a kind, with another latent size if one is given.
     ///
     /// # Errors
     /// When the latent size is 0 or beyond what memory could hold.
@@ -109,8 +115,10 @@ impl Model {
         Ok(Model { kind, latent, doublings, nca_steps, update_prob: 1.0, start_side, precision })
     }
 
+    /// Checks the sizes.
+    ///
     /// # Errors
-    /// A size that is out of range or that the kind of model does not have; the error names the flag.
+    /// When a size is out of range, or is one that the kind of model does not have; the error names the flag.
     pub fn check(&self) -> Result<()> {
         let report = Model::new(self.kind, Some(self.latent))?;
         let only = |flag: &str, other: bool, kinds: &str| {
@@ -148,7 +156,7 @@ impl Model {
         Vae { decoder: Arc::new(grow), ..vae }
     }
 
-    /// Side of the grid that the automaton starts on.
+    /// Returns the side, in cells, of the grid that the automaton starts on; the image's side for the baseline.
     pub fn seed_side(&self) -> usize {
         self.vae().decoder.automaton().map_or(SIDE, Grow::first_side)
     }

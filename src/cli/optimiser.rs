@@ -1,4 +1,4 @@
-//! The optimiser as options have it: Adam or Muon, with clipping before or after.
+//! The optimiser's options: Adam, with Muon for the cell if wanted, and clipping before or after.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,9 @@ use crate::nn::optimiser::{Adam, Chain, ClipByGlobalNorm, ClipEach, Fall, Schedu
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ClipOrder {
+    /// Clip the gradient, before the optimiser
     Before,
+    /// Clip the update, after the optimiser
     After,
 }
 
@@ -36,23 +38,32 @@ pub enum CellRule {
     Muon,
 }
 
+/// The optimiser's settings, as a run's `config.json` has them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Optimiser {
+    /// The learning rate, after warmup and before the fall.
     pub learning_rate: f64,
+    /// Adam's decay rate of the first moment.
     pub b1: f64,
+    /// Adam's decay rate of the second moment.
     pub b2: f64,
+    /// The number that Adam adds to the denominator.
     pub eps: f64,
-    /// Infinite where nothing is clipped.
+    /// The largest norm that is left as it is. Infinite: no clipping.
     #[serde(with = "limit")]
     pub clip_norm: f64,
+    /// Whether the gradient or the update is clipped.
     pub clip_order: ClipOrder,
+    /// Whether all parameters share one norm.
     #[serde(default)]
     pub clip_scope: ClipScope,
+    /// The rule for the automaton's cell.
     #[serde(default)]
     pub cell: CellRule,
-    /// Updates in which the learning rate rises evenly to its full height.
+    /// Number of updates over which the learning rate rises linearly from zero.
     #[serde(default)]
     pub warmup: usize,
+    /// The fall of the learning rate at the end of training, if any.
     #[serde(default)]
     pub fall: Option<Fall>,
 }
@@ -89,7 +100,7 @@ mod limit {
 }
 
 impl Optimiser {
-    /// The report's: Adam with its usual constants, gradients clipped to a norm of 10.
+    /// The report's optimiser: Adam with its usual constants, gradients clipped to a global norm of 10.
     pub const REPORT: Optimiser = Optimiser {
         learning_rate: 1e-4,
         b1: 0.9,
@@ -103,12 +114,12 @@ impl Optimiser {
         fall: None,
     };
 
-    /// The share of the learning rate that is left at the end.
+    /// Returns the final learning rate as a share of the full one.
     pub fn end_factor(&self) -> f64 {
         self.fall.map_or(1.0, |fall| fall.end_factor)
     }
 
-    /// The transforms that these options stand for.
+    /// Builds the chain of transforms.
     pub fn chain(&self) -> Chain {
         let adam = Adam {
             schedule: Schedule { learning_rate: self.learning_rate, warmup: self.warmup, fall: self.fall },

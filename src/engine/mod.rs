@@ -9,7 +9,7 @@ pub mod ir;
 pub mod lower;
 pub mod npy;
 pub mod program;
-pub mod quiet;
 pub mod random;
 pub mod runtime;
 pub mod shape;
+pub mod xla_log;

@@ -16,6 +16,7 @@ use crate::engine::array::{Array, Element};
 use crate::engine::shape::{DType, Shape};
 use crate::files::Draft;
 
+/// The first bytes of every `.npy` file.
 pub const MAGIC: &[u8] = b"\x93NUMPY";
 /// NumPy's own headers have 118 bytes; anything near this is not one.
 const LONGEST_HEADER: usize = 1 << 14;
@@ -24,14 +25,18 @@ const PREFIX: usize = 10;
 /// NumPy begins the values at a multiple of this.
 const ALIGNED: usize = 64;
 
+/// The kind of number that an array holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
+    /// Unsigned integers, and truth values.
     Unsigned,
+    /// Signed integers.
     Signed,
+    /// Floating-point numbers.
     Float,
 }
 
-/// Where a header is read from, which says in its own words, and with its file's name, what is wrong.
+/// A source of bytes for the header. It words the errors, with the name of its file.
 pub trait Source {
     /// Fills the buffer.
     ///
@@ -39,26 +44,30 @@ pub trait Source {
     /// When the source ends within `what`.
     fn fill(&mut self, buffer: &mut [u8], what: &str) -> Result<()>;
 
+    /// Makes the error for a header that is wrong, from a message that says what is.
     fn wrong(&self, message: String) -> anyhow::Error;
 }
 
-/// What a `.npy` header says of the values that follow it.
+/// A parsed `.npy` header: describes the values that follow it.
 #[derive(Clone, Debug)]
 pub struct Header {
+    /// The kind of number.
     pub kind: Kind,
+    /// Whether the most significant byte comes first.
     pub big_endian: bool,
     /// Bytes of one element.
     pub width: usize,
-    /// Whether the first dimension is the fastest one.
+    /// Whether the first index varies fastest (Fortran order).
     pub fortran: bool,
+    /// The array's dimensions.
     pub shape: Vec<usize>,
 }
 
 impl Header {
-    /// Reads all that stands before the values.
+    /// Reads a header, up to the first value.
     ///
     /// # Errors
-    /// When the source ends, is no `.npy`, or has elements that are no numbers.
+    /// When the source ends early, is not a `.npy` file, or has elements that are not numbers.
     pub fn read(source: &mut impl Source) -> Result<Header> {
         let mut start = [0; 8];
         source.fill(&mut start[..MAGIC.len()], "the .npy magic")?;
@@ -124,7 +133,7 @@ impl Header {
         Ok(Header { kind, big_endian, width, fortran, shape })
     }
 
-    /// The element type as NumPy writes it, but for the byte order: `f4`.
+    /// Returns the element type in NumPy's notation without the byte order, such as `f4`.
     pub fn element_name(&self) -> String {
         let letter = match self.kind {
             Kind::Unsigned => 'u',
@@ -134,10 +143,10 @@ impl Header {
         format!("{letter}{}", self.width)
     }
 
-    /// One element as a number: exact but for integers beyond 2^53.
+    /// Converts the bytes of one element to a number. Exact, except for integers beyond 2^53.
     ///
     /// # Panics
-    /// When the element has another width than the header says: a mistake in the program.
+    /// When `element` is not [`Header::width`] bytes long.
     pub fn value(&self, element: &[u8]) -> f64 {
         let mut bytes = [0; 8];
         let bytes = &mut bytes[..self.width];
@@ -158,7 +167,7 @@ impl Header {
         }
     }
 
-    /// The index in the array of the `i`-th element of the file.
+    /// Returns the index in the array of the file's `i`-th element.
     pub fn index(&self, mut i: usize) -> Vec<usize> {
         let mut index = vec![0; self.shape.len()];
         let mut set = |d: usize| {
@@ -172,10 +181,10 @@ impl Header {
         index
     }
 
-    /// The array of elements that are in the file's order.
+    /// Makes an array of elements in the file's order.
     ///
     /// # Errors
-    /// When there are more or fewer than the shape says.
+    /// When there are more or fewer bytes than the shape needs.
     pub fn array(&self, dtype: DType, bytes: Vec<u8>) -> Result<Array> {
         let mut dims = self.shape.clone();
         if !self.fortran {
@@ -229,8 +238,8 @@ fn first_chars(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// A record in memory: its header, and its values as they lie in the file. One stands after the other in Equinox's
-/// `.eqx`, one is an entry of `.npz`.
+/// A record in memory: a header, and the values as bytes of the file. An `.npz` entry is one record; Equinox's `.eqx` is a
+/// sequence of them.
 pub struct Record<'a> {
     header: Header,
     values: &'a [u8],
@@ -259,7 +268,7 @@ impl<'a> Record<'a> {
     /// Takes the next record from the front of `bytes`.
     ///
     /// # Errors
-    /// When there is no whole record.
+    /// When there is no complete record.
     pub fn take(bytes: &mut &'a [u8]) -> Result<Record<'a>> {
         let header = Header::read(bytes)?;
         let size = header.shape.iter().try_fold(header.width, |size, n| size.checked_mul(*n));
@@ -275,15 +284,15 @@ impl<'a> Record<'a> {
         Ok(Record { header, values })
     }
 
-    /// Whether it is a single number, as Equinox writes a module's plain Python numbers.
+    /// Reports whether the record is a scalar, as which Equinox writes a module's plain Python numbers.
     pub fn is_scalar(&self) -> bool {
         self.header.shape.is_empty()
     }
 
-    /// The array in C order and the machine's byte order; f2 becomes f32 exactly, f8 is rounded to it.
+    /// Converts the record to an array, in C order and native byte order. Converts f2 and f8 to f32; f8 is rounded.
     ///
     /// # Errors
-    /// When its element type is none that weights or checkpoints have.
+    /// When weights and checkpoints have no elements of this type.
     pub fn array(&self) -> Result<Array> {
         let Header { kind, width, .. } = self.header;
         let dtype = match (kind, width) {

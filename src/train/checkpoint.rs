@@ -1,8 +1,8 @@
 //! Checkpoints: a training run's whole state in one `.npz` file.
 //!
-//! Parameters have their names (`encoder.conv0.weight`, in the edges' layout), Adam's moments the same with `adam.m.`
-//! and `adam.v.` before; `meta` is JSON text as bytes. A file with a final name is whole (`crate::files`); each array has a
-//! checksum, which reading verifies.
+//! Parameters have their names (`encoder.conv0.weight`, in the checkpoint layout). Adam's moments have the same names after
+//! `adam.m.` and `adam.v.`. `meta` is JSON text as bytes. A file with a final name is complete (`crate::files`). Each array has
+//! a checksum, which reading verifies.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,13 +18,14 @@ use crate::nn::weights::npz;
 
 const META: &str = "meta";
 
-/// What a checkpoint says of itself besides its arrays.
+/// A checkpoint's metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
+    /// Version of the format.
     pub version: u32,
-    /// What the run says of its model.
+    /// The run's description of its model.
     pub model: serde_json::Value,
-    /// Gradient steps made.
+    /// Number of gradient steps taken.
     pub step: usize,
     /// The data key of the chunk that the next step belongs to.
     pub data_key: [u32; 2],
@@ -35,14 +36,17 @@ pub struct Meta {
     pub best: Option<f64>,
 }
 
+/// The whole state of a training run.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
+    /// Everything but the arrays.
     pub meta: Meta,
+    /// Parameters, moments and other arrays, by name.
     pub arrays: Vec<(String, Array)>,
 }
 
 impl Checkpoint {
-    /// Writes the file so that it is either there as a whole or not at all.
+    /// Writes the file, completely or not at all.
     ///
     /// # Errors
     /// When it cannot be written; the error names it.
@@ -79,14 +83,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// The checkpoints of a run's folder, which nothing is written to yet.
-    pub fn of(run: &Path, keep: usize) -> Store {
+    /// Returns the checkpoints in a run's folder. Keeps `keep` of them, at least one, besides the best. Writes nothing yet.
+    pub fn in_run(run: &Path, keep: usize) -> Store {
         Store { folder: run.join("checkpoints"), keep: keep.max(1), whole: BTreeMap::new() }
     }
 
-    /// Makes the folder ready for a run that goes on from a checkpoint of step `from`, or that begins. What is there of later
-    /// steps, such as a damaged checkpoint that a resume has passed over, is not of this run: it gets another name, so that
-    /// it is never taken for the run's newest.
+    /// Prepares the folder for a run that starts, or that resumes from the checkpoint of step `from`. Renames checkpoints of later
+    /// steps, such as a damaged one that the resume skipped, so that they are never taken for the newest of this run.
     ///
     /// # Errors
     /// When the folder cannot be made or a file in it cannot be renamed.
@@ -116,7 +119,7 @@ impl Store {
         self.folder.join("best.npz")
     }
 
-    /// Steps that have a checkpoint, lowest first; none if there is no folder yet.
+    /// Returns the steps that have a checkpoint, lowest first. Empty if there is no folder yet.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -137,7 +140,7 @@ impl Store {
         Ok(steps)
     }
 
-    /// Saves a checkpoint and deletes those that are too many; as the best one too, if it is.
+    /// Saves a checkpoint, also as the best one if `best`. Deletes old checkpoints beyond those to keep.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -166,19 +169,19 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a checkpoint is whole. Of one that is not, a warning tells once.
+    /// Reports whether a checkpoint is whole. Logs a warning, once, if it is not.
     fn is_whole(&mut self, step: usize) -> bool {
         let path = self.path(step);
-        *self.whole.entry(step).or_insert_with(|| told_if_damaged(path).is_some())
+        *self.whole.entry(step).or_insert_with(|| load_or_warn(path).is_some())
     }
 
-    /// The newest checkpoint of the steps' that is whole, with its file. Those that are damaged are passed over with a warning.
+    /// Returns the newest whole checkpoint of a step, with its file. Skips damaged ones with a warning.
     fn newest(&self) -> Result<Option<(PathBuf, Checkpoint)>> {
-        Ok(self.steps()?.into_iter().rev().find_map(|step| told_if_damaged(self.path(step))))
+        Ok(self.steps()?.into_iter().rev().find_map(|step| load_or_warn(self.path(step))))
     }
 
-    /// The newest checkpoint that is whole; none if the run was stopped before it made its first. One that is damaged is
-    /// passed over with a warning, and then the best one may be the newest that is left.
+    /// Returns the newest whole checkpoint, or `None` if the run was stopped before its first. Skips damaged ones with a warning;
+    /// the best checkpoint may then be the newest that is left.
     ///
     /// # Errors
     /// When there are checkpoints and all are damaged.
@@ -192,7 +195,7 @@ impl Store {
         if last.is_none() && best.is_none() {
             return Ok(None);
         }
-        let best = best.and_then(told_if_damaged);
+        let best = best.and_then(load_or_warn);
         let found = [best, newest].into_iter().flatten().max_by_key(|(_, found)| found.meta.step);
         found.map(|(_, found)| Some(found)).ok_or_else(|| self.nothing_whole())
     }
@@ -202,8 +205,8 @@ impl Store {
     }
 }
 
-/// A checkpoint with its file, if it is whole; a warning if not.
-fn told_if_damaged(path: PathBuf) -> Option<(PathBuf, Checkpoint)> {
+/// Loads a checkpoint, with its file. Logs a warning and returns `None` if it is damaged.
+fn load_or_warn(path: PathBuf) -> Option<(PathBuf, Checkpoint)> {
     match Checkpoint::load(&path) {
         Ok(checkpoint) => Some((path, checkpoint)),
         Err(error) => {
@@ -213,18 +216,18 @@ fn told_if_damaged(path: PathBuf) -> Option<(PathBuf, Checkpoint)> {
     }
 }
 
-/// What a run's results come from, and its file: the best checkpoint if there is one, else the newest. One that is damaged
-/// is passed over with a warning.
+/// Returns the checkpoint that a run's results are computed from, with its file: the best one if there is one, else the newest.
+/// Skips damaged ones with a warning.
 ///
 /// # Errors
 /// When the run has none that is whole.
 pub fn chosen(run: &Path) -> Result<(PathBuf, Checkpoint)> {
-    let store = Store::of(run, 1);
+    let store = Store::in_run(run, 1);
     let best = Some(store.best()).filter(|path| path.exists());
     if best.is_none() && store.steps()?.is_empty() {
         bail!("{} has no checkpoint", store.folder.display());
     }
-    let best_or_newest = match best.and_then(told_if_damaged) {
+    let best_or_newest = match best.and_then(load_or_warn) {
         None => store.newest()?,
         best => best,
     };
@@ -243,10 +246,10 @@ mod tests {
 
     /// A store that goes on from a step, in whose folder checkpoints of these steps are.
     fn store(run: &Path, steps: &[usize], keep: usize) -> Store {
-        let mut store = Store::of(run, 100);
+        let mut store = Store::in_run(run, 100);
         store.begin(None).unwrap();
         steps.iter().for_each(|step| store.save(&checkpoint(*step), false).unwrap());
-        Store::of(run, keep)
+        Store::in_run(run, keep)
     }
 
     fn damage(path: &Path) {
@@ -314,7 +317,7 @@ mod tests {
     #[test]
     fn a_run_without_checkpoints_has_none_and_asking_makes_no_folder() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(Store::of(folder.path(), 1).latest().unwrap().is_none());
+        assert!(Store::in_run(folder.path(), 1).latest().unwrap().is_none());
         assert!(chosen(folder.path()).unwrap_err().to_string().contains("has no checkpoint"));
         assert!(!folder.path().join("checkpoints").exists());
     }

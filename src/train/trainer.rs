@@ -201,7 +201,7 @@ impl<'t> Trainer<'t> {
     /// # Errors
     /// When the folder holds no whole checkpoint of this task and these examples, or as [`Trainer::create`].
     pub fn resume(self, folder: &Path, examples: Option<Array>) -> Result<Run<'t>> {
-        let Some(checkpoint) = Store::of(folder, self.options.keep).latest()? else {
+        let Some(checkpoint) = Store::in_run(folder, self.options.keep).latest()? else {
             bail!("{} holds no checkpoint to go on from", folder.display())
         };
         self.start(folder, examples, Some(checkpoint))
@@ -254,7 +254,7 @@ impl<'t> Trainer<'t> {
         // Only the metrics can refuse the run now, and they do before they change a line. Until here nothing was written.
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let metrics = Metrics::open(folder, step)?;
-        let mut store = Store::of(folder, options.keep);
+        let mut store = Store::in_run(folder, options.keep);
         store.begin(meta.as_ref().map(|m| m.step))?;
         Ok(Run {
             sizes,

@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    FileType::of(&args.out).exit(Exit::Usage)?;
+    FileType::from_path(&args.out).exit(Exit::Usage)?;
     let weights = args.source.load_or_init(args.seed)?;
     let leaves = weights.model.vae().leaves();
     write(&args.out, &leaves, &weights.arrays)?;

@@ -206,7 +206,7 @@ fn tpu_checks(device: &Device) -> Vec<Check> {
 }
 
 fn tpu_lock(path: &Path) -> Result<String> {
-    match pjrt::Lock::of(path) {
+    match pjrt::Lock::read(path) {
         Lock::Absent => Ok(format!("free: there is no {}", path.display())),
         // Whoever opened the TPU last leaves the file, which another user cannot open then.
         Lock::Left => match std::fs::OpenOptions::new().write(true).open(path) {

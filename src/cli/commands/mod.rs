@@ -242,7 +242,7 @@ impl Source {
             let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
             let (path, Checkpoint { meta, arrays }) = chosen(run).exit(Exit::BadInput)?;
             let arrays =
-                weights::of_checkpoint(&path, &config.model.vae().leaves(), arrays).exit(Exit::BadInput)?;
+                weights::from_checkpoint(&path, &config.model.vae().leaves(), arrays).exit(Exit::BadInput)?;
             let data = RunData::new(run, &config, &meta);
             let model = self.computed(config.model)?;
             return Ok(Weights { model, arrays, data: Some(data) });

@@ -74,7 +74,7 @@ pub fn run(args: Args) -> Outcome {
     // What can be wrong comes before anything is written.
     config.check_sizes(train.len()).exit(Exit::Usage)?;
     let checkpoint = match args.resume {
-        true => Store::of(&folder, config.keep).latest().exit(Exit::BadInput)?,
+        true => Store::in_run(&folder, config.keep).latest().exit(Exit::BadInput)?,
         false => None,
     };
     if let Some(meta) = checkpoint.as_ref().map(|c| &c.meta) {

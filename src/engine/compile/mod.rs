@@ -12,10 +12,10 @@ use crate::engine::program::{Program, Target};
 use crate::engine::runtime::{Executable, Forms, Mesh};
 use crate::engine::shape::Precision;
 
-/// Compiles a computation for a mesh: lowered in the forms that its compiler is fast at, or as it was exported.
+/// Compiles a computation for a mesh. Lowers it in the forms that the mesh's compiler is fast at, or loads the exported program.
 ///
 /// # Errors
-/// When the compiler refuses it, or the exported program is missing or computes something else.
+/// When the compiler refuses the program, or the exported program is missing or computes something else.
 pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
     mesh.compile(match mesh.programs() {
         Some(folder) => exported(folder, function, mesh.replicas())?,
@@ -23,13 +23,13 @@ pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
     })
 }
 
-/// The forms that a mesh's compiler is fast at.
+/// Returns the forms that a mesh's compiler is fast at.
 pub fn target(mesh: &Mesh, precision: Precision) -> Target {
     forms(mesh, precision).target
 }
 
-/// The forms that a mesh's compiler is fast at. On a CPU the products are oneDNN's, if there is one that works, or else XLA's
-/// own in f32, whatever the precision; the answer then says why.
+/// Returns the forms that a mesh's compiler is fast at. On a CPU, oneDNN computes matmuls and convolutions if it works.
+/// Otherwise XLA computes them in f32, whatever the precision, and the answer says why.
 pub fn forms(mesh: &Mesh, precision: Precision) -> Forms {
     mesh.forms(precision, || match one_dnn_products(mesh, precision) {
         Ok(()) => Forms { target: Target::OneDnn, no_one_dnn: None },
@@ -40,16 +40,19 @@ pub fn forms(mesh: &Mesh, precision: Precision) -> Forms {
     })
 }
 
-/// Whether oneDNN makes products of such operands on a CPU device; tried out by a small program.
+/// Checks that oneDNN can multiply operands of this type. Compiles and runs a small program to find out.
 ///
 /// # Errors
-/// Why it does not.
+/// When it cannot, with the reason.
 #[cfg(feature = "xla")]
 pub fn one_dnn_products(mesh: &Mesh, precision: Precision) -> Result<()> {
     probe::one_dnn(mesh, precision)
 }
 
-/// As above: without the XLA library there is no CPU device.
+/// Always fails: without the XLA library there is no CPU device.
+///
+/// # Errors
+/// Always.
 #[cfg(not(feature = "xla"))]
 pub fn one_dnn_products(_mesh: &Mesh, _precision: Precision) -> Result<()> {
     anyhow::bail!("this program was built without the XLA library")
@@ -69,7 +72,7 @@ fn made(function: &Function, _target: Target, _replicas: usize) -> Result<Progra
     )
 }
 
-/// The program of a computation, which must be the same as when it was exported.
+/// Loads the exported program of a computation. The computation must be the same as when it was exported.
 fn exported(folder: &Path, function: &Function, replicas: usize) -> Result<Program> {
     let program = Program::load(folder, &function.name).with_context(|| {
         format!("{} holds no program {}: export it with vnca export", folder.display(), function.name)

@@ -1,5 +1,5 @@
-//! Whether XLA's CPU library has a oneDNN that multiplies numbers of some precision: a small program is compiled and run, and
-//! compared with the same by XLA's own operations in f32.
+//! Probes whether oneDNN can multiply numbers of a precision on XLA's CPU device. Compiles and runs a small program, and compares
+//! its results with those of XLA's own operations in f32.
 
 use anyhow::{Context, Result, ensure};
 
@@ -12,13 +12,13 @@ use crate::engine::program::Target;
 use crate::engine::runtime::Mesh;
 use crate::engine::shape::{Precision, Shape};
 
-/// Rows, columns and channels of what is computed.
+/// Rows, columns and channels of the operands.
 const SIZE: usize = 8;
 
 /// Checks that calls of oneDNN work on operands of a precision.
 ///
 /// # Errors
-/// Why they do not.
+/// When they do not, with the reason.
 pub fn one_dnn(mesh: &Mesh, precision: Precision) -> Result<()> {
     // Another library may take the call for one of somebody else's: a plugin was seen that never came back.
     ensure!(mesh.is_linked(), "the device is a plugin's");

@@ -26,8 +26,8 @@ pub(super) fn check(mesh: &Mesh) -> Vec<Check> {
         Ok::<_, anyhow::Error>((mesh, executable))
     };
     let mut checks = vec![
-        Check::of(FAMILY, "arrays come back as they went", transfers(mesh)),
-        Check::of(FAMILY, "more replicas than devices", more_replicas(mesh)),
+        Check::from_result(FAMILY, "arrays come back as they went", transfers(mesh)),
+        Check::from_result(FAMILY, "more replicas than devices", more_replicas(mesh)),
     ];
     type Test = fn(&Mesh, &Executable) -> Result<()>;
     let tests: [(&str, Test); 3] = [
@@ -37,9 +37,10 @@ pub(super) fn check(mesh: &Mesh) -> Vec<Check> {
     ];
     match compiled() {
         Ok((mesh, executable)) => {
-            checks.extend(tests.map(|(name, test)| Check::of(FAMILY, name, test(&mesh, &executable))));
+            checks
+                .extend(tests.map(|(name, test)| Check::from_result(FAMILY, name, test(&mesh, &executable))));
         }
-        Err(error) => checks.push(Check::of(FAMILY, "compiling", Err(error))),
+        Err(error) => checks.push(Check::from_result(FAMILY, "compiling", Err(error))),
     }
     checks
 }

@@ -138,7 +138,7 @@ impl Group {
             let message = format!("{error:#}");
             self.cases.iter().map(|_| Err(anyhow::anyhow!(message.clone()))).collect()
         });
-        let named = |(case, result): (&Case, Result<()>)| Check::of(&self.name, &case.name, result);
+        let named = |(case, result): (&Case, Result<()>)| Check::from_result(&self.name, &case.name, result);
         self.cases.iter().zip(results).map(named).collect()
     }
 }
@@ -162,10 +162,10 @@ const REPLICAS: [usize; 4] = [1, 2, 4, MOST_REPLICAS];
 /// The most devices that the cases take.
 pub const MOST_REPLICAS: usize = 8;
 
-/// The graphs of all programs, with the number of replicas that each is for.
+/// Returns the graphs of all programs, each with its number of replicas.
 ///
 /// # Errors
-/// None, unless a case is ill-formed.
+/// When a case is ill-formed.
 pub fn functions() -> Result<Vec<(Function, usize)>> {
     let mut functions = Vec::new();
     for group in groups() {
@@ -178,14 +178,16 @@ pub fn functions() -> Result<Vec<(Function, usize)>> {
 /// The outcome of one case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
+    /// The group of cases that this one belongs to.
     pub family: String,
+    /// The case.
     pub name: String,
-    /// What was wrong; nothing if it passed.
+    /// What was wrong. `None` if the case passed.
     pub error: Option<String>,
 }
 
 impl Check {
-    fn of(family: &str, name: &str, result: Result<()>) -> Check {
+    fn from_result(family: &str, name: &str, result: Result<()>) -> Check {
         Check {
             family: family.into(),
             name: name.into(),
@@ -194,8 +196,7 @@ impl Check {
     }
 }
 
-/// Checks a device: every case, as far as the mesh's client has devices for it. `progress` hears of each family before it
-/// begins.
+/// Runs every case for which the mesh's client has enough devices. Calls `progress` with each family's name before it begins.
 pub fn run(mesh: &Mesh, mut progress: impl FnMut(&str)) -> Vec<Check> {
     let mut checks = Vec::new();
     for group in groups().into_iter().filter(|group| group.replicas <= mesh.devices()) {

@@ -1,4 +1,4 @@
-//! Devices, and programs on them. Knows programs and host arrays, and no models.
+//! Devices: opens them, moves arrays to and from them, compiles and runs programs. Knows nothing of models.
 
 #[cfg(feature = "xla")]
 mod cpu;
@@ -9,7 +9,7 @@ mod cpu {
     }
 }
 
-mod headed;
+mod custom_call_header;
 #[cfg(feature = "xla")]
 mod onednn;
 pub mod pjrt;
@@ -28,13 +28,18 @@ use crate::engine::shape::{Precision, Shape};
 
 pub use self::pjrt::{Plugin, Settings, Value};
 
-/// A device that the user chose. There is no other one in its place when it cannot be had.
+/// A kind of device to open. Nothing falls back to another device if it cannot be opened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Device {
     /// XLA's own CPU backend, linked into this program.
     Cpu,
     /// A PJRT plugin with the options that it is opened with.
-    Plugin { plugin: Plugin, settings: Settings },
+    Plugin {
+        /// The plugin, by name or path.
+        plugin: Plugin,
+        /// The options that its client is created with.
+        settings: Settings,
+    },
 }
 
 /// `cpu`, `tpu`, `cuda` or a plugin's path, and after commas its options: `cuda,memory_fraction=0.5,preallocate=false`.
@@ -80,8 +85,11 @@ impl fmt::Display for Device {
 /// A device's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
+    /// Bytes in use now.
     pub used: u64,
+    /// The most bytes that were in use at once, if the runtime reports it.
     pub peak: Option<u64>,
+    /// Bytes that can be allocated in total, if the runtime reports it.
     pub limit: Option<u64>,
 }
 
@@ -112,7 +120,7 @@ pub(crate) trait Loaded: Send + Sync {
     fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>>;
 }
 
-/// XLA_FLAGS, the environment's options for XLA, has something that XLA does not know: it would end the process.
+/// The error for an `XLA_FLAGS` environment variable with an option that XLA does not know. XLA itself would end the process.
 #[derive(Debug)]
 pub struct WrongFlags(pub String);
 
@@ -124,21 +132,24 @@ impl fmt::Display for WrongFlags {
 
 impl std::error::Error for WrongFlags {}
 
-/// Where compiled programs are kept, for plugins that can write theirs.
+/// Where compiled programs are kept, for plugins that can serialize them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
-    /// The folder that VNCA_COMPILATION_CACHE names (none if that is empty or `off`), else the user's.
+    /// The folder that `VNCA_COMPILATION_CACHE` names (none if it is empty or `off`), else one in the user's cache.
     #[default]
     Environment,
+    /// This folder.
     Folder(PathBuf),
+    /// Compiled programs are not kept.
     Off,
 }
 
-/// Which forms programs are written in for a mesh, and why these.
+/// The forms in which programs for a mesh are written, and why these were chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forms {
+    /// The forms.
     pub target: Target,
-    /// On a CPU, why matrix products are XLA's own in f32, where oneDNN's in the precision asked for cannot be had.
+    /// On a CPU without a usable oneDNN for the requested precision: the reason. XLA then multiplies in f32 by itself.
     pub no_one_dnn: Option<String>,
 }
 
@@ -153,7 +164,7 @@ struct Opened {
     programs: Option<PathBuf>,
 }
 
-/// How a mesh is opened.
+/// Options for opening a mesh.
 ///
 /// ```no_run
 /// # fn main() -> anyhow::Result<()> {
@@ -173,34 +184,34 @@ pub struct MeshBuilder {
 }
 
 impl MeshBuilder {
-    /// Makes the CPU one of at least so many virtual devices, for meshes of several sizes. Other devices are as many as they are.
+    /// Sets the least number of virtual CPU devices, for meshes of several sizes over one client. Ignored for other devices.
     #[must_use]
     pub fn devices(self, devices: usize) -> MeshBuilder {
         MeshBuilder { devices, ..self }
     }
 
-    /// Writes programs in these forms, without finding out which ones the device is fast at.
+    /// Writes programs in these forms, without probing which forms the device is fast at.
     #[must_use]
     pub fn target(self, target: Target) -> MeshBuilder {
         MeshBuilder { target: Some(target), ..self }
     }
 
-    /// Takes programs from a folder of exported ones instead of making them.
+    /// Loads programs from a folder of exported ones instead of lowering graphs.
     #[must_use]
     pub fn programs(self, folder: Option<&Path>) -> MeshBuilder {
         MeshBuilder { programs: folder.map(Path::to_path_buf), ..self }
     }
 
-    /// Keeps compiled programs there.
+    /// Sets where compiled programs are kept.
     #[must_use]
     pub fn cache(self, cache: Cache) -> MeshBuilder {
         MeshBuilder { cache, ..self }
     }
 
-    /// Opens the device and takes `replicas` parts of it.
+    /// Opens the device and returns a mesh of `replicas` of its devices.
     ///
     /// # Errors
-    /// When the device cannot be had or has fewer parts than replicas; [`WrongFlags`].
+    /// When the device cannot be opened or there are fewer devices than replicas; [`WrongFlags`].
     pub fn open(self, replicas: usize) -> Result<Mesh> {
         ensure!(replicas > 0, "at least one replica is needed");
         let client = match &self.device {
@@ -214,8 +225,10 @@ impl MeshBuilder {
     }
 }
 
-/// As many devices as there are replicas. A mesh and its clones share one client of the device with the meshes that
-/// [`Mesh::with_replicas`] makes of them, and the client ends with the last of them and of their arrays and programs.
+/// A set of devices, one for each replica.
+///
+/// Clones of a mesh, and the meshes that [`Mesh::with_replicas`] makes from it, share one client. The client is closed when the
+/// last of them, of their arrays and of their programs is dropped.
 #[derive(Clone)]
 pub struct Mesh {
     opened: Arc<Opened>,
@@ -223,8 +236,9 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Takes `replicas` devices. On the CPU these are as many virtual ones, which share the cores. Every call opens the device
-    /// anew, and some can be opened once only at a time (TPUs): see [`Mesh::with_replicas`].
+    /// Opens a device and returns a mesh of `replicas` of its devices. CPU devices are virtual and share the cores.
+    ///
+    /// Every call opens the device again. TPUs cannot be opened twice at the same time: see [`Mesh::with_replicas`].
     ///
     /// # Errors
     /// As of [`MeshBuilder::open`].
@@ -232,16 +246,16 @@ impl Mesh {
         Mesh::builder(device).open(replicas)
     }
 
-    /// Options of opening a device.
+    /// Returns the options for opening a device, with their defaults.
     pub fn builder(device: &Device) -> MeshBuilder {
         let (device, cache) = (device.clone(), Cache::default());
         MeshBuilder { device, devices: 1, target: None, programs: None, cache }
     }
 
-    /// Another mesh over the same client. Arrays and programs of both may be used together.
+    /// Returns a mesh of another size over the same client. Arrays and programs of both may be used together.
     ///
     /// # Errors
-    /// When the device has fewer parts than replicas.
+    /// When there are fewer devices than replicas, or `replicas` is 0.
     pub fn with_replicas(&self, replicas: usize) -> Result<Mesh> {
         ensure!(replicas > 0, "at least one replica is needed");
         let (device, count) = (&self.opened.device, self.devices());
@@ -249,32 +263,33 @@ impl Mesh {
         Ok(Mesh { opened: self.opened.clone(), replicas })
     }
 
-    /// What was opened.
+    /// Returns the kind of device that was opened.
     pub fn device(&self) -> &Device {
         &self.opened.device
     }
 
-    /// The folder that programs are taken from, if they are not made.
+    /// Returns the folder that programs are loaded from, if any.
     pub fn programs(&self) -> Option<&Path> {
         self.opened.programs.as_deref()
     }
 
+    /// Returns the number of replicas.
     pub fn replicas(&self) -> usize {
         self.replicas
     }
 
-    /// Devices that there are, of which the replicas take the first.
+    /// Returns the client's number of devices. The replicas use the first ones.
     pub fn devices(&self) -> usize {
         self.opened.client.device_count()
     }
 
-    /// The forms that the device's kind of compiler is fast at, or that were asked for.
+    /// Returns the forms that the builder was given, else those that the device's compiler is fast at.
     pub fn target(&self) -> Target {
         self.opened.target.unwrap_or_else(|| self.opened.client.target())
     }
 
-    /// The forms for products of a precision. `find` tries them out, once for all meshes over the client, where the device is a
-    /// CPU and nothing else was asked for.
+    /// Returns the forms for matmuls and convolutions in a precision. On a CPU, unless the builder was given a target, `find`
+    /// probes them, once for all meshes over the client.
     pub(crate) fn forms(&self, precision: Precision, find: impl FnOnce() -> Forms) -> Forms {
         let plain = |target| Forms { target, no_one_dnn: None };
         match (self.opened.target, self.opened.client.target()) {
@@ -284,17 +299,17 @@ impl Mesh {
         }
     }
 
-    /// Whether the devices are those of the XLA library that this program is linked with, and no plugin's.
+    /// Reports whether the devices belong to the linked XLA library, not to a plugin.
     pub fn is_linked(&self) -> bool {
         self.opened.client.is_linked()
     }
 
-    /// The memory of a replica's device, where the runtime tells it.
+    /// Returns the memory use of a replica's device, if the runtime reports it.
     pub fn memory(&self, replica: usize) -> Option<Memory> {
         self.opened.client.memory(replica)
     }
 
-    /// Platform and version, for people.
+    /// Returns the platform and its version as text.
     pub fn describe(&self) -> String {
         self.opened.client.describe()
     }
@@ -310,13 +325,19 @@ impl Mesh {
         Ok(Executable { program, loaded })
     }
 
-    /// The same array on every device.
+    /// Copies an array to every device.
+    ///
+    /// # Errors
+    /// When a device refuses it, for example for want of memory.
     pub fn replicate(&self, array: &Array) -> Result<Buffers> {
         let parts: Result<_> = (0..self.replicas).map(|r| self.opened.client.put(r, array)).collect();
         Ok(Buffers { shape: array.shape().clone(), parts: parts? })
     }
 
-    /// An array for each device, all of one shape.
+    /// Copies one array to each device, in the order of the replicas.
+    ///
+    /// # Errors
+    /// When the number of arrays is not that of replicas, when their shapes differ, or when a device refuses one.
     pub fn shard(&self, arrays: &[Array]) -> Result<Buffers> {
         ensure!(arrays.len() == self.replicas, "{} arrays for {} replicas", arrays.len(), self.replicas);
         let shape = arrays[0].shape().clone();
@@ -328,33 +349,41 @@ impl Mesh {
     }
 }
 
-/// One array on each device of a mesh, of one shape, equal or not.
+/// One array on each device of a mesh. All have the same shape; their values may differ.
 pub struct Buffers {
     shape: Shape,
     parts: Vec<Box<dyn Buffer>>,
 }
 
 impl Buffers {
-    /// Shape of one replica's array.
+    /// Returns the shape of one replica's array.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
     /// Waits for a replica's array and copies it to the host.
+    ///
+    /// # Errors
+    /// When there is no such replica, or the computation of the array failed.
     pub fn get(&self, replica: usize) -> Result<Array> {
         let part = self.parts.get(replica).ok_or_else(|| anyhow!("there is no replica {replica}"))?;
         part.get(&self.shape)
     }
 
-    /// Every replica's array.
+    /// Waits for every replica's array and copies them to the host, in the order of the replicas.
+    ///
+    /// # Errors
+    /// When the computation of one failed.
     pub fn all(&self) -> Result<Vec<Array>> {
         self.parts.iter().map(|p| p.get(&self.shape)).collect()
     }
 }
 
-/// An argument of a call: lent, or given away. What a program takes over (donation) must be given.
+/// An argument of a call. An input that the program donates must be given, not lent.
 pub enum Arg<'a> {
+    /// Buffers that the caller keeps.
     Lent(&'a Buffers),
+    /// Buffers that the program may take over.
     Given(Buffers),
 }
 
@@ -386,6 +415,7 @@ pub struct Executable {
 }
 
 impl Executable {
+    /// Returns the program that was compiled.
     pub fn program(&self) -> &Program {
         &self.program
     }
@@ -393,7 +423,8 @@ impl Executable {
     /// Runs the program on all devices. Results come in the order of the signature's outputs.
     ///
     /// # Errors
-    /// An argument of the wrong number, shape, type, or lent where it is consumed: by name, with expected and got.
+    /// When an argument has the wrong shape or type, is lent although the program donates it, or when the number of arguments is
+    /// wrong. The message names the argument, with the expected and the actual value.
     pub fn call(&self, arguments: Vec<Arg<'_>>) -> Result<Vec<Buffers>> {
         let shapes: Vec<(&Shape, bool)> =
             arguments.iter().map(|a| (a.buffers().shape(), matches!(a, Arg::Given(_)))).collect();

@@ -1,8 +1,8 @@
-//! A model's parameters in files, ours and other people's: `.npz` (checkpoints are such files), Equinox's `.eqx` and
-//! `.safetensors`. What a file is, its name's ending says.
+//! Reads and writes a model's parameters as files: `.npz` (also checkpoints), Equinox's `.eqx` and `.safetensors`. The ending of
+//! a file's name decides its type.
 //!
-//! Files are not to be trusted: an error names the file and what is wrong in it, and no memory is taken on a header's
-//! word. Byte order, C or Fortran order and the width of floats may be any.
+//! Files are not trusted. An error names the file and what is wrong in it, and a header's claims alone allocate no memory. Any
+//! byte order, C or Fortran order and any width of floats is read.
 
 pub mod npz;
 pub mod safetensors;
@@ -19,6 +19,7 @@ use crate::engine::npy::{self, Record};
 use crate::files;
 use crate::nn::params::{Leaf, Role, arrange};
 
+/// The type of a file of parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter, strum::EnumString, IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum FileType {
@@ -32,9 +33,11 @@ pub enum FileType {
 }
 
 impl FileType {
+    /// Returns the type that a file's name ends with.
+    ///
     /// # Errors
-    /// When the name has no known ending.
-    pub fn of(path: &Path) -> Result<FileType> {
+    /// When the ending is not a known one.
+    pub fn from_path(path: &Path) -> Result<FileType> {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let known =
             || FileType::iter().map(|t| format!(".{}", <&str>::from(t))).collect::<Vec<_>>().join(", ");
@@ -51,14 +54,14 @@ impl FileType {
     }
 }
 
-/// The leaves' values, in their order and the edges' layout.
+/// Reads the leaves' values from a file, in the order of the leaves and in the checkpoint layout.
 ///
 /// # Errors
-/// A file that cannot be read or is damaged; entries that are missing, not of the model or of another shape: all of
-/// them, by name, with both shapes.
+/// When the file cannot be read or is damaged, or when entries are missing, unknown or of another shape. The message lists all
+/// of them by name, with both shapes.
 pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
     let at = || format!("cannot use {}", path.display());
-    let file_type = FileType::of(path)?;
+    let file_type = FileType::from_path(path)?;
     let load = || -> Result<Vec<(String, Array)>> {
         match file_type {
             FileType::Npz => {
@@ -73,15 +76,15 @@ pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
     fitted(path, leaves, load().with_context(at)?)
 }
 
-/// The leaves' values of a checkpoint that was read from `path`.
+/// Returns the leaves' values from the arrays of a checkpoint, which was read from `path`.
 ///
 /// # Errors
-/// As of [`read`], but for what reading it finds.
-pub fn of_checkpoint(path: &Path, leaves: &[Leaf], arrays: Vec<(String, Array)>) -> Result<Vec<Array>> {
+/// When entries are missing or of another shape.
+pub fn from_checkpoint(path: &Path, leaves: &[Leaf], arrays: Vec<(String, Array)>) -> Result<Vec<Array>> {
     fitted(path, leaves, parameters(arrays))
 }
 
-/// The arrays of a file as the leaves have them.
+/// Arranges a file's arrays in the order and shapes of the leaves.
 fn fitted(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Result<Vec<Array>> {
     for (name, array) in &mut named {
         // PyTorch has a convolution's biases as (out), Equinox as (out, 1, 1).
@@ -93,14 +96,15 @@ fn fitted(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Resu
     arrange(leaves, named).with_context(|| format!("cannot use {}", path.display()))
 }
 
-/// What of a checkpoint's arrays are parameters.
+/// Keeps those of a checkpoint's arrays that are parameters.
 fn parameters(mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
     let parts = ["encoder.", "decoder.", "cell."];
     arrays.retain(|(name, _)| parts.iter().any(|part| name.starts_with(part)));
     arrays
 }
 
-/// Records get the leaves' names in their order. Single numbers are a module's settings, not its weights.
+/// Reads the records of an `.eqx` file and names them after the leaves, in order. Skips scalars: they are a module's settings,
+/// not weights.
 fn records(mut bytes: &[u8], leaves: &[Leaf]) -> Result<Vec<(String, Array)>> {
     let length = bytes.len();
     let mut arrays = Vec::new();
@@ -123,13 +127,13 @@ fn records(mut bytes: &[u8], leaves: &[Leaf]) -> Result<Vec<(String, Array)>> {
     Ok(arrays)
 }
 
-/// Writes the leaves' values, so that the file is there as a whole or not at all.
+/// Writes the leaves' values to a file, completely or not at all.
 ///
 /// # Errors
-/// A name without a known ending; a file that cannot be written.
+/// When the name has no known ending or the file cannot be written.
 pub fn write(path: &Path, leaves: &[Leaf], arrays: &[Array]) -> Result<()> {
     let named = leaves.iter().map(|leaf| leaf.name.as_str()).zip(arrays);
-    match FileType::of(path)? {
+    match FileType::from_path(path)? {
         FileType::Npz => npz::write(path, named),
         FileType::Safetensors => files::write_bytes(path, safetensors::written(named)?),
         FileType::Eqx => files::write(path, |out| arrays.iter().try_for_each(|array| npy::write(out, array))),

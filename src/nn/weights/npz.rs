@@ -1,4 +1,4 @@
-//! `.npz`: a zip of `.npy` records by name, with a checksum of each. Checkpoints are such files.
+//! Reads and writes `.npz` files: zip archives of named `.npy` records with checksums. Checkpoints are such files.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -13,10 +13,10 @@ use crate::engine::array::Array;
 use crate::engine::npy::{self, Record};
 use crate::files::{self, Draft};
 
-/// Every array of a file, its checksum verified.
+/// Reads all arrays of a file, with their names, and verifies their checksums.
 ///
 /// # Errors
-/// When the file is no `.npz`, is cut or changed, or holds an array of a type that is not used here.
+/// When the file is not a `.npz`, is truncated or corrupted, or has an array of an unsupported type.
 pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -40,17 +40,17 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
     Ok(arrays)
 }
 
-/// The array of an entry, which is one record and nothing after it.
+/// Reads the array of an entry: one record and nothing after it.
 fn only(mut bytes: &[u8]) -> Result<Array> {
     let array = Record::take(&mut bytes)?.array()?;
     ensure!(bytes.is_empty(), "{} bytes follow the array", bytes.len());
     Ok(array)
 }
 
-/// Writes the arrays, by name.
+/// Writes named arrays to a file.
 ///
 /// # Errors
-/// When the file cannot be written; the error names it.
+/// When the file cannot be written. The message names it.
 pub fn write<'a>(path: &Path, arrays: impl Iterator<Item = (&'a str, &'a Array)>) -> Result<()> {
     archive(path, |zip| {
         for (name, array) in arrays {

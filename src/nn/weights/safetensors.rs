@@ -10,10 +10,10 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::engine::array::Array;
 
-/// Every array of a file's bytes, in f32: narrower types exactly, f64 rounded.
+/// Reads all arrays, with their names, from the bytes of a file. Converts their elements to f32; f64 is rounded.
 ///
 /// # Errors
-/// When the header is wrong or claims what is not there, a name is there twice, or an element type is no float.
+/// When the header is wrong or does not match the data, a name occurs twice, or elements are not floats.
 pub fn read(bytes: &[u8]) -> Result<Vec<(String, Array)>> {
     let file = SafeTensors::deserialize(bytes).context("no safetensors file")?;
     unique_names(bytes)?;
@@ -36,7 +36,7 @@ fn each<const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32>
     data.as_chunks::<N>().0.iter().map(|b| value(*b)).collect()
 }
 
-/// The crate keeps the last of two entries of one name.
+/// Checks that no name occurs twice. The crate `safetensors` keeps the last of two entries of one name.
 fn unique_names(bytes: &[u8]) -> Result<()> {
     struct Names;
     impl<'de> Visitor<'de> for Names {
@@ -61,10 +61,10 @@ fn unique_names(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The bytes of a file of f32 arrays.
+/// Returns the bytes of a file of named f32 arrays.
 ///
 /// # Errors
-/// When there are two arrays of one name.
+/// When two arrays have one name.
 pub fn written<'a>(arrays: impl Iterator<Item = (&'a str, &'a Array)>) -> Result<Vec<u8>> {
     let views: Result<Vec<_>> = arrays
         .map(|(name, array)| Ok((name, TensorView::new(Dtype::F32, array.dims().to_vec(), array.bytes())?)))

@@ -45,8 +45,8 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    vnca::cli::pages::ask_for_huge_ones();
-    vnca::engine::quiet::hush();
+    vnca::cli::huge_pages::restart_with_huge_pages();
+    vnca::engine::xla_log::hide_messages();
     let args = Args::parse();
     let case = args.case.case()?;
     if let Some(file) = args.export {

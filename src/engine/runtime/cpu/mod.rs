@@ -292,7 +292,7 @@ impl Loaded for CpuExecutable {
 mod ffi {
     use std::ffi::{CStr, c_char, c_int, c_void};
 
-    use crate::engine::runtime::headed::opaque;
+    use crate::engine::runtime::custom_call_header::opaque;
 
     opaque!(Client Executable Buffer);
 

@@ -3,7 +3,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use crate::engine::runtime::headed::{opaque, structs};
+use crate::engine::runtime::custom_call_header::{opaque, structs};
 
 /// The version that this file was written from.
 pub const VERSION: (c_int, c_int) = (0, 2);
@@ -172,7 +172,7 @@ mod tests {
     use std::mem::offset_of;
 
     use super::*;
-    use crate::engine::runtime::headed::Header;
+    use crate::engine::runtime::custom_call_header::Header;
 
     #[test]
     fn layouts_are_those_of_the_header() {

@@ -70,7 +70,7 @@ macro_rules! functions {
         }
 
         impl Functions {
-            fn of(shared: &Shared) -> Result<Functions> {
+            fn load(shared: &Shared) -> Result<Functions> {
                 Ok(Functions {$(
                     $name: {
                         let name = concat!("dnnl_", stringify!($name));
@@ -221,7 +221,7 @@ impl Library {
                 anyhow::Error::from(error)
             )
         })?;
-        let functions = Functions::of(&shared)?;
+        let functions = Functions::load(&shared)?;
         // SAFETY: it gives a constant structure, whose first fields are the same in all versions.
         let version = unsafe { &*(functions.version)() };
         ensure!(version.major == 3, "{FILE} is version {}.{} of oneDNN, not 3", version.major, version.minor);

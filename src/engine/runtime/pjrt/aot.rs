@@ -1,4 +1,4 @@
-//! Compiling for devices that are not there.
+//! Ahead-of-time compilation, for devices that this computer does not have.
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -9,55 +9,64 @@ use super::plain::Plain;
 use super::{Plugin, Settings, ffi, module, wire};
 use crate::engine::program::Program;
 
-/// A plugin's compiler.
+/// The compiler of a PJRT plugin.
 pub struct Compiler {
     api: Api,
 }
 
-/// A device's memory that a program takes, in bytes, as the compiler laid it out.
+/// The device memory that a compiled program needs, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
+    /// All arguments.
     pub arguments: i64,
+    /// All outputs.
     pub outputs: i64,
-    /// Of the arguments, what outputs take over.
+    /// The part of the arguments that outputs take over.
     pub donated: i64,
+    /// Intermediate values.
     pub temporaries: i64,
+    /// The program's code.
     pub code: i64,
 }
 
 impl Usage {
-    /// All that is there at once.
+    /// Returns the bytes that the program needs in total.
     pub fn total(&self) -> i64 {
         self.arguments + self.outputs - self.donated + self.temporaries + self.code
     }
 }
 
-/// What the compiler says of a program.
+/// A compiled program's memory use, costs and optimized module.
 pub struct Compiled {
+    /// Device memory.
     pub usage: Usage,
-    /// Flops, bytes and more, by XLA's names; a loop's body counts once.
+    /// Flops, bytes and more, by XLA's names. XLA counts a loop's body once.
     pub costs: Vec<(String, f64)>,
     /// The optimized module, a serialized `HloModuleProto`.
     pub module: Vec<u8>,
 }
 
 impl Compiled {
-    /// Cycles, bytes and collectives; `inner_trips` is how often the body of an inner loop runs where only the run tells.
+    /// Estimates cycles, bytes and collectives. `inner_trips` is the number of iterations of an inner loop whose module does not
+    /// say it.
     ///
     /// # Errors
     /// When the module is not as XLA writes it.
     pub fn estimate(&self, inner_trips: f64) -> Result<Estimate> {
-        Estimate::of(&wire::hlo::Module::read(&self.module)?, inner_trips)
+        Estimate::from_module(&wire::hlo::Module::read(&self.module)?, inner_trips)
     }
 }
 
 impl Compiler {
+    /// Loads a plugin's compiler, without opening a device.
+    ///
     /// # Errors
     /// When the plugin is missing or no plugin.
     pub fn load(plugin: &Plugin) -> Result<Compiler> {
         Ok(Compiler { api: Api::load(&plugin.find()?)? })
     }
 
+    /// Returns the plugin's file.
     pub fn path(&self) -> &std::path::Path {
         self.api.path()
     }

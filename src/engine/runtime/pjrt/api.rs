@@ -199,21 +199,26 @@ pub unsafe fn elements<'a, T>(start: *const T, size: usize) -> &'a [T] {
     }
 }
 
-/// A named value's value.
+/// The value of a named option or attribute of a plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// A text.
     Text(String),
+    /// A whole number.
     Int(i64),
+    /// A list of whole numbers.
     Ints(Vec<i64>),
+    /// A floating-point number.
     Float(f32),
+    /// A truth value.
     Bool(bool),
 }
 
 impl Value {
-    /// Reads an option's value: `true`, `7`, `0.5`, `[0:1]` (a list) or a text.
+    /// Parses an option's value: `true`, `7`, `0.5`, `[0:1]` (a list) or a text.
     ///
     /// # Errors
-    /// When a list has something else than whole numbers.
+    /// When a list has elements other than whole numbers.
     pub fn parse(text: &str) -> Result<Value> {
         if let Some(list) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
             let numbers: Result<Vec<i64>, _> = list.split(':').map(str::parse).collect();
@@ -227,6 +232,7 @@ impl Value {
         })
     }
 
+    /// Returns the value as a number, if it is one.
     pub fn number(&self) -> Option<f64> {
         match self {
             Value::Int(value) => Some(*value as f64),

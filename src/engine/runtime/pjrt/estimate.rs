@@ -1,4 +1,4 @@
-//! What a compiled module costs, read off the module that the compiler gives back.
+//! Estimates a program's cost from the compiler's optimized module.
 //!
 //! XLA's own cost analysis counts a loop's body once. Here a body counts as often as its condition's constant says. Where
 //! only the run tells, it counts once in the entry (the train program's loop over gradient steps), and as often as the
@@ -14,25 +14,29 @@ use super::wire::hlo::{Computation, Instruction, Module, Shape};
 /// Collectives of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Collective {
+    /// How many run.
     pub count: f64,
-    /// Bytes that each replica brings.
+    /// Bytes that each replica contributes.
     pub bytes: f64,
 }
 
-/// Sums over a module, each loop's body as often as it runs.
+/// Costs summed over a module. A loop's body counts once for each iteration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Estimate {
     /// The compiler's own estimates of its fusions, convolutions and copies, added up.
     pub cycles: f64,
     /// Read from and written to the device's main memory.
     pub bytes: f64,
+    /// Collectives by XLA's name of the operation.
     pub collectives: BTreeMap<String, Collective>,
 }
 
 impl Estimate {
+    /// Sums the costs of a module. `inner_trips` is the number of iterations of an inner loop whose condition does not say it.
+    ///
     /// # Errors
     /// When the module is not as XLA writes it.
-    pub fn of(module: &Module, inner_trips: f64) -> Result<Estimate> {
+    pub fn from_module(module: &Module, inner_trips: f64) -> Result<Estimate> {
         let by_id = module.computations.iter().map(|c| (c.id, c)).collect();
         let mut walk = Walk { by_id, inner_trips, sum: Estimate::default() };
         walk.computation(module.entry_id, 1.0, true)?;
@@ -218,7 +222,7 @@ mod tests {
     }
 
     fn estimate(computations: Vec<Computation>) -> Estimate {
-        Estimate::of(&Module { computations, entry_id: 0 }, 63.0).unwrap()
+        Estimate::from_module(&Module { computations, entry_id: 0 }, 63.0).unwrap()
     }
 
     #[test]
@@ -291,7 +295,7 @@ mod tests {
     #[test]
     fn a_module_that_misses_a_computation_is_an_error() {
         let module = Module { computations: vec![], entry_id: 7 };
-        let error = Estimate::of(&module, 1.0).unwrap_err().to_string();
+        let error = Estimate::from_module(&module, 1.0).unwrap_err().to_string();
         assert_eq!(error, "the module has no computation 7");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use crate::engine::runtime::headed::{Struct, opaque, structs};
+use crate::engine::runtime::custom_call_header::{Struct, opaque, structs};
 
 /// The version that this file was written from. Plugins of another major version are refused.
 pub const VERSION: (i32, i32) = (0, 90);
@@ -384,7 +384,7 @@ slots! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::runtime::headed::Header;
+    use crate::engine::runtime::custom_call_header::Header;
 
     #[test]
     fn layouts_are_those_of_the_header() {

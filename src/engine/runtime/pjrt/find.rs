@@ -1,4 +1,4 @@
-//! Where plugins lie.
+//! Finds the files of PJRT plugins.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -8,24 +8,27 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::host;
 
-/// Which plugin.
+/// A PJRT plugin, by name or path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plugin {
+    /// libtpu, from `TPU_LIBRARY_PATH`, Python's packages, the user's cache or the loader's path.
     Tpu,
+    /// The CUDA plugin among Python's packages.
     Cuda,
+    /// The plugin in this file.
     File(PathBuf),
 }
 
-/// Places of a plugin inside a folder of Python packages; the newest first.
+/// Paths of the CUDA plugin inside a folder of Python packages, the newest version first.
 const CUDA_PLACES: [&str; 2] =
     ["jax_plugins/xla_cuda13/xla_cuda_plugin.so", "jax_plugins/xla_cuda12/xla_cuda_plugin.so"];
 const TPU_PLACE: &str = "libtpu/libtpu.so";
 
 impl Plugin {
-    /// The plugin's file.
+    /// Finds the plugin's file.
     ///
     /// # Errors
-    /// When there is none: the places that were looked at, and what to do.
+    /// When there is none. The message lists where it was searched for, and what to do.
     pub fn find(&self) -> Result<PathBuf> {
         match self {
             Plugin::File(path) => {

@@ -1,13 +1,13 @@
-//! What a machine shows of its accelerators without opening them: device files, the TPU library's lock, packages' versions.
+//! Finds out about accelerators without opening them: device files, libtpu's lock, versions of packages.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The file that a process locks as long as it uses the TPU.
+/// The file that a process locks while it uses the TPU.
 pub const TPU_LOCK: &str = "/tmp/libtpu_lockfile";
 
-/// Device files in a folder whose names are `prefix` and a number.
+/// Lists the files in a folder whose names are `prefix` and a number.
 fn numbered(folder: &str, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_one = |path: &PathBuf| {
@@ -19,24 +19,24 @@ fn numbered(folder: &str, prefix: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The chips of a TPU VM: `/dev/accel0` ..., or on newer ones `/dev/vfio/0` ...
+/// Lists the device files of a TPU VM's chips: `/dev/accel0` ..., or on newer ones `/dev/vfio/0` ...
 pub fn tpu_files() -> Vec<PathBuf> {
     [numbered("/dev", "accel"), numbered("/dev/vfio", "")].concat()
 }
 
-/// `/dev/nvidia0` ...
+/// Lists the device files of NVIDIA GPUs: `/dev/nvidia0` ...
 pub fn gpu_files() -> Vec<PathBuf> {
     numbered("/dev", "nvidia")
 }
 
-/// What the first core is and can do, without what changes from moment to moment.
+/// Returns the model and the instruction sets of the first core, without values that change over time.
 pub fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let said = |key: &str| text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
     ["model name", "stepping", "flags"].map(said).join("\n")
 }
 
-/// The NVIDIA driver's version, where it is loaded.
+/// Returns the version of the NVIDIA driver, if it is loaded.
 pub fn nvidia_driver() -> Option<String> {
     let text = fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     // `NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ...`
@@ -45,20 +45,22 @@ pub fn nvidia_driver() -> Option<String> {
     text.lines().next()?.split_whitespace().find(is_version).map(str::to_string)
 }
 
-/// Whether a lock file is there, and who holds it.
+/// The state of a lock file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
+    /// There is no such file.
     Absent,
-    /// The process that used it has ended.
+    /// The file is left over: the process that locked it has ended.
     Left,
-    /// By this process; 0 where the system does not tell which.
+    /// The process of this id holds it. 0 if the system does not tell which.
     Held(u32),
 }
 
 impl Lock {
-    /// Reads `/proc/locks`: a line a lock, with its process and the file's device and number.
-    pub fn of(path: &Path) -> Lock {
+    /// Reads the state of a lock file from `/proc/locks`.
+    pub fn read(path: &Path) -> Lock {
         let Ok(metadata) = fs::metadata(path) else { return Lock::Absent };
+        // One line a lock, with its process and the file's device and inode.
         let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
         let holder = locks.lines().find_map(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -71,13 +73,13 @@ impl Lock {
     }
 }
 
-/// What a process is called.
+/// Returns the name of a process.
 pub fn process_name(pid: u32) -> Option<String> {
     fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim().to_string())
 }
 
-/// The version of the Python package that a file belongs to: `libtpu 0.0.52`, from the folder `libtpu-0.0.52.dist-info` beside
-/// the file's or above it.
+/// Returns the name and version of the Python package that a file belongs to, such as `libtpu 0.0.52`. Reads them from the
+/// folder `libtpu-0.0.52.dist-info` beside the file's folder or above it.
 pub fn package(file: &Path, name: &str) -> Option<String> {
     let version = |folder: &Path| {
         fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
@@ -103,9 +105,9 @@ mod tests {
     fn a_lock_is_told_with_its_holder() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("lock");
-        assert_eq!(Lock::of(&file), Lock::Absent);
+        assert_eq!(Lock::read(&file), Lock::Absent);
         fs::write(&file, "").unwrap();
-        assert_eq!(Lock::of(&file), Lock::Left);
+        assert_eq!(Lock::read(&file), Lock::Left);
         // It locks, and says so by what it writes into the file.
         let script = "exec 9>>\"$0\"; flock 9; echo >&9; read -r _";
         let mut child = Command::new("bash")
@@ -117,12 +119,12 @@ mod tests {
         while fs::metadata(&file).unwrap().len() == 0 {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        let held = Lock::of(&file);
+        let held = Lock::read(&file);
         drop(child.stdin.take());
         child.wait().unwrap();
         let Lock::Held(pid) = held else { panic!("{held:?}") };
         assert!(pid > 0 && process_name(std::process::id()).is_some());
-        assert_eq!(Lock::of(&file), Lock::Left);
+        assert_eq!(Lock::read(&file), Lock::Left);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Devices of a PJRT plugin: TPUs, GPUs, and whatever else has a shared library with the C API.
+//! Devices of PJRT plugins: TPUs, GPUs, and any other device with a shared library for the C API.
 
 mod aot;
 mod api;
@@ -31,7 +31,7 @@ use crate::engine::array::Array;
 use crate::engine::program::{Format, Program, Signature, Target};
 use crate::engine::shape::{DType, Shape};
 
-/// Options that a plugin takes when it opens, and flags of its compiler, by name.
+/// Options for creating a plugin's client, or flags of its compiler, by name.
 pub type Settings = Vec<(String, Value)>;
 
 /// Names that belong to the compiler and not to the plugin.
@@ -78,7 +78,7 @@ struct PluginExecutable {
     executable: *mut ffi::LoadedExecutable,
     replicas: usize,
     inputs: usize,
-    /// As many as the plugin says: it writes them.
+    /// As many as the plugin reports. The plugin writes them.
     outputs: usize,
 }
 
@@ -125,7 +125,7 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf
     Ok(shared)
 }
 
-/// What to do about a device that does not open.
+/// Advises on a device that does not open.
 fn advice(path: &Path, error: anyhow::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     let hint = if text.contains("already in use") || text.contains("lockfile") || text.contains("busy") {
@@ -167,7 +167,7 @@ unsafe fn device_id(api: &Api, device: *mut ffi::Device) -> Result<i64> {
     Ok(i64::from(found.id))
 }
 
-/// The C API's number of an element type.
+/// Returns the C API's number of an element type.
 fn element_type(dtype: DType) -> i32 {
     match dtype {
         DType::Pred => 1,
@@ -188,7 +188,7 @@ fn format_name(format: Format) -> &'static str {
     }
 }
 
-/// A module in the form that the C API takes; the program must outlive it.
+/// Returns a module in the form that the C API takes. The program must outlive it.
 fn module(program: &Program) -> ffi::Program {
     let format = format_name(program.signature.format);
     ffi::Program {
@@ -210,7 +210,7 @@ impl PluginClient {
         text.unwrap_or_default()
     }
 
-    /// What the first device is.
+    /// Returns the kind of the first device.
     fn kind(&self) -> Option<String> {
         let Shared { api, devices, .. } = &*self.0;
         // SAFETY: the client lives, and device, description and text as long as it does.
@@ -222,7 +222,7 @@ impl PluginClient {
         }
     }
 
-    /// All that a compiled program depends on beside its module and options.
+    /// Returns everything that a compiled program depends on besides its module and options.
     fn compiler(&self) -> Vec<u8> {
         let Shared { api, devices, platform, .. } = &*self.0;
         let file = std::fs::metadata(api.path()).and_then(|m| Ok((m.len(), m.modified()?))).ok();
@@ -269,7 +269,7 @@ impl PluginClient {
         unsafe { self.own(self.0.api.call(compile)?.executable, &program.signature) }
     }
 
-    /// Loads what [`Plain::serialize`] gave.
+    /// Loads an executable that [`Plain::serialize`] wrote.
     fn load(&self, bytes: &[u8], signature: &Signature) -> Result<PluginExecutable> {
         let load = ffi::Executable_DeserializeAndLoad {
             client: self.0.client,
@@ -466,10 +466,10 @@ impl Drop for PluginExecutable {
     }
 }
 
-/// What a plugin says about itself, without opening its devices.
+/// Describes a plugin without opening its devices.
 ///
 /// # Errors
-/// When it is missing, no plugin, or of another major version of the API.
+/// When the file is missing or no plugin, or has another major version of the API.
 pub fn inspect(plugin: &Plugin) -> Result<String> {
     let api = Api::open(&plugin.find()?)?;
     let (major, minor) = api.version();

@@ -1,14 +1,14 @@
-//! Structures of XLA's C interfaces, each of which has its size and a list of extensions at its head.
+//! The common head of the structures in XLA's C interfaces, those of custom calls and of PJRT: a size and a list of extensions.
 //!
-//! Written down rather than generated, so that the program builds where there is neither the header nor libclang; tests
-//! compare every size and offset with the header where that is at hand.
+//! The structures are written by hand, not generated, so that the library builds without the C headers and without libclang.
+//! Tests compare every size and offset with the headers.
 
-/// A structure with its size at the head.
+/// A structure that begins with its own size.
 pub trait Struct: Default {
     const NAME: &'static str;
 }
 
-/// Name, size and fields of a structure, to be compared with the header's.
+/// The name, size and field offsets of a structure, for comparison with the C header.
 #[cfg(test)]
 pub type Layout = (&'static str, usize, &'static [(&'static str, usize)]);
 
@@ -31,7 +31,7 @@ macro_rules! structs {
                 $(pub $field: $type,)*
             }
 
-            impl $crate::engine::runtime::headed::Struct for $name {
+            impl $crate::engine::runtime::custom_call_header::Struct for $name {
                 const NAME: &'static str = stringify!($name);
             }
 
@@ -47,7 +47,7 @@ macro_rules! structs {
         )*
 
         #[cfg(test)]
-        pub const LAYOUTS: &[$crate::engine::runtime::headed::Layout] = &[$(
+        pub const LAYOUTS: &[$crate::engine::runtime::custom_call_header::Layout] = &[$(
             (stringify!($name), size_of::<$name>(), &[$((stringify!($field), std::mem::offset_of!($name, $field))),*]),
         )*];
     };
@@ -55,7 +55,7 @@ macro_rules! structs {
 
 pub(super) use {opaque, structs};
 
-/// Asks the C compiler whether structures are a header's. The header comes with the XLA library.
+/// Compares structures with those of a C header, by compiling static assertions. The header comes with the XLA library.
 #[cfg(test)]
 pub struct Header {
     include: std::path::PathBuf,
@@ -75,7 +75,7 @@ impl Header {
         self.text += &format!("_Static_assert({condition}, \"\");\n");
     }
 
-    /// Whether the header's structure `c` has this layout; `field` gives its names of fields.
+    /// Asserts that the header's structure `c` has this layout. `field` translates names of fields to those in C.
     pub fn has(&mut self, c: &str, (_, size, fields): &Layout, field: impl Fn(&str) -> String) {
         self.holds(format!("sizeof({c}) == {size}"));
         for (name, offset) in *fields {
