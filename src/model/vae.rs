@@ -77,7 +77,7 @@ impl Vae {
     pub fn automaton(&self) -> Result<&Grow> {
         let none = || Invalid {
             field: "model",
-            problem: format!("{} has no cells: its decoder is no automaton", self.name),
+            problem: format!("{} has no automaton: no cells grow in its decoder", self.name),
         };
         self.decoder.automaton().ok_or_else(|| none().into())
     }
