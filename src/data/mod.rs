@@ -7,6 +7,15 @@
 //! A folder's binary images are, first of these that it has: `binarized_mnist_{train,valid,test}.amat` (training set:
 //! train, followed by valid if it is there), IDX images as of MNIST (binarized here, see `Grey::binarize`), or
 //! `{train,test}.npy`. Kinds are never mixed; labels go with the images of their own kind only.
+//!
+//! ```
+//! use vnca::data::{self, Part};
+//!
+//! let digits = data::load(data::GLYPHS)?;
+//! let test = digits.split(Part::Test)?.spread(16);
+//! assert_eq!(test.to_array().dims(), [16, 28, 28]);
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 pub mod amat;
 #[cfg(feature = "download")]

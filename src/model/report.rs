@@ -1,4 +1,12 @@
 //! The three models of the report, with its sizes.
+//!
+//! ```
+//! let model = vnca::model::report::doubling(256, 5, 8);
+//! let grow = model.automaton()?;
+//! assert_eq!(grow.first_side(), 1);
+//! assert!(vnca::model::report::baseline(256).automaton().is_err());
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 use super::baseline::ConvDecoder;
 use super::cell::{ResidualCell, ShallowCell};

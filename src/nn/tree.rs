@@ -3,6 +3,15 @@
 use std::ops::Index;
 
 /// Named values in a fixed order. A name is a path with dots, such as `encoder.conv0.weight`.
+///
+/// ```
+/// use vnca::nn::tree::Tree;
+///
+/// let names = ["encoder.weight", "cell.weight", "cell.bias"].map(String::from);
+/// let tree: Tree<usize> = names.into_iter().zip(0..).collect();
+/// assert_eq!(tree.scope("cell").names(), ["weight", "bias"]);
+/// assert_eq!(tree["cell.bias"], 2);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tree<T> {
     entries: Vec<(String, T)>,

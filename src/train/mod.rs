@@ -1,6 +1,19 @@
 //! Training: a task becomes a train program, and a run of it with metrics and checkpoints. Knows no model.
 //!
-//! [`task::Task`] is what one writes; [`trainer::Trainer`] runs it.
+//! [`task::Task`] is what one writes; [`trainer::Trainer`] runs it. The train program alone is a computation like any other:
+//!
+//! ```
+//! use vnca::chain;
+//! use vnca::model::{Elbo, report};
+//! use vnca::nn::optimiser::Adam;
+//! use vnca::train::{Sizes, TrainProgram};
+//!
+//! let task = Elbo::new(report::baseline(16));
+//! let sizes = Sizes { replicas: 2, batch: 32, chunk: 125, examples: 1000 };
+//! let program = TrainProgram { task: &task, optimiser: &chain![Adam::new(1e-3)], sizes }.function()?;
+//! assert_eq!(program.name, "train_baseline");
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 pub mod checkpoint;
 pub mod metrics;

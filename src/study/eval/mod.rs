@@ -25,6 +25,14 @@ use spread::Spread;
 const DECODED_AT_ONCE: usize = 256;
 
 /// A bound over many images.
+///
+/// ```
+/// use vnca::study::eval::Bound;
+///
+/// let bound = Bound::of(&[-84.0, -86.0])?;
+/// assert_eq!((bound.mean, bound.stderr, bound.images), (-85.0, 1.0, 2));
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Bound {
     /// Mean over the images, in nats: log p(x) ≥ this.
