@@ -176,13 +176,15 @@ impl Table {
 impl Table {
     /// A table whose threads are the system's, each of which begins late.
     pub fn of_tests() -> Table {
+        use std::sync::atomic::AtomicPtr;
+
         unsafe extern "C" fn schedule(args: *mut ffi::ThreadPool_Schedule_Args) -> *mut ffi::Error {
             // SAFETY: called through `Table::schedule`, whose caller lets the task run at any time on any thread.
-            let (task, data) = unsafe { ((*args).task.expect("a task"), (*args).data as usize) };
+            let (task, data) = unsafe { ((*args).task.expect("a task"), AtomicPtr::new((*args).data)) };
             std::thread::spawn(move || {
                 std::thread::yield_now();
                 // SAFETY: as above.
-                unsafe { task(data as *mut c_void) };
+                unsafe { task(data.into_inner()) };
             });
             ptr::null_mut()
         }
