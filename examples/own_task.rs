@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use vnca::chain;
 use vnca::engine::array::Array;
-use vnca::engine::invalid::Invalid;
 use vnca::engine::ir::Sym;
 use vnca::engine::random::graph as draw;
 use vnca::engine::runtime::{Device, Mesh};
+use vnca::error::Error;
 use vnca::model::Cell;
 use vnca::model::cell::ShallowCell;
 use vnca::model::grow::{Automaton, Grids, damage, first_channels};
@@ -52,10 +52,11 @@ impl Task for Growing {
     fn check(&self, sizes: &Sizes) -> Result<()> {
         match sizes.each() <= POOL / sizes.replicas {
             true => Ok(()),
-            false => {
-                Err(Invalid { field: "batch", problem: format!("{}: more than the pool", sizes.batch) }
-                    .into())
+            false => Err(Error::Invalid {
+                field: "batch",
+                problem: format!("{}: more than the pool", sizes.batch),
             }
+            .into()),
         }
     }
 

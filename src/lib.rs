@@ -71,9 +71,8 @@
 //!
 //! # Errors
 //!
-//! Functions return [`anyhow::Result`]. What a caller may act on has a type that `downcast_ref` finds anywhere in the chain of
-//! causes: [`Invalid`](engine::invalid::Invalid), a value that cannot be used, by its field; and
-//! [`TrainError`](train::trainer::TrainError), a run that cannot begin or go on.
+//! Functions return [`anyhow::Result`]. Where a caller may want to act, an [`Error`](error::Error) is in the chain of causes, and
+//! [`error::kind`] says what to do about it: another value, a file, a device, a lower learning rate.
 
 #![warn(missing_docs)]
 
@@ -81,6 +80,7 @@
 pub mod cli;
 pub mod data;
 pub mod engine;
+pub mod error;
 pub mod files;
 pub mod model;
 pub mod nn;

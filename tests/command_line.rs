@@ -53,6 +53,19 @@ fn mistakes_name_what_is_wrong_and_have_their_exit_codes() {
 }
 
 #[test]
+fn a_wrong_value_of_a_variable_names_the_variable() {
+    let folder = tempfile::tempdir().unwrap();
+    for (flags, names_it) in [(&[][..], true), (&["--steps", "xyz"], false), (&["--steps=xyz"], false)] {
+        let run = cli::vnca(folder.path(), &[&["train"], flags].concat()).env("VNCA_STEPS", "abc").output();
+        let run = run.unwrap();
+        let error = cli::text(&run.stderr);
+        assert_eq!(run.status.code(), Some(2), "{error}");
+        assert!(error.contains("--steps"), "{error}");
+        assert_eq!(error.contains("VNCA_STEPS"), names_it, "{flags:?}: {error}");
+    }
+}
+
+#[test]
 fn a_number_that_is_none_is_refused_from_wherever_it_comes() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("nan.toml"), "beta = nan\n").unwrap();

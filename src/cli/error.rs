@@ -1,8 +1,6 @@
-//! Exit codes, and errors that carry one.
+//! Exit codes, and the texts of errors for the terminal.
 
-use std::fmt;
-
-use crate::engine::invalid::Invalid;
+use crate::error::{Error, Kind, kind};
 
 /// The exit codes of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,62 +34,26 @@ impl Exit {
     ];
 }
 
-/// An error with its exit code.
-#[derive(Debug)]
-struct Coded {
-    exit: Exit,
-    error: anyhow::Error,
-}
-
-impl fmt::Display for Coded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
-    }
-}
-
-impl std::error::Error for Coded {}
-
-/// Attaches exit codes to errors.
-pub trait WithExit<T> {
-    /// Attaches an exit code to the error, unless it already has one.
-    ///
-    /// # Errors
-    /// The same error, with the code.
-    fn exit(self, exit: Exit) -> anyhow::Result<T>;
-}
-
-impl<T, E: Into<anyhow::Error>> WithExit<T> for Result<T, E> {
-    fn exit(self, exit: Exit) -> anyhow::Result<T> {
-        self.map_err(|error| coded(exit, error.into()))
-    }
-}
-
-/// Attaches an exit code to an error, unless it already has one.
-pub fn coded(exit: Exit, error: anyhow::Error) -> anyhow::Error {
-    match error.downcast_ref::<Coded>() {
-        Some(_) => error,
-        None => Coded { exit, error }.into(),
-    }
-}
-
-/// Returns the exit code of an error: its own, [`Exit::Usage`] for an [`Invalid`] value, else [`Exit::Failure`].
+/// Returns the exit code of an error.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
-    let invalid = || error.chain().any(|cause| cause.is::<Invalid>());
-    match error.downcast_ref::<Coded>() {
-        Some(coded) => coded.exit,
-        None if invalid() => Exit::Usage,
-        None => Exit::Failure,
+    match kind(error) {
+        Kind::Usage => Exit::Usage,
+        Kind::Data => Exit::BadInput,
+        Kind::Device => Exit::Device,
+        Kind::NotFinite => Exit::NotFinite,
+        Kind::Io | Kind::Other => Exit::Failure,
     }
 }
 
 /// Formats an error for the terminal: its chain of causes, with flags in the place of field names.
 pub fn describe(error: &anyhow::Error) -> String {
-    if let Some(coded) = error.downcast_ref::<Coded>() {
-        return describe(&coded.error);
-    }
-    let link = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<Invalid>() {
-        Some(Invalid { field, problem }) => format!("--{} {problem}", field.replace('_', "-")),
-        None => cause.to_string(),
+    let link = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<Error>() {
+        Some(Error::Invalid { field, problem }) => format!("--{} {problem}", field.replace('_', "-")),
+        Some(error @ Error::NotFinite { .. }) => {
+            format!("{error}. Try a lower --learning-rate or --clip-norm")
+        }
+        Some(error @ Error::OtherExamples) => format!("{error}: give it the same --data"),
+        Some(Error::Usage(_) | Error::Data(_) | Error::Device(_)) | None => cause.to_string(),
     };
     error.chain().map(link).collect::<Vec<_>>().join(": ")
 }

@@ -10,12 +10,13 @@ mod error;
 pub mod huge_pages;
 pub mod models;
 pub mod optimiser;
+pub mod options;
 mod values;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -187,9 +188,32 @@ fn checked(matches: &ArgMatches) -> Result<Cli, clap::Error> {
     Ok(cli)
 }
 
+/// Adds the name of the environment variable that a wrong value came from. Clap names the flag only.
+fn named_variable(mut error: clap::Error) -> clap::Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let (Some(flag), Some(value)) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue)) else {
+        return error;
+    };
+    let name = flag.split(' ').next().unwrap_or_default();
+    let is_given = std::env::args().any(|word| word.split('=').next() == Some(name));
+    let command = Cli::command();
+    let from_variable = command.get_subcommands().flat_map(|verb| verb.get_arguments()).find(|arg| {
+        let has_value = |name| std::env::var_os(name).is_some_and(|found| found == *value);
+        arg.get_long() == name.strip_prefix("--") && arg.get_env().is_some_and(has_value)
+    });
+    if let Some(variable) = from_variable.and_then(|arg| arg.get_env()).filter(|_| !is_given) {
+        let tip = format!("the value is that of the environment variable {}", variable.display());
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
 /// Runs the command line of this process and returns its exit code. Prints errors to stderr.
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = Cli::command().try_get_matches().unwrap_or_else(|error| named_variable(error).exit());
     let cli = checked(&matches).unwrap_or_else(|error| error.exit());
     if cli.command.is_long() {
         huge_pages::restart_with_huge_pages();

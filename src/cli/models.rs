@@ -1,14 +1,15 @@
 //! The report's models by name, as options and run folders describe them.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::invalid::valid;
 use crate::engine::shape::Precision;
+use crate::error::valid;
 use crate::model::{Grow, SIDE, Vae, report};
 
 /// A model of the report, named after its decoder.
@@ -60,14 +61,13 @@ impl fmt::Display for Kind {
     }
 }
 
-impl FromStr for Kind {
-    type Err = anyhow::Error;
+impl ValueEnum for Kind {
+    fn value_variants<'a>() -> &'a [Kind] {
+        &Kind::ALL
+    }
 
-    fn from_str(name: &str) -> Result<Kind> {
-        match Kind::ALL.into_iter().find(|k| k.name() == name) {
-            Some(kind) => Ok(kind),
-            None => bail!("no model {name:?}: there are baseline, doubling, nondoubling"),
-        }
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
     }
 }
 
@@ -107,33 +107,50 @@ impl Model {
     /// # Errors
     /// When the latent size is 0 or beyond what memory could hold.
     pub fn new(kind: Kind, latent: Option<usize>) -> Result<Model> {
-        let latent = latent.unwrap_or(kind.default_latent());
+        let report = Model::report(kind);
+        let latent = latent.unwrap_or(report.latent);
         valid!((1..=65_536).contains(&latent), "latent", "{latent}: it must be from 1 to 65536");
-        let nca_steps = kind.default_nca_steps();
-        let precision = Precision::F32;
-        let (doublings, start_side) = (MOST_DOUBLINGS, whole_grid());
-        Ok(Model { kind, latent, doublings, nca_steps, update_prob: 1.0, start_side, precision })
+        Ok(Model { latent, ..report })
+    }
+
+    /// Returns the report's model of a kind.
+    pub fn report(kind: Kind) -> Model {
+        Model {
+            kind,
+            latent: kind.default_latent(),
+            doublings: MOST_DOUBLINGS,
+            nca_steps: kind.default_nca_steps(),
+            update_prob: 1.0,
+            start_side: whole_grid(),
+            precision: Precision::F32,
+        }
+    }
+
+    /// Reports whether the model has an automaton.
+    pub fn grows(&self) -> bool {
+        self.kind != Kind::Baseline
     }
 
     /// Checks the sizes.
     ///
     /// # Errors
-    /// When a size is out of range, or is one that the kind of model does not have; the error names the flag.
+    /// [`Error::Invalid`](crate::error::Error::Invalid) when a size is out of range, or is one that the kind of model does not
+    /// have.
     pub fn check(&self) -> Result<()> {
         let report = Model::new(self.kind, Some(self.latent))?;
-        let only = |flag: &str, other: bool, kinds: &str| {
-            ensure!(!other, "{flag} is of the {kinds} model, not of the {}", self.kind);
+        let only = |field: &'static str, other: bool, kinds: &str| -> Result<()> {
+            valid!(!other, field, "is of the {kinds} model, not of the {}", self.kind);
             Ok(())
         };
         if self.kind != Kind::Doubling {
-            only("--doublings", self.doublings != report.doublings, "doubling")?;
+            only("doublings", self.doublings != report.doublings, "doubling")?;
         }
         if self.kind != Kind::NonDoubling {
-            only("--start-side", self.start_side != report.start_side, "nondoubling")?;
+            only("start_side", self.start_side != report.start_side, "nondoubling")?;
         }
-        if self.kind == Kind::Baseline {
-            only("--nca-steps", self.nca_steps != report.nca_steps, "doubling or nondoubling")?;
-            only("--update-prob", self.update_prob != report.update_prob, "doubling or nondoubling")?;
+        if !self.grows() {
+            only("nca_steps", self.nca_steps != report.nca_steps, "doubling or nondoubling")?;
+            only("update_prob", self.update_prob != report.update_prob, "doubling or nondoubling")?;
         }
         // Numbers that the kind does not have are the report's, and so in their range.
         self.vae().check()

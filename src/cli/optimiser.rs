@@ -63,9 +63,32 @@ pub struct Optimiser {
     /// Number of updates over which the learning rate rises linearly from zero.
     #[serde(default)]
     pub warmup: usize,
-    /// The fall of the learning rate at the end of training, if any.
-    #[serde(default)]
-    pub fall: Option<Fall>,
+    /// Share of the learning rate that is left at the last step, after a linear fall. 1: no fall.
+    #[serde(rename = "fall", with = "fall", default = "fall::none")]
+    pub end_factor: f64,
+}
+
+/// The fall of the learning rate as JSON: null where there is none.
+mod fall {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Fall {
+        end_factor: f64,
+    }
+
+    pub fn none() -> f64 {
+        1.0
+    }
+
+    pub fn serialize<S: Serializer>(end_factor: &f64, to: S) -> Result<S::Ok, S::Error> {
+        let falls = *end_factor != none();
+        falls.then_some(Fall { end_factor: *end_factor }).serialize(to)
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<f64, D::Error> {
+        Ok(Option::<Fall>::deserialize(from)?.map_or(none(), |fall| fall.end_factor))
+    }
 }
 
 /// A limit that may be infinite, as JSON, which has no such number: the text "inf" stands for it.
@@ -111,18 +134,15 @@ impl Optimiser {
         clip_scope: ClipScope::All,
         cell: CellRule::Adam,
         warmup: 0,
-        fall: None,
+        end_factor: 1.0,
     };
 
-    /// Returns the final learning rate as a share of the full one.
-    pub fn end_factor(&self) -> f64 {
-        self.fall.map_or(1.0, |fall| fall.end_factor)
-    }
-
-    /// Builds the chain of transforms.
-    pub fn chain(&self) -> Chain {
+    /// Builds the chain of transforms for a training of `steps` steps.
+    pub fn chain(&self, steps: usize) -> Chain {
+        let Optimiser { learning_rate, warmup, end_factor, .. } = *self;
+        let fall = (end_factor != 1.0).then_some(Fall { end_factor, steps });
         let adam = Adam {
-            schedule: Schedule { learning_rate: self.learning_rate, warmup: self.warmup, fall: self.fall },
+            schedule: Schedule { learning_rate, warmup, fall },
             b1: self.b1,
             b2: self.b2,
             eps: self.eps,

@@ -3,7 +3,6 @@
 pub mod array;
 pub mod compile;
 pub mod conformance;
-pub mod invalid;
 pub mod ir;
 #[cfg(feature = "xla")]
 pub mod lower;

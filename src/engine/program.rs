@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::shape::Shape;
+use crate::error::{Error, Tag};
 use crate::files;
 
 /// The name of the custom call that computes a convolution's weight gradient.
@@ -115,8 +116,12 @@ impl Program {
     /// Reads the program `name` from a folder that [`Program::save`] wrote to.
     ///
     /// # Errors
-    /// When a file cannot be read or is not the signature of `name`. The error names the file.
+    /// [`Error::Data`] when a file cannot be read or is not the signature of `name`. The error names the file.
     pub fn load(folder: &Path, name: &str) -> Result<Program> {
+        Program::read(folder, name).tag(Error::Data)
+    }
+
+    fn read(folder: &Path, name: &str) -> Result<Program> {
         let (json, _) = Self::paths(folder, name, Format::Hlo);
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let signature: Signature = serde_json::from_slice(&read(&json)?)

@@ -7,10 +7,10 @@ use super::decoder::GrowOptions;
 use super::grow::{Damage, Growth};
 use super::objective::{kl_to_standard_normal, noise, sample};
 use super::vae::Vae;
-use crate::engine::invalid::valid;
 use crate::engine::ir::{RepeatOptions, Sym};
 use crate::engine::random::graph as draw;
 use crate::engine::shape::{DType, Precision, Shape};
+use crate::error::valid;
 use crate::nn::params::{Leaf, Params};
 use crate::train::task::{Outcome, Sizes, Step, Task};
 

@@ -12,11 +12,11 @@ use super::SIDE;
 use super::cell::Cell;
 use super::decoder::{Decoder, GrowOptions};
 use super::likelihood::Outputs;
-use crate::engine::invalid::valid;
 use crate::engine::ir::ops::layout::Padding;
 use crate::engine::ir::{Loop, RepeatOptions, Sym};
 use crate::engine::random::graph::{bernoulli, randint, split, split_each};
 use crate::engine::shape::{DType, Shape};
+use crate::error::valid;
 use crate::nn::params::{Leaf, Params, scoped};
 
 /// The scope of an automaton's parameters.
@@ -175,7 +175,7 @@ impl Grow {
     /// Checks the numbers.
     ///
     /// # Errors
-    /// [`Invalid`](crate::engine::invalid::Invalid), with the field that is out of range.
+    /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that is out of range.
     pub fn check(&self) -> Result<()> {
         let (Growth::Steps(steps) | Growth::Doublings { steps, .. }) = self.growth;
         if let Growth::Doublings { doublings, .. } = self.growth {

@@ -15,11 +15,11 @@ use super::grow::{Damage, Grids, first_channels};
 use super::pool_host::PoolHost;
 pub use super::pool_host::seeding;
 use super::vae::Vae;
-use crate::engine::invalid::valid;
 use crate::engine::ir::{Graph, RepeatOptions, Sym};
 use crate::engine::random::graph::{self as draw, permutation};
 use crate::engine::runtime::Mesh;
 use crate::engine::shape::{DType, Precision, Shape};
+use crate::error::valid;
 use crate::nn::params::Leaf;
 use crate::train::task::{Entry, Feed, Host, Outcome, Sizes, Spread, Step, Task};
 

@@ -9,10 +9,10 @@ use super::encoder::Encoder;
 use super::grow::Grow;
 use super::likelihood::Likelihood;
 use super::{MARGIN, SIDE};
-use crate::engine::invalid::{Invalid, valid};
 use crate::engine::ir::ops::layout::Padding;
 use crate::engine::ir::{Function, Graph, Sym};
 use crate::engine::shape::{Precision, Shape};
+use crate::error::{Error, valid};
 use crate::nn::params::{Leaf, Params, scoped};
 
 /// A model of images: latents z of a standard normal distribution, decoded to the parameters of each pixel's.
@@ -54,7 +54,7 @@ impl Vae {
     /// Checks the numbers.
     ///
     /// # Errors
-    /// [`Invalid`], with the field that is out of range.
+    /// [`Error::Invalid`], with the field that is out of range.
     pub fn check(&self) -> Result<()> {
         let channels = self.likelihood.outputs().channels;
         valid!((1..=65_536).contains(&self.latent), "latent", "{}: it must be from 1 to 65536", self.latent);
@@ -75,7 +75,7 @@ impl Vae {
     /// # Errors
     /// When the decoder is none.
     pub fn automaton(&self) -> Result<&Grow> {
-        let none = || Invalid {
+        let none = || Error::Invalid {
             field: "model",
             problem: format!("{} has no automaton: no cells grow in its decoder", self.name),
         };

@@ -5,8 +5,6 @@
 //! orthogonal matrix nearest to it; and scaled as in Liu et al., "Muon is Scalable for LLM Training" (2025), so that its update
 //! is as large as Adam's at the same learning rate.
 
-use serde::{Deserialize, Serialize};
-
 use super::params::Leaf;
 use super::tree::Tree;
 use crate::engine::ir::Sym;
@@ -160,7 +158,7 @@ pub struct Schedule {
 }
 
 /// An even fall of the learning rate, to `end_factor` times its height at update `steps`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fall {
     /// Share of the learning rate that is left.
     pub end_factor: f64,

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::array::Array;
+use crate::error::{Error, Tag};
 use crate::files;
 use crate::nn::weights::npz;
 
@@ -184,8 +185,12 @@ impl Store {
     /// the best checkpoint may then be the newest that is left.
     ///
     /// # Errors
-    /// When there are checkpoints and all are damaged.
+    /// [`Error::Data`] when there are checkpoints and all are damaged.
     pub fn latest(&self) -> Result<Option<Checkpoint>> {
+        self.newest_or_best().tag(Error::Data)
+    }
+
+    fn newest_or_best(&self) -> Result<Option<Checkpoint>> {
         let newest = self.newest()?;
         let last = self.steps()?.pop();
         if newest.as_ref().is_some_and(|(_, found)| Some(found.meta.step) == last) {
@@ -198,6 +203,18 @@ impl Store {
         let best = best.and_then(load_or_warn);
         let found = [best, newest].into_iter().flatten().max_by_key(|(_, found)| found.meta.step);
         found.map(|(_, found)| Some(found)).ok_or_else(|| self.nothing_whole())
+    }
+
+    fn best_or_newest(&self) -> Result<(PathBuf, Checkpoint)> {
+        let best = Some(self.best()).filter(|path| path.exists());
+        if best.is_none() && self.steps()?.is_empty() {
+            bail!("{} has no checkpoint", self.folder.display());
+        }
+        let found = match best.and_then(load_or_warn) {
+            None => self.newest()?,
+            best => best,
+        };
+        found.ok_or_else(|| self.nothing_whole())
     }
 
     fn nothing_whole(&self) -> anyhow::Error {
@@ -220,18 +237,9 @@ fn load_or_warn(path: PathBuf) -> Option<(PathBuf, Checkpoint)> {
 /// Skips damaged ones with a warning.
 ///
 /// # Errors
-/// When the run has none that is whole.
+/// [`Error::Data`] when the run has none that is whole.
 pub fn chosen(run: &Path) -> Result<(PathBuf, Checkpoint)> {
-    let store = Store::in_run(run, 1);
-    let best = Some(store.best()).filter(|path| path.exists());
-    if best.is_none() && store.steps()?.is_empty() {
-        bail!("{} has no checkpoint", store.folder.display());
-    }
-    let best_or_newest = match best.and_then(load_or_warn) {
-        None => store.newest()?,
-        best => best,
-    };
-    best_or_newest.ok_or_else(|| store.nothing_whole())
+    Store::in_run(run, 1).best_or_newest().tag(Error::Data)
 }
 
 #[cfg(test)]

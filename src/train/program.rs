@@ -7,10 +7,10 @@
 use anyhow::Result;
 
 use super::task::{Outcome, Sizes, Spread, Step, Task};
-use crate::engine::invalid::valid;
 use crate::engine::ir::{Function, Graph, Sym, gradient};
 use crate::engine::random::graph as draw;
 use crate::engine::shape::{DType, Shape};
+use crate::error::valid;
 use crate::nn::optimiser::{Context, Slot, Transform, Updates, global_norm};
 use crate::nn::params::{Leaf, Params};
 use crate::nn::tree::Tree;
@@ -51,7 +51,7 @@ impl TrainProgram<'_> {
     /// Checks that the sizes fit each other and the task.
     ///
     /// # Errors
-    /// [`Invalid`](crate::engine::invalid::Invalid), with the field that does not fit.
+    /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that does not fit.
     pub fn check(&self) -> Result<()> {
         let Sizes { replicas, batch, chunk, examples } = self.sizes;
         valid!(replicas > 0, "replicas", "0: at least one is needed");

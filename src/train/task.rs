@@ -148,7 +148,7 @@ pub trait Task: Send + Sync {
     /// Checks that the task can be learned with such sizes.
     ///
     /// # Errors
-    /// [`Invalid`](crate::engine::invalid::Invalid), with the field that does not fit.
+    /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that does not fit.
     fn check(&self, _sizes: &Sizes) -> Result<()> {
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! A training run: device calls one after the other, and what is written between them.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -17,6 +17,7 @@ use crate::engine::compile::compile;
 use crate::engine::ir::Function;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
+use crate::error::Error;
 use crate::nn::optimiser::{Adam, Chain};
 use crate::nn::tree::Tree;
 
@@ -71,41 +72,6 @@ pub enum End {
     /// It was asked to stop, and saved its state.
     Stopped,
 }
-
-/// Why a run cannot begin or go on, where a caller may want to do something about it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TrainError {
-    /// A loss or gradient is not finite: training stopped before the update.
-    NotFinite {
-        /// The step that it came of, counted from 1.
-        step: usize,
-        /// The step's loss.
-        loss: f32,
-        /// Norm of the step's gradient.
-        grad_norm: f32,
-        /// What became of the state before it.
-        saved: String,
-    },
-    /// The examples are not those that the checkpoint's run was trained on.
-    OtherExamples,
-}
-
-impl fmt::Display for TrainError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            TrainError::NotFinite { step, loss, grad_norm, saved } => write!(
-                f,
-                "step {step}: loss {loss}, gradient norm {grad_norm}: not finite, so training stopped before the \
-                 update; {saved}"
-            ),
-            TrainError::OtherExamples => {
-                f.write_str("the training images are not those of the run that is resumed")
-            }
-        }
-    }
-}
-
-impl std::error::Error for TrainError {}
 
 /// What an evaluation during training gives.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,7 +176,7 @@ impl<'t> Trainer<'t> {
     /// Compiles the train program and puts the initial or resumed state on the devices.
     ///
     /// # Errors
-    /// When sizes do not fit, the checkpoint is not of this run ([`TrainError::OtherExamples`]), or a device or file fails.
+    /// When sizes do not fit, the checkpoint is not of this run ([`Error::OtherExamples`]), or a device or file fails.
     pub fn start(
         self,
         folder: &Path,
@@ -233,7 +199,7 @@ impl<'t> Trainer<'t> {
         let (state, meta) = match checkpoint {
             Some(Checkpoint { meta, arrays }) => {
                 if meta.data_crc != data_crc {
-                    return Err(TrainError::OtherExamples.into());
+                    return Err(Error::OtherExamples.into());
                 }
                 let arrays = arrays.into_iter().collect();
                 let state = State::restored(&program, &mesh, arrays, meta.step, seed_data, host.as_mut())?;
@@ -371,7 +337,7 @@ impl Run<'_> {
     /// Makes all steps that are left.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`], with the state before it saved; a device or file that fails.
+    /// [`Error::NotFinite`], with the state before it saved; a device or file that fails.
     pub fn train(&mut self, watch: &mut impl Watch) -> Result<End> {
         while self.step < self.options.steps {
             self.prepare()?;
@@ -501,7 +467,7 @@ impl Run<'_> {
     }
 
     /// Saves the state before the first step that was not finite, and says which.
-    fn not_finite(&mut self, losses: &[f32], norms: &[f32]) -> TrainError {
+    fn not_finite(&mut self, losses: &[f32], norms: &[f32]) -> Error {
         let bad = losses.iter().zip(norms).position(|(l, n)| !l.is_finite() || !n.is_finite()).unwrap_or(0);
         let saved = (|| -> Result<&str> {
             for (i, (loss, norm)) in losses.iter().zip(norms).take(bad).enumerate() {
@@ -517,7 +483,7 @@ impl Run<'_> {
         })();
         let saved =
             saved.map_or_else(|e| format!("and saving the state before it failed: {e:#}"), str::to_string);
-        TrainError::NotFinite { step: self.step + 1, loss: losses[bad], grad_norm: norms[bad], saved }
+        Error::NotFinite { step: self.step + 1, loss: losses[bad], grad_norm: norms[bad], saved }
     }
 
     fn save(&mut self, best: bool) -> Result<()> {

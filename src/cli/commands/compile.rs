@@ -8,10 +8,11 @@ use serde::Serialize;
 use super::programs::{Made, Sizes};
 use super::{Outcome, bar, print};
 use crate::cli::environment;
-use crate::cli::error::{Exit, WithExit};
+use crate::cli::error::Exit;
 use crate::engine::lower::{Target, lower};
 use crate::engine::runtime::pjrt::{Collective, Compiler, Estimate, Usage};
 use crate::engine::runtime::{Device, Plugin, Settings};
+use crate::error::{Error, Tag};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -82,12 +83,12 @@ struct Memory {
 
 pub fn run(args: &Args) -> Outcome {
     environment::set_defaults(&environment::WITHOUT_TPU);
-    let (plugin, flags) = match args.plugin.parse().exit(Exit::Usage)? {
+    let (plugin, flags) = match args.plugin.parse().tag(Error::Usage)? {
         Device::Plugin { plugin, settings } => (plugin, settings),
         Device::Cpu => (Plugin::Tpu, Settings::new()),
     };
-    let compiler = Compiler::load(&plugin).exit(Exit::Device)?;
-    let functions = args.sizes.train_and_eval().exit(Exit::Usage)?;
+    let compiler = Compiler::load(&plugin)?;
+    let functions = args.sizes.train_and_eval().tag(Error::Usage)?;
     let topologies = topologies(&args.topology);
     let progress = bar(functions.len() * topologies.len(), "programs");
     let (mut rows, mut failed) = (Vec::new(), false);

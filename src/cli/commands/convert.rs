@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Outcome, Report, Source};
-use crate::cli::error::{Exit, WithExit};
+use crate::error::{Error, Tag};
 use crate::nn::weights::{FileType, write};
 
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    FileType::from_path(&args.out).exit(Exit::Usage)?;
+    FileType::from_path(&args.out).tag(Error::Usage)?;
     let weights = args.source.load_or_init(args.seed)?;
     let leaves = weights.model.vae().leaves();
     write(&args.out, &leaves, &weights.arrays)?;

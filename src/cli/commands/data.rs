@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Outcome, print};
-use crate::cli::error::{Exit, WithExit};
+use crate::cli::error::Exit;
 use crate::data::download::{self, Options};
+use crate::error::{Error, Tag};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -45,7 +46,7 @@ pub fn run(args: &Args) -> Outcome {
             let folder = out.clone().unwrap_or_else(|| PathBuf::from("data").join(name));
             let progress = std::io::stderr().is_terminal();
             let options = Options { url: url.as_deref(), progress, patience: PATIENCE };
-            for file in download::fetch(name, &folder, &options).exit(Exit::BadInput)? {
+            for file in download::fetch(name, &folder, &options).tag(Error::Data)? {
                 let from =
                     file.url.map_or_else(|| "was there already".to_string(), |url| format!("from {url}"));
                 eprintln!("{}: {from}", file.path.display());
@@ -54,7 +55,7 @@ pub fn run(args: &Args) -> Outcome {
             Ok(None)
         }
         Action::Verify { folder, json } => {
-            let report = download::verify(folder).exit(Exit::BadInput)?;
+            let report = download::verify(folder).tag(Error::Data)?;
             if *json {
                 print(&serde_json::to_string(&report)?)?;
             } else {

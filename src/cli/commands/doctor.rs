@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
-use super::{On, Outcome, device_exit, print};
-use crate::cli::error::Exit;
+use super::{On, Outcome, print};
+use crate::cli::error::{Exit, exit_of};
 use crate::engine::array::Array;
 use crate::engine::compile::{compile, forms};
 use crate::engine::ir::Graph;
 use crate::engine::runtime::pjrt::{self, Lock};
-use crate::engine::runtime::{Device, Mesh, Plugin, WrongFlags};
+use crate::engine::runtime::{Device, Mesh, Plugin};
 use crate::engine::shape::{Precision, Shape};
+use crate::error::{Kind, kind};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -71,7 +72,7 @@ pub fn run(args: &Args) -> Outcome {
             }
         }
     }
-    Ok(if ok { None } else { Some(mesh.err().map_or(Exit::Device, |error| device_exit(&error))) })
+    Ok(if ok { None } else { Some(mesh.err().map_or(Exit::Device, |error| exit_of(&error))) })
 }
 
 /// What every run takes, and the device that was asked for.
@@ -79,7 +80,7 @@ fn own_checks(device: &Device, mesh: &Result<Mesh>) -> Vec<Check> {
     const SETUP: &str = "tools/setup, then cargo build --release";
     let on_cpu = *device == Device::Cpu;
     let mend = match (mesh, device) {
-        (Err(error), _) if error.is::<WrongFlags>() => "what the message says, in the environment",
+        (Err(error), _) if kind(error) == Kind::Usage => "what the message says, in the environment",
         (_, Device::Cpu) => SETUP,
         (_, Device::Plugin { .. }) => "what the message says, and the checks above; docs/devices.md has more",
     };

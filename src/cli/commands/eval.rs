@@ -7,10 +7,10 @@ use anyhow::{Context, Result, anyhow};
 
 use super::run_data::Wanted;
 use super::{On, Outcome, Source, Weights, bar, print};
-use crate::cli::error::{Exit, WithExit};
 use crate::cli::models::{Kind, Model};
 use crate::data::{self, Part as DataPart, Split};
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::study::eval::Evaluator;
 use crate::study::eval::part::{Part, Shard, Task, merge};
 use crate::study::eval::summary::{About, Summary};
@@ -84,9 +84,7 @@ pub struct Options {
 
 pub fn run(args: &Args) -> Outcome {
     let (summary, json) = match &args.action {
-        Some(Action::Merge { files, json }) => {
-            (summary(&merge(files).exit(Exit::BadInput)?).exit(Exit::BadInput)?, *json)
-        }
+        Some(Action::Merge { files, json }) => (summary(&merge(files)?).tag(Error::Data)?, *json),
         None => match evaluated(&args.options)? {
             Some(summary) => (summary, args.options.json),
             None => return Ok(None),
@@ -108,7 +106,7 @@ pub fn evaluated(args: &Options) -> Result<Option<Summary>> {
     let session = args.device.session(args.replicas, &weights)?;
     let began = Instant::now();
     let evaluator =
-        Evaluator::new(&session.mesh, &session.model, args.batch_size, args.samples).exit(Exit::Usage)?;
+        Evaluator::new(&session.mesh, &session.model, args.batch_size, args.samples).tag(Error::Usage)?;
     let shard = args.shard.unwrap_or(Shard::WHOLE);
     let measured = measure(args, &evaluator, &session, task(args, &weights, &split)?, shard, &split, began)?;
     if let Some(out) = &args.out {
@@ -118,7 +116,7 @@ pub fn evaluated(args: &Options) -> Result<Option<Summary>> {
         print(&shard_line(args, &measured))?;
         return Ok(None);
     }
-    let found = summary(&measured).exit(Exit::Usage)?;
+    let found = summary(&measured).tag(Error::Usage)?;
     let Some(train) = train else { return Ok(Some(found)) };
     let task = task(args, &weights, &train)?;
     let train = measure(args, &evaluator, &session, task, shard, &train, Instant::now())?;
@@ -153,9 +151,9 @@ fn images(args: &Options, wanted: Wanted<'_>, part: DataPart) -> Result<(Split, 
         (Some(train), Some(_), DataPart::Test) => Ok((first, Some(train.spread(count)))),
         (_, _, DataPart::Train) => {
             Err(anyhow!("--gap compares test images with training images: leave out --split train"))
-                .exit(Exit::Usage)
+                .tag(Error::Usage)
         }
-        _ => Err(anyhow!("--gap needs training and test images: {spec} has one part only")).exit(Exit::Usage),
+        _ => Err(anyhow!("--gap needs training and test images: {spec} has one part only")).tag(Error::Usage),
     }
 }
 

@@ -6,11 +6,11 @@ use anyhow::Result;
 
 use super::programs::Sizes;
 use super::{Outcome, print};
-use crate::cli::error::{Exit, WithExit};
 use crate::engine::conformance;
 use crate::engine::ir::Function;
 use crate::engine::lower::{lower, stablehlo};
 use crate::engine::program::Target;
+use crate::error::{Error, Tag};
 use crate::files;
 
 #[derive(Debug, clap::Args)]
@@ -61,7 +61,7 @@ fn functions(args: &Args) -> Result<Vec<(Function, usize)>> {
     if args.conformance {
         return conformance::functions();
     }
-    let made = args.sizes.all().exit(Exit::Usage)?;
+    let made = args.sizes.all().tag(Error::Usage)?;
     Ok(made.into_iter().map(|made| (made.function, made.replicas)).collect())
 }
 

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::picture::{Common, check_count, entropy, mean};
 use super::{Outcome, Report};
-use crate::cli::error::{Exit, WithExit};
 use crate::cli::models::{Kind, Model};
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::model::SIDE;
 use crate::study::figure::gifs::animation;
 use crate::study::figure::grids::Grid;
@@ -39,10 +39,10 @@ pub fn run(args: &Args) -> Outcome {
 /// When the options, the weights, the images or the device are wrong, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
-    check_count("--samples", args.samples).exit(Exit::Usage)?;
-    check_count("--columns", args.columns).exit(Exit::Usage)?;
+    check_count("--samples", args.samples).tag(Error::Usage)?;
+    check_count("--columns", args.columns).tag(Error::Usage)?;
     let weights = common.weights()?;
-    gallery::automaton(&weights.model.vae()).exit(Exit::Usage)?;
+    gallery::automaton(&weights.model.vae()).tag(Error::Usage)?;
     let session = common.session(&weights)?;
     let latents = Latent::priors(Key::new(common.seed), args.samples, weights.model.latent);
     let growth = gallery::grow(&session, &latents)?;

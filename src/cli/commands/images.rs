@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 use super::run_data::{RunData, Wanted};
-use crate::cli::error::{Exit, WithExit};
 use crate::data::{Part, Split};
+use crate::error::{Error, Tag};
 
 /// The images with the labels of a file that --labels names, if it does.
 ///
@@ -14,7 +14,7 @@ use crate::data::{Part, Split};
 /// When the file is missing or wrong, or the number of labels is not that of the images.
 pub fn labelled(split: Split, labels: Option<&Path>) -> Result<Split> {
     match labels {
-        Some(path) => split.labelled(path).context("--labels").exit(Exit::BadInput),
+        Some(path) => split.labelled(path).context("--labels").tag(Error::Data),
         None => Ok(split),
     }
 }

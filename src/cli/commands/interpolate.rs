@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::images::labelled;
 use super::picture::{Common, Images, check_count, check_indices, mean, values};
 use super::{Outcome, Report, Weights};
-use crate::cli::error::{Exit, WithExit};
 use crate::data::Split;
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::model::SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Latent, PIXELS};
@@ -81,9 +81,9 @@ pub fn report(args: &Args) -> Result<Report> {
     let labels = args.from.iter().chain(&args.to).any(|w| matches!(w, Which::Label(_)));
     let named = if labels { 0 } else { args.from.len().max(args.to.len()) };
     let rows = args.rows.unwrap_or(if named == 0 { 4 } else { named });
-    check_count("--rows x --columns", rows.saturating_mul(args.columns)).exit(Exit::Usage)?;
+    check_count("--rows x --columns", rows.saturating_mul(args.columns)).tag(Error::Usage)?;
     if args.columns < 2 {
-        return Err(anyhow!("--columns {}: a line has two ends at least", args.columns)).exit(Exit::Usage);
+        return Err(anyhow!("--columns {}: a line has two ends at least", args.columns)).tag(Error::Usage);
     }
     let weights = common.weights()?;
     // What is wrong with the images comes before anything is compiled.
@@ -138,8 +138,8 @@ fn ends(args: &Args, weights: &Weights, rows: usize) -> Result<(Split, Vec<[usiz
     let split = labelled(args.images.load(weights)?, args.labels.as_deref())?;
     // Labels come in an order of their own at either end, so that a row between equal labels has two images.
     let [from, to] = Key::new(args.common.seed).split2();
-    let from = resolve("--from", &args.from, &split, from, rows).exit(Exit::Usage)?;
-    let to = resolve("--to", &args.to, &split, to, rows).exit(Exit::Usage)?;
+    let from = resolve("--from", &args.from, &split, from, rows).tag(Error::Usage)?;
+    let to = resolve("--to", &args.to, &split, to, rows).tag(Error::Usage)?;
     Ok((split, from.into_iter().zip(to).map(|(a, b)| [a, b]).collect()))
 }
 

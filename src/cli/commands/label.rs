@@ -7,9 +7,9 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 
 use super::{On, Outcome, Report, bar};
-use crate::cli::error::{Exit, WithExit};
 use crate::data::{self, Part, labels};
 use crate::engine::npy;
+use crate::error::{Error, Tag};
 use crate::study::analysis::originals::{Matches, likeliest};
 
 #[derive(Debug, clap::Args)]
@@ -38,15 +38,15 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let part = if args.split == "train" { Part::Train } else { Part::Test };
-    let originals = data::load_grey(&args.original, part).context("--original").exit(Exit::BadInput)?;
+    let originals = data::load_grey(&args.original, part).context("--original").tag(Error::Data)?;
     let known = match &args.labels {
         Some(path) => labels::read_for(path, originals.len(), &originals.name).context("--labels"),
         None => originals.labels.clone().ok_or_else(|| {
             anyhow!("{}: no labels beside the originals: name their file with --labels", args.original)
         }),
     };
-    let known = known.exit(Exit::BadInput)?;
-    let images = data::load_split(&args.data, part).context("--data").exit(Exit::BadInput)?;
+    let known = known.tag(Error::Data)?;
+    let images = data::load_split(&args.data, part).context("--data").tag(Error::Data)?;
     let mesh = args.device.open(1, 1)?;
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
     let began = Instant::now();

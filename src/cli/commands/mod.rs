@@ -40,13 +40,14 @@ use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::Value;
 
 use crate::cli::config::TrainConfig;
-use crate::cli::error::{Exit, WithExit, coded};
+use crate::cli::error::Exit;
 use crate::cli::models::{Kind, Model};
 use crate::engine::array::Array;
 use crate::engine::compile::forms;
 use crate::engine::random::Key;
-use crate::engine::runtime::{Device, Mesh, WrongFlags};
+use crate::engine::runtime::{Device, Mesh};
 use crate::engine::shape::Precision;
+use crate::error::{Error, Tag};
 use crate::nn::params::init;
 use crate::nn::weights;
 use crate::study::session::Session;
@@ -67,12 +68,12 @@ pub struct Source {
     #[arg(long, value_name = "FILE", requires = "model")]
     pub weights: Option<PathBuf>,
     /// The model that the weights are of
-    #[arg(long, value_parser = ["baseline", "doubling", "nondoubling"])]
-    pub model: Option<String>,
+    #[arg(long)]
+    pub model: Option<Kind>,
     /// Latent size of the model [default: the report's]
     #[arg(long, value_name = "Z")]
     pub latent: Option<usize>,
-    /// Element type in which matrix products and convolutions take their operands [default: the run's, else f32]
+    /// Element type of the operands of matmuls and convolutions [default: the run's, else f32]
     #[arg(long, env = "VNCA_PRECISION", value_enum)]
     pub precision: Option<Precision>,
     #[command(flatten)]
@@ -107,7 +108,7 @@ impl On {
     /// # Errors
     /// When it is no device's name.
     pub fn get(&self) -> Result<Device> {
-        self.device.parse().exit(Exit::Usage)
+        self.device.parse().tag(Error::Usage)
     }
 
     /// Opens the device, as one of at least `devices` parts where it is a CPU.
@@ -119,7 +120,7 @@ impl On {
         let mut opened = self.opened.0.borrow_mut();
         let fits = |mesh: &&Mesh| *mesh.device() == device && mesh.devices() >= devices.max(replicas);
         if let Some(mesh) = opened.as_ref().filter(fits) {
-            return mesh.with_replicas(replicas).exit(Exit::Device);
+            return mesh.with_replicas(replicas);
         }
         // The other one ends first: a device may have one client at a time.
         *opened = None;
@@ -135,22 +136,16 @@ impl On {
         let mesh = self.open(1, replicas)?;
         let model = weights.model.vae();
         tell_forms(&mesh, model.precision);
-        Session::new(&mesh, model, &weights.arrays).exit(Exit::Device)
+        Session::new(&mesh, model, &weights.arrays).tag(Error::Device)
     }
 }
 
 /// Opens a device.
 ///
 /// # Errors
-/// When it cannot be had, with an exit code.
+/// As of [`MeshBuilder::open`](crate::engine::runtime::MeshBuilder::open).
 pub fn open(device: &Device, programs: Option<&Path>, devices: usize, replicas: usize) -> Result<Mesh> {
-    let opened = Mesh::builder(device).devices(devices).programs(programs).open(replicas);
-    opened.map_err(|error| coded(device_exit(&error), error))
-}
-
-/// The exit code of a device that cannot be had.
-pub fn device_exit(error: &anyhow::Error) -> Exit {
-    if error.is::<WrongFlags>() { Exit::Usage } else { Exit::Device }
+    Mesh::builder(device).devices(devices).programs(programs).open(replicas)
 }
 
 /// Says on stderr where a CPU does not have the precision that was asked for.
@@ -167,17 +162,17 @@ pub fn tell_forms(mesh: &Mesh, precision: Precision) {
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct Automaton {
-    /// Steps of the automaton: after each doubling, or in all [default: the run's, else the report's 8 or 36]
+    /// NCA steps: after each doubling, or in total [default: the run's, else the report's 8 or 36]
     #[arg(long, value_name = "N")]
     pub nca_steps: Option<usize>,
-    /// Doublings of the doubling model [default: the run's, else 5]
+    /// Number of doublings (doubling) [default: the run's, else 5]
     #[arg(long, value_name = "K")]
     pub doublings: Option<usize>,
-    /// Chance that a cell takes part in a step [default: the run's, else 1]
+    /// Probability that a cell is updated in an NCA step [default: the run's, else 1]
     #[arg(long, value_name = "P")]
     pub update_prob: Option<f64>,
-    /// Side of the square in the middle that starts as the latent, the rest as zeros (nondoubling) [default: the run's,
-    /// else 32, the whole grid]
+    /// Side, in cells, of the central square of the grid that starts as the latent (nondoubling) [default: the run's, else
+    /// 32, the whole grid]
     #[arg(long, value_name = "N")]
     pub start_side: Option<usize>,
 }
@@ -191,7 +186,7 @@ impl Automaton {
             start_side: self.start_side.unwrap_or(model.start_side),
             ..model
         };
-        model.check().exit(Exit::Usage)?;
+        model.check()?;
         Ok(model)
     }
 }
@@ -210,9 +205,8 @@ impl Source {
     /// # Errors
     /// When none is, or its latent size is out of range.
     pub fn bare_model(&self) -> Result<Model> {
-        let Some(name) = &self.model else { bail!("one of --run, --weights and --model is needed") };
-        let kind: Kind = name.parse().exit(Exit::Usage)?;
-        self.computed(Model::new(kind, self.latent).exit(Exit::Usage)?)
+        let Some(kind) = self.model else { bail!("one of --run, --weights and --model is needed") };
+        self.computed(Model::new(kind, self.latent)?)
     }
 
     /// The model, computed as these options say.
@@ -239,10 +233,10 @@ impl Source {
     /// When no source is named, or the file is missing, damaged or of another model.
     pub fn load(&self) -> Result<Weights> {
         if let Some(run) = &self.run {
-            let config = TrainConfig::of_run(run).exit(Exit::BadInput)?;
-            let (path, Checkpoint { meta, arrays }) = chosen(run).exit(Exit::BadInput)?;
+            let config = TrainConfig::from_run(run)?;
+            let (path, Checkpoint { meta, arrays }) = chosen(run)?;
             let arrays =
-                weights::from_checkpoint(&path, &config.model.vae().leaves(), arrays).exit(Exit::BadInput)?;
+                weights::from_checkpoint(&path, &config.model.vae().leaves(), arrays).tag(Error::Data)?;
             let data = RunData::new(run, &config, &meta);
             let model = self.computed(config.model)?;
             return Ok(Weights { model, arrays, data: Some(data) });
@@ -250,7 +244,7 @@ impl Source {
         let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
         let model = self.bare_model()?;
         Ok(Weights {
-            arrays: weights::read(path, &model.vae().leaves()).exit(Exit::BadInput)?,
+            arrays: weights::read(path, &model.vae().leaves()).tag(Error::Data)?,
             model,
             data: None,
         })

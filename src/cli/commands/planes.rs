@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::picture::{Common, check_count};
 use super::{Outcome, Report};
-use crate::cli::error::{Exit, WithExit};
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::model::SIDE;
 use crate::study::analysis::latents::{CELLS, Grower};
 use crate::study::figure::planes::stacks;
@@ -37,16 +37,16 @@ pub fn run(args: &Args) -> Outcome {
 /// When the options, the weights, the images or the device are wrong, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
-    check_count("--samples", args.samples).exit(Exit::Usage)?;
+    check_count("--samples", args.samples).tag(Error::Usage)?;
     let weights = common.weights()?;
     let z = weights.model.latent;
-    gallery::automaton(&weights.model.vae()).exit(Exit::Usage)?;
+    gallery::automaton(&weights.model.vae()).tag(Error::Usage)?;
     let channels = args.channels.unwrap_or(z.min(7));
     let fits = || {
         anyhow::ensure!((1..=z).contains(&channels), "--channels {channels}: the cells have 1 to {z}");
         check_count("--samples x --channels", args.samples * channels)
     };
-    fits().exit(Exit::Usage)?;
+    fits().tag(Error::Usage)?;
     let session = common.session(&weights)?;
     let latents = Latent::priors(Key::new(common.seed), args.samples, z);
     let batch = args.samples.min(AT_ONCE);

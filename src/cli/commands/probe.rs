@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 
 use super::images::Images;
 use super::{On, Outcome, Report, Source, bar};
-use crate::cli::error::{Exit, WithExit};
 use crate::data::{Split, glyphs};
 use crate::engine::npy;
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::files;
 use crate::model::SIDE;
 use crate::nn::weights::npz;
@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Outcome {
 pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
     let split = args.images.load(&args.part, weights.data.as_ref())?.spread(args.limit.unwrap_or(usize::MAX));
-    let labels = args.images.labels(&split).exit(Exit::BadInput)?;
+    let labels = args.images.labels(&split).tag(Error::Data)?;
     let session = args.device.session(1, &weights)?;
     let (latent, epochs) = (session.model.latent, args.epochs as usize);
     let began = Instant::now();
@@ -83,10 +83,10 @@ pub fn report(args: &Args) -> Result<Report> {
     let progress = bar(batch_count(cells.images(), &held_out, epochs), "batches");
     let probe =
         train(&session.mesh, &cells, labels, &held_out, epochs, order, |n| progress.set_position(n as u64))
-            .exit(Exit::Usage)?;
+            .tag(Error::Usage)?;
     progress.finish_and_clear();
     let teller = Teller::new(&session.mesh, &probe)?;
-    let score = teller.score(&cells, labels, &held_out).exit(Exit::Usage)?;
+    let score = teller.score(&cells, labels, &held_out).tag(Error::Usage)?;
     let seconds = began.elapsed().as_secs_f64();
     write(args, &probe, &score)?;
     let latents = prior(shown, args.samples as usize, latent);

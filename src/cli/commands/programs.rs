@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use clap::{ArgMatches, Command, FromArgMatches};
 
 use crate::cli::config::{TrainConfig, TrainOptions, preset_names};
 use crate::cli::models::Kind;
 use crate::engine::ir::{Cost, Function};
-use crate::engine::shape::Precision;
 use crate::model::{Vae, pool};
 use crate::study::pictures;
 use crate::study::{eval, gallery};
@@ -17,38 +17,19 @@ use crate::study::{eval, gallery};
 #[group(skip)]
 pub struct Sizes {
     /// Model; may be given several times [default: that of --config or --preset, or all that train]
-    #[arg(long, value_parser = ["baseline", "doubling", "nondoubling"])]
-    pub model: Vec<String>,
+    #[arg(long)]
+    pub model: Vec<Kind>,
     /// Every other option that `vnca train` takes, as a TOML file; the flags here win over it
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
     /// The same, by the name of one of its presets
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(preset_names()))]
     pub preset: Option<String>,
-    /// Devices that share each batch [default: 8]
-    #[arg(long, value_name = "R")]
-    pub replicas: Option<usize>,
-    /// Images a gradient step, over all replicas [default: 32; 128 for nondoubling]
-    #[arg(long, value_name = "N")]
-    pub batch_size: Option<usize>,
-    /// Latent size [default: 256; 128 for nondoubling]
-    #[arg(long, value_name = "Z")]
-    pub latent: Option<usize>,
-    /// Element type in which matrix products and convolutions take their operands
-    #[arg(long, value_enum)]
-    pub precision: Option<Precision>,
-    /// What the gradient saves of the automaton's steps, as `vnca train` has it
-    #[arg(long, value_name = "k")]
-    pub remat: Option<usize>,
-    /// Element type in which it is saved [default: that of the products]
-    #[arg(long, value_enum)]
-    pub save_as: Option<Precision>,
+    #[command(flatten)]
+    options: ProgramOptions,
     /// Training alone, without evaluation
     #[arg(long)]
     pub train_only: bool,
-    /// Gradient steps a device call makes at most [default: 125]
-    #[arg(long, value_name = "N")]
-    pub chunk: Option<usize>,
     /// Images of the training set
     #[arg(long, default_value_t = 60_000, value_name = "N")]
     pub images: usize,
@@ -58,6 +39,35 @@ pub struct Sizes {
     /// Images an evaluation call, over all replicas
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub eval_batch_size: usize,
+}
+
+/// Those options of training that have a flag here. The environment variables of training do not count.
+#[derive(Clone, Debug)]
+struct ProgramOptions(TrainOptions);
+
+impl ProgramOptions {
+    const NAMES: [&str; 7] = ["replicas", "batch_size", "latent", "precision", "remat", "save_as", "chunk"];
+}
+
+impl FromArgMatches for ProgramOptions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<ProgramOptions, clap::Error> {
+        TrainOptions::from_arg_matches(matches).map(ProgramOptions)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl clap::Args for ProgramOptions {
+    fn augment_args(command: Command) -> Command {
+        let has_flag = |arg: &clap::Arg| Self::NAMES.contains(&arg.get_id().as_str());
+        command.args(TrainOptions::arguments().into_iter().filter(has_flag).map(|arg| arg.env(None::<&str>)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
 }
 
 /// A program's graph, for how many replicas it is, and how many gradient steps it makes.
@@ -133,17 +143,7 @@ impl Sizes {
 
     /// The options of training, as `vnca train` has them from its flags, its file and its preset.
     fn options(&self) -> Result<TrainOptions> {
-        let own = TrainOptions {
-            preset: self.preset.clone(),
-            latent: self.latent,
-            batch_size: self.batch_size,
-            replicas: self.replicas,
-            chunk: self.chunk,
-            precision: self.precision,
-            remat: self.remat,
-            save_as: self.save_as,
-            ..TrainOptions::default()
-        };
+        let own = TrainOptions { preset: self.preset.clone(), ..self.options.0.clone() };
         let own = match &self.config {
             Some(path) => own.over(&TrainOptions::from_toml(path)?),
             None => own,
@@ -152,19 +152,16 @@ impl Sizes {
     }
 
     fn config(&self, kind: Kind) -> Result<TrainConfig> {
-        let options = self.options()?;
-        // The report's, on the TPU of its runs.
-        let replicas = options.replicas.or(Some(8));
-        TrainConfig::resolve(&TrainOptions { model: Some(kind.to_string()), replicas, ..options })
+        TrainConfig::resolve(&TrainOptions { model: Some(kind), ..self.options()? })
     }
 
     /// The models that were asked for; without a wish, those that train.
     fn kinds(&self) -> Result<Vec<Kind>> {
         if !self.model.is_empty() {
-            return self.model.iter().map(|name| name.parse().context("--model")).collect();
+            return Ok(self.model.clone());
         }
-        if let Some(name) = self.options()?.model {
-            return Ok(vec![name.parse()?]);
+        if let Some(kind) = self.options()?.model {
+            return Ok(vec![kind]);
         }
         let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| self.config(*kind).is_ok()).collect();
         match kinds.is_empty() {

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::picture::{Common, Images, check_count, check_indices, mean, values};
 use super::{Outcome, Report};
-use crate::cli::error::{Exit, WithExit};
 use crate::data::{SIDE as CUT, Split};
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::model::SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Encoded, Latent, PIXELS, framed, log_likelihood};
@@ -50,14 +50,14 @@ pub fn report(args: &Args) -> Result<Report> {
         n => n,
     };
     check_count("--rows x --columns, or --indices", wanted.min(args.columns.saturating_mul(wanted)))
-        .exit(Exit::Usage)?;
+        .tag(Error::Usage)?;
     let weights = common.weights()?;
     let all = args.images.load(&weights)?;
     let indices = match args.indices.len() {
         0 => all.spread_indices(wanted),
         _ => args.indices.clone(),
     };
-    check_indices("--indices", &indices, &all).exit(Exit::Usage)?;
+    check_indices("--indices", &indices, &all).tag(Error::Usage)?;
     let split = all.chosen(&indices);
     let session = common.session(&weights)?;
     let encoded = gallery::encode(&session, &split)?;

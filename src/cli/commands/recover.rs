@@ -8,8 +8,8 @@ use serde_json::json;
 use super::grow::film;
 use super::picture::{Common, Files, Images, check_count};
 use super::{Outcome, Report, bar};
-use crate::cli::error::{Exit, WithExit};
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::model::SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::figure::plots::{Frame, Line, lines};
@@ -71,11 +71,11 @@ pub fn run(args: &Args) -> Outcome {
 /// When the options, the weights, the images or the device are wrong, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
-    let damages = damages(args).exit(Exit::Usage)?;
+    let damages = damages(args).tag(Error::Usage)?;
     let weights = common.weights()?;
-    gallery::automaton(&weights.model.vae()).exit(Exit::Usage)?;
+    gallery::automaton(&weights.model.vae()).tag(Error::Usage)?;
     let steps = args.steps.unwrap_or(weights.model.nca_steps);
-    check_steps(steps).exit(Exit::Usage)?;
+    check_steps(steps).tag(Error::Usage)?;
     let split = match args.of.as_str() {
         "images" => Some(args.images.load(&weights)?),
         _ => None,

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::cli::config::TrainConfig;
-use crate::cli::error::{Exit, WithExit};
 use crate::data::identity::{DataCrc, crc};
 use crate::data::{self, Dataset, Part, Split};
+use crate::error::{Error, Tag};
 use crate::train::checkpoint::Meta;
 
 /// A run's data set: where it lay, and how its images are told from others that lie there now.
@@ -87,7 +87,7 @@ impl<'a> Wanted<'a> {
             (None, Some(run)) => own(run),
             _ => data::load_split(self.spec(), part),
         }
-        .exit(Exit::BadInput)
+        .tag(Error::Data)
     }
 
     /// All of them.
@@ -106,6 +106,6 @@ impl<'a> Wanted<'a> {
             (None, Some(run)) => own(run),
             _ => data::load(self.spec()),
         }
-        .exit(Exit::BadInput)
+        .tag(Error::Data)
     }
 }

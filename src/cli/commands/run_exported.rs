@@ -6,10 +6,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use super::{On, Outcome, Report};
-use crate::cli::error::{Exit, WithExit};
 use crate::engine::array::Array;
 use crate::engine::program::{Program, Signature};
 use crate::engine::runtime::{Arg, Buffers};
+use crate::error::{Error, Tag};
 use crate::nn::weights::npz;
 
 #[derive(Debug, clap::Args)]
@@ -35,9 +35,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let program = Program::load(&args.folder, &args.name).exit(Exit::BadInput)?;
+    let program = Program::load(&args.folder, &args.name)?;
     let signature = program.signature.clone();
-    let values = inputs(&signature, args).exit(Exit::BadInput)?;
+    let values = inputs(&signature, args).tag(Error::Data)?;
     let mesh = args.device.open(1, signature.replicas)?;
     eprintln!("device  {}, {} replica(s)", mesh.describe(), mesh.replicas());
     let began = Instant::now();

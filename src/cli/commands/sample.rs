@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::picture::{Common, check_count, entropy, mean, values};
 use super::{Outcome, Report};
-use crate::cli::error::{Exit, WithExit};
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::model::SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Latent, PIXELS};
@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Outcome {
 pub fn report(args: &Args) -> Result<Report> {
     let Args { common, rows, columns, bernoulli } = args;
     let count = rows.saturating_mul(*columns);
-    check_count("--rows x --columns", count).exit(Exit::Usage)?;
+    check_count("--rows x --columns", count).tag(Error::Usage)?;
     let weights = common.weights()?;
     let session = common.session(&weights)?;
     let latents = Latent::priors(Key::new(common.seed), count, weights.model.latent);

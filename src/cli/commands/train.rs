@@ -12,17 +12,18 @@ use signal_hook::iterator::Signals;
 
 use super::{Outcome, bar, open, print, tell_forms};
 use crate::cli::config::{TrainConfig, TrainOptions};
-use crate::cli::error::{Exit, WithExit, coded};
+use crate::cli::error::Exit;
 use crate::cli::models::Model;
 use crate::data::identity::{DataCrc, located};
 use crate::data::{self, Part, Split};
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::Precision;
+use crate::error::{Error, Tag};
 use crate::study::eval::Bound;
 use crate::study::validation::Validation;
 use crate::train::checkpoint::Store;
-use crate::train::trainer::{End, Run, Score, TrainError, Trainer, Watch};
+use crate::train::trainer::{End, Run, Score, Trainer, Watch};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,10 +45,10 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let began = Instant::now();
     let options = match &args.config {
-        Some(path) => args.options.over(&TrainOptions::from_toml(path).exit(Exit::Usage)?),
+        Some(path) => args.options.over(&TrainOptions::from_toml(path)?),
         None => args.options,
     };
-    let options = options.over(&options.from_preset().exit(Exit::Usage)?);
+    let options = options.over(&options.from_preset()?);
     let signal = listen()?;
     let (mut config, folder) = prepare(&options, args.resume)?;
     let dataset = match data::load(&config.data) {
@@ -57,8 +58,8 @@ pub fn run(args: Args) -> Outcome {
         }
         loaded => loaded,
     };
-    let dataset = dataset.exit(Exit::BadInput)?;
-    let train = dataset.split(Part::Train).exit(Exit::BadInput)?.clone();
+    let dataset = dataset.tag(Error::Data)?;
+    let train = dataset.split(Part::Train).tag(Error::Data)?.clone();
     let test = dataset.test.clone();
     // The run finds its images from any working folder. A relative path that an older run wrote down has led to some here;
     // whether they are its own, `Run::start` sees.
@@ -69,12 +70,12 @@ pub fn run(args: Args) -> Outcome {
             config.eval_every.unwrap_or(0),
             config.data
         ))
-        .exit(Exit::Usage);
+        .tag(Error::Usage);
     }
     // What can be wrong comes before anything is written.
-    config.check_sizes(train.len()).exit(Exit::Usage)?;
+    config.check_sizes(train.len()).tag(Error::Usage)?;
     let checkpoint = match args.resume {
-        true => Store::in_run(&folder, config.keep).latest().exit(Exit::BadInput)?,
+        true => Store::in_run(&folder, config.keep).latest()?,
         false => None,
     };
     if let Some(meta) = checkpoint.as_ref().map(|c| &c.meta) {
@@ -84,7 +85,7 @@ pub fn run(args: Args) -> Outcome {
         if meta.step > config.steps {
             let (step, steps) = (meta.step, config.steps);
             return Err(anyhow!("the run is at step {step} already, beyond --steps {steps}"))
-                .exit(Exit::Usage);
+                .tag(Error::Usage);
         }
     }
     // What a resumed run knows of its images: the checkpoint, and but for older runs the configuration.
@@ -93,7 +94,7 @@ pub fn run(args: Args) -> Outcome {
     let crc =
         [trained, config.data_crc].into_iter().flatten().try_fold(now, |now, known| known.going_on(&now));
     config.data_crc = Some(crc.with_context(|| config.data.clone())?);
-    let device = config.device().exit(Exit::Usage)?;
+    let device = config.device()?;
     let mesh = open(&device, args.programs.as_deref(), 1, config.replicas)?;
     let test = test.map(|t| t.spread(config.eval_images));
     let mut watch = Screen {
@@ -121,8 +122,9 @@ pub fn run(args: Args) -> Outcome {
     watch.say(&format!("run     {}", folder.display()));
     tell_forms(&mesh, vae.precision);
     let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
-    let trainer = Trainer::boxed(&mesh, config.task()).optimiser(config.optimiser.chain()).options(options);
-    let mut run = trainer.start(&folder, Some(train.to_array()), checkpoint).map_err(with_advice)?;
+    let trainer =
+        Trainer::boxed(&mesh, config.task()).optimiser(config.optimiser.chain(config.steps)).options(options);
+    let mut run = trainer.start(&folder, Some(train.to_array()), checkpoint)?;
     // The configuration comes last: it holds for a run that has gone on with it.
     config.save(&folder)?;
     watch.say(&format!("device  {}, {} replica(s)", mesh.describe(), config.replicas));
@@ -131,7 +133,7 @@ pub fn run(args: Args) -> Outcome {
     watch.bar.reset_eta();
     let end = run.train(&mut watch);
     watch.bar.finish_and_clear();
-    let end = end.map_err(with_advice)?;
+    let end = end?;
     report(&args.json, &run, &folder, began)?;
     Ok(match (end, watch.signal.load(Ordering::Relaxed)) {
         (End::Done, _) => None,
@@ -145,17 +147,6 @@ pub fn run(args: Args) -> Outcome {
             Some(if n == SIGTERM as usize { Exit::Terminated } else { Exit::Interrupted })
         }
     })
-}
-
-/// The error with its exit code and the flags that may help.
-fn with_advice(error: anyhow::Error) -> anyhow::Error {
-    match error.downcast_ref() {
-        Some(TrainError::NotFinite { .. }) => {
-            coded(Exit::NotFinite, anyhow!("{error}. Try a lower --learning-rate or --clip-norm"))
-        }
-        Some(TrainError::OtherExamples) => anyhow!("{error}: give it the same --data"),
-        None => error,
-    }
 }
 
 /// Signals that come this soon after the first are the same wish: `timeout` and job schedulers send one to the process and one to
@@ -185,10 +176,10 @@ fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf
         let Some(folder) = &options.out else {
             bail!("--resume needs --out, the folder of the run to go on with")
         };
-        let saved = TrainConfig::of_run(folder).exit(Exit::BadInput)?;
-        return Ok((TrainConfig::resumed(&saved, options).exit(Exit::Usage)?, folder.clone()));
+        let saved = TrainConfig::from_run(folder)?;
+        return Ok((TrainConfig::resumed(&saved, options)?, folder.clone()));
     }
-    let config = TrainConfig::resolve(options).exit(Exit::Usage)?;
+    let config = TrainConfig::resolve(options)?;
     let folder = match &options.out {
         Some(folder) => folder.clone(),
         None => {
@@ -201,7 +192,7 @@ fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf
             "{} holds a run already: --resume goes on with it, or name another --out",
             folder.display()
         ))
-        .exit(Exit::Usage);
+        .tag(Error::Usage);
     }
     Ok((config, folder))
 }

@@ -9,10 +9,10 @@ use rand::seq::index;
 
 use super::images::Images;
 use super::{On, Outcome, Report, Source, bar};
-use crate::cli::error::{Exit, WithExit};
 use crate::data::Split;
 use crate::engine::npy;
 use crate::engine::random::Key;
+use crate::error::{Error, Tag};
 use crate::files;
 use crate::study::analysis::latents::Encoder;
 use crate::study::analysis::neighbours::{label_accuracy, nearest};
@@ -68,17 +68,17 @@ pub fn run(args: &Args) -> Outcome {
 pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_ref())?;
-    let labels = args.images.labels(&split).exit(Exit::BadInput)?;
+    let labels = args.images.labels(&split).tag(Error::Data)?;
     let Args { perplexity, iterations, .. } = *args;
     let options = Options { perplexity, iterations };
     let voters = args.neighbours as usize;
     let points = args.points.min(split.len());
-    let searched = options.neighbours(points).exit(Exit::Usage)?.max(voters);
+    let searched = options.neighbours(points).tag(Error::Usage)?.max(voters);
     let enough = || {
         anyhow::ensure!(points > searched, "--neighbours {voters}: there are only {points} points");
         Ok(())
     };
-    enough().exit(Exit::Usage)?;
+    enough().tag(Error::Usage)?;
     let session = args.device.session(1, &weights)?;
     let began = Instant::now();
     let [choice, first] = Key::new(args.seed).split2();

@@ -25,6 +25,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::engine::array::Array;
 use crate::engine::program::{Program, Target};
 use crate::engine::shape::{Precision, Shape};
+use crate::error::{Error, Tag, valid};
 
 pub use self::pjrt::{Plugin, Settings, Value};
 
@@ -120,18 +121,6 @@ pub(crate) trait Loaded: Send + Sync {
     fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>>;
 }
 
-/// The error for an `XLA_FLAGS` environment variable with an option that XLA does not know. XLA itself would end the process.
-#[derive(Debug)]
-pub struct WrongFlags(pub String);
-
-impl fmt::Display for WrongFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "XLA_FLAGS: {}", self.0)
-    }
-}
-
-impl std::error::Error for WrongFlags {}
-
 /// Where compiled programs are kept, for plugins that can serialize them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
@@ -211,13 +200,16 @@ impl MeshBuilder {
     /// Opens the device and returns a mesh of `replicas` of its devices.
     ///
     /// # Errors
-    /// When the device cannot be opened or there are fewer devices than replicas; [`WrongFlags`].
+    /// [`Error::Device`] when the device cannot be opened or there are fewer devices than replicas. [`Error::Usage`] when
+    /// `replicas` is 0, or the environment variable `XLA_FLAGS` has an option that XLA does not know: XLA itself would end the
+    /// process.
     pub fn open(self, replicas: usize) -> Result<Mesh> {
-        ensure!(replicas > 0, "at least one replica is needed");
+        valid!(replicas > 0, "replicas", "is 0: it must be at least 1");
         let client = match &self.device {
-            Device::Cpu => cpu::client(replicas.max(self.devices))?,
-            Device::Plugin { plugin, settings } => pjrt::client(plugin, settings, &self.cache)?,
+            Device::Cpu => cpu::client(replicas.max(self.devices)),
+            Device::Plugin { plugin, settings } => pjrt::client(plugin, settings, &self.cache),
         };
+        let client = client.tag(Error::Device)?;
         let MeshBuilder { device, target, programs, .. } = self;
         let forms = [const { OnceLock::new() }; 2];
         let opened = Opened { device, client, target, forms, programs };
@@ -255,11 +247,14 @@ impl Mesh {
     /// Returns a mesh of another size over the same client. Arrays and programs of both may be used together.
     ///
     /// # Errors
-    /// When there are fewer devices than replicas, or `replicas` is 0.
+    /// [`Error::Device`] when there are fewer devices than replicas. [`Error::Usage`] when `replicas` is 0.
     pub fn with_replicas(&self, replicas: usize) -> Result<Mesh> {
-        ensure!(replicas > 0, "at least one replica is needed");
+        valid!(replicas > 0, "replicas", "is 0: it must be at least 1");
         let (device, count) = (&self.opened.device, self.devices());
-        ensure!(replicas <= count, "{replicas} replicas need as many devices, {device} has {count}");
+        if replicas > count {
+            let problem = anyhow!("{replicas} replicas need as many devices, {device} has {count}");
+            return Err(Error::Device(problem).into());
+        }
         Ok(Mesh { opened: self.opened.clone(), replicas })
     }
 

@@ -11,8 +11,8 @@ use rand_distr::StandardNormal;
 use rayon::prelude::*;
 
 use super::neighbours::Neighbour;
-use crate::engine::invalid::valid;
 use crate::engine::random::Key;
+use crate::error::valid;
 
 /// What decides over a map beside the points.
 #[derive(Clone, Copy, Debug)]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Scores;
 use super::spread::Spread;
+use crate::error::{Error, Tag};
 use crate::files;
 
 /// What an evaluation is of. Parts of one evaluation have it in common.
@@ -168,8 +169,13 @@ impl Part {
 /// The whole evaluation from its parts, in any order.
 ///
 /// # Errors
-/// Parts that are missing, there twice, or of different evaluations; the error names the files and what differs.
+/// [`Error::Data`] when parts are missing, there twice, or of different evaluations; the error names the files and what
+/// differs.
 pub fn merge(files: &[PathBuf]) -> Result<Part> {
+    merged(files).tag(Error::Data)
+}
+
+fn merged(files: &[PathBuf]) -> Result<Part> {
     let first = files.first().context("there are no files to merge")?;
     let mut parts = Vec::new();
     for file in files {

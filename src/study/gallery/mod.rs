@@ -8,9 +8,9 @@ use anyhow::{Result, ensure};
 
 use crate::data::Split;
 use crate::engine::array::Array;
-use crate::engine::invalid::valid;
 use crate::engine::random::Key;
 use crate::engine::shape::{DType, Shape};
+use crate::error::valid;
 use crate::model::grow::Growth as Growing;
 use crate::model::{Grow, SIDE, Vae};
 use crate::study::session::{Session, SessionProgram};

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{Latent, PIXELS, arguments, batch_of, compile_growth, log_likelihood, probability};
 use crate::engine::array::Array;
-use crate::engine::invalid::valid;
 use crate::engine::shape::{DType, Shape};
+use crate::error::valid;
 use crate::model::SIDE;
 use crate::model::grow::{self, Grids, first_channels};
 use crate::study::eval::Bound;

@@ -17,10 +17,10 @@ use serde_json::{Map, Value, json};
 use super::run_data::{RunData, Wanted};
 use super::{On, Outcome, Report};
 use crate::cli::config::TrainConfig;
-use crate::cli::error::{Exit, WithExit};
 use crate::cli::models::{Kind, Model};
 use crate::data::{Part, Split};
 use crate::engine::shape::Precision;
+use crate::error::{Error, Tag};
 use crate::files;
 use crate::study::figure::page::Page;
 use crate::train::checkpoint::chosen;
@@ -87,8 +87,8 @@ pub fn run(args: &Args) -> Outcome {
 fn opened(args: &Args) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     for folder in &args.runs {
-        let config = TrainConfig::of_run(folder).exit(Exit::BadInput)?;
-        let (_, checkpoint) = chosen(folder).exit(Exit::BadInput)?;
+        let config = TrainConfig::from_run(folder)?;
+        let (_, checkpoint) = chosen(folder)?;
         let kind = config.model.kind;
         if let Some(other) = runs.iter().find(|r| r.model.kind == kind) {
             let both = anyhow!(
@@ -96,7 +96,7 @@ fn opened(args: &Args) -> Result<Vec<Run>> {
                 other.folder.display(),
                 folder.display()
             );
-            return Err(both).exit(Exit::Usage);
+            return Err(both).tag(Error::Usage);
         }
         let own = RunData::new(folder, &config, &checkpoint.meta);
         let images = Wanted::new(args.data.as_deref(), Some(&own)).split(Part::Test)?;
@@ -145,7 +145,7 @@ fn make(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
 }
 
 fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>) -> Result<()> {
-    let read = |r: &Run| Course::read(r.model.kind.to_string(), &r.folder).exit(Exit::BadInput);
+    let read = |r: &Run| Course::read(r.model.kind.to_string(), &r.folder).tag(Error::Data);
     let courses: Vec<Course> = runs.iter().map(read).collect::<Result<_>>()?;
     let [loss, bounds] = curves::plots(&courses)?;
     page.section("curves", "Training curves");

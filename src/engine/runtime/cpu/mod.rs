@@ -9,10 +9,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::onednn::OneDnn;
-use super::{Buffer, Client, Loaded, Memory, WrongFlags};
+use super::{Buffer, Client, Loaded, Memory};
 use crate::engine::array::Array;
 use crate::engine::program::{Format, Program, Target};
 use crate::engine::shape::{DType, Shape};
+use crate::error::{Error, Tag};
 
 /// A client of the library's, and what its custom calls share.
 struct Shared {
@@ -77,13 +78,14 @@ impl Drop for CpuExecutable {
 /// each, however few the cores, and threads that wait for a core cost a training step up to a third of its time.
 ///
 /// # Errors
-/// [`WrongFlags`], or what XLA says.
+/// [`Error::Usage`] for a wrong `XLA_FLAGS`; what XLA says.
 pub(super) fn client(devices: usize) -> Result<Box<dyn Client>> {
     let flags = flags()?;
     let flags: Vec<*const c_char> = flags.iter().map(|flag| flag.as_ptr()).collect();
     // SAFETY: there are so many flags, which end with a zero and live during the call.
     told(unsafe { ffi::vnca_cpu_check_flags(flags.as_ptr(), flags.len()) })
-        .map_err(|error| WrongFlags(format!("{error:#}")))?;
+        .context("XLA_FLAGS")
+        .tag(Error::Usage)?;
     let mut one_dnn = Box::<OneDnn>::default();
     // Without the type of what calls share, there are no such calls.
     let kind = OneDnn::type_in_xla().unwrap_or(0);
@@ -106,18 +108,20 @@ fn told(message: ffi::Message) -> Result<()> {
     }
 }
 
-/// The user's flags for XLA: the words of XLA_FLAGS, or of the file that it names.
+/// Returns the user's flags for XLA: the words of XLA_FLAGS, or of the file that it names.
 fn flags() -> Result<Vec<CString>> {
+    flags_in_environment().context("XLA_FLAGS").tag(Error::Usage)
+}
+
+fn flags_in_environment() -> Result<Vec<CString>> {
     let Some(value) = std::env::var_os("XLA_FLAGS") else { return Ok(Vec::new()) };
     let is_list = value.as_encoded_bytes().trim_ascii_start().first().is_none_or(|first| *first == b'-');
     let text = match is_list {
         true => value.to_string_lossy().into_owned(),
         false => std::fs::read_to_string(&value)
-            .map_err(|error| WrongFlags(format!("the file {}: {error}", Path::new(&value).display())))?,
+            .with_context(|| format!("the file {}", Path::new(&value).display()))?,
     };
-    let flags =
-        words(&text).into_iter().map(|word| CString::new(word).map_err(|e| WrongFlags(e.to_string()).into()));
-    flags.collect()
+    words(&text).into_iter().map(|word| Ok(CString::new(word)?)).collect()
 }
 
 /// Words as XLA reads them: a value may stand in quotes, and the first word that is no flag ends the list.

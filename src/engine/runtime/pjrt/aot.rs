@@ -8,6 +8,7 @@ use super::estimate::Estimate;
 use super::plain::Plain;
 use super::{Plugin, Settings, ffi, module, wire};
 use crate::engine::program::Program;
+use crate::error::{Error, Tag};
 
 /// The compiler of a PJRT plugin.
 pub struct Compiler {
@@ -61,9 +62,10 @@ impl Compiler {
     /// Loads a plugin's compiler, without opening a device.
     ///
     /// # Errors
-    /// When the plugin is missing or no plugin.
+    /// [`Error::Device`] when the plugin is missing or no plugin.
     pub fn load(plugin: &Plugin) -> Result<Compiler> {
-        Ok(Compiler { api: Api::load(&plugin.find()?)? })
+        let api = plugin.find().and_then(|path| Api::load(&path));
+        Ok(Compiler { api: api.tag(Error::Device)? })
     }
 
     /// Returns the plugin's file.
