@@ -117,6 +117,12 @@ pub fn link(from: &Path, to: &Path) -> Result<()> {
     publish(linked.with_context(|| cannot_write(to))?, to)
 }
 
+/// Returns the bytes that are free in a folder for this user; `None` where the file system does not say.
+pub fn free_space(folder: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(folder).ok()?;
+    found.f_bavail.checked_mul(found.f_frsize)
+}
+
 /// Removes the unfinished files that killed processes left in a folder. No other process may be writing there.
 pub fn remove_drafts(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

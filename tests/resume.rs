@@ -101,7 +101,7 @@ fn a_resumed_run_equals_one_that_never_stopped() {
 fn signals_save_the_state_and_have_their_own_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let data = cli::data_folder(folder.path());
-    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129), ("USR1", 138)] {
         let run = folder.path().join(signal);
         let mut child = cli::vnca(folder.path(), &arguments(&data, signal, "100000"))
             .stdout(Stdio::null())

@@ -55,6 +55,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("data::npy", &["engine::npy", "engine::shape"]),
     ("train", &[]),
     ("train::checkpoint", &["engine", "files", "nn"]),
+    ("train::folder", &[]),
     ("train::metrics", &[]),
     ("train::order", &["engine"]),
     ("train::program", &["engine", "nn"]),

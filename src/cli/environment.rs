@@ -1,6 +1,11 @@
 //! The log, and defaults for environment variables that libraries read.
 
 use std::env;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::engine::xla_log;
 
@@ -40,6 +45,28 @@ pub fn set_defaults(variables: &[(&str, &str)]) {
     for (name, value) in variables.iter().filter(|(name, _)| env::var_os(name).is_none()) {
         // SAFETY: this is the only thread, so nobody else reads or writes the environment.
         unsafe { env::set_var(name, value) };
+    }
+}
+
+/// Reports whether the process was started with a signal ignored, as `nohup` does, by `/proc/self/status`.
+pub fn ignores(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    (1..=64).contains(&signal) && mask >> (signal - 1) & 1 == 1
+}
+
+/// Makes SIGTERM and SIGINT end the first process of a container. The system ignores these signals there unless the process
+/// handles them.
+pub fn end_on_signals_as_first_process() {
+    if std::process::id() != 1 {
+        return;
+    }
+    for signal in [SIGTERM, SIGINT] {
+        let always = Arc::new(AtomicBool::new(true));
+        if let Err(error) = flag::register_conditional_shutdown(signal, 128 + signal, always) {
+            log::warn!("signal {signal} will not end this process: {error}");
+        }
     }
 }
 

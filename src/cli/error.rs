@@ -15,21 +15,27 @@ pub enum Exit {
     Device = 4,
     /// Training stopped before an update, because the loss or the gradient was not finite.
     NotFinite = 5,
+    /// Stopped by SIGHUP, when its terminal had gone, after the state was saved.
+    HungUp = 129,
     /// Stopped by Ctrl-C after the state was saved.
     Interrupted = 130,
+    /// Stopped by SIGUSR1, a job scheduler's warning, after the state was saved.
+    Warned = 138,
     /// Stopped by SIGTERM after the state was saved.
     Terminated = 143,
 }
 
 impl Exit {
     /// All exit codes other than success, each with its meaning for the help text.
-    pub const ALL: [(Exit, &'static str); 7] = [
+    pub const ALL: [(Exit, &'static str); 9] = [
         (Exit::Failure, "something else went wrong"),
         (Exit::Usage, "the command line, environment or configuration file is wrong"),
         (Exit::BadInput, "a file cannot be read or is not what it should be"),
         (Exit::Device, "a device or its library cannot be had"),
         (Exit::NotFinite, "the loss or gradient was not finite: training stopped before the update"),
+        (Exit::HungUp, "SIGHUP: the state was saved"),
         (Exit::Interrupted, "Ctrl-C: the state was saved"),
+        (Exit::Warned, "SIGUSR1: the state was saved"),
         (Exit::Terminated, "SIGTERM: the state was saved"),
     ];
 }

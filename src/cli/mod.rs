@@ -22,7 +22,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use commands::{
     Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents,
-    planes, probe, reconstruct, recover, run_exported, sample, train, tsne,
+    planes, probe, reconstruct, recover, run_exported, sample, to_stderr, train, tsne,
 };
 #[cfg(feature = "xla")]
 use commands::{compile, export};
@@ -219,12 +219,16 @@ pub fn main() -> ExitCode {
         huge_pages::restart_with_huge_pages();
     }
     environment::start_log(cli.verbose);
+    if !matches!(cli.command, Command::Train(_)) {
+        // Training handles signals itself.
+        environment::end_on_signals_as_first_process();
+    }
     match cli.command.run() {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(exit)) => ExitCode::from(exit as u8),
         Err(error) => {
             let red = if std::io::stderr().is_terminal() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
-            eprintln!("{}error{}: {}", red.0, red.1, describe(&error));
+            to_stderr(&format!("{}error{}: {}", red.0, red.1, describe(&error)));
             ExitCode::from(exit_of(&error) as u8)
         }
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::array::Array;
 use crate::error::{Error, Tag};
-use crate::files;
+use crate::files::{self, Draft};
 use crate::nn::weights::npz;
 
 const META: &str = "meta";
@@ -87,6 +87,39 @@ impl Store {
     /// Returns the checkpoints in a run's folder. Keeps `keep` of them, at least one, besides the best. Writes nothing yet.
     pub fn in_run(run: &Path, keep: usize) -> Store {
         Store { folder: run.join("checkpoints"), keep: keep.max(1), whole: BTreeMap::new() }
+    }
+
+    /// Checks that the folder can be written to and has room for the checkpoints of a run: `saves` of them at most, of
+    /// `bytes` each.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to or has too little room.
+    pub fn check_room(&self, bytes: usize, saves: usize) -> Result<()> {
+        fs::create_dir_all(&self.folder).with_context(|| format!("cannot make {}", self.folder.display()))?;
+        let checked = self.has_room(bytes, saves);
+        if checked.is_err() {
+            // Fails where there are checkpoints.
+            let _ = fs::remove_dir(&self.folder);
+        }
+        checked
+    }
+
+    fn has_room(&self, bytes: usize, saves: usize) -> Result<()> {
+        drop(Draft::create(&self.path(0))?);
+        let there = self.steps()?.len() + usize::from(self.best().exists());
+        // Those to keep, the best one, and one that is being written before an old one goes.
+        let to_come = saves.min((self.keep + 2).saturating_sub(there).max(1));
+        let needed = (bytes as u64).saturating_mul(to_come as u64);
+        let Some(free) = files::free_space(&self.folder).filter(|free| *free < needed) else { return Ok(()) };
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let problem = format!(
+            "{} has {} MiB free, and {to_come} checkpoints of {} MiB are to come: make room, keep fewer checkpoints, or \
+             name another folder",
+            self.folder.display(),
+            mib(free),
+            mib(bytes as u64)
+        );
+        Err(io::Error::new(ErrorKind::StorageFull, problem).into())
     }
 
     /// Prepares the folder for a run that starts, or that resumes from the checkpoint of step `from`. Renames checkpoints of later

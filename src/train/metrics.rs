@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 /// One gradient step. Holds nothing of the clock, so that two runs of the same seeds write the same lines.
@@ -39,14 +39,27 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the files at a step: later lines, of a run that went on after its last checkpoint, are cut off.
+    /// Opens the files of a run that goes on after a step. Lines of later steps are cut off: the run went on after its last
+    /// checkpoint.
+    ///
+    /// A log that lacks lines up to the step, because it is damaged or there is no checkpoint, never holds back the run. Its
+    /// old content is kept as `metrics.jsonl.aside`, with a warning.
     ///
     /// # Errors
-    /// When a file cannot be read or written, or lines before the step are missing.
+    /// When a file cannot be read or written.
     pub fn open(run: &Path, step: usize) -> Result<Metrics> {
         let path = run.join("metrics.jsonl");
         let at = || format!("cannot write {}", path.display());
-        let keep = length_up_to(&path, step)?;
+        let Kept { bytes: keep, lines } = kept(&path, step)?;
+        let content = fs::metadata(&path).map_or(0, |found| found.len());
+        if content > keep && (step == 0 || lines < step) {
+            let aside = path.with_extension("jsonl.aside");
+            fs::copy(&path, &aside).with_context(|| format!("cannot write {}", aside.display()))?;
+            log::warn!("the run goes on from step {step}: the log before is {} now", aside.display());
+        }
+        if lines < step {
+            log::warn!("{} lacks {} of the steps before step {}", path.display(), step - lines, step + 1);
+        }
         let file = OpenOptions::new().create(true).append(true).open(&path).with_context(at)?;
         file.set_len(keep).with_context(at)?;
         let events = Events::create(&run.join("tensorboard"), step)?;
@@ -86,24 +99,33 @@ impl Metrics {
     }
 }
 
-/// Bytes of the file up to the line of `step`.
-fn length_up_to(path: &Path, step: usize) -> Result<u64> {
-    if step == 0 || !path.exists() {
-        ensure!(step == 0, "{} is missing, and the checkpoint is of step {step}", path.display());
-        return Ok(0);
-    }
-    let mut reader =
-        BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?);
-    let (mut length, mut text) = (0, String::new());
-    for expected in 1..=step {
+/// The part of a log that a resumed run keeps.
+#[derive(Default)]
+struct Kept {
+    bytes: u64,
+    lines: usize,
+}
+
+/// Finds the whole lines, in order, of steps up to `step`.
+fn kept(path: &Path, step: usize) -> Result<Kept> {
+    let at = || format!("cannot read {}", path.display());
+    let mut reader = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Kept::default()),
+        file => BufReader::new(file.with_context(at)?),
+    };
+    let (mut kept, mut last, mut text) = (Kept::default(), 0, Vec::new());
+    while last < step {
         text.clear();
-        reader.read_line(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
-        let line: Option<Line> = serde_json::from_str(&text).ok();
-        let found = line.is_some_and(|l| l.step == expected) && text.ends_with('\n');
-        ensure!(found, "{} line {expected}: expected step {expected}, got {text:?}", path.display());
-        length += text.len() as u64;
+        reader.read_until(b'\n', &mut text).with_context(at)?;
+        let line: Option<Line> = serde_json::from_slice(&text).ok().filter(|_| text.ends_with(b"\n"));
+        match line.filter(|line| line.step > last && line.step <= step) {
+            Some(line) => last = line.step,
+            None => break,
+        }
+        kept.bytes += text.len() as u64;
+        kept.lines += 1;
     }
-    Ok(length)
+    Ok(kept)
 }
 
 /// A TensorBoard event file: records of a length, its checksum, a protobuf message and its checksum.
@@ -114,13 +136,16 @@ struct Events {
 impl Events {
     fn create(folder: &Path, step: usize) -> Result<Events> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let path = folder.join(format!("events.out.tfevents.{:010}.vnca.{step}", now() as u64));
+        // Readers take the files in the order of their names. The clock may have been set back since the last one.
+        let last = newest_stamp(folder)?.map_or(0, |stamp| stamp + 1);
+        let stamp = last.max(now() as u64);
+        let path = folder.join(format!("events.out.tfevents.{stamp:010}.vnca.{step}"));
         let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut events = Events { out: BufWriter::new(file) };
         // Event.file_version is field 3, Event.session_log field 7 with status START: a reader then drops what an
-        // earlier file of the run says of later steps.
+        // earlier file of the run says of this step, which is the next one, and of later ones.
         events.event(0, &message(3, b"brain.Event:2"))?;
-        events.event(step, &message(7, &[0x08, 0x01]))?;
+        events.event(step + 1, &message(7, &[0x08, 0x01]))?;
         Ok(events)
     }
 
@@ -146,6 +171,18 @@ impl Events {
         write(&body)?;
         write(&masked_crc(&body))
     }
+}
+
+/// Returns the greatest time stamp in the names of a folder's event files.
+fn newest_stamp(folder: &Path) -> Result<Option<u64>> {
+    let mut newest = None;
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let name = entry?.file_name();
+        let stamp =
+            name.to_str().and_then(|name| name.strip_prefix("events.out.tfevents.")?.split('.').next());
+        newest = newest.max(stamp.and_then(|stamp| stamp.parse().ok()));
+    }
+    Ok(newest)
 }
 
 fn now() -> f64 {
@@ -191,8 +228,44 @@ mod tests {
         fs::write(&path, format!("{whole}{{\"step\":6,\"lo")).unwrap();
         drop(Metrics::open(folder.path(), 3).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);
-        let error = Metrics::open(folder.path(), 4).err().unwrap().to_string();
-        assert!(error.contains("line 4"), "{error}");
+        assert!(!path.with_extension("jsonl.aside").exists());
+    }
+
+    #[test]
+    fn a_log_with_gaps_or_damage_does_not_hold_back_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("metrics.jsonl"), folder.path().join("metrics.jsonl.aside"));
+        let lines = |steps: &[usize]| -> String {
+            steps
+                .iter()
+                .map(|s| serde_json::to_string(&Line::new(*s, 1.0, 1.0, None)).unwrap() + "\n")
+                .collect()
+        };
+        let damaged = lines(&[1, 2]) + "{\"step\":3,\n" + &lines(&[4, 5]);
+        for (old, step, left, keeps_old) in [
+            // Cut, or never written.
+            (lines(&[1, 2]), 4, lines(&[1, 2]), false),
+            (String::new(), 4, String::new(), false),
+            // A gap of an earlier resume.
+            (lines(&[1, 2, 5, 6]), 5, lines(&[1, 2, 5]), true),
+            (damaged.clone(), 5, lines(&[1, 2]), true),
+            // No checkpoint: the run begins again.
+            (lines(&[1, 2]), 0, String::new(), true),
+        ] {
+            let _ = fs::remove_file(&aside);
+            fs::write(&path, &old).unwrap();
+            drop(Metrics::open(folder.path(), step).unwrap());
+            assert_eq!(fs::read_to_string(&path).unwrap(), left);
+            assert_eq!(fs::read_to_string(&aside).ok(), keeps_old.then_some(old));
+        }
+    }
+
+    #[test]
+    fn the_newest_event_file_has_the_last_name_also_when_the_clock_was_set_back() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("events.out.tfevents.9999999990.vnca.0"), "").unwrap();
+        drop(Events::create(folder.path(), 3).unwrap());
+        assert!(folder.path().join("events.out.tfevents.9999999991.vnca.3").exists());
     }
 
     #[test]

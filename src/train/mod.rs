@@ -16,6 +16,7 @@
 //! ```
 
 pub mod checkpoint;
+pub mod folder;
 pub mod metrics;
 pub mod order;
 pub mod program;
@@ -23,6 +24,7 @@ pub mod state;
 pub mod task;
 pub mod trainer;
 
+pub use folder::RunFolder;
 pub use program::TrainProgram;
 pub use task::{Outcome, Sizes, Step, Task};
 pub use trainer::{RunOptions, Trainer, Watch};

@@ -97,6 +97,20 @@ impl State {
         self.buffers.values().take(self.parameters).collect()
     }
 
+    /// Returns the size of a checkpoint of this state on a number of replicas, in bytes.
+    pub fn bytes(&self, replicas: usize) -> usize {
+        let size = |entry: &StateEntry| match entry.spread {
+            Spread::Same => entry.shape.bytes(),
+            Spread::Own => entry.shape.bytes() * replicas,
+        };
+        self.entries.iter().map(size).sum()
+    }
+
+    /// Reports whether all buffers are there. They are not after a device call that failed.
+    pub fn is_complete(&self) -> bool {
+        self.entries.iter().all(|entry| self.buffers.get(&entry.name).is_some())
+    }
+
     /// Gives all buffers away, in order. A call consumes them; [`State::put_all`] takes what it gives back.
     pub fn take_all(&mut self) -> Vec<Buffers> {
         std::mem::take(&mut self.buffers).into_iter().map(|(_, b)| b).collect()

@@ -1,12 +1,12 @@
 //! A training run: device calls one after the other, and what is written between them.
 
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::checkpoint::{Checkpoint, Meta, Store};
+use super::folder::RunFolder;
 use super::metrics::{Line, Metrics};
 use super::order::{ChunkOrder, chunk_order};
 use super::program::TrainProgram;
@@ -17,7 +17,7 @@ use crate::engine::compile::compile;
 use crate::engine::ir::Function;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::nn::optimiser::{Adam, Chain};
 use crate::nn::tree::Tree;
 
@@ -90,7 +90,7 @@ pub trait Watch {
     /// Evaluates the parameters, in the order of the task's, when [`RunOptions::eval_every`] says so.
     ///
     /// # Errors
-    /// When a device or file fails; it ends the run.
+    /// When a device or file fails. It ends the run, after the state is saved.
     fn evaluate(&mut self, _parameters: &[&Buffers], _step: usize) -> Result<Option<Score>> {
         Ok(None)
     }
@@ -154,10 +154,11 @@ impl<'t> Trainer<'t> {
     /// # Errors
     /// When the folder holds a run, sizes do not fit each other, or a device or file fails.
     pub fn create(self, folder: &Path, examples: Option<Array>) -> Result<Run<'t>> {
+        let folder = RunFolder::lock(folder)?;
         ensure!(
-            !folder.join("checkpoints").exists(),
+            !folder.path().join("checkpoints").exists(),
             "{} holds a run already: resume it, or name another folder",
-            folder.display()
+            folder.path().display()
         );
         self.start(folder, examples, None)
     }
@@ -167,19 +168,23 @@ impl<'t> Trainer<'t> {
     /// # Errors
     /// When the folder holds no whole checkpoint of this task and these examples, or as [`Trainer::create`].
     pub fn resume(self, folder: &Path, examples: Option<Array>) -> Result<Run<'t>> {
-        let Some(checkpoint) = Store::in_run(folder, self.options.keep).latest()? else {
-            bail!("{} holds no checkpoint to go on from", folder.display())
+        ensure!(folder.exists(), "{} does not exist", folder.display());
+        let folder = RunFolder::lock(folder)?;
+        let Some(checkpoint) = Store::in_run(folder.path(), self.options.keep).latest()? else {
+            bail!("{} holds no checkpoint to go on from", folder.path().display())
         };
         self.start(folder, examples, Some(checkpoint))
     }
 
-    /// Compiles the train program and puts the initial or resumed state on the devices.
+    /// Compiles the train program and puts the initial or resumed state on the devices. Writes nothing before everything is
+    /// accepted.
     ///
     /// # Errors
-    /// When sizes do not fit, the checkpoint is not of this run ([`Error::OtherExamples`]), or a device or file fails.
+    /// When sizes do not fit, the checkpoint is not of this run ([`Error::OtherExamples`]), the folder has no room for the
+    /// checkpoints, or a device or file fails.
     pub fn start(
         self,
-        folder: &Path,
+        folder: RunFolder,
         examples: Option<Array>,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Run<'t>> {
@@ -217,12 +222,17 @@ impl<'t> Trainer<'t> {
         };
         let on_device = examples.as_ref().map(|e| mesh.replicate(e)).transpose()?;
         let step = meta.as_ref().map_or(0, |m| m.step);
-        // Only the metrics can refuse the run now, and they do before they change a line. Until here nothing was written.
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let metrics = Metrics::open(folder, step)?;
-        let mut store = Store::in_run(folder, options.keep);
+        let mut store = Store::in_run(folder.path(), options.keep);
+        let saves = options.steps.saturating_sub(step).div_ceil(options.checkpoint_every.max(1));
+        if options.checkpoint_every > 0 {
+            store.check_room(state.bytes(mesh.replicas()), saves)?;
+        }
+        // Until here nothing was written.
+        let metrics = Metrics::open(folder.path(), step)?;
         store.begin(meta.as_ref().map(|m| m.step))?;
         Ok(Run {
+            _folder: folder,
+            saved: meta.as_ref().map(|m| m.step),
             sizes,
             executable,
             state,
@@ -267,6 +277,10 @@ fn check_examples(task: &dyn Task, examples: Option<&Array>) -> Result<()> {
 
 /// A run, ready to make its next step.
 pub struct Run<'t> {
+    /// Locked as long as the run is there.
+    _folder: RunFolder,
+    /// The step of the newest checkpoint.
+    saved: Option<usize>,
     task: Box<dyn Task + 't>,
     optimiser: Chain,
     options: RunOptions,
@@ -336,9 +350,33 @@ impl Run<'_> {
 
     /// Makes all steps that are left.
     ///
+    /// Saves the state also when an error ends the run, unless the device call itself failed: then the newest checkpoint is
+    /// what is left.
+    ///
     /// # Errors
-    /// [`Error::NotFinite`], with the state before it saved; a device or file that fails.
+    /// [`Error::NotFinite`]; a device, a file or an evaluation that fails.
     pub fn train(&mut self, watch: &mut impl Watch) -> Result<End> {
+        self.make_steps(watch).map_err(|error| match error::find(&error) {
+            // Its own message says what was saved.
+            Some(Error::NotFinite { .. }) => error,
+            _ => self.saved_after(error),
+        })
+    }
+
+    /// Saves the state after an error, if the devices still have it, and says so.
+    fn saved_after(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let step = self.step;
+        if self.options.checkpoint_every == 0 || !self.state.is_complete() || self.saved == Some(step) {
+            return error;
+        }
+        match self.save(false) {
+            Ok(()) => error.context(format!("training stopped after step {step}, whose state is saved")),
+            Err(second) => error
+                .context(format!("training stopped after step {step}; saving its state failed ({second:#})")),
+        }
+    }
+
+    fn make_steps(&mut self, watch: &mut impl Watch) -> Result<End> {
         while self.step < self.options.steps {
             self.prepare()?;
             let trips = self.next_trips();
@@ -350,13 +388,16 @@ impl Run<'_> {
             self.advance(trips);
             let every = self.options.eval_every;
             let due = every > 0 && last.is_multiple_of(every);
-            let score = if due { watch.evaluate(&self.state.parameters(), last)? } else { None };
+            let evaluated = if due { watch.evaluate(&self.state.parameters(), last) } else { Ok(None) };
+            let score = evaluated.as_ref().ok().and_then(|score| score.clone());
             for (i, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
                 let step = last - trips + i + 1;
                 let score = score.as_ref().filter(|_| step == last);
                 self.metrics.write(&Line::new(step, *loss, *norm, score.map(|s| (s.name, s.value))))?;
             }
             self.metrics.flush()?;
+            // Not before the lines are written: the state that is saved after an error has them.
+            evaluated?;
             watch.steps(self.step, losses.last().copied().unwrap_or(f32::NAN));
             let better = score.is_some_and(|s| {
                 // Nothing is better than NaN, and a checkpoint's JSON has no infinity.
@@ -498,6 +539,8 @@ impl Run<'_> {
             data_crc: self.data_crc,
             best: self.best,
         };
-        self.store.save(&Checkpoint { meta, arrays: arrays.into_iter().collect() }, best)
+        self.store.save(&Checkpoint { meta, arrays: arrays.into_iter().collect() }, best)?;
+        self.saved = Some(self.step);
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::programs::{Made, Sizes};
-use super::{Outcome, bar, print};
+use super::{Outcome, bar, print, to_stderr};
 use crate::cli::environment;
 use crate::cli::error::Exit;
 use crate::engine::lower::{Target, lower};
@@ -105,7 +105,7 @@ pub fn run(args: &Args) -> Outcome {
             match result.with_context(|| format!("{} for {topology}", made.function.name)) {
                 Ok(row) => rows.push(row),
                 Err(error) => {
-                    progress.suspend(|| eprintln!("error: {error:#}"));
+                    progress.suspend(|| to_stderr(&format!("error: {error:#}")));
                     failed = true;
                 }
             }

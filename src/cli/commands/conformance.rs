@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{On, Outcome, print};
+use super::{On, Outcome, print, to_stderr};
 use crate::cli::error::Exit;
 use crate::engine::conformance::{self, Check};
 
@@ -17,7 +17,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let mesh = args.device.open(conformance::MOST_REPLICAS, 1)?;
-    eprintln!("device  {}", mesh.describe());
+    to_stderr(&format!("device  {}", mesh.describe()));
     let bar = indicatif::ProgressBar::new_spinner();
     let checks = conformance::run(&mesh, |family| {
         bar.set_message(family.to_string());

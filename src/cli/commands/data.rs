@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Outcome, print};
+use super::{Outcome, print, to_stderr};
 use crate::cli::error::Exit;
 use crate::data::download::{self, Options};
 use crate::error::{Error, Tag};
@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Outcome {
             for file in download::fetch(name, &folder, &options).tag(Error::Data)? {
                 let from =
                     file.url.map_or_else(|| "was there already".to_string(), |url| format!("from {url}"));
-                eprintln!("{}: {from}", file.path.display());
+                to_stderr(&format!("{}: {from}", file.path.display()));
             }
             print(&folder.display().to_string())?;
             Ok(None)

@@ -154,7 +154,7 @@ pub fn tell_forms(mesh: &Mesh, precision: Precision) {
         return;
     }
     if let Some(why) = forms(mesh, precision).no_one_dnn {
-        eprintln!("no {precision} products on this CPU, computing in f32: {why}");
+        to_stderr(&format!("no {precision} products on this CPU, computing in f32: {why}"));
     }
 }
 
@@ -282,6 +282,13 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes a line for people to stderr. That it cannot be written, because the terminal or the disk behind it is gone or full, is
+/// no reason to end what runs.
+pub fn to_stderr(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// A bar with rate and ETA on stderr, where that is a terminal.
 pub fn bar(length: usize, unit: &str) -> ProgressBar {
     let bar = ProgressBar::new(length as u64);
@@ -295,7 +302,7 @@ pub fn bar(length: usize, unit: &str) -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(250));
     if bar.is_hidden() {
-        in_lines(&bar, unit, Duration::from_secs(60), |line| eprintln!("{line}"));
+        in_lines(&bar, unit, Duration::from_secs(60), |line| to_stderr(&line));
     }
     bar
 }

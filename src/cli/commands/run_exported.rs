@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{On, Outcome, Report};
+use super::{On, Outcome, Report, to_stderr};
 use crate::engine::array::Array;
 use crate::engine::program::{Program, Signature};
 use crate::engine::runtime::{Arg, Buffers};
@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Outcome {
     let signature = program.signature.clone();
     let values = inputs(&signature, args).tag(Error::Data)?;
     let mesh = args.device.open(1, signature.replicas)?;
-    eprintln!("device  {}, {} replica(s)", mesh.describe(), mesh.replicas());
+    to_stderr(&format!("device  {}, {} replica(s)", mesh.describe(), mesh.replicas()));
     let began = Instant::now();
     let executable = mesh.compile(program)?;
     let compiling = began.elapsed().as_secs_f64();

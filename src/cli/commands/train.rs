@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::ProgressBar;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use super::{Outcome, bar, open, print, tell_forms};
+use super::{Outcome, bar, open, print, tell_forms, to_stderr};
 use crate::cli::config::{TrainConfig, TrainOptions};
+use crate::cli::environment;
 use crate::cli::error::Exit;
 use crate::cli::models::Model;
 use crate::data::identity::{DataCrc, located};
@@ -19,9 +20,10 @@ use crate::data::{self, Part, Split};
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::Precision;
-use crate::error::{Error, Tag};
+use crate::error::{Error, Tag, valid};
 use crate::study::eval::Bound;
 use crate::study::validation::Validation;
+use crate::train::RunFolder;
 use crate::train::checkpoint::Store;
 use crate::train::trainer::{End, Run, Score, Trainer, Watch};
 
@@ -50,13 +52,13 @@ pub fn run(args: Args) -> Outcome {
     };
     let options = options.over(&options.from_preset()?);
     let signal = listen()?;
-    let (mut config, folder) = prepare(&options, args.resume)?;
-    let dataset = match data::load(&config.data) {
-        Err(error) if args.resume && options.data.is_none() => {
-            let run = folder.display();
-            Err(error.context(format!("the images of the run {run}: --data PATH names where they are")))
-        }
-        loaded => loaded,
+    let (mut config, resumed) = prepare(&options, args.resume)?;
+    let dataset = data::load(&config.data);
+    let dataset = match &resumed {
+        Some(folder) if options.data.is_none() => dataset.with_context(|| {
+            format!("the images of the run {}: --data PATH names where they are", folder.path().display())
+        }),
+        _ => dataset,
     };
     let dataset = dataset.tag(Error::Data)?;
     let train = dataset.split(Part::Train).tag(Error::Data)?.clone();
@@ -72,12 +74,19 @@ pub fn run(args: Args) -> Outcome {
         ))
         .tag(Error::Usage);
     }
+    if let (Some(asked), Some(test)) = (options.eval_images, &test) {
+        let there = test.len();
+        valid!(asked <= there, "eval_images", "is {asked}: {} has {there} test images", config.data);
+    }
     // What can be wrong comes before anything is written.
     config.check_sizes(train.len()).tag(Error::Usage)?;
-    let checkpoint = match args.resume {
-        true => Store::in_run(&folder, config.keep).latest()?,
-        false => None,
+    let checkpoint = match &resumed {
+        Some(folder) => Store::in_run(folder.path(), config.keep).latest()?,
+        None => None,
     };
+    if let (Some(folder), None) = (&resumed, &checkpoint) {
+        log::warn!("{} has no checkpoint: the run begins again at step 0", folder.path().display());
+    }
     if let Some(meta) = checkpoint.as_ref().map(|c| &c.meta) {
         let model: Model = serde_json::from_value(meta.model.clone())
             .with_context(|| format!("the checkpoint's model is not understood: {}", meta.model))?;
@@ -96,12 +105,17 @@ pub fn run(args: Args) -> Outcome {
     config.data_crc = Some(crc.with_context(|| config.data.clone())?);
     let device = config.device()?;
     let mesh = open(&device, args.programs.as_deref(), 1, config.replicas)?;
+    let folder = match resumed {
+        Some(folder) => folder,
+        None => claim(&config, options.out.as_deref())?,
+    };
+    let path = folder.path().to_owned();
     let test = test.map(|t| t.spread(config.eval_images));
     let mut watch = Screen {
         bar: ProgressBar::hidden(),
         signal,
         config: &config,
-        folder: &folder,
+        folder: &path,
         mesh: &mesh,
         test,
         validation: None,
@@ -119,14 +133,18 @@ pub fn run(args: Args) -> Outcome {
         train.len(),
         dataset.test.as_ref().map_or(0, |t| t.len())
     ));
-    watch.say(&format!("run     {}", folder.display()));
+    watch.say(&format!("run     {}", path.display()));
     tell_forms(&mesh, vae.precision);
     let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
+    if options.eval_every > 0 && mesh.programs().is_some() {
+        // The programs for evaluation and pictures come from elsewhere: whether they fit is seen here.
+        watch.prepare()?;
+    }
     let trainer =
         Trainer::boxed(&mesh, config.task()).optimiser(config.optimiser.chain(config.steps)).options(options);
-    let mut run = trainer.start(&folder, Some(train.to_array()), checkpoint)?;
+    let mut run = trainer.start(folder, Some(train.to_array()), checkpoint)?;
     // The configuration comes last: it holds for a run that has gone on with it.
-    config.save(&folder)?;
+    config.save(&path)?;
     watch.say(&format!("device  {}, {} replica(s)", mesh.describe(), config.replicas));
     watch.bar = bar(config.steps, "steps");
     watch.bar.set_position(run.step() as u64);
@@ -134,7 +152,7 @@ pub fn run(args: Args) -> Outcome {
     let end = run.train(&mut watch);
     watch.bar.finish_and_clear();
     let end = end?;
-    report(&args.json, &run, &folder, began)?;
+    report(&args.json, &run, &path, began)?;
     Ok(match (end, watch.signal.load(Ordering::Relaxed)) {
         (End::Done, _) => None,
         (End::Stopped, n) => {
@@ -143,8 +161,13 @@ pub fn run(args: Args) -> Outcome {
             } else {
                 "nothing was saved, as --checkpoint-every 0 asks"
             };
-            eprintln!("stopped at step {}: {saved}", run.step());
-            Some(if n == SIGTERM as usize { Exit::Terminated } else { Exit::Interrupted })
+            to_stderr(&format!("stopped at step {}: {saved}", run.step()));
+            Some(match n as i32 {
+                SIGTERM => Exit::Terminated,
+                SIGHUP => Exit::HungUp,
+                SIGUSR1 => Exit::Warned,
+                _ => Exit::Interrupted,
+            })
         }
     })
 }
@@ -153,10 +176,13 @@ pub fn run(args: Args) -> Outcome {
 /// its group.
 const ONE_WISH: Duration = Duration::from_secs(1);
 
-/// Hears Ctrl-C and SIGTERM: the first one asks the run to stop, a second one ends the process at once.
+/// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (job schedulers warn with it). The first one asks the run
+/// to stop, a second one ends the process at once.
 fn listen() -> Result<Arc<AtomicUsize>> {
     let heard = Arc::new(AtomicUsize::new(0));
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGUSR1];
+    // Under `nohup` a run goes on after its terminal is gone.
+    let mut signals = Signals::new(wanted.into_iter().filter(|signal| !environment::ignores(*signal)))?;
     let flag = heard.clone();
     std::thread::spawn(move || {
         let mut first = None;
@@ -170,31 +196,45 @@ fn listen() -> Result<Arc<AtomicUsize>> {
     Ok(heard)
 }
 
-/// The configuration and the folder of the run that is started or resumed.
-fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, PathBuf)> {
-    if resume {
-        let Some(folder) = &options.out else {
-            bail!("--resume needs --out, the folder of the run to go on with")
-        };
-        let saved = TrainConfig::from_run(folder)?;
-        return Ok((TrainConfig::resumed(&saved, options)?, folder.clone()));
+/// Returns the configuration of the run that is started or resumed, and the folder of one that is resumed.
+fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, Option<RunFolder>)> {
+    if !resume {
+        let config = TrainConfig::resolve(options)?;
+        options.out.as_deref().map_or(Ok(()), holds_no_run)?;
+        return Ok((config, None));
     }
-    let config = TrainConfig::resolve(options)?;
-    let folder = match &options.out {
-        Some(folder) => folder.clone(),
+    let Some(folder) = &options.out else {
+        bail!("--resume needs --out, the folder of the run to go on with")
+    };
+    // Before the lock, which would make the folder.
+    TrainConfig::from_run(folder)?;
+    let folder = RunFolder::lock(folder)?;
+    let saved = TrainConfig::from_run(folder.path())?;
+    Ok((TrainConfig::resumed(&saved, options)?, Some(folder)))
+}
+
+/// Takes the folder of a new run.
+fn claim(config: &TrainConfig, out: Option<&Path>) -> Result<RunFolder> {
+    let folder = match out {
+        Some(folder) => RunFolder::lock(folder)?,
         None => {
             let name = |n: usize| Path::new("runs").join(format!("{}-{n}", config.model.kind));
-            (1..).map(name).find(|folder| !folder.exists()).context("there is no free folder under runs")?
+            RunFolder::first_free((1..).map(name))?
         }
     };
-    if folder.join("config.json").exists() {
-        return Err(anyhow::anyhow!(
-            "{} holds a run already: --resume goes on with it, or name another --out",
-            folder.display()
-        ))
-        .tag(Error::Usage);
-    }
-    Ok((config, folder))
+    // Once more, now that nobody else can begin one there.
+    holds_no_run(folder.path())?;
+    Ok(folder)
+}
+
+fn holds_no_run(folder: &Path) -> Result<()> {
+    valid!(
+        !folder.join("config.json").exists(),
+        "out",
+        "{} holds a run already: --resume goes on with it, or name another folder",
+        folder.display()
+    );
+    Ok(())
 }
 
 fn report(json: &bool, run: &Run<'_>, folder: &Path, began: Instant) -> Result<()> {
@@ -224,10 +264,21 @@ struct Screen<'a> {
 }
 
 impl Screen<'_> {
+    /// Compiles the programs of the evaluation, unless that was done.
+    fn prepare(&mut self) -> Result<()> {
+        let TrainConfig { model, eval_samples, seed_test, seed_logging, .. } = *self.config;
+        if let Some(test) = self.test.take() {
+            let (keys, folder) = ([seed_test, seed_logging].map(Key::new), self.folder.join("pictures"));
+            self.validation =
+                Some(Validation::new(self.mesh, &model.vae(), test, eval_samples, keys, folder)?);
+        }
+        Ok(())
+    }
+
     /// Shows a line of text for people.
     fn say(&self, text: &str) {
         if self.bar.is_hidden() {
-            eprintln!("{text}");
+            to_stderr(text);
         } else {
             self.bar.println(text);
         }
@@ -241,12 +292,8 @@ impl Watch for Screen<'_> {
     }
 
     fn evaluate(&mut self, parameters: &[&Buffers], step: usize) -> Result<Option<Score>> {
-        let TrainConfig { model, eval_samples, seed_test, seed_logging, .. } = *self.config;
-        if let Some(test) = self.test.take() {
-            let (keys, folder) = ([seed_test, seed_logging].map(Key::new), self.folder.join("pictures"));
-            self.validation =
-                Some(Validation::new(self.mesh, &model.vae(), test, eval_samples, keys, folder)?);
-        }
+        self.prepare()?;
+        let eval_samples = self.config.eval_samples;
         let Some(validation) = &self.validation else { return Ok(None) };
         let Bound { mean, stderr, images } = validation.run(parameters, step)?;
         self.say(&format!(

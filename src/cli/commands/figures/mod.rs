@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
 use super::run_data::{RunData, Wanted};
-use super::{On, Outcome, Report};
+use super::{On, Outcome, Report, to_stderr};
 use crate::cli::config::TrainConfig;
 use crate::cli::models::{Kind, Model};
 use crate::data::{Part, Split};
@@ -233,7 +233,7 @@ impl Run {
             return Ok(numbers.clone());
         }
         let shown = self.command(figure, args);
-        eprintln!("{}: {shown}", self.model.kind);
+        to_stderr(&format!("{}: {shown}", self.model.kind));
         let numbers = (figure.call)(self, args).make().with_context(|| format!("`{shown}`"))?;
         self.numbers.insert(figure.name.into(), numbers.clone());
         Ok(numbers)

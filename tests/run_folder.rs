@@ -1,0 +1,151 @@
+//! A run's folder has one owner, and what ends a run does not lose its state.
+
+#[path = "common/cli.rs"]
+mod cli;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A training of small steps into `out`.
+fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let small =
+        "train --model doubling --nca-steps 1 --batch-size 2 --latent 8 --eval-images 2 --eval-samples 1";
+    let words: Vec<&str> = small.split(' ').chain(["--out", out]).collect();
+    [&words[..], more].concat()
+}
+
+fn wait_for_step(child: &mut Child, run: &Path, step: usize) {
+    let began = Instant::now();
+    let path = run.join("metrics.jsonl");
+    while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < step {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        assert!(began.elapsed() < Duration::from_secs(120), "the run does not come to step {step}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn checkpoints(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run.join("checkpoints")).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+fn a_second_process_is_refused_with_the_first_ones_name_and_a_dead_ones_lock_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let long = train("run", &["--steps", "100000", "--eval-every", "0", "--checkpoint-every", "5"]);
+    let mut first = cli::vnca(folder.path(), &long).stderr(Stdio::null()).spawn().unwrap();
+    wait_for_step(&mut first, &run, 6);
+    // It stands still, so that the second one has all the time to do harm.
+    signal(&first, "-STOP");
+    let before = fs::read(run.join("config.json")).unwrap();
+    let resume = ["train", "--resume", "--out", "run", "--steps", "100"];
+    let error = cli::fail(folder.path(), &resume, 1);
+    assert!(error.contains(&format!("process {}", first.id())) && error.contains("in use"), "{error}");
+    let error = cli::fail(folder.path(), &train("run", &["--steps", "1"]), 2);
+    assert!(error.contains("holds a run already"), "{error}");
+    assert_eq!(fs::read(run.join("config.json")).unwrap(), before);
+    signal(&first, "-KILL");
+    first.wait().unwrap();
+    assert!(run.join("run.lock").exists());
+    let steps = (cli::metrics(&run).len() + 1).to_string();
+    cli::succeed(folder.path(), &["train", "--resume", "--out", "run", "--steps", &steps]);
+    assert_eq!(cli::metrics(&run).len().to_string(), steps);
+    assert!(!run.join("run.lock").exists());
+}
+
+#[test]
+fn runs_that_begin_at_once_get_folders_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = train("", &["--steps", "1", "--eval-every", "0"]);
+    let words: Vec<&str> = words.into_iter().filter(|word| !["--out", ""].contains(word)).collect();
+    let both = [(); 2].map(|()| {
+        cli::vnca(folder.path(), &words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    });
+    let mut names = both.map(|run| cli::text(&run.wait_with_output().unwrap().stdout));
+    names.sort();
+    assert_eq!(names.map(|name| name.trim().to_string()), ["runs/doubling-1", "runs/doubling-2"]);
+}
+
+#[test]
+fn an_evaluation_that_fails_ends_the_run_with_its_state_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    fs::create_dir(&run).unwrap();
+    // Pictures cannot be written into a file.
+    fs::write(run.join("pictures"), "").unwrap();
+    let error = cli::fail(folder.path(), &train("run", &["--steps", "4", "--eval-every", "3"]), 1);
+    assert!(error.contains("after step 3") && error.contains("pictures"), "{error}");
+    assert_eq!(checkpoints(&run), ["step-00000003.npz"]);
+    assert_eq!(cli::metrics(&run).len(), 3);
+    fs::remove_file(run.join("pictures")).unwrap();
+    cli::succeed(folder.path(), &["train", "--resume", "--out", "run"]);
+    assert_eq!(cli::metrics(&run).len(), 4);
+}
+
+#[test]
+fn a_lost_or_cut_log_does_not_hold_back_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let four = train("run", &["--steps", "4", "--eval-every", "0", "--checkpoint-every", "2"]);
+    cli::succeed(folder.path(), &four);
+    let log = fs::read(run.join("metrics.jsonl")).unwrap();
+    fs::write(run.join("metrics.jsonl"), &log[..log.len() - 5]).unwrap();
+    let resume = |steps: &str| {
+        let output = cli::run(folder.path(), &["train", "--resume", "--out", "run", "--steps", steps]);
+        let error = cli::text(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        error
+    };
+    let warning = resume("5");
+    assert!(warning.contains("metrics.jsonl lacks 1 of the steps"), "{warning}");
+    let steps: Vec<u64> = cli::metrics(&run).iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [1, 2, 3, 5]);
+    fs::remove_file(run.join("metrics.jsonl")).unwrap();
+    assert!(resume("6").contains("lacks 5"));
+    // Without any checkpoint the run begins again, and says so.
+    let all = checkpoints(&run);
+    all.iter().for_each(|name| fs::remove_file(run.join("checkpoints").join(name)).unwrap());
+    let warning = resume("6");
+    assert!(warning.contains("no checkpoint") && warning.contains("metrics.jsonl.aside"), "{warning}");
+    assert_eq!(cli::metrics(&run).len(), 6);
+}
+
+#[test]
+fn training_goes_on_when_nobody_can_read_its_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let two = train("run", &["--steps", "2", "--eval-every", "1"]);
+    let status = cli::vnca(folder.path(), &two).stderr(full()).stdout(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(cli::metrics(&folder.path().join("run")).len(), 2);
+    let status = cli::vnca(folder.path(), &["eval", "--run", "none"]).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(3));
+}
+
+#[test]
+fn what_a_run_will_need_is_checked_before_its_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let too_many = ["train", "--out", "run", "--steps", "1", "--eval-images", "3000"];
+    let error = cli::fail(folder.path(), &too_many, 2);
+    assert!(error.contains("--eval-images") && error.contains("2000 test images"), "{error}");
+    let sizes = "export --model doubling --batch-size 2 --latent 8 --samples 2 --images 10000 --target cpu --out programs";
+    fs::write(folder.path().join("small.toml"), "nca-steps = 1\neval-samples = 2\n").unwrap();
+    let words: Vec<&str> = sizes.split(' ').chain(["--config", "small.toml"]).collect();
+    cli::succeed(folder.path(), &words);
+    // The programs of training fit; that of evaluation is for two samples.
+    let words = train("run", &["--steps", "1", "--eval-every", "1", "--programs", "programs"]);
+    let error = cli::fail(folder.path(), &words, 3);
+    assert!(error.contains("eval_doubling"), "{error}");
+    assert!(!folder.path().join("run").exists(), "something was left behind");
+}
