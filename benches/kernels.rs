@@ -168,7 +168,7 @@ fn pieces(criterion: &mut Criterion) {
         state.set("count", count);
         let context = Context { leaves: &leaves, healthy: count.eq(count) };
         let (mut updates, mut results) = (Updates::new(gradients), Vec::new());
-        for transform in Optimiser::REPORT.chain() {
+        for transform in Optimiser::REPORT.chain(1) {
             let next;
             (updates, next) = transform.apply(&context, updates, &state);
             results.extend(next.into_iter().map(|(_, value)| value));

@@ -22,7 +22,7 @@ fn training(kind: Kind, batch: usize, remat: usize) -> Function {
     let memory = RepeatOptions { remat, save_as: None };
     let task = Elbo { memory, ..Elbo::new(model.vae()) };
     let sizes = Sizes { replicas: 1, batch, chunk: CHUNK, examples: 100 };
-    let program = TrainProgram { task: &task, optimiser: &Optimiser::REPORT.chain(), sizes };
+    let program = TrainProgram { task: &task, optimiser: &Optimiser::REPORT.chain(1), sizes };
     program.function().expect("the graph is well formed")
 }
 

@@ -69,7 +69,7 @@ fn received(shuffle: Shuffle, replicas: usize) -> Vec<(&'static str, usize)> {
     let pool = PoolSpec { shuffle, ..PoolSpec::REPORT };
     let task = Pooled { pool, ..Pooled::new(report::nondoubling(128, 36)) };
     let sizes = Sizes { replicas, batch: 128, chunk: 125, examples: 2000 };
-    let program = TrainProgram { task: &task, optimiser: &Optimiser::REPORT.chain(), sizes };
+    let program = TrainProgram { task: &task, optimiser: &Optimiser::REPORT.chain(1), sizes };
     let program = lower(&program.function().unwrap(), Target::Native, replicas).unwrap();
     let text = xla::HloModuleProto::parse_proto(&program.module, true).unwrap().to_string().unwrap();
     let of = |opcode: &'static str| {

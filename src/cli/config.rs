@@ -146,9 +146,10 @@ impl TrainConfig {
     /// Builds the task that the run trains.
     pub fn task(&self) -> Box<dyn Task> {
         let (model, loss, memory, damage) = (self.model.vae(), self.loss, self.memory, self.damage);
+        let elbo = Elbo { model, loss, memory, damage };
         match self.pool {
-            Some(pool) => Box::new(Pooled { model, loss, memory, damage, pool }),
-            None => Box::new(Elbo { model, loss, memory, damage }),
+            Some(pool) => Box::new(Pooled { elbo, pool }),
+            None => Box::new(elbo),
         }
     }
 

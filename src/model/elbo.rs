@@ -135,11 +135,6 @@ pub(super) fn damaged(share: f64, grids: usize) -> usize {
     (share * grids as f64 + 1e-9) as usize
 }
 
-/// An example of all models here: the pixels of an image.
-pub(super) fn pixels() -> (&'static str, Shape) {
-    ("images", Shape::new(DType::U8, &[28, 28]))
-}
-
 impl Task for Elbo {
     fn name(&self) -> String {
         self.model.name.clone()
@@ -154,7 +149,7 @@ impl Task for Elbo {
     }
 
     fn example(&self) -> Option<(&'static str, Shape)> {
-        Some(pixels())
+        Some(("images", Shape::new(DType::U8, &[28, 28])))
     }
 
     fn check(&self, _sizes: &Sizes) -> Result<()> {

@@ -10,12 +10,12 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::SIDE;
-use super::elbo::{Latents, Loss, damaged, pixels};
+use super::elbo::{Elbo, Latents, damaged};
 use super::grow::{Damage, Grids, first_channels};
 use super::pool_host::PoolHost;
 pub use super::pool_host::seeding;
 use super::vae::Vae;
-use crate::engine::ir::{Graph, RepeatOptions, Sym};
+use crate::engine::ir::{Graph, Sym};
 use crate::engine::random::graph::{self as draw, permutation};
 use crate::engine::runtime::Mesh;
 use crate::engine::shape::{DType, Precision, Shape};
@@ -197,14 +197,9 @@ const PLANNED: [&str; 3] = ["send", "holder", "place"];
 /// Learns an automaton by the ELBO of batches whose last half goes on from a pool.
 #[derive(Clone)]
 pub struct Pooled {
-    /// The model that is learned; its decoder is an automaton.
-    pub model: Vae,
-    /// Which bound; it has one latent an image.
-    pub loss: Loss,
-    /// What the gradient of the automaton's steps saves.
-    pub memory: RepeatOptions,
-    /// Share of a batch whose grids are damaged, of those from the pool.
-    pub damage: f64,
+    /// The model, whose decoder is an automaton, and the bound, of one latent per image. The damage is a share of each batch,
+    /// among its grids from the pool.
+    pub elbo: Elbo,
     /// The pool.
     pub pool: PoolSpec,
 }
@@ -212,8 +207,7 @@ pub struct Pooled {
 impl Pooled {
     /// Returns the report's task: half of the grids that come from the pool are damaged.
     pub fn new(model: Vae) -> Pooled {
-        let memory = RepeatOptions::for_precision(model.precision);
-        Pooled { model, loss: Loss::ELBO, memory, damage: 0.25, pool: PoolSpec::REPORT }
+        Pooled { elbo: Elbo { damage: 0.25, ..Elbo::new(model) }, pool: PoolSpec::REPORT }
     }
 
     /// What the host feeds, as the pool takes it.
@@ -231,33 +225,33 @@ impl Pooled {
 
 impl Task for Pooled {
     fn name(&self) -> String {
-        self.model.name.clone()
+        self.elbo.name()
     }
 
     fn precision(&self) -> Precision {
-        self.model.precision
+        self.elbo.precision()
     }
 
     fn parameters(&self) -> Vec<Leaf> {
-        self.model.leaves()
+        self.elbo.parameters()
     }
 
     fn example(&self) -> Option<(&'static str, Shape)> {
-        Some(pixels())
+        self.elbo.example()
     }
 
     fn check(&self, sizes: &Sizes) -> Result<()> {
-        self.model.check()?;
-        self.model.automaton()?;
+        let Elbo { model, loss, damage, .. } = &self.elbo;
+        model.check()?;
+        model.automaton()?;
         let PoolSpec { size, steps_min, steps_max, .. } = self.pool;
         let (replicas, each) = (sizes.replicas, sizes.each());
         // The other half of the batch comes from latents, and is whole.
         valid!(
-            (0.0..=0.5).contains(&self.damage),
+            (0.0..=0.5).contains(damage),
             "damage",
-            "{}: for the {} model it is from 0 to 0.5",
-            self.damage,
-            self.model.name
+            "{damage}: for the {} model it is from 0 to 0.5",
+            model.name
         );
         valid!(
             each.is_multiple_of(2),
@@ -287,12 +281,12 @@ impl Task for Pooled {
             "nca_steps_min",
             "{steps_min} and nca_steps_max {steps_max}: the least must be below the most, which is excluded and at most 10000"
         );
-        valid!(self.loss.samples == 1, "train_samples", "{}: with the pool it is 1", self.loss.samples);
+        valid!(loss.samples == 1, "train_samples", "{}: with the pool it is 1", loss.samples);
         Ok(())
     }
 
     fn state(&self, sizes: &Sizes) -> Vec<Entry> {
-        let [images, grids] = Entries::shapes(&self.model, self.pool.rows(sizes.replicas));
+        let [images, grids] = Entries::shapes(&self.elbo.model, self.pool.rows(sizes.replicas));
         vec![
             Entry::zeros(KEY, Shape::u32(&[2]), Spread::Same),
             Entry::zeros(IMAGES, images, Spread::Own),
@@ -325,19 +319,20 @@ impl Task for Pooled {
     fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
         let entries = Entries { images: step.state[IMAGES], grids: step.state[GRIDS] };
         let pool = self.pool(&step, entries);
-        let grow = self.model.decoder.automaton().expect("checked: the decoder is an automaton");
+        let Elbo { model, loss, memory, damage } = &self.elbo;
+        let grow = model.decoder.automaton().expect("checked: the decoder is an automaton");
         let (spec, params, [noise, hurt]) = (&self.pool, &step.params, step.keys);
         let [steps, shuffle] = draw::split_each(step.state[KEY]);
-        let (n, z) = (step.sizes.each(), self.model.latent);
+        let (n, z) = (step.sizes.each(), model.latent);
         let half = n / 2;
         let head = pool.head(half);
         let images = step.examples.expect("the task has examples");
         let images = Sym::concat(&[images.slice_axis(0, 0, half), head.images], 0);
-        let padded = self.model.padded(images);
+        let padded = model.padded(images);
         let eps = draw::normal(noise, &[n, z]).reshape(&[n, 1, z]);
-        let latents = Latents::from_images(&self.model, params, padded, eps);
+        let latents = Latents::from_images(model, params, padded, eps);
         let grown = grow.start(latents.z.reshape(&[n, z]).slice_axis(0, 0, half));
-        let pooled = match damaged(self.damage, n * self.loss.samples) {
+        let pooled = match damaged(*damage, n * loss.samples) {
             0 => head.grids,
             grids => Damage { grids, key: hurt }.of(head.grids),
         };
@@ -345,11 +340,11 @@ impl Task for Pooled {
         // A child of the key that the latents' draw left unused.
         let keys = draw::split(draw::split_at(noise, n * z), n);
         let count = draw::randint(steps, &[], spec.steps_min as i32, spec.steps_max as i32);
-        let automaton = grow.automaton(params).saving(self.memory);
+        let automaton = grow.automaton(params).saving(*memory);
         let grids = automaton.steps_upto(Grids { cells, keys }, count, spec.steps_max - 1).cells;
-        let outputs = first_channels(grids, self.model.likelihood.outputs().channels);
-        let log_likelihood = self.model.likelihood.log_prob(padded, outputs);
-        let loss = self.loss.from_latents(&latents, log_likelihood.reshape(&[n, 1]));
+        let outputs = first_channels(grids, model.likelihood.outputs().channels);
+        let log_likelihood = model.likelihood.log_prob(padded, outputs);
+        let loss = loss.from_latents(&latents, log_likelihood.reshape(&[n, 1]));
         let next = move |healthy| {
             let Entries { images, grids } = pool.after(Entries { images, grids }, shuffle, healthy);
             vec![(IMAGES.to_string(), images), (GRIDS.to_string(), grids)]

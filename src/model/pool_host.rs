@@ -63,7 +63,7 @@ impl PoolHost {
         let indices: Vec<Array> = (0..replicas).map(|r| Array::scalar(r as i32)).collect();
         let sizes_of_pool = PoolSizes { replicas, share, rows, batch: sizes.each() };
         Ok(PoolHost {
-            model: task.model.clone(),
+            model: task.elbo.model.clone(),
             shuffle: pool.shuffle,
             sizes: sizes_of_pool,
             chunk: sizes.chunk,

@@ -117,7 +117,7 @@ impl Case {
     /// The train program: without the pool, so that a step is the same for every contestant, unless one is asked for.
     fn with_program<R>(&self, f: impl FnOnce(&TrainProgram<'_>) -> R) -> R {
         let sizes = Sizes { replicas: 1, batch: self.batch, chunk: STEPS, examples: IMAGES };
-        let optimiser = Optimiser::REPORT.chain();
+        let optimiser = Optimiser::REPORT.chain(STEPS);
         let model = self.model.vae();
         match self.pool {
             Some(pool) => {
