@@ -12,6 +12,9 @@ use crate::engine::xla_log;
 /// Hides the messages of XLA and of plugins.
 const HIDE_MESSAGES: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "3")];
 
+/// Shows all of them.
+const SHOW_MESSAGES: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "0")];
+
 /// Keeps libtpu from querying TPU metadata on a computer that is no TPU VM.
 pub const WITHOUT_TPU: [(&str, &str); 5] = [
     ("TPU_SKIP_MDS_QUERY", "1"),
@@ -29,7 +32,9 @@ pub fn start_log(verbose: bool) {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
         .format_timestamp(None)
         .init();
-    if !asked {
+    if asked {
+        set_defaults(&SHOW_MESSAGES);
+    } else {
         set_defaults(&HIDE_MESSAGES);
         xla_log::hide_messages();
     }

@@ -25,6 +25,8 @@ pub const CUSTOM_CALL: &str = "vnca.custom-call";
 /// When the text format is not as expected, which can happen with another version of the XLA library.
 pub fn replace_placeholders(module: &HloModuleProto) -> Result<HloModuleProto> {
     let text = rewrite(&module.to_pbtxt()?)?;
+    // The reader tries an xla.HloSnapshot first and prints errors to stderr unless the text is one.
+    let text = format!("hlo {{ hlo_module {{\n{text}}} }}");
     HloModuleProto::parse_proto(text.as_bytes(), false).context("reading back the patched module")
 }
 

@@ -5,6 +5,7 @@
 //
 // A function that can fail returns a message, which the caller frees with vnca_cpu_free_text, or null for success. No
 // exception leaves a function.
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -12,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/log_severity.h"
+#include "absl/log/globals.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -91,6 +94,10 @@ char *vnca_cpu_check_flags(const char *const *flags, size_t count) {
 char *vnca_cpu_open(size_t devices, const char *const *flags, size_t count, int64_t type, void *data,
                     VncaCpuClient **result) {
   return Told([&] {
+    // XLA reports on stderr what it does, and that its log is not set up. Warnings stay, unless the user asked for more or less.
+    if (std::getenv("TF_CPP_MIN_LOG_LEVEL") == nullptr && absl::MinLogLevel() < absl::LogSeverityAtLeast::kWarning) {
+      absl::SetMinLogLevel(absl::LogSeverityAtLeast::kWarning);
+    }
     auto own = std::make_unique<VncaCpuClient>();
     absl::Status read = ReadFlags(std::vector<std::string>(flags, flags + count), devices, &own->options);
     if (!read.ok()) return read;
