@@ -73,7 +73,7 @@ fn a_busy_device_says_what_to_do() {
     let message = "ABORTED: The TPU is already in use by process with pid 77";
     let path = broken(folder.path(), 0, 120, message);
     let error = refused(path.to_str().unwrap());
-    for part in ["plugin.so opens no device", "libtpu_lockfile", "PJRT_Client_Create: ABORTED", "pid 77"] {
+    for part in ["plugin.so cannot open a device", "libtpu_lockfile", "PJRT_Client_Create: ABORTED", "pid 77"] {
         assert!(error.contains(part), "{part} is missing: {error}");
     }
 }
@@ -158,9 +158,9 @@ fn a_second_run_on_a_plugin_takes_what_the_first_compiled_and_computes_the_same(
         files
     };
     let ((first, said), kept) = (train("first"), files());
-    assert!(!kept.is_empty() && !said.contains("comes compiled"), "{kept:?} {said}");
+    assert!(!kept.is_empty() && !said.contains("loaded the compiled"), "{kept:?} {said}");
     let (second, said) = train("second");
-    assert_eq!(said.matches("comes compiled").count(), kept.len(), "{said}");
+    assert_eq!(said.matches("loaded the compiled").count(), kept.len(), "{said}");
     assert!(first == second && files() == kept);
     for file in &kept {
         let bytes = std::fs::read(file).unwrap();
