@@ -43,7 +43,7 @@ pub(super) fn cases() -> Vec<Case> {
             |g, x| powers(g, x, RepeatOptions::default(), Some(x[2])),
         ));
     }
-    // By w: trips · x · w^(trips - 1). All carries are small_integers numbers that bf16 holds.
+    // The derivative by w is trips · x · w^(trips - 1). All carries are integers that bf16 represents exactly.
     for (remat, save_as) in [(0, None), (1, None), (2, None), (0, Some(DType::Bf16))] {
         let options = RepeatOptions { remat, save_as };
         let saved = save_as.map_or("", |_| ", saved as bf16");
