@@ -1,4 +1,4 @@
-//! A page of text, tables and pictures in one HTML file: pictures are in it, and it asks for nothing from outside.
+//! A page of text, tables and pictures in one HTML file. The file embeds its pictures and loads nothing else.
 
 use std::fmt::Write;
 
@@ -28,7 +28,7 @@ pre { overflow-x: auto; background: #f3f4f6; border-radius: 4px; padding: .5em .
 .scroll { overflow-x: auto; }
 ";
 
-/// The page as it grows from top to bottom.
+/// An HTML page, written from top to bottom.
 #[derive(Clone, Debug)]
 pub struct Page {
     title: String,
@@ -37,7 +37,7 @@ pub struct Page {
     body: String,
 }
 
-/// Text in which nothing is markup.
+/// Escapes text for HTML.
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -59,7 +59,7 @@ impl Page {
         Page { title: title.into(), sections: Vec::new(), body: String::new() }
     }
 
-    /// Begins a section; the list at the page's top leads to its anchor.
+    /// Begins a section. The list at the page's top links to its anchor.
     pub fn section(&mut self, anchor: &str, title: &str) {
         self.sections.push((anchor.into(), title.into()));
         self.put(&format!("<h2 id=\"{}\">{}</h2>", escaped(anchor), escaped(title)));
@@ -75,20 +75,20 @@ impl Page {
         self.put(&format!("<p>{}</p>", escaped(text)));
     }
 
-    /// A sentence about what is missing, and why.
-    pub fn left_out(&mut self, text: &str) {
+    /// Adds a note that something is missing, and why.
+    pub fn missing(&mut self, text: &str) {
         self.put(&format!("<p class=\"left-out\">{}</p>", escaped(text)));
     }
 
-    /// A command line.
+    /// Adds a command line.
     pub fn command(&mut self, command: &str) {
-        // Lines break between words, and not after the hyphens of a flag.
+        // With a span for each word, lines do not break after the hyphens of a flag.
         let words: Vec<String> =
             command.split(' ').map(|word| format!("<span>{}</span>", escaped(word))).collect();
         self.put(&format!("<pre><code>{}</code></pre>", words.join(" ")));
     }
 
-    /// A head and rows of cells. A cell's lines stand below each other.
+    /// Adds a table of a header and rows. A cell may have several lines.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) {
         let cells = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
             let cell = |c: &str| format!("<{tag}>{}</{tag}>", escaped(c).replace('\n', "<br>"));
@@ -104,7 +104,7 @@ impl Page {
         self.put(&table);
     }
 
-    /// A PNG or GIF picture with what it shows.
+    /// Adds a PNG or GIF picture with a caption.
     pub fn picture(&mut self, bytes: &[u8], caption: &str) {
         let kind = if bytes.starts_with(b"GIF") { "gif" } else { "png" };
         let (data, caption) = (STANDARD.encode(bytes), escaped(caption));
@@ -119,7 +119,7 @@ impl Page {
         self.body.push('\n');
     }
 
-    /// The whole file.
+    /// Returns the whole file.
     pub fn html(&self) -> String {
         let title = escaped(&self.title);
         let mut links = String::new();
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_in_is_no_markup_and_pictures_are_inside() {
+    fn text_is_escaped_and_pictures_are_embedded() {
         let mut page = Page::new("a < b");
         page.section("one", "One & only");
         page.table(&["x", "y"], &[vec!["1".into(), "<script>\n2".into()]]);
