@@ -295,7 +295,7 @@ fn render(frame: &Frame, draw: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result
         // Registration fails only for an invalid font file, and this one is valid.
         let _ = plotters::style::register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
     });
-    ensure!((100..=10_000).contains(&frame.width.min(frame.height)), "a plot's width and height must be from 100 to 10000 pixels");
+    ensure!((100..=10_000).contains(&frame.width.min(frame.height)), "the smaller side of a plot must be from 100 to 10000 pixels");
     let (width, height) = (2 * frame.width, 2 * frame.height);
     let mut pixels = vec![0; (width * height) as usize * 3];
     {
