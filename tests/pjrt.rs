@@ -73,7 +73,8 @@ fn a_busy_device_says_what_to_do() {
     let message = "ABORTED: The TPU is already in use by process with pid 77";
     let path = broken(folder.path(), 0, 120, message);
     let error = refused(path.to_str().unwrap());
-    for part in ["plugin.so cannot open a device", "libtpu_lockfile", "PJRT_Client_Create: ABORTED", "pid 77"] {
+    for part in ["plugin.so cannot open a device", "libtpu_lockfile", "PJRT_Client_Create: ABORTED", "pid 77"]
+    {
         assert!(error.contains(part), "{part} is missing: {error}");
     }
 }

@@ -82,7 +82,7 @@ impl Pictures {
         let mut rows = Vec::new();
         for row in 0..RECONSTRUCTED / COLUMNS {
             for i in row * COLUMNS..(row + 1) * COLUMNS {
-                rows.extend(framed(&self.images[i * 784..(i + 1) * 784]));
+                rows.extend(padded(&self.images[i * 784..(i + 1) * 784]));
             }
             rows.extend_from_slice(&decoded[row * COLUMNS * SIDE * SIDE..(row + 1) * COLUMNS * SIDE * SIDE]);
         }
@@ -91,7 +91,7 @@ impl Pictures {
 }
 
 /// Pads a 28 x 28 image with zeros to 32 x 32.
-fn framed(pixels: &[u8]) -> Vec<f32> {
+fn padded(pixels: &[u8]) -> Vec<f32> {
     let mut out = vec![0.0; SIDE * SIDE];
     for y in 0..28 {
         for x in 0..28 {

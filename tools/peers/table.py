@@ -87,12 +87,12 @@ def text(result):
         f"Linux {machine['kernel']}, load {machine['load']:.1f} at the start",
         ", ".join(f"{name} {version}" for name, version in versions.items()) + f", {result['rustc']}",
     ]
-    lines.append("ratio: time over ours in the same round, median (lowest–highest); of peak: of f32 matrix products; MiB: the most "
+    lines.append("ratio: time over ours in the same round, median (lowest–highest); of peak: share of the peak in f32 matmuls; MiB: the most "
                  "memory in use after compiling, of the whole process")
     for case in result["cases"]:
         flops, least = reference(case)["flops"], reference(case)["least_flops"]
         lines += ["", f"### {title(case)}", ""]
-        lines.append(f"At least {least * 1e-9:.1f} GFLOP; ours makes {flops * 1e-9:.1f}. f32 matrix products reach "
+        lines.append(f"At least {least * 1e-9:.1f} GFLOP; ours executes {flops * 1e-9:.1f}. f32 matmuls reach "
                      f"{spread(case['peak_gflops'], '{:.0f}')} GFLOP/s here.")
         lines.append("")
         head = ["", "ms a step" if case["task"] == "step" else "ms", "ratio", "of peak", "MiB", "compile s", "loss off by"]

@@ -27,7 +27,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// Join the files of all shards: the figures of the whole, bit for bit
+    /// Merge the files of all shards into the results of the whole evaluation, bit for bit
     Merge {
         /// The files that --shard I/N --out FILE wrote, in any order
         #[arg(required = true, value_name = "FILE")]
@@ -48,25 +48,25 @@ pub struct Options {
     /// Which part of the data
     #[arg(long, default_value = "test", value_parser = ["train", "test"])]
     pub split: String,
-    /// Latent samples an image
+    /// Latent samples per image
     #[arg(long, default_value_t = 128, value_name = "K")]
     pub samples: usize,
-    /// Images a device call, over all replicas; changes no result
+    /// Images per device call, over all replicas; changes no result
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub batch_size: usize,
     /// Devices that share the images; changes no result
     #[arg(long, default_value_t = 1, value_name = "R")]
     pub replicas: usize,
-    /// Seed of the latents: image i has the i-th key of its split
+    /// Seed of the latents: image i uses the i-th split of its key
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub seed: u64,
-    /// Evaluate with N seeds, --seed and those after it, and give the standard error over them
+    /// Evaluate with N seeds, --seed and those after it, and report the standard error over them
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub repeat: u64,
-    /// The first N images only
+    /// Evaluate only the first N images
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Evaluate as many training images too, evenly spaced, and give the gap
+    /// Also evaluate the same number of training images, evenly spaced, and report the gap
     #[arg(long, conflicts_with_all = ["shard", "out"])]
     pub gap: bool,
     /// Evaluate the I-th of N shards of the images, counted from 0; `vnca eval merge` joins them

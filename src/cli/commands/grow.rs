@@ -22,10 +22,10 @@ const END_FRAME: u16 = 150;
 pub struct Args {
     #[command(flatten)]
     pub common: Common,
-    /// Samples of the prior that grow; their grids stand below each other
+    /// Number of samples of the prior; their grids are below each other
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub samples: usize,
-    /// Stages a row of the non-doubling model; the doubling model has a row for each doubling
+    /// Stages per row for the non-doubling model; the doubling model has a row for each doubling
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub columns: usize,
 }

@@ -12,7 +12,7 @@ use crate::data::{Part, Split};
 ///
 /// # Errors
 /// When the file is missing or invalid, or the numbers of labels and images differ.
-pub fn labelled(split: Split, labels: Option<&Path>) -> Result<Split> {
+pub fn add_labels(split: Split, labels: Option<&Path>) -> Result<Split> {
     match labels {
         Some(path) => split.labelled(path).context("--labels").exit(Exit::BadInput),
         None => Ok(split),
@@ -39,7 +39,7 @@ impl Images {
     pub fn load(&self, part: &str, trained_on: Option<&RunData>) -> Result<Split> {
         let part = if part == "train" { Part::Train } else { Part::Test };
         let split = ImageSource::new(self.data.as_deref(), trained_on).split(part)?;
-        labelled(split, self.labels.as_deref())
+        add_labels(split, self.labels.as_deref())
     }
 
     /// Returns the labels of images.

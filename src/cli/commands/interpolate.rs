@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::images::labelled;
+use super::images::add_labels;
 use super::picture::{Common, Images, check_count, check_indices, mean, values};
 use super::{Outcome, Report, Weights};
 use crate::cli::error::{Exit, WithExit};
@@ -42,16 +42,16 @@ pub struct Args {
     pub common: Common,
     #[command(flatten)]
     pub images: Images,
-    /// Rows, each between two latents of its own [default: 4, or as many as --from and --to name indices]
+    /// Rows, each between its own two latents [default: 4, or as many as --from and --to name indices]
     #[arg(long, value_name = "N")]
     pub rows: Option<usize>,
-    /// Pictures a row, the two ends included
+    /// Pictures per row, including the two ends
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub columns: usize,
     /// Begin at images, by index or label: 17, or 17,4, or label:3 [default: samples of the prior]
     #[arg(long, value_name = "IMAGE,...", value_delimiter = ',', requires = "to")]
     pub from: Vec<ImageSelector>,
-    /// End at images, as --from says
+    /// End at images, given as in --from
     #[arg(long, value_name = "IMAGE,...", value_delimiter = ',', requires = "from")]
     pub to: Vec<ImageSelector>,
     /// The images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
@@ -107,8 +107,7 @@ pub fn report(args: &Args) -> Result<Report> {
     }
     let probabilities = gallery::probabilities(&logits);
     let row_numbers = rows.iter().zip(probabilities.chunks_exact(args.columns * PIXELS)).map(numbers);
-    let numbers =
-        json!({ "columns": args.columns, "bernoulli": args.bernoulli, "rows": row_numbers.collect::<Vec<_>>() });
+    let numbers = json!({ "columns": args.columns, "bernoulli": args.bernoulli, "rows": row_numbers.collect::<Vec<_>>() });
     Ok(files.report(common.seed, &weights, numbers))
 }
 
@@ -135,7 +134,7 @@ fn prior_rows(seed: u64, rows: usize, size: usize) -> Vec<Row> {
 
 /// Returns the images, and the indices of the images at each row's ends.
 fn ends(args: &Args, weights: &Weights, rows: usize) -> Result<(Split, Vec<[usize; 2]>)> {
-    let split = labelled(args.images.load(weights)?, args.labels.as_deref())?;
+    let split = add_labels(args.images.load(weights)?, args.labels.as_deref())?;
     // Each end draws its own order of images, so that a row between equal labels connects two different images.
     let [from, to] = Key::new(args.common.seed).split2();
     let from = resolve("--from", &args.from, &split, from, rows).exit(Exit::Usage)?;

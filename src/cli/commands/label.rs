@@ -42,7 +42,10 @@ pub fn run(args: &Args) -> Outcome {
     let original_labels = match &args.labels {
         Some(path) => labels::read_for(path, originals.len(), &originals.name).context("--labels"),
         None => originals.labels.clone().ok_or_else(|| {
-            anyhow!("{}: there are no labels beside the originals: name their file with --labels", args.original)
+            anyhow!(
+                "{}: there are no labels beside the originals: name their file with --labels",
+                args.original
+            )
         }),
     };
     let original_labels = original_labels.exit(Exit::BadInput)?;

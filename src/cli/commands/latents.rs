@@ -29,19 +29,19 @@ pub struct Args {
     /// A folder for .npy files, or an .npz file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// Write the cells' final states too: 4 · 1,024 · Z bytes an image
+    /// Also write the cells' final states: 4 · 1,024 · Z bytes per image
     #[arg(long)]
     states: bool,
-    /// Let the states grow from the samples, or from the means
+    /// Grow the states from the samples or from the means
     #[arg(long, default_value = "samples", value_parser = ["samples", "means"], requires = "states")]
     states_from: String,
-    /// The first N images only
+    /// Use only the first N images
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Images a device call; changes no result
+    /// Images per device call; changes no result
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: u32,
-    /// Seed of the samples: image i has the i-th key of its split, as in `vnca eval`
+    /// Seed of the samples: image i uses the i-th split of its key, as in `vnca eval`
     #[arg(long, default_value_t = 2, value_name = "N")]
     seed: u64,
     #[command(flatten)]

@@ -21,7 +21,7 @@ const MAX_PICTURES: usize = 4096;
 pub struct Common {
     #[command(flatten)]
     pub source: Source,
-    /// Seed: picture i has the i-th key of its split; 3 is the seed of the pictures of training
+    /// Seed: picture i uses the i-th split of its key; 3 is the seed of the pictures during training
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub seed: u64,
     /// A folder, or the name of the .png; other files get the same name [default: figures in the run's folder, or here]
@@ -168,7 +168,8 @@ pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
 
 /// Returns the sum over pixels of the entropy of their Bernoulli distributions, in nats. 0 if every pixel is certain.
 pub fn entropy(logits: &[f32]) -> f64 {
-    let pixel_entropy = |p: f64| if p <= 0.0 || p >= 1.0 { 0.0 } else { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() };
+    let pixel_entropy =
+        |p: f64| if p <= 0.0 || p >= 1.0 { 0.0 } else { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() };
     logits.iter().map(|l| pixel_entropy(f64::from(gallery::probability(*l)))).sum()
 }
 

@@ -22,7 +22,7 @@ pub struct Args {
     /// Samples of the prior, their stacks side by side
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub samples: usize,
-    /// Channels from the first, which is the picture; it lies on top [default: 7, or as many as there are]
+    /// Number of channels; the first is the picture and lies on top [default: 7, or all if there are fewer]
     #[arg(long, value_name = "N")]
     pub channels: Option<usize>,
 }

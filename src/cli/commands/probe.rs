@@ -32,7 +32,7 @@ pub struct Args {
     /// Which part of the data
     #[arg(long, default_value = "test", value_parser = ["train", "test"])]
     pub part: String,
-    /// Folder for the results; while it runs, for the cells' states too: 4,096 · Z bytes an image
+    /// Folder for the results and, during the run, for the cells' states: 4,096 · Z bytes per image
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Hold out a fifth of the images, or of all images' cells, as the report did
@@ -41,13 +41,13 @@ pub struct Args {
     /// At most N images, evenly spaced
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Times that training goes through the cells
+    /// Number of epochs of training
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub epochs: u32,
     /// Samples of the prior in the figure
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub samples: u32,
-    /// Seed of latents, of what is held out and of the samples
+    /// Seed of the latents, of the choice of held-out images or cells, and of the samples
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub seed: u64,
     #[command(flatten)]
@@ -81,9 +81,10 @@ pub fn report(args: &Args) -> Result<Report> {
         _ => HeldOut::images(held_key, cells.images()),
     };
     let progress = bar(batch_count(cells.images(), &held_out, epochs), "batches");
-    let probe =
-        train(&session.mesh, &cells, labels, &held_out, epochs, order_key, |n| progress.set_position(n as u64))
-            .exit(Exit::Usage)?;
+    let probe = train(&session.mesh, &cells, labels, &held_out, epochs, order_key, |n| {
+        progress.set_position(n as u64)
+    })
+    .exit(Exit::Usage)?;
     progress.finish_and_clear();
     let classifier = Classifier::new(&session.mesh, &probe)?;
     let score = classifier.score(&cells, labels, &held_out).exit(Exit::Usage)?;

@@ -21,7 +21,7 @@ pub struct Args {
     /// Rows of images, each with its reconstructions below
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub rows: usize,
-    /// Images a row
+    /// Images per row
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub columns: usize,
     /// Which images, counted from 0, such as 7,1,33 [default: evenly spaced ones]
@@ -73,7 +73,7 @@ pub fn report(args: &Args) -> Result<Report> {
     let mut files = common.files("reconstruct")?;
     let columns = args.columns.min(split.len());
     let pairs = Grid { side: SIDE, columns, group: 2 };
-    files.write(".png", &pairs.picture(&interleaved(&originals, &shown, columns))?.png()?)?;
+    files.write(".png", &pairs.picture(&interleave(&originals, &shown, columns))?.png()?)?;
     if common.npy {
         files.write_npy("-originals.npy", &[split.len(), SIDE, SIDE], &originals)?;
         files.write_npy(".npy", &[split.len(), SIDE, SIDE], &shown)?;
@@ -93,7 +93,7 @@ pub fn report(args: &Args) -> Result<Report> {
 }
 
 /// Returns rows of originals, each followed by the row of its reconstructions. Black fills up the last row of originals.
-fn interleaved(originals: &[f32], shown: &[f32], columns: usize) -> Vec<f32> {
+fn interleave(originals: &[f32], shown: &[f32], columns: usize) -> Vec<f32> {
     let row = columns * PIXELS;
     let mut pictures = Vec::new();
     for (above, below) in originals.chunks(row).zip(shown.chunks(row)) {
@@ -136,7 +136,7 @@ mod tests {
         let picture = |v: f32| vec![v; PIXELS];
         let originals = [picture(0.1), picture(0.2), picture(0.3)].concat();
         let shown = [picture(0.6), picture(0.7), picture(0.8)].concat();
-        let all = interleaved(&originals, &shown, 2);
+        let all = interleave(&originals, &shown, 2);
         let firsts: Vec<f32> = all.iter().step_by(PIXELS).copied().collect();
         assert_eq!(firsts, [0.1, 0.2, 0.6, 0.7, 0.3, 0.0, 0.8]);
     }

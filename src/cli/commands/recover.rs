@@ -41,19 +41,19 @@ pub struct Args {
     pub common: Common,
     #[command(flatten)]
     pub images: Images,
-    /// What grows: samples of the prior, or the latents of images, which are then what the numbers compare with
+    /// Grow samples of the prior, or the latents of images; the numbers then compare with these images
     #[arg(long, default_value = "samples", value_parser = ["samples", "images"])]
     pub of: String,
-    /// Pictures; the first 11 are shown, all are counted
+    /// Number of pictures; only the first 11 are shown, all count in the numbers
     #[arg(long, default_value_t = SHOWN, value_name = "N")]
     pub samples: usize,
-    /// Steps after each damage [default: as many as --nca-steps]
+    /// Steps after each damage [default: the value of --nca-steps]
     #[arg(long, value_name = "T")]
     pub steps: Option<usize>,
-    /// How often each picture is damaged
+    /// Number of damages to each picture
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub damages: usize,
-    /// Side of the damaged square, in cells; several give a picture and a curve each: 4,8,16
+    /// Side of the damaged square, in cells; each of several sizes gets a picture and a curve: 4,8,16
     #[arg(long, default_values_t = [SIDE / 2], value_name = "S,...", value_delimiter = ',')]
     pub sizes: Vec<usize>,
     /// First row and column of the square, such as 8,8 [default: drawn for each picture and damage]

@@ -18,7 +18,7 @@ pub struct Args {
     /// Rows of pictures
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub rows: usize,
-    /// Pictures a row
+    /// Pictures per row
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub columns: usize,
     /// Draw pixels, 0 or 1, instead of showing their probabilities

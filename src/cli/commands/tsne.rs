@@ -35,10 +35,10 @@ pub struct Args {
     /// Images, drawn at random from the data without repetition
     #[arg(long, default_value_t = 5000, value_name = "N")]
     pub points: usize,
-    /// Neighbours that a point has in effect
+    /// Effective number of neighbours of a point
     #[arg(long, default_value_t = 30.0, value_name = "P")]
     pub perplexity: f32,
-    /// Iterations of the map's descent
+    /// Iterations of the gradient descent
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub iterations: usize,
     /// Neighbours that vote on a point's label for the accuracy

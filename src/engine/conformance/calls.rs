@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Check, f32s, bools};
+use super::{Check, bools, f32s};
 use crate::engine::array::Array;
 use crate::engine::compile;
 use crate::engine::ir::{Function, Graph};

@@ -1,6 +1,6 @@
 //! Elementwise operations, compared with the host's own functions.
 
-use super::{APPROXIMATE, Case, ROUNDED, case, f32s, bools};
+use super::{APPROXIMATE, Case, ROUNDED, bools, case, f32s};
 use crate::engine::array::Array;
 use crate::engine::ir::Sym;
 use crate::engine::shape::{DType, Shape};

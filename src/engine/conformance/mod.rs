@@ -235,7 +235,8 @@ mod tests {
 
     #[test]
     fn wrong_results_are_reported() {
-        let approximate = case("x", vec![], f32s(&[2], &[1.0, 100.0]), |g, _| g.scalar(DType::F32, 0.0)).with_tolerance(0.01);
+        let approximate = case("x", vec![], f32s(&[2], &[1.0, 100.0]), |g, _| g.scalar(DType::F32, 0.0))
+            .with_tolerance(0.01);
         assert!(approximate.compare(0, &f32s(&[2], &[1.005, 100.9])).is_ok());
         for (wrong, part) in [
             (f32s(&[2], &[1.02, 100.0]), "element 0: expected 1.0, got 1.02"),

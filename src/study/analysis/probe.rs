@@ -234,7 +234,8 @@ fn step(z: usize) -> Result<Function> {
     let names: Vec<String> = names.chain(moments).collect();
     let state: Vec<Sym<'_>> = names.iter().zip(shapes.iter().cycle()).map(|(n, s)| g.input(n, s)).collect();
     let count = g.input("count", &Shape::s32(&[]));
-    let mut optimiser_state: Tree<Sym<'_>> = names.iter().cloned().zip(state.iter().copied()).skip(2).collect();
+    let mut optimiser_state: Tree<Sym<'_>> =
+        names.iter().cloned().zip(state.iter().copied()).skip(2).collect();
     optimiser_state.set("count", count);
     let (mean, scale) = (g.input("mean", &Shape::f32(&[z])), g.input("scale", &Shape::f32(&[z])));
     let rate = g.input("rate", &Shape::f32(&[]));
@@ -335,7 +336,8 @@ impl Classifier {
     pub fn score(&self, cells: &Cells, labels: &[u8], held_out: &HeldOut) -> Result<Score> {
         let images = held_out.images_with(true, cells.images);
         ensure!(!images.is_empty(), "there are no cells to test the probe on: more images are needed");
-        let mut score = Score { right: vec![], tried: vec![], labels: vec![], by_position: vec![(0, 0); CELLS] };
+        let mut score =
+            Score { right: vec![], tried: vec![], labels: vec![], by_position: vec![(0, 0); CELLS] };
         for batch in images.chunks(BATCH) {
             let prediction = self.predict_batch(&cells.batch(batch)?)?;
             for (image, classes) in batch.iter().zip(prediction.classes.chunks_exact(CELLS)) {

@@ -32,7 +32,11 @@ impl Options {
     pub fn neighbours(&self, points: usize) -> Result<usize> {
         let Options { perplexity, iterations } = *self;
         valid!((1.0..=1e6).contains(&perplexity), "perplexity", "{perplexity}: it must be 1 or more");
-        valid!((1..=1_000_000).contains(&iterations), "iterations", "{iterations}: it must be from 1 to 1000000");
+        valid!(
+            (1..=1_000_000).contains(&iterations),
+            "iterations",
+            "{iterations}: it must be from 1 to 1000000"
+        );
         let k = (3.0 * perplexity) as usize;
         valid!(
             points > k,
@@ -75,7 +79,8 @@ pub fn map(neighbours: &[Vec<Neighbour>], key: Key, options: Options, done: impl
     let (mut velocity, mut gains) = (Points::filled(n, 0.0), Points::filled(n, 1.0));
     let (mut repulsions, mut gradients) = (Vec::with_capacity(n), Vec::with_capacity(n));
     for iteration in 0..options.iterations {
-        let (exaggeration, momentum) = if iteration < EXAGGERATED_ITERATIONS { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
+        let (exaggeration, momentum) =
+            if iteration < EXAGGERATED_ITERATIONS { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
         let total = repel(&points, &mut repulsions);
         let gradient = |i: usize| {
             let pull = points.attraction(i, &attractions[i]);

@@ -147,8 +147,8 @@ impl Part {
     pub fn load(path: &Path) -> Result<Part> {
         let name = path.display();
         let bytes = fs::read(path).with_context(|| format!("cannot read {name}"))?;
-        let part: Part =
-            serde_json::from_slice(&bytes).with_context(|| format!("{name} is not a part of an evaluation"))?;
+        let part: Part = serde_json::from_slice(&bytes)
+            .with_context(|| format!("{name} is not a part of an evaluation"))?;
         part.check().with_context(|| format!("{name} is damaged"))?;
         Ok(part)
     }

@@ -90,7 +90,8 @@ struct SerializedSpread {
 impl Serialize for Spread {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = |values: &[i128]| values.iter().map(ToString::to_string).collect();
-        let written = SerializedSpread { images: self.images, sums: text(&self.sums), squares: text(&self.squares) };
+        let written =
+            SerializedSpread { images: self.images, sums: text(&self.sums), squares: text(&self.squares) };
         written.serialize(serializer)
     }
 }

@@ -102,7 +102,8 @@ impl Summary {
         let iwelbo = Bound::from_values(&mean_over_seeds(|d| &d.iwelbo))?;
         let reconstruction = mean_over_seeds(|d| &d.reconstruction);
         let kl: Vec<f64> = part.kl.iter().map(|v| f64::from(*v)).collect();
-        let elbo = Bound::from_values(&reconstruction.iter().zip(&kl).map(|(r, k)| r - k).collect::<Vec<_>>())?;
+        let elbo =
+            Bound::from_values(&reconstruction.iter().zip(&kl).map(|(r, k)| r - k).collect::<Vec<_>>())?;
         let by_seed: Vec<f64> =
             part.draws.iter().map(|d| Ok(Bound::from_values(&d.iwelbo)?.mean)).collect::<Result<_>>()?;
         let several = by_seed.len() > 1;

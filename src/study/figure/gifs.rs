@@ -18,7 +18,10 @@ pub fn animation(frames: &[(Picture, u16)]) -> Result<Vec<u8>> {
     for (picture, delay) in frames {
         let same =
             (picture.width, picture.height, picture.colour) == (first.width, first.height, Colour::Grey);
-        ensure!(same && picture.pixels.len() == first.pixels.len(), "the animation's pictures differ in size or are not grey");
+        ensure!(
+            same && picture.pixels.len() == first.pixels.len(),
+            "the animation's pictures differ in size or are not grey"
+        );
         let pixels = picture.pixels.clone();
         let mut frame = gif::Frame::from_indexed_pixels(width, height, pixels, None);
         frame.delay = *delay;

@@ -38,7 +38,7 @@ pub struct Page {
 }
 
 /// Escapes text for HTML.
-pub fn escaped(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -62,36 +62,36 @@ impl Page {
     /// Begins a section. The list at the page's top links to its anchor.
     pub fn section(&mut self, anchor: &str, title: &str) {
         self.sections.push((anchor.into(), title.into()));
-        self.put(&format!("<h2 id=\"{}\">{}</h2>", escaped(anchor), escaped(title)));
+        self.put(&format!("<h2 id=\"{}\">{}</h2>", escape(anchor), escape(title)));
     }
 
     /// Adds a heading.
     pub fn heading(&mut self, text: &str) {
-        self.put(&format!("<h3>{}</h3>", escaped(text)));
+        self.put(&format!("<h3>{}</h3>", escape(text)));
     }
 
     /// Adds a paragraph of text.
     pub fn text(&mut self, text: &str) {
-        self.put(&format!("<p>{}</p>", escaped(text)));
+        self.put(&format!("<p>{}</p>", escape(text)));
     }
 
     /// Adds a note that something is missing, and why.
     pub fn missing(&mut self, text: &str) {
-        self.put(&format!("<p class=\"left-out\">{}</p>", escaped(text)));
+        self.put(&format!("<p class=\"left-out\">{}</p>", escape(text)));
     }
 
     /// Adds a command line.
     pub fn command(&mut self, command: &str) {
         // With a span for each word, lines do not break after the hyphens of a flag.
         let words: Vec<String> =
-            command.split(' ').map(|word| format!("<span>{}</span>", escaped(word))).collect();
+            command.split(' ').map(|word| format!("<span>{}</span>", escape(word))).collect();
         self.put(&format!("<pre><code>{}</code></pre>", words.join(" ")));
     }
 
     /// Adds a table of a header and rows. A cell may have several lines.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) {
         let cells = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
-            let cell = |c: &str| format!("<{tag}>{}</{tag}>", escaped(c).replace('\n', "<br>"));
+            let cell = |c: &str| format!("<{tag}>{}</{tag}>", escape(c).replace('\n', "<br>"));
             format!("<tr>{}</tr>", cells.map(cell).collect::<String>())
         };
         let head = cells("th", &mut head.iter().copied());
@@ -107,7 +107,7 @@ impl Page {
     /// Adds a PNG or GIF picture with a caption.
     pub fn picture(&mut self, bytes: &[u8], caption: &str) {
         let kind = if bytes.starts_with(b"GIF") { "gif" } else { "png" };
-        let (data, caption) = (STANDARD.encode(bytes), escaped(caption));
+        let (data, caption) = (STANDARD.encode(bytes), escape(caption));
         self.put(&format!(
             "<figure><img alt=\"{caption}\" src=\"data:image/{kind};base64,{data}\">\
                  <figcaption>{caption}</figcaption></figure>"
@@ -121,10 +121,10 @@ impl Page {
 
     /// Returns the whole file.
     pub fn html(&self) -> String {
-        let title = escaped(&self.title);
+        let title = escape(&self.title);
         let mut links = String::new();
         for (anchor, name) in &self.sections {
-            let _ = writeln!(links, "<a href=\"#{}\">{}</a>", escaped(anchor), escaped(name));
+            let _ = writeln!(links, "<a href=\"#{}\">{}</a>", escape(anchor), escape(name));
         }
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\

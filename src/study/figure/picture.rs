@@ -76,7 +76,10 @@ impl Picture {
     /// # Panics
     /// When the width or the height is odd, which is a bug.
     pub fn halved(&self) -> Picture {
-        assert!(self.width.is_multiple_of(2) && self.height.is_multiple_of(2), "an odd size cannot be halved");
+        assert!(
+            self.width.is_multiple_of(2) && self.height.is_multiple_of(2),
+            "an odd size cannot be halved"
+        );
         let (width, height, n) = (self.width / 2, self.height / 2, self.colour.channels());
         let row = self.width * n;
         let mut pixels = Vec::with_capacity(width * height * n);

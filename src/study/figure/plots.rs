@@ -232,7 +232,11 @@ pub fn heat_map(
     range: Option<Range<f64>>,
     scale_label: &str,
 ) -> Result<Vec<u8>> {
-    ensure!(columns > 0 && values.len().is_multiple_of(columns), "{} values are not whole rows of {columns}", values.len());
+    ensure!(
+        columns > 0 && values.len().is_multiple_of(columns),
+        "{} values are not whole rows of {columns}",
+        values.len()
+    );
     let rows = values.len() / columns;
     let scale = range.map_or_else(|| data_range(values.iter().copied(), 0.0), Ok)?;
     let colour = |value: f64| match value.is_finite() {
@@ -295,7 +299,10 @@ fn render(frame: &Frame, draw: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result
         // Registration fails only for an invalid font file, and this one is valid.
         let _ = plotters::style::register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
     });
-    ensure!((100..=10_000).contains(&frame.width.min(frame.height)), "the smaller side of a plot must be from 100 to 10000 pixels");
+    ensure!(
+        (100..=10_000).contains(&frame.width.min(frame.height)),
+        "the smaller side of a plot must be from 100 to 10000 pixels"
+    );
     let (width, height) = (2 * frame.width, 2 * frame.height);
     let mut pixels = vec![0; (width * height) as usize * 3];
     {
@@ -313,7 +320,9 @@ fn axes<'a>(
     frame: &Frame,
     canvas: &Canvas<'a>,
     (x, y): (Range<f64>, Range<f64>),
-    configure: impl FnOnce(&mut plotters::chart::MeshStyle<'_, '_, RangedCoordf64, RangedCoordf64, BitMapBackend<'a>>),
+    configure: impl FnOnce(
+        &mut plotters::chart::MeshStyle<'_, '_, RangedCoordf64, RangedCoordf64, BitMapBackend<'a>>,
+    ),
 ) -> Result<Chart<'a>> {
     let mut builder = ChartBuilder::on(canvas);
     builder.margin(MARGIN).x_label_area_size(110).y_label_area_size(170);

@@ -178,7 +178,8 @@ impl<'s> Recovery<'s> {
                 let segments = self.segments(rows, damage, &grown)?;
                 for index in 0..rows.len() {
                     let (stride, steps) = (self.batch, self.steps);
-                    let trajectory = Trajectory { growth: &growth, stride, index, segments: &segments, steps };
+                    let trajectory =
+                        Trajectory { growth: &growth, stride, index, segments: &segments, steps };
                     each(d, part * self.batch + index, &trajectory)?;
                 }
             }
@@ -265,7 +266,8 @@ impl RecoveryStatistics {
     pub fn add(&mut self, image: &[f32], trajectory: &Trajectory<'_>) {
         let steps = self.steps;
         let later = (0..self.damage.count).flat_map(|d| (0..=steps).map(move |s| trajectory.after(d, s)));
-        for (values, picture) in self.values.iter_mut().zip([trajectory.original()].into_iter().chain(later)) {
+        for (values, picture) in self.values.iter_mut().zip([trajectory.original()].into_iter().chain(later))
+        {
             values[0].push(iou(image, picture) as f32);
             values[1].push(log_likelihood(image, picture) as f32);
         }
@@ -363,8 +365,7 @@ mod tests {
             |ones: usize| (0..PIXELS).map(|i| if i < ones { 9.0 } else { -9.0 }).collect::<Vec<f32>>();
         let growth = [picture(0), picture(8)].concat();
         let segments = [[picture(4), picture(6)].concat(), [picture(8), picture(8)].concat()];
-        let trajectory =
-            Trajectory { growth: &growth, stride: 1, index: 0, segments: &segments, steps: 1 };
+        let trajectory = Trajectory { growth: &growth, stride: 1, index: 0, segments: &segments, steps: 1 };
         assert_eq!((trajectory.stages(), trajectory.all().len()), (2, 6));
         let mut statistics = RecoveryStatistics::new(Damage { side: 2, at: None, count: 2 }, 1);
         assert!(statistics.points().is_err());

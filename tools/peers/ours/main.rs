@@ -210,7 +210,8 @@ pub fn peak(mesh: &Mesh) -> Result<f64> {
     let executable = compile::compile(mesh, &matmul(size)?)?;
     // With this scale, repeated multiplication keeps the elements' magnitude.
     let numbers = Key::new(1).normal(2048 * 2048);
-    let values: Vec<f32> = numbers.iter().cycle().take(size * size).map(|v| v / (size as f32).sqrt()).collect();
+    let values: Vec<f32> =
+        numbers.iter().cycle().take(size * size).map(|v| v / (size as f32).sqrt()).collect();
     let matrix = Array::new(&[size, size], &values);
     let b = mesh.replicate(&matrix)?;
     let seconds = |count: usize| {

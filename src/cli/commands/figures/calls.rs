@@ -153,8 +153,8 @@ pub fn recover(run: &Run, args: &Args) -> Call {
 }
 
 pub fn recover_by_size(run: &Run, args: &Args) -> Call {
-    let one = recovery(run, args, &run.out.join("recover-by-size.png"));
-    Call::Recover(recover::Args { samples: 16, sizes: vec![8, 16, 24], damages: 2, ..one })
+    let base = recovery(run, args, &run.out.join("recover-by-size.png"));
+    Call::Recover(recover::Args { samples: 16, sizes: vec![8, 16, 24], damages: 2, ..base })
 }
 
 fn recovery(run: &Run, args: &Args, out: &Path) -> recover::Args {

@@ -58,7 +58,8 @@ impl TrainingCurves {
         let points: Vec<(f64, f64)> = self.losses.chunks(interval).enumerate().map(mean).collect();
         let limit = 2.0 * points.last().map_or(0.0, |p| p.1).max(1.0);
         let begin = points[..points.len() / 10].iter().rposition(|p| p.1 > limit).map_or(0, |i| i + 1);
-        let visible = |(i, p): (usize, (f64, f64))| if i < begin || p.1 > limit { (p.0, f64::NAN) } else { p };
+        let visible =
+            |(i, p): (usize, (f64, f64))| if i < begin || p.1 > limit { (p.0, f64::NAN) } else { p };
         let points = points.into_iter().enumerate().map(visible).collect();
         Line { name: self.name.clone(), points, band: vec![] }
     }

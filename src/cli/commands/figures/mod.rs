@@ -39,7 +39,7 @@ pub struct Args {
     /// Test images: a file, a folder, or `glyphs` [default: those that the runs were trained on]
     #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
     data: Option<String>,
-    /// Latent samples an image of the IWELBO
+    /// Latent samples per image for the IWELBO
     #[arg(long, default_value_t = 128, value_name = "K")]
     samples: usize,
     /// The test images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
@@ -54,7 +54,7 @@ pub struct Args {
     /// Seed of the pictures
     #[arg(long, default_value_t = 3, value_name = "N")]
     seed: u64,
-    /// Element type in which matrix products and convolutions take their operands [default: the run's]
+    /// Element type of the operands of matmuls and convolutions [default: the run's]
     #[arg(long, env = "VNCA_PRECISION", value_enum)]
     precision: Option<Precision>,
     #[command(flatten)]
@@ -177,7 +177,7 @@ fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>
         files.push(path);
     }
     for run in runs {
-        page.command(&format!("vnca train --resume --out {}", quoted(&run.folder.display())));
+        page.command(&format!("vnca train --resume --out {}", quote(&run.folder.display())));
     }
     Ok(())
 }
@@ -265,7 +265,7 @@ impl Run {
     /// Returns the command line that draws a figure.
     fn command(&self, figure: &Figure, args: &Args) -> String {
         let word = |word: &str| match word {
-            "{run}" => quoted(&self.folder.display()),
+            "{run}" => quote(&self.folder.display()),
             "{data}" => flag("--data", args.data.as_ref()),
             "{limit}" => flag("--limit", args.limit),
             "{labels}" => flag("--labels", args.labels.as_ref().map(|l| l.display())),
@@ -280,7 +280,7 @@ impl Run {
             "{recovery}" => flag("--nca-steps", self.recovery_steps()),
             "{samples}" => args.samples.to_string(),
             _ => match word.strip_prefix("{out}") {
-                Some(file) => quoted(&format_args!("{}{file}", self.out.display())),
+                Some(file) => quote(&format_args!("{}{file}", self.out.display())),
                 None => word.into(),
             },
         };
@@ -309,11 +309,11 @@ fn whole_command(args: &Args) -> String {
 
 /// Formats a flag with its value. Empty if there is no value.
 fn flag(name: &str, value: Option<impl Display>) -> String {
-    value.map(|value| format!("{name} {}", quoted(&value))).unwrap_or_default()
+    value.map(|value| format!("{name} {}", quote(&value))).unwrap_or_default()
 }
 
 /// Quotes a word for the shell.
-fn quoted(word: &impl Display) -> String {
+fn quote(word: &impl Display) -> String {
     let word = word.to_string();
     // Quoting fails only for a zero byte, which no name or argument contains.
     shlex::try_quote(&word).map(Cow::into_owned).unwrap_or_default()

@@ -22,7 +22,7 @@ struct Published {
     probe: Option<f64>,
 }
 
-fn published(kind: Kind) -> Published {
+fn published_results(kind: Kind) -> Published {
     match kind {
         Kind::Baseline => Published {
             iwelbo: -84.64,
@@ -109,18 +109,18 @@ const ROWS: [&str; 15] = [
 fn column(run: &Run) -> Result<Vec<String>> {
     let eval = &run.numbers["eval"];
     let number = |name: &str| eval[name].as_f64().with_context(|| format!("vnca eval reported no {name}"));
-    let p = published(run.model.kind);
+    let p = published_results(run.model.kind);
     let cells: [String; ROWS.len()] = [
         minus(p.iwelbo, 2),
         p.original.map_or(NONE.into(), |v| minus(v, 2)),
         format!("{} \u{b1} {:.2}", minus(number("iwelbo")?, 2), number("stderr")?),
-        grouped(number("images")? as usize),
-        grouped(number("samples")? as usize),
+        with_commas(number("images")? as usize),
+        with_commas(number("samples")? as usize),
         format!("{} \u{b1} {:.2}", minus(number("elbo")?, 2), number("elbo_stderr")?),
         minus(number("kl")?, 2),
         format!("{} of {}", eval["active_units"], run.model.latent),
-        grouped(p.parameters),
-        grouped(run.model.vae().parameter_count()),
+        with_commas(p.parameters),
+        with_commas(run.model.vae().parameter_count()),
         p.probe.map_or(NONE.into(), percent),
         run.numbers.get("probe").and_then(|probe| probe["accuracy"].as_f64()).map_or(NONE.into(), percent),
         p.training.into(),
@@ -172,7 +172,7 @@ fn minus(value: f64, digits: usize) -> String {
 }
 
 /// Formats 10282497 as 10,282,497.
-fn grouped(value: usize) -> String {
+fn with_commas(value: usize) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn numbers_are_formatted() {
-        assert_eq!((grouped(10_282_497), grouped(512)), ("10,282,497".into(), "512".into()));
+        assert_eq!((with_commas(10_282_497), with_commas(512)), ("10,282,497".into(), "512".into()));
         assert_eq!(minus(-84.641, 2), "\u{2212}84.64");
     }
 }

@@ -62,7 +62,7 @@ pub const PROBE: Figure = Figure {
         ),
         ("probe/positions.png", "The share of correctly predicted cells by their position in the grid."),
     ],
-    summary: probed,
+    summary: summarise_probe,
 };
 
 pub const SECTIONS: &[Section] = &[
@@ -79,7 +79,7 @@ pub const SECTIONS: &[Section] = &[
                 call: calls::reconstruct,
                 needs: Needs::Nothing,
                 files: &[("reconstruct.png", "Test images, each row above its reconstructions.")],
-                summary: reconstructed,
+                summary: summarise_reconstructions,
             },
             Figure {
                 name: "sample",
@@ -146,7 +146,7 @@ pub const SECTIONS: &[Section] = &[
             call: calls::tsne,
             needs: Needs::Labels,
             files: &[("tsne/map.png", "Each point is an image.")],
-            summary: mapped,
+            summary: summarise_map,
         }],
     },
     Section {
@@ -166,7 +166,7 @@ pub const SECTIONS: &[Section] = &[
                     ("recover.png", "Original, damaged, recovered."),
                     ("recover.gif", "Growth, damage and recovery as an animation."),
                 ],
-                summary: recovered,
+                summary: summarise_recovery,
             },
             Figure {
                 name: "recover_by_size",
@@ -213,7 +213,7 @@ pub const SECTIONS: &[Section] = &[
     },
 ];
 
-fn reconstructed(v: &Value) -> Option<String> {
+fn summarise_reconstructions(v: &Value) -> Option<String> {
     Some(format!(
         "Mean over these images: log p(x|z) {:.2} nats, KL {:.2} nats, {:.1} of 784 pixels wrong where the likelier \
          value is taken.",
@@ -223,7 +223,7 @@ fn reconstructed(v: &Value) -> Option<String> {
     ))
 }
 
-fn mapped(v: &Value) -> Option<String> {
+fn summarise_map(v: &Value) -> Option<String> {
     Some(format!(
         "The {} nearest neighbours of an image predict its label for {:.1} % of {} images in latent space, and for {:.1} % \
          in the map.",
@@ -234,7 +234,7 @@ fn mapped(v: &Value) -> Option<String> {
     ))
 }
 
-fn probed(v: &Value) -> Option<String> {
+fn summarise_probe(v: &Value) -> Option<String> {
     Some(format!(
         "{:.2} % of {} cells of {} images predict the label; 95 % interval over images {:.2} to {:.2} %.",
         100.0 * v["accuracy"].as_f64()?,
@@ -245,7 +245,7 @@ fn probed(v: &Value) -> Option<String> {
     ))
 }
 
-fn recovered(v: &Value) -> Option<String> {
+fn summarise_recovery(v: &Value) -> Option<String> {
     let points = v["points"].as_array()?;
     let (damaged, last) = (points.get(1)?, points.last()?);
     let iou = |p: &Value| p["iou"]["mean"].as_f64();

@@ -117,8 +117,9 @@ fn user_flags() -> Result<Vec<CString>> {
         false => std::fs::read_to_string(&value)
             .map_err(|error| WrongFlags(format!("the file {}: {error}", Path::new(&value).display())))?,
     };
-    let flags =
-        split_flags(&text).into_iter().map(|word| CString::new(word).map_err(|e| WrongFlags(e.to_string()).into()));
+    let flags = split_flags(&text)
+        .into_iter()
+        .map(|word| CString::new(word).map_err(|e| WrongFlags(e.to_string()).into()));
     flags.collect()
 }
 
@@ -265,7 +266,8 @@ impl Loaded for CpuExecutable {
             }
             None => Err(anyhow!("an argument is on another kind of device")),
         };
-        let complete = arguments.iter().all(|row| row.len() == self.inputs) && arguments.len() == self.replicas;
+        let complete =
+            arguments.iter().all(|row| row.len() == self.inputs) && arguments.len() == self.replicas;
         ensure!(complete, "the program needs {} rows of {} arguments", self.replicas, self.inputs);
         let inputs: Vec<*mut ffi::Buffer> = arguments.iter().flatten().map(own).collect::<Result<_>>()?;
         let mut results = vec![ptr::null_mut(); self.replicas * self.outputs];

@@ -416,8 +416,7 @@ impl OneDnnLibrary {
             self.object("attributes", f.primitive_attr_destroy, |f, to| (f.primitive_attr_create)(to))
         }?;
         // SAFETY: the object lives.
-        let status =
-            unsafe { (f.primitive_attr_set_scratchpad_mode)(attributes.handle(), USER_SCRATCHPAD) };
+        let status = unsafe { (f.primitive_attr_set_scratchpad_mode)(attributes.handle(), USER_SCRATCHPAD) };
         check(status, "attributes").map(|()| attributes)
     }
 

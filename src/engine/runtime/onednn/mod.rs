@@ -52,7 +52,8 @@ impl OneDnn {
     }
 
     fn library(&self) -> Result<&OneDnnLibrary> {
-        let library = self.library.get_or_init(|| OneDnnLibrary::load().map_err(|error| format!("{error:#}")));
+        let library =
+            self.library.get_or_init(|| OneDnnLibrary::load().map_err(|error| format!("{error:#}")));
         library.as_ref().map_err(|error| anyhow!("{error}"))
     }
 
@@ -106,7 +107,10 @@ unsafe extern "C" fn weight_gradient(frame: *mut ffi::CallFrame) -> *mut ffi::Er
 ///
 /// # Safety
 /// As for [`OneDnn::compute`].
-unsafe fn compute_frame(Registration { table, shared_type }: &Registration, frame: &ffi::CallFrame) -> Result<()> {
+unsafe fn compute_frame(
+    Registration { table, shared_type }: &Registration,
+    frame: &ffi::CallFrame,
+) -> Result<()> {
     // SAFETY: the caller's promise.
     let (shared, threads) =
         unsafe { (table.shared(frame.ctx, *shared_type)?.cast::<OneDnn>(), Threads::new(table, frame.ctx)) };

@@ -85,7 +85,8 @@ impl Plan {
             let (primitive, offsets) = conv.part(library, &images, &rows)?;
             let mut reserve = |role| {
                 let first = lines;
-                lines += primitive.array(role).map_or(0, |a| library.bytes(a)).div_ceil(size_of::<CacheLine>());
+                lines +=
+                    primitive.array(role).map_or(0, |a| library.bytes(a)).div_ceil(size_of::<CacheLine>());
                 first
             };
             let lines = [reserve(Role::WeightGradient), reserve(Role::Scratch)];
@@ -168,8 +169,11 @@ impl Conv {
         let last = (rows.end - 1) * window.stride[0] + (self.kernel[0] - 1) * window.dilation[0] + 1
             - window.before[0];
         let (from, to) = (first.max(0), last.min(height));
-        let window =
-            Window { before: [from - first, window.before[1]], after: [last - to, window.after[1]], ..window };
+        let window = Window {
+            before: [from - first, window.before[1]],
+            after: [last - to, window.after[1]],
+            ..window
+        };
         let count = images.end - images.start;
         let pixels = |rows: i64, columns: i64, channels: i64, all_rows: i64| {
             let strides = [all_rows * columns * channels, 1, columns * channels, channels];

@@ -125,8 +125,8 @@ impl Table {
         // has to destroy it.
         let message = unsafe {
             (self.error_message)(&raw mut get);
-            let message = (!get.message.is_null())
-                .then(|| CStr::from_ptr(get.message).to_string_lossy().into_owned());
+            let message =
+                (!get.message.is_null()).then(|| CStr::from_ptr(get.message).to_string_lossy().into_owned());
             (self.error_destroy)(&raw mut destroy);
             message
         };

@@ -122,19 +122,19 @@ struct Topology<'a> {
 impl Topology<'_> {
     fn device_ids(&self) -> Result<Vec<i64>> {
         // SAFETY: the topology lives, and its descriptions live as long as it does.
-        let found = unsafe {
-            let found = self.api.call(ffi::TopologyDescription_GetDeviceDescriptions {
+        let descriptions = unsafe {
+            let list = self.api.call(ffi::TopologyDescription_GetDeviceDescriptions {
                 topology: self.topology,
                 ..Default::default()
             })?;
-            api::elements(found.descriptions, found.num_descriptions)
+            api::elements(list.descriptions, list.num_descriptions)
         };
         let id = |description: &*mut ffi::DeviceDescription| {
-            let found = ffi::DeviceDescription_Id { device_description: *description, ..Default::default() };
+            let get = ffi::DeviceDescription_Id { device_description: *description, ..Default::default() };
             // SAFETY: as above.
-            Ok(i64::from(unsafe { self.api.call(found) }?.id))
+            Ok(i64::from(unsafe { self.api.call(get) }?.id))
         };
-        let mut ids = found.iter().map(id).collect::<Result<Vec<i64>>>()?;
+        let mut ids = descriptions.iter().map(id).collect::<Result<Vec<i64>>>()?;
         ids.sort_unstable();
         Ok(ids)
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub const TPU_LOCK: &str = "/tmp/libtpu_lockfile";
 
 /// Lists the files in a folder whose names are `prefix` followed by a number.
-fn numbered(folder: &str, prefix: &str) -> Vec<PathBuf> {
+fn list_numbered(folder: &str, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_numbered = |path: &PathBuf| {
         let number = path.file_name().and_then(|name| name.to_str()?.strip_prefix(prefix));
@@ -21,12 +21,12 @@ fn numbered(folder: &str, prefix: &str) -> Vec<PathBuf> {
 
 /// Lists the device files of TPU chips: `/dev/accel0` ..., or on newer TPU VMs `/dev/vfio/0` ...
 pub fn tpu_files() -> Vec<PathBuf> {
-    [numbered("/dev", "accel"), numbered("/dev/vfio", "")].concat()
+    [list_numbered("/dev", "accel"), list_numbered("/dev/vfio", "")].concat()
 }
 
 /// Lists the device files of NVIDIA GPUs: `/dev/nvidia0` ...
 pub fn gpu_files() -> Vec<PathBuf> {
-    numbered("/dev", "nvidia")
+    list_numbered("/dev", "nvidia")
 }
 
 /// Returns the first core's model and instruction sets, without values that change over time.

@@ -234,7 +234,8 @@ impl PluginClient {
         let flags = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"].map(std::env::var_os);
         // The CPU's compiler generates code for the machine that it runs on.
         let machine = (platform == "cpu").then(host::processor);
-        let parts = (platform, self.version(), self.kind(), devices.len(), api.version(), file, flags, machine);
+        let parts =
+            (platform, self.version(), self.kind(), devices.len(), api.version(), file, flags, machine);
         format!("{parts:?}").into_bytes()
     }
 
@@ -432,9 +433,9 @@ impl Loaded for PluginExecutable {
         let api = &self.shared.api;
         let own = |b: &&dyn Buffer| match b.as_any().downcast_ref::<PluginBuffer>() {
             Some(b) if Arc::ptr_eq(&b.shared, &self.shared) => Ok(b.buffer),
-            Some(_) => Err(anyhow!(
-                "an argument belongs to another client of the device: use meshes that share one"
-            )),
+            Some(_) => {
+                Err(anyhow!("an argument belongs to another client of the device: use meshes that share one"))
+            }
             None => Err(anyhow!("an argument is on another kind of device")),
         };
         let complete = |row: &Vec<&dyn Buffer>| row.len() == self.inputs;
