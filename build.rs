@@ -50,7 +50,8 @@ fn main() {
     println!("cargo::metadata=RPATH={}", paths.join(":"));
 }
 
-/// Compiles `client.cc` with the flags of the xla crate's own wrapper. Without NDEBUG the library's headers declare different classes.
+/// Compiles `client.cc` with the flags of the xla crate's own wrapper. Without NDEBUG the library's headers declare different
+/// classes.
 #[cfg(feature = "xla")]
 fn compile_client(extension: &Path) {
     const SOURCE: &str = "src/engine/runtime/cpu/client.cc";
@@ -67,8 +68,8 @@ fn compile_client(extension: &Path) {
     build.include(include).file(SOURCE).compile("vnca_cpu_client");
 }
 
-/// Writes a corrected copy of a header that g++ refuses in xla_extension 0.11.0, and returns the copy's include folder. `None` if the
-/// header needs no correction.
+/// Writes a corrected copy of a header that g++ refuses in xla_extension 0.11.0, and returns the copy's include folder. `None` if
+/// the header needs no correction.
 ///
 /// The header's declaration and definition write the same condition in two different ways. The xla crate corrects it too.
 #[cfg(feature = "xla")]

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-/// Returns the device in `VNCA_TEST_DEVICE`, else the CPU plugin that `tools/setup --tests` installs, with eight devices. `None` if there
-/// is neither: the tests that need one are then skipped.
+/// Returns the device in `VNCA_TEST_DEVICE`, else the CPU plugin that `tools/setup --tests` installs, with eight devices. `None` if
+/// there is neither: the tests that need one are then skipped.
 pub fn device() -> Option<String> {
     if let Ok(device) = std::env::var("VNCA_TEST_DEVICE") {
         return Some(device);

@@ -64,7 +64,8 @@ pub fn report(args: &Args) -> Result<Report> {
     Ok(files.report(common.seed, &weights, json!({ "samples": args.samples, "stages": stages })))
 }
 
-/// Orders the pictures by sample, then by stage, and fills up each sample with black to whole rows. Also returns the rows per sample.
+/// Orders the pictures by sample, then by stage, and fills up each sample with black to whole rows. Also returns the rows per
+/// sample.
 fn in_whole_rows(shown: &[f32], growth: &Growth, samples: usize, columns: usize) -> (Vec<f32>, usize) {
     let rows = growth.stages.div_ceil(columns);
     let mut images = Vec::with_capacity(samples * rows * columns * PIXELS);

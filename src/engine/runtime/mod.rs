@@ -138,7 +138,8 @@ impl std::error::Error for WrongFlags {}
 /// Where compiled programs are cached. Only plugins that can serialize programs use a cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
-    /// The folder that `VNCA_COMPILATION_CACHE` names, or one in the user's cache if it is not set. No cache if it is empty or `off`.
+    /// The folder that `VNCA_COMPILATION_CACHE` names, or one in the user's cache if it is not set. No cache if it is empty or
+    /// `off`.
     #[default]
     Environment,
     /// This folder.

@@ -14,8 +14,8 @@ pub struct Neighbour {
 
 /// Finds the `k` nearest other points of each point, nearest first. Of points at equal distances, the lower index comes first.
 ///
-/// `points` is (n, dimensions) in row-major order. Every point is compared with every other one, because a search index is no faster
-/// in hundreds of dimensions. `done` is called with the number of newly finished points.
+/// `points` is (n, dimensions) in row-major order. Every point is compared with every other one, because a search index is no
+/// faster in hundreds of dimensions. `done` is called with the number of newly finished points.
 ///
 /// # Panics
 /// When there are not more than `k` points, or `points` does not consist of whole rows. Both are bugs.
@@ -57,8 +57,8 @@ fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// Returns the share of points whose label is the majority label of their `k` nearest neighbours. In a tie, the label of the nearest
-/// neighbour among the tied labels counts.
+/// Returns the share of points whose label is the majority label of their `k` nearest neighbours. In a tie, the label of the
+/// nearest neighbour among the tied labels counts.
 pub fn label_accuracy(neighbours: &[Vec<Neighbour>], labels: &[u8], k: usize) -> f64 {
     let right = neighbours.iter().zip(labels).filter(|(row, own)| {
         let mut votes = [0usize; 256];

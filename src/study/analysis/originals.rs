@@ -184,8 +184,8 @@ fn best<'g>(scores: Sym<'g>, column: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
 
 /// Builds the program that searches a table.
 ///
-/// Inputs: images u8 (n, 784), a table of logarithms, and the number of its rows in use. Outputs for each image: score and row of the
-/// best row, then of the second best. If there is no second row, its score is the lowest finite number.
+/// Inputs: images u8 (n, 784), a table of logarithms, and the number of its rows in use. Outputs for each image: score and row of
+/// the best row, then of the second best. If there is no second row, its score is the lowest finite number.
 fn search(images: usize, originals: usize) -> Result<Function> {
     let g = Graph::new("originals");
     let x = g.input("images", &Shape::new(DType::U8, &[images, PIXELS])).convert(DType::F32);

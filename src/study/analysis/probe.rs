@@ -182,8 +182,8 @@ fn batches(images: &[usize], epochs: usize, key: Key) -> impl Iterator<Item = Ve
     })
 }
 
-/// Returns each channel's mean and the inverse of its standard deviation. Training standardises the states, so that one learning rate
-/// suits all channels.
+/// Returns each channel's mean and the inverse of its standard deviation. Training standardises the states, so that one learning
+/// rate suits all channels.
 fn standardisation(cells: &Cells, images: &[usize]) -> Result<(Array, Array)> {
     let z = cells.latent;
     let (mut sums, mut squares) = (vec![0f64; z], vec![0f64; z]);

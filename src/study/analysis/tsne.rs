@@ -2,9 +2,9 @@
 //! using t-SNE" (2008).
 //!
 //! Only nearest neighbours attract each other, as in van der Maaten, "Accelerating t-SNE using Tree-Based Algorithms" (2014). The
-//! repulsion is summed over all pairs. For the few thousand points that fit a picture, this is as fast as a tree and exact. All sums
-//! have a fixed order, so that a key gives the same map on any number of threads. The constants of the gradient descent are those of
-//! scikit-learn.
+//! repulsion is summed over all pairs. For the few thousand points that fit a picture, this is as fast as a tree and exact. All
+//! sums have a fixed order, so that a key gives the same map on any number of threads. The constants of the gradient descent are
+//! those of scikit-learn.
 
 use anyhow::Result;
 use rand::RngExt;
@@ -135,8 +135,8 @@ fn joint_probabilities(neighbours: &[Vec<Neighbour>], k: usize, perplexity: f64)
     joint
 }
 
-/// Returns the conditional probabilities p_j|i of a point's neighbours: normal densities of the distances, normalised. Bisection finds
-/// the precision for which their perplexity is the given one.
+/// Returns the conditional probabilities p_j|i of a point's neighbours: normal densities of the distances, normalised. Bisection
+/// finds the precision for which their perplexity is the given one.
 fn conditional_probabilities(row: &[Neighbour], perplexity: f64) -> Vec<f64> {
     let squares: Vec<f64> = row.iter().map(|n| f64::from(n.distance).powi(2)).collect();
     let nearest = squares.first().copied().unwrap_or(0.0);

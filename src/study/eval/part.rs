@@ -53,8 +53,8 @@ impl Shard {
     /// The only shard of an evaluation that is not sharded.
     pub const WHOLE: Shard = Shard { index: 0, of: 1 };
 
-    /// Returns the range of this shard's images. It consists of whole batches, so that every device call is also one of the unsharded
-    /// evaluation.
+    /// Returns the range of this shard's images. It consists of whole batches, so that every device call is also one of the
+    /// unsharded evaluation.
     pub fn range(self, images: usize, batch: usize) -> Range<usize> {
         let batches = images.div_ceil(batch.max(1));
         let start = |i: usize| (batches * i / self.of * batch).min(images);

@@ -1,5 +1,5 @@
-//! Counts the active latent dimensions: those whose posterior mean varies with the image. Definition: Burda, Grosse & Salakhutdinov,
-//! "Importance Weighted Autoencoders" (2016), section 4.1.
+//! Counts the active latent dimensions: those whose posterior mean varies with the image. Definition: Burda, Grosse &
+//! Salakhutdinov, "Importance Weighted Autoencoders" (2016), section 4.1.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};

@@ -220,8 +220,8 @@ pub fn bars(frame: &Frame, bars: &[Bar]) -> Result<Vec<u8>> {
     })
 }
 
-/// Draws values as colours in rows from the top and columns, with a colour bar. Maps of few cells also show the values. A value that
-/// is not finite is grey.
+/// Draws values as colours in rows from the top and columns, with a colour bar. Maps of few cells also show the values. A value
+/// that is not finite is grey.
 ///
 /// # Errors
 /// When the values are not a whole number of rows, or none is finite.

@@ -157,8 +157,8 @@ impl<'s> Recovery<'s> {
         Ok(Recovery { grow, segment, batch, steps })
     }
 
-    /// Runs every damage on every latent and calls `each(damage, latent, trajectory)` with the indices of both. A latent grows once,
-    /// and each damage starts from its grown picture.
+    /// Runs every damage on every latent and calls `each(damage, latent, trajectory)` with the indices of both. A latent grows
+    /// once, and each damage starts from its grown picture.
     ///
     /// # Errors
     /// When a damage is invalid, the device fails, or `each` returns an error.

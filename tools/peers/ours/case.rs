@@ -153,8 +153,8 @@ impl Case {
         if self.task == Task::Iwelbo { self.samples } else { 1 }
     }
 
-    /// Returns the inputs. The weights are initial values, but the last layer of an automaton's cell is random: at zero its steps would
-    /// change nothing.
+    /// Returns the inputs. The weights are initial values, but the last layer of an automaton's cell is random: at zero its steps
+    /// would change nothing.
     pub fn inputs(&self) -> Inputs {
         let leaves = self.model.vae().leaves();
         let mut weights = init(&leaves, Key::new(0));
@@ -218,8 +218,8 @@ impl Case {
         self.model.vae().leaves().into_iter().filter(|leaf| leaf.name.starts_with("cell.")).collect()
     }
 
-    /// Builds the program of the automaton's steps. Its loss is the mean square of the final cells. If requested, it also returns the
-    /// gradients by parameters and initial cells.
+    /// Builds the program of the automaton's steps. Its loss is the mean square of the final cells. If requested, it also returns
+    /// the gradients by parameters and initial cells.
     pub fn cells(&self, gradients: bool) -> Result<Function> {
         let leaves = self.cell_leaves();
         let model = self.model.vae();

@@ -138,7 +138,8 @@ impl Contestant {
     }
 }
 
-/// Copies a task's arguments to the device. Returns the training state (in the other tasks the parameters), and the other arguments.
+/// Copies a task's arguments to the device. Returns the training state (in the other tasks the parameters), and the other
+/// arguments.
 fn arguments(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<(Vec<Buffers>, Vec<Buffers>)> {
     let put = |arrays: &[Array]| arrays.iter().map(|a| mesh.replicate(a)).collect::<Result<Vec<_>>>();
     let leaves = case.model.vae().leaves();
@@ -167,8 +168,8 @@ fn arguments(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<(Vec<Buffers>, 
     })
 }
 
-/// Returns the host's inputs for a step with a pool: the replica's index, and the positions from which entries are read and to which
-/// they are written. Repeating the first step's positions moves as many entries as continuing would.
+/// Returns the host's inputs for a step with a pool: the replica's index, and the positions from which entries are read and to
+/// which they are written. Repeating the first step's positions moves as many entries as continuing would.
 fn pool_feed(case: &Case) -> Vec<Array> {
     let Some(pool) = case.pool else { return vec![] };
     let sizes = Sizes { replicas: 1, share: pool.size, rows: pool.rows(1), batch: case.batch };

@@ -248,8 +248,8 @@ impl Run {
         self.images.len().min(args.points as usize)
     }
 
-    /// Returns the perplexity of the t-SNE map if it is not the default. Few points need a smaller one, because t-SNE uses three times
-    /// as many neighbours as the perplexity.
+    /// Returns the perplexity of the t-SNE map if it is not the default. Few points need a smaller one, because t-SNE uses three
+    /// times as many neighbours as the perplexity.
     fn perplexity(&self, args: &Args) -> Option<usize> {
         let points = self.points(args);
         (points < 120).then_some(points / 4)

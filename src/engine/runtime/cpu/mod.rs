@@ -308,8 +308,8 @@ mod ffi {
 
     impl Message {
         pub fn take(self) -> Option<String> {
-            // SAFETY: a pointer that is not null points to a string that ends with a zero byte. It is freed once, as `take` consumes
-            // this value.
+            // SAFETY: a pointer that is not null points to a string that ends with a zero byte. It is freed once, as `take`
+            // consumes this value.
             (!self.0.is_null()).then(|| unsafe {
                 let text = CStr::from_ptr(self.0).to_string_lossy().into_owned();
                 vnca_cpu_free_text(self.0);

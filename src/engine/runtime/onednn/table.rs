@@ -10,7 +10,7 @@ use libloading::os::unix::Library as SharedLibrary;
 use super::ffi;
 use crate::engine::program::WEIGHT_GRADIENT;
 
-/// The mangled name of XLA's C++ function `xla::ffi::GetXlaFfiApi()` (`xla/ffi/ffi_api.h`), which returns the table. The name
+/// The mangled name of XLA's C++ function `GetXlaFfiApi()` (`xla/ffi/ffi_api.h`), which returns the table. The name
 /// says that it takes no arguments, but not what it returns.
 const TABLE: &[u8] = b"_ZN3xla3ffi12GetXlaFfiApiEv";
 
