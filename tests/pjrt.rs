@@ -85,7 +85,7 @@ fn names_of_devices() {
         assert_eq!(name.parse::<Device>().unwrap().to_string(), name);
     }
     for (name, part) in [
-        ("gpu", "take cpu, tpu, cuda"),
+        ("gpu", "use cpu, tpu, cuda"),
         ("cpu,a=1", "cpu has no options"),
         ("tpu,a", "\"a\" is no option of the form NAME=VALUE"),
         ("tpu,a=1,a=2", "a is given twice"),
