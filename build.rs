@@ -1,5 +1,5 @@
-//! Compiles the C functions over XLA's CPU client, and lets the programs find the XLA library where they were linked with it,
-//! and oneDNN beside it.
+//! Compiles the C functions around XLA's CPU client, and sets the programs' run paths, so that they find the XLA library and oneDNN
+//! where they are at build time.
 
 use std::env;
 #[cfg(feature = "xla")]
@@ -12,21 +12,21 @@ fn main() {
     if env::var_os("CARGO_FEATURE_XLA").is_none() {
         return;
     }
-    // docs.rs has no XLA library; documentation is made without linking.
+    // docs.rs has no XLA library. Building documentation does not link.
     println!("cargo:rerun-if-env-changed=DOCS_RS");
     if env::var_os("DOCS_RS").is_some() {
         return;
     }
     let folder = PathBuf::from(env::var_os("XLA_EXTENSION_DIR").unwrap_or_else(|| ".xla/extension".into()));
     let library = folder.join("lib/libxla_extension.so");
-    // The folder is a link, which tools/setup may later turn to another library; it says so in a file beside the link.
+    // The folder is a symbolic link. When tools/setup points it at another library, it also rewrites the file `linked` beside it.
     for file in [&library, &folder.with_file_name("linked")] {
         if file.exists() {
             println!("cargo:rerun-if-changed={}", file.display());
         }
     }
     let mut folders = Vec::new();
-    // The real places go into the programs.
+    // Programs get the real paths, not those of links.
     match library.canonicalize() {
         Ok(real) => folders.extend(real.parent().map(Path::to_path_buf)),
         Err(error) => println!(
@@ -36,21 +36,22 @@ fn main() {
     }
     #[cfg(feature = "xla")]
     compile_client(&folder);
-    // Loaded on demand, and not needed everywhere.
+    // oneDNN is loaded on demand and optional.
     let one_dnn = PathBuf::from(".xla/onednn/libdnnl.so.3");
     println!("cargo:rerun-if-changed={}", one_dnn.display());
     if let Ok(real) = one_dnn.canonicalize() {
         folders.extend(real.parent().map(Path::to_path_buf));
     }
-    let places: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-    for place in &places {
-        println!("cargo:rustc-link-arg=-Wl,-rpath,{place}");
+    let paths: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    for path in &paths {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{path}");
     }
-    // For crates that depend on this one: arguments for the linker do not reach their programs.
-    println!("cargo::metadata=RPATH={}", places.join(":"));
+    // Linker arguments do not reach the programs of dependent crates. Their build scripts can read this instead.
+    println!("cargo::metadata=RPATH={}", paths.join(":"));
 }
 
-/// Compiles `client.cc` as the xla crate compiles its own wrapper: the library's headers declare other classes without NDEBUG.
+/// Compiles `client.cc` with the flags of the xla crate's own wrapper. Without NDEBUG the library's headers declare different
+/// classes.
 #[cfg(feature = "xla")]
 fn compile_client(extension: &Path) {
     const SOURCE: &str = "src/engine/runtime/cpu/client.cc";
@@ -67,12 +68,14 @@ fn compile_client(extension: &Path) {
     build.include(include).file(SOURCE).compile("vnca_cpu_client");
 }
 
-/// A folder with the header that g++ refuses in xla_extension 0.11.0, corrected; none where the header needs no correction.
-/// Its declaration and its definition say one condition in two ways. The xla crate does the same for itself.
+/// Writes a corrected copy of a header that g++ refuses in xla_extension 0.11.0, and returns the copy's include folder. `None` if
+/// the header needs no correction.
+///
+/// The header's declaration and definition write the same condition in two different ways. The xla crate corrects it too.
 #[cfg(feature = "xla")]
 fn corrected_headers(include: &Path) -> Option<PathBuf> {
-    let place = "xla/tsl/concurrency/future.h";
-    let text = fs::read_to_string(include.join(place)).ok()?;
+    let header = "xla/tsl/concurrency/future.h";
+    let text = fs::read_to_string(include.join(header)).ok()?;
     let [declared, defined] = ["!is_move_only>* = nullptr>", "!Future<T>::is_move_only>*>"];
     if !text.contains(declared) || !text.contains(defined) {
         return None;
@@ -81,7 +84,7 @@ fn corrected_headers(include: &Path) -> Option<PathBuf> {
     let text =
         text.replace(declared, &format!("{condition} = nullptr>")).replace(defined, &format!("{condition}>"));
     let folder = PathBuf::from(env::var_os("OUT_DIR")?).join("include");
-    let file = folder.join(place);
+    let file = folder.join(header);
     fs::create_dir_all(file.parent()?).ok()?;
     fs::write(file, text).ok()?;
     Some(folder)

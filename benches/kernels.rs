@@ -1,8 +1,8 @@
-//! The kernels that a training step's time goes into: `cargo bench --bench kernels [-- FILTER]`.
+//! Benchmarks the kernels that take most of a training step: `cargo bench --bench kernels [-- FILTER]`.
 //!
-//! Throughput is in floating-point operations, so that `Gelem/s` reads as GFLOP/s. Criterion keeps the last figures under
-//! `target/criterion` and says what has changed; `-- --save-baseline NAME` and `-- --baseline NAME` compare with an older state.
-//! A convolution's products with the zeros of a dilated image do not count.
+//! Throughput is in floating-point operations, so `Gelem/s` means GFLOP/s. Multiplications with the zeros of a dilated image do not
+//! count. Criterion stores the last results under `target/criterion` and reports changes. To compare with an older state, use
+//! `-- --save-baseline NAME` and `-- --baseline NAME`.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use vnca::nn::optimiser::{Context, Updates};
 use vnca::nn::params::Params;
 use vnca::nn::tree::Tree;
 
-/// Times a computation over random inputs; floating-point operations are its throughput, or elements where it has none.
+/// Times a computation over random inputs. Its throughput is in floating-point operations, or in elements if it has none.
 fn time(
     criterion: &mut Criterion,
     group: &str,
@@ -34,16 +34,16 @@ fn time(
     let function = build();
     let cost = Cost::from_function(&function);
     group.throughput(Throughput::Elements(if cost.flops > 0 { cost.flops } else { cost.elements }));
-    // Compiled only if the filter lets it run.
+    // The closure runs only if the filter selects the benchmark.
     group.bench_function(id, |bencher| {
-        let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
+        let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU opens");
         let program = lower(&function, target, 1).expect("lowers");
         let executable = mesh.compile(program).expect("compiles");
         let inputs: Vec<Buffers> =
             function.inputs.iter().map(|i| mesh.replicate(&random(&i.shape)).expect("uploads")).collect();
         bencher.iter(|| {
             let results = executable.call(inputs.iter().map(Arg::from).collect()).expect("runs");
-            // The last result is a number, which is there when all is.
+            // The last result is one number. Reading it waits for the whole computation.
             results.last().expect("a result").get(0).expect("downloads")
         });
     });
@@ -57,7 +57,7 @@ fn random(shape: &Shape) -> Array {
     }
 }
 
-/// A computation whose last result is one number of the first one.
+/// Finishes a graph and adds a last result: one element of the first result.
 fn finish<'g>(g: &'g Graph, results: &[Sym<'g>]) -> Function {
     let first = results[0];
     let corner = first.slice(&vec![0; first.rank()], &vec![1; first.rank()]);
@@ -65,10 +65,10 @@ fn finish<'g>(g: &'g Graph, results: &[Sym<'g>]) -> Function {
     g.finish(&named.collect::<Vec<_>>(), &[]).expect("the graph is well formed")
 }
 
-/// XLA's own form, the CPU's, and those of oneDNN that the CPU has.
+/// Returns the forms to compare: XLA's native form, the CPU's, and those of oneDNN that this CPU supports.
 fn forms() -> Vec<(&'static str, Target, Precision)> {
     let mut forms = vec![("native", Target::Native, Precision::F32), ("cpu", Target::Cpu, Precision::F32)];
-    let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU is there");
+    let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU opens");
     for (name, precision) in [("oneDNN", Precision::F32), ("bf16", Precision::Bf16)] {
         if one_dnn_products(&mesh, precision).is_ok() {
             forms.push((name, Target::OneDnn, precision));
@@ -77,7 +77,7 @@ fn forms() -> Vec<(&'static str, Target, Precision)> {
     forms
 }
 
-/// Every convolution of the baseline with its two gradients, in all forms.
+/// Benchmarks every convolution of the baseline and its two gradients, in all forms.
 fn convolutions(criterion: &mut Criterion) {
     const BATCH: usize = 32;
     let encoder = [(32, 1, 32, 1), (32, 32, 64, 2), (16, 64, 128, 2), (8, 128, 256, 2), (4, 256, 512, 2)]
@@ -112,17 +112,17 @@ fn convolutions(criterion: &mut Criterion) {
     }
 }
 
-/// Steps of an automaton over grids of one side, and their gradient.
+/// Benchmarks the steps of automata at several grid sizes, and the gradients of these steps.
 fn cells(criterion: &mut Criterion) {
     const STEPS: usize = 4;
-    let sizes = [(Kind::Doubling, 4), (Kind::Doubling, 32), (Kind::NonDoubling, 32)];
+    let grids = [(Kind::Doubling, 4), (Kind::Doubling, 32), (Kind::NonDoubling, 32)];
     let forms = forms();
     let forms = forms.iter().filter(|(_, target, _)| *target != Target::Native);
-    let cases = sizes.into_iter().flat_map(|size| forms.clone().map(move |form| (size, *form)));
+    let cases = grids.into_iter().flat_map(|grid| forms.clone().map(move |form| (grid, *form)));
     for ((kind, side), (form, target, precision)) in cases {
         let model = Model { precision, ..Model::new(kind, None).expect("a model of the report") }.vae();
-        let grow = model.automaton().expect("it grows");
-        let build = |trained: bool| {
+        let grow = model.automaton().expect("the model has an automaton");
+        let build = |with_gradient: bool| {
             let leaves: Vec<_> = model.leaves().into_iter().filter(|l| l.name.starts_with("cell.")).collect();
             let g = model.graph("cells");
             let values = Params::inputs(&g, &leaves, "");
@@ -131,20 +131,20 @@ fn cells(criterion: &mut Criterion) {
             let keys = g.input("keys", &Shape::u32(&[4, 2]));
             let grown = automaton.steps(Grids { cells, keys }, STEPS).cells;
             let wrt = [&[cells], values.as_slice()].concat();
-            match trained {
+            match with_gradient {
                 true => finish(&g, &gradient(grown.square().sum_all(), &wrt)),
                 false => finish(&g, &[grown]),
             }
         };
         let grid = format!("{kind} {side}x{side} {form}");
-        for (name, trained) in [("steps", false), ("gradient of steps", true)] {
+        for (name, with_gradient) in [("steps", false), ("gradient of steps", true)] {
             let id = BenchmarkId::new(name, &grid);
-            time(criterion, "automaton", id, target, || build(trained));
+            time(criterion, "automaton", id, target, || build(with_gradient));
         }
     }
 }
 
-/// What else a step of the baseline does: the encoder's gradient, and the optimiser's pass over all parameters.
+/// Benchmarks two other parts of a training step of the baseline: the encoder's gradient, and the optimiser's update.
 fn pieces(criterion: &mut Criterion) {
     let model = Model::new(Kind::Baseline, None).expect("a model of the report").vae();
     time(criterion, "pieces", BenchmarkId::from_parameter("encoder's gradient"), Target::Cpu, || {
@@ -180,7 +180,7 @@ fn pieces(criterion: &mut Criterion) {
 
 fn settings() -> Criterion {
     vnca::engine::xla_log::hide_messages();
-    // Kernels take milliseconds: the least number of samples is enough, in a second each.
+    // Kernels take milliseconds. Criterion's smallest number of samples is enough, with one second for each kernel.
     Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))

@@ -73,7 +73,8 @@ fn a_busy_device_says_what_to_do() {
     let message = "ABORTED: The TPU is already in use by process with pid 77";
     let path = broken(folder.path(), 0, 120, message);
     let error = refused(path.to_str().unwrap());
-    for part in ["plugin.so opens no device", "libtpu_lockfile", "PJRT_Client_Create: ABORTED", "pid 77"] {
+    for part in ["plugin.so cannot open a device", "libtpu_lockfile", "PJRT_Client_Create: ABORTED", "pid 77"]
+    {
         assert!(error.contains(part), "{part} is missing: {error}");
     }
 }
@@ -84,7 +85,7 @@ fn names_of_devices() {
         assert_eq!(name.parse::<Device>().unwrap().to_string(), name);
     }
     for (name, part) in [
-        ("gpu", "take cpu, tpu, cuda"),
+        ("gpu", "use cpu, tpu, cuda"),
         ("cpu,a=1", "cpu has no options"),
         ("tpu,a", "\"a\" is no option of the form NAME=VALUE"),
         ("tpu,a=1,a=2", "a is given twice"),
@@ -158,9 +159,9 @@ fn a_second_run_on_a_plugin_takes_what_the_first_compiled_and_computes_the_same(
         files
     };
     let ((first, said), kept) = (train("first"), files());
-    assert!(!kept.is_empty() && !said.contains("comes compiled"), "{kept:?} {said}");
+    assert!(!kept.is_empty() && !said.contains("loaded the compiled"), "{kept:?} {said}");
     let (second, said) = train("second");
-    assert_eq!(said.matches("comes compiled").count(), kept.len(), "{said}");
+    assert_eq!(said.matches("loaded the compiled").count(), kept.len(), "{said}");
     assert!(first == second && files() == kept);
     for file in &kept {
         let bytes = std::fs::read(file).unwrap();

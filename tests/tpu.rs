@@ -34,5 +34,5 @@ fn training_and_evaluation_compile_for_a_tpu() {
 
     let wrong = [&arguments[..2], &["v3:9"], &arguments[3..]].concat();
     let error = cli::fail(folder.path(), &wrong, 1);
-    assert!(error.contains("has no topology \"v3:9\"; such are v2:2x2, v3:2x2"), "{error}");
+    assert!(error.contains("has no topology \"v3:9\"; examples are v2:2x2, v3:2x2"), "{error}");
 }

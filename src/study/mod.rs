@@ -1,4 +1,4 @@
-//! What one does with a trained model: evaluations, pictures, analyses.
+//! Studies of a trained model: evaluations, pictures, analyses.
 
 pub mod analysis;
 pub mod eval;

@@ -1,4 +1,4 @@
-//! What a run shows: samples of the prior, and test images above their reconstructions.
+//! The pictures that a training run writes: samples of the prior, and test images above their reconstructions.
 
 use std::fs;
 use std::path::Path;
@@ -16,17 +16,20 @@ use crate::model::{SIDE, Vae};
 use crate::nn::params::Params;
 use crate::study::figure::grids;
 
-/// Images a row.
+/// Images per row.
 const COLUMNS: usize = 8;
-/// Samples: 4 rows of 8, as in the report's figure 2.
+/// Number of samples: 4 rows of 8, as in the report's figure 2.
 const SAMPLES: usize = 4 * COLUMNS;
-/// Reconstructed images: 2 rows, each under its originals.
+/// Number of reconstructed images: 2 rows, each below its originals.
 const RECONSTRUCTED: usize = 2 * COLUMNS;
 
-/// Parameters, images and keys in; probabilities of samples and of reconstructions from the latents' means out.
+/// Builds the program that decodes the pictures.
+///
+/// Inputs: the parameters, images u8 (16, 28, 28) and keys u32 (32, 2). Output: the pixels' probabilities for 32 samples of the
+/// prior, then for 16 reconstructions from the posterior means.
 ///
 /// # Errors
-/// When the graph is wrong, which is a mistake in the program.
+/// When the graph is ill-formed, which is a bug.
 pub fn function(model: &Vae) -> Result<Function> {
     let leaves = model.leaves();
     let g = model.graph(&format!("pictures_{}", model.name));
@@ -37,14 +40,14 @@ pub fn function(model: &Vae) -> Result<Function> {
     let prior = draw::normal(keys, &[model.latent]);
     let (mean, _) = model.encode(&params, model.padded(images));
     let latents = Sym::concat(&[prior, mean], 0);
-    // What the draws of the prior left unused.
-    let chosen = draw::split_at(keys, model.latent);
-    let chosen = Sym::concat(&[chosen, chosen.slice_axis(0, 0, RECONSTRUCTED)], 0);
-    let decoded = model.likelihood.mean(model.decode(&params, latents, chosen));
+    // Drawing the prior's samples uses the first Z numbers of each key. This takes the next one.
+    let step_keys = draw::split_at(keys, model.latent);
+    let step_keys = Sym::concat(&[step_keys, step_keys.slice_axis(0, 0, RECONSTRUCTED)], 0);
+    let decoded = model.likelihood.mean(model.decode(&params, latents, step_keys));
     g.finish(&[("probabilities".into(), decoded)], &[])
 }
 
-/// The compiled program.
+/// The compiled program with its images and key.
 pub struct Pictures {
     executable: Executable,
     mesh: Mesh,
@@ -53,7 +56,7 @@ pub struct Pictures {
 }
 
 impl Pictures {
-    /// Shows images of all parts of `split`, and prior samples i with the i-th key of the split of `key`.
+    /// Compiles the program for evenly spaced images of `split`. Prior sample i uses the i-th split of `key`.
     ///
     /// # Errors
     /// When the program does not compile.
@@ -68,7 +71,7 @@ impl Pictures {
     /// # Errors
     /// When the device fails or a file cannot be written.
     pub fn write(&self, parameters: &[&Buffers], folder: &Path, step: usize) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let keys: Vec<u32> = self.key.split(SAMPLES).into_iter().flat_map(|k| k.0).collect();
         let mut arguments: Vec<Arg<'_>> = parameters.iter().map(|b| Arg::from(*b)).collect();
         arguments.push(self.mesh.replicate(&Array::new(&[RECONSTRUCTED, 28, 28], &self.images))?.into());
@@ -79,7 +82,7 @@ impl Pictures {
         let mut rows = Vec::new();
         for row in 0..RECONSTRUCTED / COLUMNS {
             for i in row * COLUMNS..(row + 1) * COLUMNS {
-                rows.extend(framed(&self.images[i * 784..(i + 1) * 784]));
+                rows.extend(padded(&self.images[i * 784..(i + 1) * 784]));
             }
             rows.extend_from_slice(&decoded[row * COLUMNS * SIDE * SIDE..(row + 1) * COLUMNS * SIDE * SIDE]);
         }
@@ -87,8 +90,8 @@ impl Pictures {
     }
 }
 
-/// A 28 x 28 image in its margin of zeros.
-fn framed(pixels: &[u8]) -> Vec<f32> {
+/// Pads a 28 x 28 image with zeros to 32 x 32.
+fn padded(pixels: &[u8]) -> Vec<f32> {
     let mut out = vec![0.0; SIDE * SIDE];
     for y in 0..28 {
         for x in 0..28 {

@@ -1,4 +1,4 @@
-//! A model with its weights on devices, and programs over it.
+//! A model whose weights are on a mesh, and programs that use them.
 
 use anyhow::Result;
 
@@ -9,26 +9,26 @@ use crate::engine::runtime::{Arg, Buffers, Device, Executable, Mesh};
 use crate::model::Vae;
 use crate::nn::params::Params;
 
-/// A model whose parameters lie on every device of a mesh.
+/// A model whose parameters are on every device of a mesh.
 pub struct Session {
     /// The devices.
     pub mesh: Mesh,
     /// The model.
     pub model: Vae,
-    /// In the order of the model's leaves, in the inner layout.
+    /// In the order of the model's leaves, in the device layout.
     parameters: Vec<Buffers>,
 }
 
 impl Session {
-    /// Opens `replicas` devices for [`Session::new`].
+    /// Opens a mesh of `replicas` devices and copies the weights to it, as [`Session::new`] does.
     ///
     /// # Errors
-    /// When the device cannot be had.
+    /// When the device cannot be opened.
     pub fn open(device: &Device, replicas: usize, model: Vae, weights: &[Array]) -> Result<Session> {
         Session::new(&Mesh::open(device, replicas)?, model, weights)
     }
 
-    /// Puts the weights (in the checkpoint layout, in the leaves' order) on every device of a mesh.
+    /// Copies the weights to every device of a mesh. They are in the checkpoint layout, in the order of the model's leaves.
     ///
     /// # Errors
     /// When a device fails.
@@ -39,15 +39,15 @@ impl Session {
         Ok(Session { mesh: mesh.clone(), model, parameters })
     }
 
-    /// Returns the parameters, in the order of the model's leaves, in the inner layout.
+    /// Returns the parameters in the order of the model's leaves, in the device layout.
     pub fn parameters(&self) -> Vec<&Buffers> {
         self.parameters.iter().collect()
     }
 
-    /// Compiles a [`Vae::function`].
+    /// Compiles a program over the model's parameters; see [`Vae::function`].
     ///
     /// # Errors
-    /// When the graph is wrong or does not compile.
+    /// When the graph is ill-formed or does not compile.
     pub fn compile(
         &self,
         name: &str,
@@ -65,10 +65,10 @@ pub struct SessionProgram<'s> {
 }
 
 impl SessionProgram<'_> {
-    /// Runs with the same inputs on every device; gives the first device's results.
+    /// Runs the program with the same inputs on every device, and returns the first device's results.
     ///
     /// # Errors
-    /// When an input is not as the program declared it, or the device fails.
+    /// When an input does not have the declared shape, or the device fails.
     pub fn call(&self, inputs: &[Array]) -> Result<Vec<Array>> {
         let mut arguments: Vec<Arg<'_>> = self.session.parameters.iter().map(Arg::from).collect();
         for input in inputs {

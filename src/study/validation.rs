@@ -1,4 +1,4 @@
-//! What a run measures and shows while it trains: the IWELBO of test images, samples and reconstructions.
+//! Validation during training: the IWELBO of the test images, and pictures of samples and reconstructions.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::model::Vae;
 
-/// Images an evaluation call, over all replicas.
+/// Images per evaluation call, over all replicas.
 const BATCH: usize = 32;
 
 /// The compiled programs of a validation.
@@ -24,7 +24,8 @@ pub struct Validation {
 }
 
 impl Validation {
-    /// Compiles for `samples` latents an image. `key` draws them, `logging` the latents of pictures, which go into `folder`.
+    /// Compiles the programs, with `samples` latent samples per image. The first key draws these samples, the second one the
+    /// latents of the pictures, which are written to `folder`.
     ///
     /// # Errors
     /// When a program does not compile.
@@ -33,19 +34,19 @@ impl Validation {
         model: &Vae,
         test: Split,
         samples: usize,
-        [key, logging]: [Key; 2],
+        [key, picture_key]: [Key; 2],
         folder: PathBuf,
     ) -> Result<Validation> {
         let batch = BATCH.next_multiple_of(mesh.replicas());
         let evaluator = Evaluator::new(mesh, model, batch, samples)?;
-        let pictures = Pictures::new(mesh, model, &test, logging)?;
+        let pictures = Pictures::new(mesh, model, &test, picture_key)?;
         Ok(Validation { evaluator, pictures, test, key, folder })
     }
 
     /// Returns the IWELBO over all test images, and writes the pictures of a step.
     ///
     /// # Errors
-    /// When a device or a file fails.
+    /// When a device fails or a file cannot be written.
     pub fn run(&self, parameters: &[&Buffers], step: usize) -> Result<Bound> {
         let bound =
             self.evaluator.run(parameters, &self.test, self.key, 0..self.test.len(), |_| {})?.bound()?;

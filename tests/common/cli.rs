@@ -1,4 +1,4 @@
-//! Running the built binary as a user does.
+//! Runs the built binary as a user does.
 #![allow(dead_code)]
 
 use std::ffi::OsStr;
@@ -12,11 +12,12 @@ use vnca::nn::params::init;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vnca");
 
+/// Returns a command that runs the binary in a folder.
 pub fn vnca(folder: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
     prepare(Command::new(BINARY), folder, arguments)
 }
 
-/// Runs to the end, for ten minutes at most: a command that should have refused must not train for days.
+/// Runs the binary to its end. Kills it after ten minutes, so that a test whose command wrongly starts to train ends.
 pub fn run(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug]) -> Output {
     let mut command = Command::new("timeout");
     command.args(["600", BINARY]);
@@ -25,23 +26,23 @@ pub fn run(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug]) -> Output {
 
 fn prepare(mut command: Command, folder: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
     command.current_dir(folder).args(arguments);
-    // What a developer has set must not change a test.
+    // A developer's variables must not change a test.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VNCA_") || name == "RUST_LOG") {
         command.env_remove(name);
     }
-    // What an earlier test compiled must not either.
+    // Neither must programs that an earlier test compiled.
     command.env("VNCA_COMPILATION_CACHE", "off");
     command
 }
 
-/// A small baseline's training into `run`, and options that are given in one text.
+/// Returns arguments that train a small baseline into the folder `run`, with the options in `more`.
 pub fn training(data: &Path, more: &str) -> Vec<String> {
     let words = ["train", "--out", "run", "--latent", "8", "--batch-size", "8", "--data"].map(String::from);
     let data = data.to_str().expect("the path is text").to_string();
     words.into_iter().chain([data]).chain(more.split_whitespace().map(String::from)).collect()
 }
 
-/// Runs and expects success; gives stdout.
+/// Runs the binary, expects success and returns stdout.
 pub fn succeed(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug]) -> String {
     let output = run(folder, arguments);
     let (out, err) = (text(&output.stdout), text(&output.stderr));
@@ -49,7 +50,7 @@ pub fn succeed(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug]) -> String
     out
 }
 
-/// Runs and expects an exit code; gives stderr.
+/// Runs the binary, expects an exit code and returns stderr.
 pub fn fail(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug], code: i32) -> String {
     let output = run(folder, arguments);
     let err = text(&output.stderr);
@@ -62,23 +63,23 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Writes images of independent pixels as a .npy file of the given sizes.
+/// Writes a .npy file of the given sizes with independent random pixels.
 pub fn write_npy(path: &Path, key: Key, dims: &[usize]) {
     let pixels = key.bernoulli(dims.iter().product(), |_| 0.13).into_iter().map(u8::from).collect();
     let images = ndarray::ArrayD::from_shape_vec(dims, pixels).expect("as many as the sizes say");
     ndarray_npy::write_npy(path, &images).expect("the file can be written");
 }
 
-/// A folder with a small training and test set.
+/// Creates a folder with a small training and test set.
 pub fn data_folder(root: &Path) -> PathBuf {
     let folder = root.join("images");
-    std::fs::create_dir_all(&folder).expect("a folder can be made");
+    std::fs::create_dir_all(&folder).expect("the folder can be created");
     write_npy(&folder.join("train.npy"), Key::new(900), &[64, 28, 28]);
     write_npy(&folder.join("test.npy"), Key::new(901), &[21, 784]);
     folder
 }
 
-/// Writes the initial values of a small model into `weights.npz`; gives the flags that name them.
+/// Writes the initial values of a small model to `weights.npz` and returns the flags that name them.
 pub fn weights(folder: &Path, kind: Kind, latent: usize) -> Vec<String> {
     let model = Model::new(kind, Some(latent)).expect("the size is in range");
     let leaves = model.vae().leaves();
@@ -88,7 +89,7 @@ pub fn weights(folder: &Path, kind: Kind, latent: usize) -> Vec<String> {
     ["--weights", "weights.npz", "--model", kind.name(), "--latent", &latent].map(String::from).to_vec()
 }
 
-/// Lines of a run's metrics.
+/// Reads the lines of a run's metrics.
 pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("the run has metrics");
     text.lines().map(|l| serde_json::from_str(l).expect("a line is JSON")).collect()

@@ -1,4 +1,4 @@
-//! What several test files share: making arrays, running a graph.
+//! Helpers of several test files: creating arrays and running graphs.
 #![allow(dead_code)]
 
 pub mod models;
@@ -14,10 +14,10 @@ use vnca::engine::random::Key;
 use vnca::engine::runtime::{Arg, Device, Mesh};
 use vnca::engine::shape::Precision;
 
-/// Replicas that a test takes at most, all tests of a file in one process.
+/// The largest number of replicas in a test. All tests of a file run in one process.
 const MOST_REPLICAS: usize = 8;
 
-/// Numbers in a range that look random and are the same everywhere.
+/// Returns pseudo-random numbers in a range, the same on every machine.
 pub fn fill(dims: &[usize], seed: u64, (low, high): (f32, f32)) -> Array {
     let mut rng = Key::new(seed).rng();
     let data: Vec<f32> = (0..dims.iter().product()).map(|_| rng.random_range(low..high)).collect();
@@ -28,14 +28,14 @@ pub fn finish(graph: &Graph, outputs: &[(String, Sym<'_>)]) -> Function {
     graph.finish(outputs, &[]).expect("the graph is well formed")
 }
 
-/// A mesh of the CPU. All tests of a file share one client, as a process of a user's has one.
+/// Returns a mesh of the CPU. All tests of a file share one client, because a user's process has one client too.
 pub fn mesh(replicas: usize) -> Mesh {
     static MESH: OnceLock<Mesh> = OnceLock::new();
-    let open = || Mesh::builder(&Device::Cpu).devices(MOST_REPLICAS).open(1).expect("the CPU is there");
-    MESH.get_or_init(open).with_replicas(replicas).expect("it has as many devices")
+    let open = || Mesh::builder(&Device::Cpu).devices(MOST_REPLICAS).open(1).expect("the CPU opens");
+    MESH.get_or_init(open).with_replicas(replicas).expect("the client has enough devices")
 }
 
-/// The forms that users get without asking, with oneDNN where there is one, and XLA's own.
+/// Returns the default forms, which use oneDNN if it is available, and XLA's own.
 pub fn targets() -> Vec<Target> {
     let mut targets = vec![compile::target(&mesh(1), Precision::F32), Target::Cpu];
     targets.dedup();
@@ -47,12 +47,12 @@ pub fn evaluate(function: &Function, inputs: &[Array]) -> Vec<Array> {
     evaluate_in(Target::Cpu, function, inputs)
 }
 
-/// Runs a computation on one CPU device in the forms that are asked for.
+/// Runs a computation on one CPU device in the given forms.
 pub fn evaluate_in(target: Target, function: &Function, inputs: &[Array]) -> Vec<Array> {
     run(function, target, &[inputs.to_vec()]).swap_remove(0)
 }
 
-/// Runs a computation on as many CPU devices as there are rows of inputs; gives each one's results.
+/// Runs a computation on one CPU device for each row of inputs and returns each device's results.
 pub fn run(function: &Function, target: Target, inputs: &[Vec<Array>]) -> Vec<Vec<Array>> {
     let mesh = mesh(inputs.len());
     let program = lower(function, target, inputs.len()).expect("lowers");

@@ -1,4 +1,4 @@
-//! The models of JAX's forward numbers.
+//! The models whose forward pass is compared with golden values from JAX.
 #![allow(dead_code)]
 
 use vnca::cli::models::{Kind, Model};
@@ -6,7 +6,7 @@ use vnca::engine::array::Array;
 use vnca::engine::random::Key;
 use vnca::nn::params::{Leaf, init};
 
-/// The models of the forward goldens: at the report's sizes, and tiny ones.
+/// Returns the models of the golden values: at the report's sizes, and tiny ones.
 pub fn models() -> Vec<(String, Model)> {
     let mut models = Vec::new();
     for kind in Kind::ALL {
@@ -22,10 +22,11 @@ pub fn models() -> Vec<(String, Model)> {
     models
 }
 
-/// Initial values in the inner layout, the last layer of an NCA's cell replaced so that its steps do something.
+/// Returns initial values in the device layout. The last layer of an NCA's cell is random instead of zero, so that steps change the
+/// cells.
 pub fn woken(model: &Model) -> Vec<Array> {
     let scale = 0.4 / model.latent as f32;
-    let awake = |leaf: &Leaf, array: Array| {
+    let value = |leaf: &Leaf, array: Array| {
         let key = match leaf.name.as_str() {
             "cell.conv1.weight" => Key::new(100),
             "cell.conv1.bias" => Key::new(101),
@@ -36,5 +37,5 @@ pub fn woken(model: &Model) -> Vec<Array> {
     };
     let leaves = model.vae().leaves();
     let values = init(&leaves, Key::new(0));
-    leaves.iter().zip(values).map(|(leaf, array)| leaf.to_inner(&awake(leaf, array))).collect()
+    leaves.iter().zip(values).map(|(leaf, array)| leaf.to_inner(&value(leaf, array))).collect()
 }

@@ -1,6 +1,6 @@
-//! `.npy` records with any header, right or wrong.
+//! Builds `.npy` records with any header, valid or not.
 
-/// A version 1 record.
+/// Returns a record of format version 1.
 pub fn record(header: &str, values: &[u8]) -> Vec<u8> {
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend((header.len() as u16).to_le_bytes());

@@ -1,4 +1,4 @@
-"""Contestants as processes that take turns, and the rounds of a run."""
+"""Runs the contestants of a benchmark as processes that take turns, in rounds."""
 
 import datetime
 import itertools
@@ -11,11 +11,11 @@ import sys
 import tempfile
 
 CHECKED_STEPS = 2  # steps whose losses are compared before the rounds begin
-FLAGS = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]  # what matrix products depend on
+FLAGS = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]  # instruction sets that decide the speed of matmuls
 
 
 class Failure(Exception):
-    """A contestant that ended, or that answered otherwise than expected."""
+    """A contestant exited."""
 
 
 def say(text):
@@ -23,7 +23,7 @@ def say(text):
 
 
 def without_folder(part):
-    """A word of a command as it may be kept: where a file lies on this machine tells nobody else anything."""
+    """Returns a word of a command without its folder, because local paths mean nothing on other machines."""
     return pathlib.Path(part).name if pathlib.Path(part).is_absolute() else str(part)
 
 
@@ -49,7 +49,7 @@ class Contestant:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it ended: the answer says why
+            pass  # the contestant exited: `answer` reports why
         return self.answer()
 
     def run(self, steps):
@@ -69,7 +69,7 @@ class Contestant:
 
 
 def build(root):
-    """Builds our side; gives the program's path."""
+    """Builds our contestant and returns the program's path."""
     subprocess.run([root / "tools/setup", "--quiet"], check=True)
     subprocess.run(["cargo", "build", "--release", "--quiet", "--example", "bench_step"], check=True, cwd=root)
     target = os.environ.get("CARGO_TARGET_DIR") or os.environ.get("CARGO_BUILD_TARGET_DIR") or "target"
@@ -77,7 +77,7 @@ def build(root):
 
 
 def commands(root, args, program, python, case, inputs):
-    """Name and command of each contestant, ours first."""
+    """Yields the name and the command of each contestant, ours first."""
     ours = [case["model"], str(case["batch"]), "--task", case["task"], "--samples", str(case["samples"])]
     ours += ["--nca-steps", str(case["nca_steps"])] if case["nca_steps"] else []
     ours += ["--latent", str(args.latent)] if args.latent else []
@@ -87,9 +87,9 @@ def commands(root, args, program, python, case, inputs):
         options = {"bf16": ["--precision", "bf16"]}
         unknown = set(name.split("-")[1:]) - options.keys()
         if unknown or name.split("-")[0] != "ours":
-            raise SystemExit(f"no contestant {name!r} of ours: there are ours and ours-bf16")
-        extra = itertools.chain.from_iterable(options[word] for word in name.split("-")[1:])
-        yield name, [program, *ours, *extra, "--serve", inputs]
+            raise SystemExit(f"unknown contestant {name!r}: ours are ours and ours-bf16")
+        variant = itertools.chain.from_iterable(options[word] for word in name.split("-")[1:])
+        yield name, [program, *ours, *variant, "--serve", inputs]
     if args.old:
         yield "old", [args.old, *ours, "--serve", inputs]
     for name in args.peers:
@@ -98,13 +98,14 @@ def commands(root, args, program, python, case, inputs):
 
 
 def folder(case):
-    """Where the programs of a case lie among exported ones."""
+    """Returns the subfolder of a case's exported programs."""
     return f"{case['model']}-{case['task']}-{case['batch']}"
 
 
-def start(named):
+def start(commands):
+    """Starts the contestants. Returns those that are ready, and the messages of those that failed."""
     contestants, failures = [], {}
-    for name, command in named:
+    for name, command in commands:
         say(f"  starting {name}")
         try:
             contestants.append(Contestant(name, command))
@@ -115,7 +116,7 @@ def start(named):
 
 
 def check(contestants, steps, failures):
-    """Everybody's first losses, which serve to warm up too."""
+    """Runs each contestant's first steps, which also warms it up, and records the losses. Removes contestants that fail."""
     for contestant in list(contestants):
         say(f"  checking {contestant.name}")
         try:
@@ -127,7 +128,11 @@ def check(contestants, steps, failures):
 
 
 def rounds(contestants, args):
-    """Turns by all, round by round; our machine's peak in each. Gives the peaks in GFLOP/s."""
+    """Runs the rounds: each measures the machine's peak, then every contestant takes a turn. Returns the peaks in GFLOP/s.
+
+    Every other round goes in reverse order. A contestant whose turn took longer than `args.slow` seconds runs one step in the
+    second round, and no longer takes part after that.
+    """
     ours = contestants[0]
     steps = max(1, round(args.turn / ours.run(1)["seconds"]))
     slow, peaks = set(), []
@@ -146,12 +151,12 @@ def rounds(contestants, args):
 def run_case(root, args, program, python, case):
     with tempfile.TemporaryDirectory() as scratch:
         inputs = pathlib.Path(scratch, "inputs.npz")
-        named = list(commands(root, args, program, python, case, inputs))
-        export = [part if part != "--serve" else "--export" for part in named[0][1]]
+        started = list(commands(root, args, program, python, case, inputs))
+        export = [part if part != "--serve" else "--export" for part in started[0][1]]
         subprocess.run(export, check=True)
-        contestants, failures = start(named)
+        contestants, failures = start(started)
         if not contestants or contestants[0].name != args.ours[0]:
-            raise SystemExit("our own program does not start: " + "; ".join(failures.values()))
+            raise SystemExit("our own program did not start: " + "; ".join(failures.values()))
         check(contestants, CHECKED_STEPS if case["task"] == "step" else 1, failures)
         peaks = rounds(contestants, args)
         for contestant in contestants:
@@ -161,16 +166,18 @@ def run_case(root, args, program, python, case):
 
 
 def cases(args):
+    """Yields the cases that the options describe."""
     for model, task, batch in itertools.product(args.models, args.tasks, args.batch):
-        usual = {"baseline": 0, "doubling": 8, "nondoubling": 48 if task == "step" else 36}
-        if model not in usual or task not in ("step", "iwelbo"):
-            raise SystemExit(f"no case {model} {task}: models are {', '.join(usual)}, tasks step and iwelbo")
-        steps = usual[model] if args.nca_steps is None or model == "baseline" else args.nca_steps
+        default_steps = {"baseline": 0, "doubling": 8, "nondoubling": 48 if task == "step" else 36}
+        if model not in default_steps or task not in ("step", "iwelbo"):
+            raise SystemExit(f"no case {model} {task}: models are {', '.join(default_steps)}, tasks step and iwelbo")
+        steps = default_steps[model] if args.nca_steps is None or model == "baseline" else args.nca_steps
         batch = int(batch or (32 if model == "baseline" else 4))
         yield {"model": model, "task": task, "batch": batch, "samples": args.samples, "nca_steps": steps}
 
 
 def machine():
+    """Describes this machine."""
     cpu = pathlib.Path("/proc/cpuinfo").read_text()
     field = lambda name: next((line.split(":", 1)[1].strip() for line in cpu.splitlines() if line.startswith(name)), "?")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -185,12 +192,13 @@ def machine():
 
 
 def output(*command, cwd):
+    """Returns a command's output, or "?" if it fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else "?"
 
 
 def run(root, args):
-    todo = list(cases(args))
+    all_cases = list(cases(args))
     program = build(root)
     python = None
     if args.peers:
@@ -203,8 +211,8 @@ def run(root, args):
         "cases": [],
     }
     if result["machine"]["load"] > 0.5:
-        say(f"warning: the machine is not idle (load {result['machine']['load']:.1f}): times will be too long")
-    for case in todo:
+        say(f"warning: the machine is not idle (load {result['machine']['load']:.1f}): the times will be too long")
+    for case in all_cases:
         say(f"{case['model']} {case['task']}, batch {case['batch']}")
         result["cases"].append(run_case(root, args, program, python, case))
     return result

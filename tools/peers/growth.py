@@ -1,4 +1,4 @@
-"""Sweeps of one size at a time, their table and their picture."""
+"""Measures how time and memory grow with one size at a time, and writes a table and a picture."""
 
 import datetime
 import json
@@ -9,7 +9,7 @@ import sys
 
 import contest
 
-# Of each sweep: the option of bench_step, its first value (and when trying out), and what the sweep varies.
+# For each sweep: the option of bench_step, its first value, its first value with --small, and the label of the size.
 SWEEPS = {
     "batch": ("batch", 1, 1, "images a batch"),
     "T": ("--nca-steps", 8, 2, "NCA steps"),
@@ -17,24 +17,25 @@ SWEEPS = {
     "grid": ("--grid", 8, 4, "side of the grid"),
     "pool": ("--pool", 256, 32, "entries of the pool"),
 }
-USUAL = {"batch": "4", "--nca-steps": None, "--latent": None}
+DEFAULTS = {"batch": "4", "--nca-steps": None, "--latent": None}
 SMALL = {"batch": "2", "--nca-steps": "2", "--latent": "8"}
 
 
 def command(program, args, option, value):
-    options = dict(SMALL if args.small else USUAL)
+    """Returns the command of one configuration, and the size after adjustment for the model."""
+    options = dict(SMALL if args.small else DEFAULTS)
     if args.model == "doubling" and option == "--nca-steps":
         value = max(1, value // 4)
     if option == "--grid":
         options["--task"] = "cells"
     options[option] = str(value)
     batch = options.pop("batch")
-    extra = [part for name, text in options.items() if text for part in (name, text)]
-    return [program, args.model, batch, *extra], value
+    flags = [part for name, text in options.items() if text for part in (name, text)]
+    return [program, args.model, batch, *flags], value
 
 
 def point(program, args, option, value):
-    """Time, memory and counts of one configuration."""
+    """Measures the time, memory and operations of one configuration."""
     call, value = command(program, args, option, value)
     file = pathlib.Path("/tmp") / f"vnca-growth-{id(call)}.npz"
     try:
@@ -65,7 +66,7 @@ def run(program, args):
     }
     for name in args.sweeps:
         if name == "pool" and args.model == "doubling":
-            continue  # it has none
+            continue  # the doubling model has no pool
         option, first, small, label = SWEEPS[name]
         points = []
         for i in range(args.points):
@@ -77,7 +78,7 @@ def run(program, args):
 
 
 def exponent(points, field):
-    """How fast a quantity grows between the last two points: as the size to the power of this."""
+    """Returns the exponent with which a quantity grows as a power of the size, from the last two points."""
     a, b = points[-2:]
     if a[field] <= 0 or b[field] <= 0:
         return "–"
@@ -85,6 +86,7 @@ def exponent(points, field):
 
 
 def text(result):
+    """Formats the tables of all sweeps."""
     lines = [f"{result['date']}, {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['model']}: a gradient step"]
     for name, sweep in result["sweeps"].items():
         points = sweep["points"]
@@ -100,7 +102,7 @@ def text(result):
 
 
 def draw(root, result, file):
-    """The picture, by the peers' Python, which has matplotlib."""
+    """Draws the picture with the peers' Python, which has matplotlib."""
     python = subprocess.run([root / "tools/peers/setup", "--quiet"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     subprocess.run([python, __file__, str(file)], input=json.dumps(result), text=True, check=True)
 
@@ -123,7 +125,7 @@ def plot(result, file):
             values = [p[field] * scale for p in points]
             ax.plot(sizes, values, "o-", label="measured")
             if row == 0 and values[-1] > 0:
-                # The operations, drawn through the last point.
+                # The number of operations, scaled to meet the time at the last point.
                 ax.plot(sizes, [p["flops"] / points[-1]["flops"] * values[-1] for p in points], ":", label="as the operations")
             ax.set_xlim(left=0)
             ax.set_ylim(bottom=0)

@@ -1,10 +1,10 @@
-"""One contestant of tools/bench in another framework: it says when it is ready, and answers every line on stdin with JSON.
+"""A contestant of tools/bench in another framework. It reports when it is ready, and answers each command on stdin with JSON.
 
 usage: peer.py NAME MODEL TASK INPUTS [NCA_STEPS]
 
 NAME is `jax`, or `torch` followed by any of `-bf16` (autocast), `-compile` (torch.compile) and `-nhwc` (channels_last). MODEL
-is baseline, doubling or nondoubling, TASK step or iwelbo. INPUTS is a file that bench_step --export wrote: weights, images,
-which images each step takes, and the normal draws of each. `run N` makes N steps; the end of stdin ends the process.
+is baseline, doubling or nondoubling, TASK step or iwelbo. INPUTS is a file that bench_step --export wrote. It contains
+weights, images, the indices of each step's images, and each step's noise. `run N` runs N steps. The end of stdin ends the process.
 """
 
 import dataclasses
@@ -22,14 +22,15 @@ class Case:
     task: str
     nca_steps: int
     weights: dict
-    """By name; a convolution's (out, in, kh, kw), its bias (out, 1, 1), a linear layer's (out, in)."""
+    """Arrays by name. Convolutions have weights (out, in, kh, kw) and biases (out, 1, 1), linear layers weights (out, in)."""
     images: np.ndarray
-    """f32 (steps, batch, 1, 32, 32): each step's."""
+    """The images of each step, f32 (steps, batch, 1, 32, 32)."""
     eps: np.ndarray
-    """f32 (steps, batch, samples, Z)."""
+    """The noise of each step, f32 (steps, batch, samples, Z)."""
 
     @staticmethod
     def load(model, task, nca_steps, path):
+        """Reads the inputs."""
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         pixels = arrays["bench.pixels"][arrays["bench.order"]].astype(np.float32)
@@ -38,7 +39,7 @@ class Case:
         return Case(model, task, nca_steps, weights, images, arrays["bench.eps"])
 
     def layers(self, prefix):
-        """How many layers `prefix0`, `prefix1`, ... there are."""
+        """Returns the number of layers `prefix0`, `prefix1`, ..."""
         return sum(name.startswith(prefix) and name.endswith(".weight") for name in self.weights)
 
     @property
@@ -46,29 +47,29 @@ class Case:
         return self.eps.shape[-1]
 
 
-def most_memory():
-    """The most bytes that this process had in memory, since it was asked to forget them."""
+def peak_memory():
+    """Returns the peak resident memory of this process since the last reset, in bytes."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no VmHWM")
 
 
-def forget_most_memory():
+def reset_peak_memory():
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pass  # the memory of compiling stays in the figure
+        pass  # the peak then includes the memory of compiling
 
 
-def say(out, **values):
+def write_line(out, **values):
     print(json.dumps(values), file=out, flush=True)
 
 
 def main():
     name, model, task, path = sys.argv[1:5]
     nca_steps = int(sys.argv[5]) if len(sys.argv) > 5 else 0
-    # What libraries print must not come among the answers.
+    # Messages that libraries print must not mix with the answers.
     out, sys.stdout = sys.stdout, sys.stderr
     case = Case.load(model, task, nca_steps, path)
     if name == "jax":
@@ -83,18 +84,18 @@ def main():
     began = time.perf_counter()
     peer.compile()
     compile_seconds = time.perf_counter() - began
-    # A device's own memory, where the peer can tell.
-    memory = getattr(peer, "memory", most_memory)
-    compile_memory = most_memory()
-    forget_most_memory()
-    say(out, ready=True, compile_seconds=compile_seconds, compile_memory=compile_memory, versions=peer.versions())
+    # Some peers report the memory of their device instead.
+    memory = getattr(peer, "memory", peak_memory)
+    compile_memory = peak_memory()
+    reset_peak_memory()
+    write_line(out, ready=True, compile_seconds=compile_seconds, compile_memory=compile_memory, versions=peer.versions())
     for line in sys.stdin:
         command, count = line.split()
         assert command == "run", line
         began = time.perf_counter()
         values = peer.run(int(count))
         seconds = time.perf_counter() - began
-        say(out, seconds=seconds, values=values, memory=memory())
+        write_line(out, seconds=seconds, values=values, memory=memory())
 
 
 if __name__ == "__main__":

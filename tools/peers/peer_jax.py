@@ -1,5 +1,5 @@
-"""The three models, a training step and the IWELBO in plain JAX and Equinox: a module for one image, vmap over the batch,
-a scan with checkpoints over the automaton's steps, all compiled as one."""
+"""The three models, a training step and the IWELBO in plain JAX and Equinox. Modules compute one image, vmap adds the batch, and a
+scan with checkpointing runs the automaton's steps. Everything is compiled as one program."""
 
 import functools
 import math
@@ -13,20 +13,20 @@ import optax
 OPTIMISER = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-4))
 
 
-def filled(layer, case, name):
-    """The layer with the weights of that name."""
+def with_weights(layer, case, name):
+    """Returns the layer with the weights of that name."""
     weights = [jnp.asarray(case.weights[f"{name}.{part}"]) for part in ("weight", "bias")]
     return eqx.tree_at(lambda l: (l.weight, l.bias), layer, tuple(weights))
 
 
 def conv(case, name, *args, kind=eqx.nn.Conv2d, **kwargs):
     out, into, size, _ = case.weights[f"{name}.weight"].shape
-    return filled(kind(into, out, size, *args, **kwargs, key=jax.random.key(0)), case, name)
+    return with_weights(kind(into, out, size, *args, **kwargs, key=jax.random.key(0)), case, name)
 
 
 def linear(case, name):
     out, into = case.weights[f"{name}.weight"].shape
-    return filled(eqx.nn.Linear(into, out, key=jax.random.key(0)), case, name)
+    return with_weights(eqx.nn.Linear(into, out, key=jax.random.key(0)), case, name)
 
 
 class Encoder(eqx.Module):
@@ -71,7 +71,7 @@ class Residual(eqx.Module):
 
 
 class Automaton(eqx.Module):
-    """Both VNCAs: the update rule as a list of layers, and how often the grid doubles."""
+    """Both VNCAs. They differ in the layers of the update rule and in the number of doublings."""
 
     update: eqx.nn.Sequential
     doublings: int = eqx.field(static=True)
@@ -156,7 +156,7 @@ class Peer:
         self.rows = [(jnp.asarray(x), jnp.asarray(e)) for x, e in zip(case.images, case.eps)]
         self.state = [Vae(case)]
         self.function = evaluate
-        self.at = 0
+        self.step = 0
         if case.task == "step":
             self.state.append(OPTIMISER.init(eqx.filter(self.state[0], eqx.is_inexact_array)))
             self.function = train
@@ -170,9 +170,9 @@ class Peer:
             if len(self.state) == 1:
                 value = self.function(self.rows[0], *self.state)
             else:
-                value, *self.state = self.function(self.rows[self.at % len(self.rows)], *self.state)
+                value, *self.state = self.function(self.rows[self.step % len(self.rows)], *self.state)
             values.append(value)
-            self.at += 1
+            self.step += 1
         jax.block_until_ready(self.state)
         return [float(v) for v in values]
 
@@ -181,7 +181,7 @@ class Peer:
 
 
 class DevicePeer(Peer):
-    """On a device that has a memory of its own."""
+    """A peer on a device with its own memory, whose peak it reports."""
 
     def memory(self):
         return jax.devices()[0].memory_stats()["peak_bytes_in_use"]

@@ -1,5 +1,5 @@
-"""The three models, a training step and the IWELBO in PyTorch: eager or through torch.compile, f32 or under bf16 autocast, in
-either memory format."""
+"""The three models, a training step and the IWELBO in PyTorch. Options: eager or torch.compile, f32 or bf16 autocast, and either
+memory format."""
 
 import contextlib
 import math
@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def filled(layer, case, name):
-    """The layer with the weights of that name."""
+def with_weights(layer, case, name):
+    """Returns the layer with the weights of that name."""
     weight, bias = (torch.from_numpy(case.weights[f"{name}.{part}"]) for part in ("weight", "bias"))
     if isinstance(layer, nn.ConvTranspose2d):
-        # There the input's channels come first, and the kernel is turned round.
+        # PyTorch's transposed convolution has the input channels first, and a kernel flipped in both directions.
         weight = weight.flip(2, 3).transpose(0, 1)
     with torch.no_grad():
         layer.weight.copy_(weight)
@@ -24,12 +24,12 @@ def filled(layer, case, name):
 
 def conv(case, name, *args, kind=nn.Conv2d, **kwargs):
     out, into, size, _ = case.weights[f"{name}.weight"].shape
-    return filled(kind(into, out, size, *args, **kwargs), case, name)
+    return with_weights(kind(into, out, size, *args, **kwargs), case, name)
 
 
 def linear(case, name):
     out, into = case.weights[f"{name}.weight"].shape
-    return filled(nn.Linear(into, out), case, name)
+    return with_weights(nn.Linear(into, out), case, name)
 
 
 def encoder(case):
@@ -124,7 +124,7 @@ class Peer:
     def __init__(self, case, options):
         unknown = options - {"bf16", "compile", "nhwc"}
         if unknown:
-            raise SystemExit(f"torch has no {unknown}: there are bf16, compile and nhwc")
+            raise SystemExit(f"unknown options of torch {unknown}: there are bf16, compile and nhwc")
         memory_format = torch.channels_last if "nhwc" in options else torch.contiguous_format
         self.options = options
         self.model = Vae(case, memory_format).to(memory_format=memory_format)
@@ -135,29 +135,29 @@ class Peer:
         self.training = case.task == "step"
         self.objective = negative_elbo if self.training else negative_iwelbo
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
-        self.at = 0
+        self.step = 0
 
     def compile(self):
-        """Compiles the model, or the automaton's one step: all of them in a row would take the compiler minutes."""
+        """Compiles the model. Of an automaton it compiles one step, because compiling the unrolled steps would take minutes."""
         if "compile" not in self.options:
             return
         if isinstance(self.model.decoder, Automaton):
-            # One compilation a grid.
+            # Each grid size is compiled separately.
             torch._dynamo.config.recompile_limit = 32
             self.model.encoder.compile(dynamic=False)
             self.model.decoder.step.compile(dynamic=False)
         else:
             self.objective = torch.compile(self.objective, dynamic=False)
-        # The compiler works at the first call; this one moves no weight.
+        # torch.compile compiles at the first call. This call does not update the weights.
         self.value(self.rows[0])
         self.optimiser.zero_grad()
 
     def value(self, row):
-        half = torch.autocast("cpu", torch.bfloat16) if "bf16" in self.options else contextlib.nullcontext()
+        precision = torch.autocast("cpu", torch.bfloat16) if "bf16" in self.options else contextlib.nullcontext()
         if not self.training:
-            with torch.no_grad(), half:
+            with torch.no_grad(), precision:
                 return self.objective(self.model, *row)
-        with half:
+        with precision:
             loss = self.objective(self.model, *row)
         loss.backward()
         return loss.detach()
@@ -169,10 +169,10 @@ class Peer:
                 values.append(self.value(self.rows[0]))
                 continue
             self.optimiser.zero_grad()
-            values.append(self.value(self.rows[self.at % len(self.rows)]))
+            values.append(self.value(self.rows[self.step % len(self.rows)]))
             nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
             self.optimiser.step()
-            self.at += 1
+            self.step += 1
         return [float(v) for v in values]
 
     def versions(self):

@@ -1,9 +1,9 @@
 """Makes PyTorch load without NVIDIA's libraries.
 
-PyTorch's wheel on the Python package index is built for GPUs. Its libraries name NVIDIA's (libcudart, libcublas, ...) and
-the loader wants every one of them, although a computation on the CPU calls none. Where they are not installed, this
-compiles one library that has every function that is missing, each of which answers "no device", and links the missing names
-to it. The part of PyTorch that computes on the CPU is left as it is.
+PyTorch's wheel on the Python package index is built for GPUs. Its libraries depend on NVIDIA's (libcudart, libcublas, ...), and the
+loader needs all of them although a computation on the CPU calls none. If they are not installed, this script compiles one library
+with all missing functions, each of which returns "no device", and creates symbolic links to it under the names of the missing
+libraries. It does not change PyTorch's CPU code.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-NO_DEVICE = 100  # cudaErrorNoDevice, which PyTorch takes as: there is no GPU
+NO_DEVICE = 100  # cudaErrorNoDevice: PyTorch concludes that there is no GPU
 
 
 NVIDIA = re.compile(r"(lib)?_{0,2}(cu|nccl|nvshmem|nvrtc|nvtx|nvJitLink)")
@@ -24,17 +24,18 @@ def lines(*command):
 
 
 def symbols(library, kind):
-    """The dynamic symbols of one kind, `--undefined-only` or `--defined-only`: name to version, which may be none."""
+    """Returns the dynamic symbols of one kind, `--undefined-only` or `--defined-only`: name to version, which may be empty."""
     found = [line.split()[-1].replace("@@", "@").partition("@") for line in lines("nm", "-D", kind, library)]
     return {name: version for name, _, version in found}
 
 
 def needed(library):
+    """Returns the names of the libraries that a library depends on."""
     return {m[1] for line in lines("readelf", "-d", library) if (m := re.search(r"NEEDED.*\[(.+)\]", line))}
 
 
 def missing(libraries):
-    """What NVIDIA's libraries would bring: functions with their versions, and names of libraries."""
+    """Returns what NVIDIA's libraries would provide: functions with their versions, and the libraries' names."""
     undefined, defined, names = {}, set(), set()
     for library in libraries:
         undefined |= symbols(library, "--undefined-only")
@@ -45,7 +46,7 @@ def missing(libraries):
 
 
 def compile_into(library, functions):
-    """A library of functions that answer "no device", each in the version that it is asked for in."""
+    """Compiles a library of functions that return "no device", each with its symbol version."""
     text, versions = [], {}
     for name, version in sorted(functions.items()):
         if re.search("String|ErrorName", name):
@@ -53,13 +54,13 @@ def compile_into(library, functions):
         else:
             text.append(f"int {name}(void) {{ return {NO_DEVICE}; }}")
         versions.setdefault(version, []).append(name)
-    # Functions without a version need no entry: they are exported as they are.
+    # Functions without a version are exported without an entry in the version script.
     script = [f"{version} {{ global: {'; '.join(names)}; }};" for version, names in versions.items() if version]
     with tempfile.TemporaryDirectory() as scratch:
         source, map_file = pathlib.Path(scratch, "stand_ins.c"), pathlib.Path(scratch, "versions")
         source.write_text("\n".join(text))
         map_file.write_text("\n".join(script))
-        # Some of the names are known to the compiler with other arguments.
+        # -fno-builtin: the compiler knows some of the names as builtins with other arguments.
         subprocess.run(["cc", "-shared", "-fPIC", "-w", "-fno-builtin", source, "-o", library,
                         f"-Wl,--version-script={map_file}"], check=True)
 
@@ -68,13 +69,13 @@ def main():
     spec = importlib.util.find_spec("torch")
     folder = pathlib.Path(spec.submodule_search_locations[0]) / "lib"
     if not (folder / "libtorch_cuda.so").exists() or (folder.parent.parent / "nvidia").exists():
-        return  # a build for CPUs, or NVIDIA's libraries are there
+        return  # a build for CPUs, or NVIDIA's libraries are installed
     functions, names = missing(sorted(folder.glob("*.so*")))
     library = folder / "libno_nvidia.so"
     compile_into(library, functions)
     for name in names:
         (folder / name).symlink_to(library.name)
-    print(f"{len(functions)} functions of NVIDIA's {len(names)} libraries stand in")
+    print(f"replaced {len(functions)} functions of {len(names)} NVIDIA libraries")
 
 
 if __name__ == "__main__":

@@ -1,44 +1,47 @@
-"""The raw numbers of a run as a table, and whether all computed the same."""
+"""Formats the raw numbers of a run as a table, and checks that all contestants computed the same losses."""
 
 import statistics
 
-# Relative differences of the first loss, and of those after updates of the weights, that rounding explains.
-# A GPU's usual products are of TF32 numbers.
+# Tolerated relative differences due to rounding: of the first loss, and of the losses after updates of the weights.
+# GPUs compute f32 matmuls in TF32 by default.
 TOLERANCE = {"f32": (1e-4, 1e-3), "tf32": (2e-3, 1e-2), "bf16": (2e-2, 5e-2)}
 
 
 def reference(case):
-    """Our record, against which the others are held: the first one."""
+    """Returns the record that the others are compared with: ours, which is the first."""
     return next(iter(case["contestants"].values()))
 
 
 def seconds_a_step(record):
+    """Returns the time per step of each round."""
     return {turn["round"]: turn["seconds"] / turn["steps"] for turn in record["turns"]}
 
 
 def difference(case, record):
-    """The largest relative difference from our losses: of the first, and of all."""
+    """Returns the relative difference of the first loss from ours, and the largest of all losses."""
     pairs = list(zip(record["values"], reference(case)["values"]))
-    apart = [abs(got - ours) / abs(ours) if got == got else float("inf") for got, ours in pairs]
-    return apart[0], max(apart)
+    differences = [abs(got - ours) / abs(ours) if got == got else float("inf") for got, ours in pairs]
+    return differences[0], max(differences)
 
 
 def agrees(case, name, record):
-    usual = "f32" if case.get("device", "cpu") == "cpu" else "tf32"
-    first, all_of_them = TOLERANCE["bf16" if "bf16" in name else usual]
-    got_first, got_all = difference(case, record)
-    return got_first <= first and got_all <= all_of_them
+    """Reports whether a contestant's losses agree with ours."""
+    default = "f32" if case.get("device", "cpu") == "cpu" else "tf32"
+    first_tolerance, tolerance = TOLERANCE["bf16" if "bf16" in name else default]
+    first, largest = difference(case, record)
+    return first <= first_tolerance and largest <= tolerance
 
 
 def failed(result):
-    """Whether a contestant ended or computed something else."""
+    """Reports whether a contestant failed or computed other losses."""
     return any("failed" in record or not agrees(case, name, record)
                for case in result["cases"] for name, record in case["contestants"].items())
 
 
-def spread(values, form):
-    low, high = form.format(min(values)), form.format(max(values))
-    return f"{form.format(statistics.median(values))} ({low}–{high})"
+def spread(values, template):
+    """Formats the median with the lowest and the highest value."""
+    low, high = template.format(min(values)), template.format(max(values))
+    return f"{template.format(statistics.median(values))} ({low}–{high})"
 
 
 def row(case, name, record):
@@ -72,6 +75,7 @@ def aligned(rows):
 
 
 def text(result):
+    """Formats the tables of all cases."""
     machine = result["machine"]
     versions = {}
     for case in result["cases"]:
@@ -83,12 +87,12 @@ def text(result):
         f"Linux {machine['kernel']}, load {machine['load']:.1f} at the start",
         ", ".join(f"{name} {version}" for name, version in versions.items()) + f", {result['rustc']}",
     ]
-    lines.append("ratio: time over ours in the same round, median (lowest–highest); of peak: of f32 matrix products; MiB: the most "
+    lines.append("ratio: time over ours in the same round, median (lowest–highest); of peak: share of the peak in f32 matmuls; MiB: the most "
                  "memory in use after compiling, of the whole process")
     for case in result["cases"]:
         flops, least = reference(case)["flops"], reference(case)["least_flops"]
         lines += ["", f"### {title(case)}", ""]
-        lines.append(f"At least {least * 1e-9:.1f} GFLOP; ours makes {flops * 1e-9:.1f}. f32 matrix products reach "
+        lines.append(f"At least {least * 1e-9:.1f} GFLOP; ours executes {flops * 1e-9:.1f}. f32 matmuls reach "
                      f"{spread(case['peak_gflops'], '{:.0f}')} GFLOP/s here.")
         lines.append("")
         head = ["", "ms a step" if case["task"] == "step" else "ms", "ratio", "of peak", "MiB", "compile s", "loss off by"]

@@ -1,4 +1,4 @@
-//! `vnca compile`: what a program takes on a TPU that is not there.
+//! `vnca compile`: compiles programs for TPUs without having one, and estimates their memory and time.
 
 use std::collections::BTreeMap;
 
@@ -29,31 +29,31 @@ pub struct Args {
     json: bool,
 }
 
-/// A generation of TPUs. Clock: the published peak over the products that its matrix units make a cycle.
+/// A generation of TPUs. The clock is the published peak divided by the operations per cycle of the matrix units.
 struct Generation {
     name: &'static str,
-    /// The topology that `--topology all` takes: eight cores or, where a chip is one core, eight chips; v4's joins the
-    /// cores of a chip to one.
+    /// The topology for `--topology all`. It has eight cores, or eight chips where a chip has one core. v4 uses the two cores of a
+    /// chip as one.
     topology: &'static str,
     mhz: f64,
-    gib_a_core: f64,
-    /// Products of bf16 numbers a second, a multiplication and an addition counted as two, in 10^12.
-    tflops_a_core: f64,
+    gib_per_core: f64,
+    /// Peak bf16 operations per second, in 10^12. A multiplication and an addition count as two.
+    tflops_per_core: f64,
 }
 
 const GENERATIONS: [Generation; 5] = [
-    Generation { name: "v2", topology: "v2:2x2", mhz: 700.0, gib_a_core: 8.0, tflops_a_core: 22.5 },
-    Generation { name: "v3", topology: "v3:2x2", mhz: 940.0, gib_a_core: 16.0, tflops_a_core: 61.5 },
-    Generation { name: "v4", topology: "v4:2x2x1", mhz: 1050.0, gib_a_core: 32.0, tflops_a_core: 275.0 },
-    Generation { name: "v5e", topology: "v5e:2x4", mhz: 1500.0, gib_a_core: 16.0, tflops_a_core: 197.0 },
-    Generation { name: "v6e", topology: "v6e:2x4", mhz: 1750.0, gib_a_core: 32.0, tflops_a_core: 918.0 },
+    Generation { name: "v2", topology: "v2:2x2", mhz: 700.0, gib_per_core: 8.0, tflops_per_core: 22.5 },
+    Generation { name: "v3", topology: "v3:2x2", mhz: 940.0, gib_per_core: 16.0, tflops_per_core: 61.5 },
+    Generation { name: "v4", topology: "v4:2x2x1", mhz: 1050.0, gib_per_core: 32.0, tflops_per_core: 275.0 },
+    Generation { name: "v5e", topology: "v5e:2x4", mhz: 1500.0, gib_per_core: 16.0, tflops_per_core: 197.0 },
+    Generation { name: "v6e", topology: "v6e:2x4", mhz: 1750.0, gib_per_core: 32.0, tflops_per_core: 918.0 },
 ];
 
 fn generation(topology: &str) -> Option<&'static Generation> {
     GENERATIONS.iter().find(|g| topology.split(':').next() == Some(g.name))
 }
 
-/// The most steps that a pool step draws, as the flops count them too. The mean is 47.5.
+/// The largest number of automaton steps that a training step with a pool draws, which `flops` also assumes. The mean is 47.5.
 const INNER_TRIPS: f64 = 63.0;
 
 #[derive(Serialize)]
@@ -62,11 +62,11 @@ struct Row {
     topology: String,
     replicas: usize,
     memory: Memory,
-    /// A gradient step's, or an evaluation call's, on one replica.
+    /// Operations of a gradient step or an evaluation call, on one replica.
     flops: f64,
     bytes: f64,
     estimated_ms: Option<f64>,
-    /// Part of the core's peak that `flops` in `estimated_ms` would be.
+    /// Share of the core's peak: `flops` in `estimated_ms` over the peak.
     of_peak: Option<f64>,
     collectives: BTreeMap<String, Collective>,
     compile_seconds: f64,
@@ -77,7 +77,7 @@ struct Memory {
     #[serde(flatten)]
     usage: Usage,
     total: i64,
-    /// A core's memory, where it is known.
+    /// A core's memory in bytes, if the generation is known.
     limit: Option<i64>,
 }
 
@@ -120,17 +120,18 @@ pub fn run(args: &Args) -> Outcome {
     Ok(failed.then_some(Exit::Failure))
 }
 
-fn topologies(asked: &[String]) -> Vec<String> {
-    match asked.iter().any(|t| t == "all") {
+/// Replaces `all` by the topologies of all generations.
+fn topologies(requested: &[String]) -> Vec<String> {
+    match requested.iter().any(|t| t == "all") {
         true => GENERATIONS.iter().map(|g| g.topology.to_string()).collect(),
-        false => asked.to_vec(),
+        false => requested.to_vec(),
     }
 }
 
 fn row(made: &Made, topology: &str, usage: Usage, estimate: Estimate, compile_seconds: f64) -> Row {
-    let known = generation(topology);
+    let generation = generation(topology);
     let flops = made.flops();
-    let estimated_ms = known.filter(|_| estimate.cycles > 0.0).map(|g| estimate.cycles / g.mhz / 1e3);
+    let estimated_ms = generation.filter(|_| estimate.cycles > 0.0).map(|g| estimate.cycles / g.mhz / 1e3);
     Row {
         name: made.function.name.clone(),
         topology: topology.to_string(),
@@ -138,12 +139,12 @@ fn row(made: &Made, topology: &str, usage: Usage, estimate: Estimate, compile_se
         memory: Memory {
             usage,
             total: usage.total(),
-            limit: known.map(|g| (g.gib_a_core * f64::from(1 << 30)) as i64),
+            limit: generation.map(|g| (g.gib_per_core * f64::from(1 << 30)) as i64),
         },
         flops,
         bytes: estimate.bytes,
         estimated_ms,
-        of_peak: estimated_ms.zip(known).map(|(ms, g)| flops / (ms * 1e-3 * g.tflops_a_core * 1e12)),
+        of_peak: estimated_ms.zip(generation).map(|(ms, g)| flops / (ms * 1e-3 * g.tflops_per_core * 1e12)),
         collectives: estimate.collectives,
         compile_seconds,
     }
@@ -194,8 +195,8 @@ fn table(rows: &[Row]) -> String {
     let over = rows.iter().filter(|r| r.memory.limit.is_some_and(|limit| r.memory.total > limit));
     lines.extend(over.map(|r| format!("{} does not fit a core of {}", r.name, r.topology)));
     lines.push(
-        "A replica's memory; work of one gradient step or one evaluation call. est. ms: the compiler's own cycle counts, \
-         loops by their trips."
+        "Memory of one replica; work of one gradient step or one evaluation call. est. ms: from the compiler's own cycle \
+         counts, each loop multiplied by its trips."
             .into(),
     );
     lines.join("\n")

@@ -41,14 +41,14 @@ pub fn run(args: &Args) -> Outcome {
     Ok((!failed.is_empty()).then_some(Exit::Failure))
 }
 
-/// A line for each family, and for each case that failed.
+/// Formats a line for each family and for each failed case.
 fn table(checks: &[Check]) -> String {
     let mut lines: Vec<String> = Vec::new();
-    for of_family in checks.chunk_by(|a, b| a.family == b.family) {
-        let passed = of_family.iter().filter(|check| check.error.is_none()).count();
-        let verdict = if passed == of_family.len() { "ok" } else { "BAD" };
-        lines.push(format!("{verdict:4} {:16} {passed} of {}", of_family[0].family, of_family.len()));
-        for check in of_family {
+    for family in checks.chunk_by(|a, b| a.family == b.family) {
+        let passed = family.iter().filter(|check| check.error.is_none()).count();
+        let verdict = if passed == family.len() { "ok" } else { "BAD" };
+        lines.push(format!("{verdict:4} {:16} {passed} of {}", family[0].family, family.len()));
+        for check in family {
             lines.extend(check.error.as_ref().map(|error| format!("     {}: {error}", check.name)));
         }
     }

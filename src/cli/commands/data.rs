@@ -37,7 +37,7 @@ enum Action {
     },
 }
 
-/// How long a silent server is waited for.
+/// How long a download waits for a server that sends nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn run(args: &Args) -> Outcome {
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Outcome {
             let options = Options { url: url.as_deref(), progress, patience: PATIENCE };
             for file in download::fetch(name, &folder, &options).tag(Error::Data)? {
                 let from =
-                    file.url.map_or_else(|| "was there already".to_string(), |url| format!("from {url}"));
+                    file.url.map_or_else(|| "already present".to_string(), |url| format!("from {url}"));
                 to_stderr(&format!("{}: {from}", file.path.display()));
             }
             print(&folder.display().to_string())?;

@@ -29,10 +29,10 @@ pub struct Args {
 struct Check {
     name: &'static str,
     ok: bool,
-    /// Whether the device that was asked for needs it.
+    /// Whether the requested device needs it.
     needed: bool,
     found: String,
-    /// What mends it.
+    /// How to fix it.
     #[serde(skip_serializing_if = "Option::is_none")]
     mend: Option<&'static str>,
 }
@@ -46,16 +46,16 @@ impl Check {
     }
 }
 
-/// Memory that the report's baseline takes in training, with room for the rest of the machine.
-const WANTED_GIB: f64 = 2.0;
+/// Memory for training the report's baseline, with room for other programs.
+const NEEDED_GIB: f64 = 2.0;
 
 pub fn run(args: &Args) -> Outcome {
     let device = args.device.get()?;
     let mut checks = tpu_checks(&device);
     checks.extend(cuda_checks(&device));
-    // In this order: a device that opens holds its lock.
+    // Open the device after these checks, because opening takes the lock that they inspect.
     let mesh = Mesh::builder(&device).devices(2).open(1);
-    checks.extend(own_checks(&device, &mesh));
+    checks.extend(general_checks(&device, &mesh));
     let ok = checks.iter().all(|c| c.ok || !c.needed);
     if args.json {
         print(&serde_json::json!({"ok": ok, "device": args.device.device, "checks": checks}).to_string())?;
@@ -75,8 +75,8 @@ pub fn run(args: &Args) -> Outcome {
     Ok(if ok { None } else { Some(mesh.err().map_or(Exit::Device, |error| exit_of(&error))) })
 }
 
-/// What every run takes, and the device that was asked for.
-fn own_checks(device: &Device, mesh: &Result<Mesh>) -> Vec<Check> {
+/// Checks what every run needs, and the requested device.
+fn general_checks(device: &Device, mesh: &Result<Mesh>) -> Vec<Check> {
     const SETUP: &str = "tools/setup, then cargo build --release";
     let on_cpu = *device == Device::Cpu;
     let mend = match (mesh, device) {
@@ -84,7 +84,7 @@ fn own_checks(device: &Device, mesh: &Result<Mesh>) -> Vec<Check> {
         (_, Device::Cpu) => SETUP,
         (_, Device::Plugin { .. }) => "what the message says, and the checks above; docs/devices.md has more",
     };
-    // The same error for each check: errors cannot be copied.
+    // Each check needs its own copy of the error, and errors cannot be cloned.
     let mesh = || mesh.as_ref().map_err(|error| anyhow!("{error:#}"));
     vec![
         Check::new("library", on_cpu, library(), SETUP),
@@ -92,16 +92,16 @@ fn own_checks(device: &Device, mesh: &Result<Mesh>) -> Vec<Check> {
         Check::new(
             "computing",
             cfg!(feature = "xla"),
-            mesh().and_then(computing),
-            "vnca conformance tells more (without the XLA library, with --programs)",
+            mesh().and_then(compute),
+            "vnca conformance reports more (without the XLA library, with --programs)",
         ),
-        Check::new("products", false, Ok(products(mesh())), ""),
-        Check::new("memory", true, memory(), "close other programs, or take a smaller --batch-size"),
-        Check::new("disk", true, disk(), "run in a folder of yours, or name one with --out"),
+        Check::new("products", false, Ok(matmuls(mesh())), ""),
+        Check::new("memory", true, memory(), "close other programs, or use a smaller --batch-size"),
+        Check::new("disk", true, disk(), "run in a folder that you can write to, or name one with --out"),
     ]
 }
 
-/// The shared objects of XLA that this process has mapped.
+/// Returns the file of the XLA library that this process has loaded.
 fn library() -> Result<String> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     let path = maps
@@ -111,8 +111,8 @@ fn library() -> Result<String> {
     path.map(str::to_string).context("no XLA library is loaded in this process")
 }
 
-/// Two replicas compute and add up, or one where there is one device: the compiler and the collectives work.
-fn computing(mesh: &Mesh) -> Result<String> {
+/// Compiles and runs a program with a collective on two replicas, or on one if there is only one device.
+fn compute(mesh: &Mesh) -> Result<String> {
     let g = Graph::new("doctor");
     let x = g.input("x", &Shape::f32(&[2]));
     let function = g.finish(&[("y".into(), (x * 2.0).all_reduce())], &[])?;
@@ -124,15 +124,15 @@ fn computing(mesh: &Mesh) -> Result<String> {
     let y = executable.call(vec![(&x).into()])?[0].get(replicas - 1)?.to_vec::<f32>();
     let expected = if replicas == 2 { [22.0, 44.0] } else { [2.0, 4.0] };
     ensure!(y == expected, "{replicas} replicas gave {y:?}, not {expected:?}");
-    Ok(format!("a program over {replicas} replica(s) compiles and gives what it should"))
+    Ok(format!("a program over {replicas} replica(s) compiles and computes the right result"))
 }
 
-/// Who makes products and weight gradients. It is no fault where oneDNN does not: then f32 is slower, and `--precision bf16`
-/// computes in f32.
-fn products(mesh: Result<&Mesh>) -> String {
+/// Reports which library computes matmuls, convolutions and weight gradients. A missing oneDNN is not an error: f32 is slower then,
+/// and `--precision bf16` computes in f32.
+fn matmuls(mesh: Result<&Mesh>) -> String {
     let mesh = match mesh {
         Ok(mesh) => mesh,
-        Err(why) => return format!("{why:#}"),
+        Err(error) => return format!("{error:#}"),
     };
     if *mesh.device() != Device::Cpu {
         return "by the device's compiler".into();
@@ -152,11 +152,11 @@ fn memory() -> Result<String> {
         .and_then(|l| l.split_whitespace().next()?.parse().ok())
         .context("/proc/meminfo has no MemAvailable")?;
     let gib = kib / (1024.0 * 1024.0);
-    ensure!(gib >= WANTED_GIB, "{gib:.1} GiB free, training the baseline takes {WANTED_GIB}");
+    ensure!(gib >= NEEDED_GIB, "{gib:.1} GiB free, training the baseline needs {NEEDED_GIB}");
     Ok(format!("{gib:.1} GiB free"))
 }
 
-/// A file can be written and flushed here, as a run does.
+/// Writes and flushes a file in the current folder, as a run does.
 fn disk() -> Result<String> {
     let mut file = tempfile::tempfile_in(".")?;
     file.write_all(b"ok")?;
@@ -164,37 +164,37 @@ fn disk() -> Result<String> {
     Ok(format!("{} can be written to", std::env::current_dir()?.display()))
 }
 
-fn is(device: &Device, plugin: &Plugin) -> bool {
-    matches!(device, Device::Plugin { plugin: own, .. } if own == plugin)
+fn uses(device: &Device, plugin: &Plugin) -> bool {
+    matches!(device, Device::Plugin { plugin: used, .. } if used == plugin)
 }
 
-/// A plugin's file with the version of its package and of the C API, without opening it.
-fn plugin(plugin: &Plugin, packages: &[&str]) -> Result<String> {
+/// Describes a plugin without opening a device: its file, and the versions of its package and of the C API.
+fn describe_plugin(plugin: &Plugin, packages: &[&str]) -> Result<String> {
     let file = plugin.find()?;
     let package = packages.iter().find_map(|name| pjrt::package(&file, name));
     Ok(format!("{}{}", package.map(|p| p + ", ").unwrap_or_default(), pjrt::inspect(plugin)?))
 }
 
-fn listed(files: &[PathBuf], missing: &str) -> Result<String> {
+fn list_files(files: &[PathBuf], missing: &str) -> Result<String> {
     ensure!(!files.is_empty(), "{missing}");
     let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
     Ok(format!("{} device file(s): {}", files.len(), names.join(" ")))
 }
 
 fn tpu_checks(device: &Device) -> Vec<Check> {
-    let needed = is(device, &Plugin::Tpu);
-    let no_files = "this machine shows no TPU: there is neither /dev/accel0 nor /dev/vfio/0";
+    let needed = uses(device, &Plugin::Tpu);
+    let no_files = "this machine has no TPU: there is neither /dev/accel0 nor /dev/vfio/0";
     vec![
         Check::new(
             "tpu library",
             needed,
-            plugin(&Plugin::Tpu, &["libtpu"]),
+            describe_plugin(&Plugin::Tpu, &["libtpu"]),
             "pip install -U libtpu, or tools/setup --tpu",
         ),
         Check::new(
             "tpu files",
             needed,
-            listed(&pjrt::tpu_files(), no_files),
+            list_files(&pjrt::tpu_files(), no_files),
             "run on a TPU VM; in a container, pass the devices on: docker run --privileged",
         ),
         Check::new(
@@ -209,8 +209,8 @@ fn tpu_checks(device: &Device) -> Vec<Check> {
 fn tpu_lock(path: &Path) -> Result<String> {
     match pjrt::Lock::read(path) {
         Lock::Absent => Ok(format!("free: there is no {}", path.display())),
-        // Whoever opened the TPU last leaves the file, which another user cannot open then.
-        Lock::Left => match std::fs::OpenOptions::new().write(true).open(path) {
+        // The last process to use the TPU leaves the file behind, and another user may not be able to open it.
+        Lock::Stale => match std::fs::OpenOptions::new().write(true).open(path) {
             Ok(_) => Ok(format!("free: no process holds {}", path.display())),
             Err(error) => bail!("{} was left by another user's process ({error})", path.display()),
         },
@@ -222,26 +222,26 @@ fn tpu_lock(path: &Path) -> Result<String> {
 }
 
 fn cuda_checks(device: &Device) -> Vec<Check> {
-    let needed = is(device, &Plugin::Cuda);
+    let needed = uses(device, &Plugin::Cuda);
     let driver = pjrt::nvidia_driver().map(|version| format!("version {version}"));
     vec![
         Check::new(
             "cuda plugin",
             needed,
-            plugin(&Plugin::Cuda, &["jax_cuda13_pjrt", "jax_cuda12_pjrt"]),
+            describe_plugin(&Plugin::Cuda, &["jax_cuda13_pjrt", "jax_cuda12_pjrt"]),
             "pip install \"jax[cuda13]\"",
         ),
         Check::new(
             "cuda files",
             needed,
-            listed(&pjrt::gpu_files(), "this machine shows no NVIDIA GPU: there is no /dev/nvidia0"),
+            list_files(&pjrt::gpu_files(), "this machine has no NVIDIA GPU: there is no /dev/nvidia0"),
             "run on a machine with one; in a container: docker run --gpus all",
         ),
         Check::new(
             "cuda driver",
             needed,
             driver.context("there is no /proc/driver/nvidia/version"),
-            "install NVIDIA's driver, as new as the plugin's CUDA needs: nvidia-smi shows which it offers",
+            "install an NVIDIA driver that is new enough for the plugin's CUDA version: nvidia-smi shows the one it supports",
         ),
     ]
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::run_data::Wanted;
+use super::run_data::ImageSource;
 use super::{On, Outcome, Source, Weights, bar, print};
 use crate::cli::models::{Kind, Model};
 use crate::data::{self, Part as DataPart, Split};
@@ -13,7 +13,7 @@ use crate::engine::random::Key;
 use crate::error::{Error, Tag};
 use crate::study::eval::Evaluator;
 use crate::study::eval::part::{Part, Shard, Task, merge};
-use crate::study::eval::summary::{About, Summary};
+use crate::study::eval::summary::{ModelInfo, Summary};
 use crate::study::session::Session;
 
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// Join the files of all shards: the figures of the whole, bit for bit
+    /// Merge the files of all shards into the results of the whole evaluation, bit for bit
     Merge {
         /// The files that --shard I/N --out FILE wrote, in any order
         #[arg(required = true, value_name = "FILE")]
@@ -48,25 +48,25 @@ pub struct Options {
     /// Which part of the data
     #[arg(long, default_value = "test", value_parser = ["train", "test"])]
     pub split: String,
-    /// Latent samples an image
+    /// Latent samples per image
     #[arg(long, default_value_t = 128, value_name = "K")]
     pub samples: usize,
-    /// Images a device call, over all replicas; changes no result
+    /// Images per device call, over all replicas; changes no result
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub batch_size: usize,
     /// Devices that share the images; changes no result
     #[arg(long, default_value_t = 1, value_name = "R")]
     pub replicas: usize,
-    /// Seed of the latents: image i has the i-th key of its split
+    /// Seed of the latents: image i uses the i-th split of its key
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub seed: u64,
-    /// Evaluate with N seeds, --seed and those after it, and give the standard error over them
+    /// Evaluate with N seeds, --seed and those after it, and report the standard error over them
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub repeat: u64,
-    /// The first N images only
+    /// Evaluate only the first N images
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Evaluate as many training images too, evenly spaced, and give the gap
+    /// Also evaluate the same number of training images, evenly spaced, and report the gap
     #[arg(long, conflicts_with_all = ["shard", "out"])]
     pub gap: bool,
     /// Evaluate the I-th of N shards of the images, counted from 0; `vnca eval merge` joins them
@@ -85,7 +85,7 @@ pub struct Options {
 pub fn run(args: &Args) -> Outcome {
     let (summary, json) = match &args.action {
         Some(Action::Merge { files, json }) => (summary(&merge(files)?).tag(Error::Data)?, *json),
-        None => match evaluated(&args.options)? {
+        None => match evaluate(&args.options)? {
             Some(summary) => (summary, args.options.json),
             None => return Ok(None),
         },
@@ -94,69 +94,70 @@ pub fn run(args: &Args) -> Outcome {
     Ok(None)
 }
 
-/// Evaluates. Of a shard there are no figures yet: its file is named on stdout.
+/// Evaluates a model. A shard has no summary yet: this prints the name of its file and returns `None`.
 ///
 /// # Errors
-/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
-pub fn evaluated(args: &Options) -> Result<Option<Summary>> {
+/// When the options, the weights, the images or the device are invalid, or a file cannot be written.
+pub fn evaluate(args: &Options) -> Result<Option<Summary>> {
     let weights = args.source.load()?;
-    let wanted = Wanted::new(args.data.as_deref(), weights.data.as_ref());
+    let source = ImageSource::new(args.data.as_deref(), weights.data.as_ref());
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
-    let (split, train) = images(args, wanted, part)?;
+    let (split, train) = images(args, source, part)?;
     let session = args.device.session(args.replicas, &weights)?;
     let began = Instant::now();
     let evaluator =
         Evaluator::new(&session.mesh, &session.model, args.batch_size, args.samples).tag(Error::Usage)?;
     let shard = args.shard.unwrap_or(Shard::WHOLE);
-    let measured = measure(args, &evaluator, &session, task(args, &weights, &split)?, shard, &split, began)?;
+    let part = measure(args, &evaluator, &session, task(args, &weights, &split)?, shard, &split, began)?;
     if let Some(out) = &args.out {
-        measured.save(out)?;
+        part.save(out)?;
     }
     if args.shard.is_some() {
-        print(&shard_line(args, &measured))?;
+        print(&shard_line(args, &part))?;
         return Ok(None);
     }
-    let found = summary(&measured).tag(Error::Usage)?;
-    let Some(train) = train else { return Ok(Some(found)) };
+    let test_summary = summary(&part).tag(Error::Usage)?;
+    let Some(train) = train else { return Ok(Some(test_summary)) };
     let task = task(args, &weights, &train)?;
     let train = measure(args, &evaluator, &session, task, shard, &train, Instant::now())?;
-    Ok(Some(found.compared_to(&summary(&train)?)))
+    Ok(Some(test_summary.compared_to(&summary(&train)?)))
 }
 
-/// The figures of a whole evaluation of a model of the table.
+/// Summarises the evaluation of one of the command line's models.
 fn summary(part: &Part) -> Result<Summary> {
     let model: Model =
-        serde_json::from_value(part.task.model.clone()).context("its model is not understood")?;
+        serde_json::from_value(part.task.model.clone()).context("cannot read the evaluation's model")?;
     let automaton = model.kind != Kind::Baseline;
-    let about = About {
+    let info = ModelInfo {
         model: model.kind.to_string(),
         precision: model.precision,
         latent: model.latent,
         nca_steps: automaton.then_some(model.nca_steps),
         doublings: (model.kind == Kind::Doubling).then_some(model.doublings),
     };
-    Summary::from_part(part, about)
+    Summary::from_part(part, info)
 }
 
-/// The images to evaluate, and for the gap as many training images.
-fn images(args: &Options, wanted: Wanted<'_>, part: DataPart) -> Result<(Split, Option<Split>)> {
-    let split = wanted.split(part)?;
+/// Returns the images to evaluate, and for `--gap` the same number of training images.
+fn images(args: &Options, source: ImageSource<'_>, part: DataPart) -> Result<(Split, Option<Split>)> {
+    let split = source.split(part)?;
     let count = args.limit.unwrap_or(usize::MAX).min(split.len());
     let first = Split { pixels: split.pixels[..count * data::PIXELS].to_vec(), labels: None, ..split };
     if !args.gap {
         return Ok((first, None));
     }
-    let (spec, dataset) = (wanted.spec(), wanted.all()?);
+    let (spec, dataset) = (source.spec(), source.all()?);
     match (dataset.train, dataset.test, part) {
         (Some(train), Some(_), DataPart::Test) => Ok((first, Some(train.spread(count)))),
         (_, _, DataPart::Train) => {
             Err(anyhow!("--gap compares test images with training images: leave out --split train"))
                 .tag(Error::Usage)
         }
-        _ => Err(anyhow!("--gap needs training and test images: {spec} has one part only")).tag(Error::Usage),
+        _ => Err(anyhow!("--gap needs training and test images: {spec} has only one part")).tag(Error::Usage),
     }
 }
 
+/// Identifies an evaluation of these images.
 fn task(args: &Options, weights: &Weights, images: &Split) -> Result<Task> {
     let mut hasher = crc32fast::Hasher::new();
     weights.arrays.iter().for_each(|array| hasher.update(array.bytes()));
@@ -195,6 +196,7 @@ fn measure(
     Part::new(task, shard, scores, began.elapsed().as_secs_f64())
 }
 
+/// Formats the result of a shard: one line of text or JSON.
 fn shard_line(args: &Options, part: &Part) -> String {
     let (Shard { index, of }, images) = (part.shard, part.images());
     let out = args.out.clone().unwrap_or_default();

@@ -20,7 +20,7 @@ pub struct Args {
     /// Folder for the programs
     #[arg(long, default_value = "programs", value_name = "DIR")]
     out: PathBuf,
-    /// Forms to write them in
+    /// Forms of matmuls and convolutions to write them in
     #[arg(long, default_value = "native", value_enum)]
     target: Target,
     /// Write the modules as StableHLO text too, for people and other tools
@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Outcome {
     Ok(None)
 }
 
-/// The graphs to export, with the number of replicas that each is for.
+/// Returns the graphs to export, each with its number of replicas.
 fn functions(args: &Args) -> Result<Vec<(Function, usize)>> {
     if args.conformance {
         return conformance::functions();

@@ -1,4 +1,4 @@
-//! `vnca grow`: how pictures grow, stage by stage (the report's figure 3), as a grid and as an animation.
+//! `vnca grow`: the growth of pictures, stage by stage (the report's figure 3), as a grid and as an animation.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -13,18 +13,19 @@ use crate::study::figure::gifs::animation;
 use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Growth, Latent, PIXELS};
 
-/// Hundredths of a second: of a picture on the way, and of the first and last.
-pub const SHORT: u16 = 8;
-pub const LONG: u16 = 150;
+/// Duration of a frame in the animation, in hundredths of a second.
+const FRAME: u16 = 8;
+/// Duration of the first and of the last frame.
+const END_FRAME: u16 = 150;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     pub common: Common,
-    /// Samples of the prior that grow; their grids stand below each other
+    /// Number of samples of the prior; their grids are below each other
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub samples: usize,
-    /// Stages a row of the non-doubling model; the doubling model has a row for each doubling
+    /// Stages per row for the non-doubling model; the doubling model has a row for each doubling
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub columns: usize,
 }
@@ -33,10 +34,10 @@ pub fn run(args: &Args) -> Outcome {
     report(args)?.print(args.common.json)
 }
 
-/// Makes the files, and says what they are and show.
+/// Writes the files and returns their names with the numbers that describe them.
 ///
 /// # Errors
-/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+/// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
     check_count("--samples", args.samples).tag(Error::Usage)?;
@@ -52,9 +53,9 @@ pub fn report(args: &Args) -> Result<Report> {
     };
     let shown = gallery::probabilities(&growth.logits);
     let mut files = common.files("grow")?;
-    let (sheets, rows) = sheets(&shown, &growth, args.samples, columns);
-    files.write(".png", &Grid { side: SIDE, columns, group: rows }.picture(&sheets)?.png()?)?;
-    files.write(".gif", &film(&shown, args.samples)?)?;
+    let (images, rows) = in_whole_rows(&shown, &growth, args.samples, columns);
+    files.write(".png", &Grid { side: SIDE, columns, group: rows }.picture(&images)?.png()?)?;
+    files.write(".gif", &animate(&shown, args.samples)?)?;
     if common.npy {
         files.write_npy(".npy", &[growth.stages, args.samples, SIDE, SIDE], &shown)?;
     }
@@ -63,28 +64,29 @@ pub fn report(args: &Args) -> Result<Report> {
     Ok(files.report(common.seed, &weights, json!({ "samples": args.samples, "stages": stages })))
 }
 
-/// All stages of each sample, sample after sample, each filled up with black to whole rows; and the rows of a sample.
-fn sheets(shown: &[f32], growth: &Growth, samples: usize, columns: usize) -> (Vec<f32>, usize) {
+/// Orders the pictures by sample, then by stage, and fills up each sample with black to whole rows. Also returns the rows per
+/// sample.
+fn in_whole_rows(shown: &[f32], growth: &Growth, samples: usize, columns: usize) -> (Vec<f32>, usize) {
     let rows = growth.stages.div_ceil(columns);
-    let mut sheets = Vec::with_capacity(samples * rows * columns * PIXELS);
+    let mut images = Vec::with_capacity(samples * rows * columns * PIXELS);
     for sample in 0..samples {
         for stage in 0..growth.stages {
-            sheets.extend_from_slice(&shown[(stage * samples + sample) * PIXELS..][..PIXELS]);
+            images.extend_from_slice(&shown[(stage * samples + sample) * PIXELS..][..PIXELS]);
         }
-        sheets.resize((sample + 1) * rows * columns * PIXELS, 0.0);
+        images.resize((sample + 1) * rows * columns * PIXELS, 0.0);
     }
-    (sheets, rows)
+    (images, rows)
 }
 
-/// An animation of moments, in each of which there are `pictures` pictures, up to 11 in a row.
+/// Returns a GIF. Each frame shows `pictures` pictures, up to 11 in a row.
 ///
 /// # Errors
-/// When there are none.
-pub fn film(shown: &[f32], pictures: usize) -> Result<Vec<u8>> {
+/// When there are no pictures.
+pub fn animate(shown: &[f32], pictures: usize) -> Result<Vec<u8>> {
     let grid = Grid { side: SIDE, columns: pictures.min(11), group: 0 };
-    let moments = shown.len() / (pictures * PIXELS);
+    let count = shown.len() / (pictures * PIXELS);
     let frame = |(i, values): (usize, &[f32])| {
-        let delay = if i == 0 || i + 1 == moments { LONG } else { SHORT };
+        let delay = if i == 0 || i + 1 == count { END_FRAME } else { FRAME };
         Ok((grid.picture(values)?, delay))
     };
     let frames: Vec<_> =
@@ -92,7 +94,7 @@ pub fn film(shown: &[f32], pictures: usize) -> Result<Vec<u8>> {
     animation(&frames)
 }
 
-/// A stage: after which doubling and step, the grid's side, and means over samples.
+/// Describes a stage: its doubling and step, the grid's side, and means over samples.
 fn numbers(model: &Model, stage: usize, logits: &[f32]) -> Value {
     let (doubling, step) = match model.kind {
         Kind::Doubling => (stage / (model.nca_steps + 1) + 1, stage % (model.nca_steps + 1)),
@@ -114,11 +116,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_sample_has_a_sheet_of_whole_rows() {
+    fn each_sample_has_whole_rows() {
         let shown: Vec<f32> = (0..6).flat_map(|i| vec![i as f32; PIXELS]).collect();
         let growth = Growth { stages: 3, logits: vec![] };
-        let (sheets, rows) = sheets(&shown, &growth, 2, 2);
-        let firsts: Vec<f32> = sheets.iter().step_by(PIXELS).copied().collect();
+        let (images, rows) = in_whole_rows(&shown, &growth, 2, 2);
+        let firsts: Vec<f32> = images.iter().step_by(PIXELS).copied().collect();
         assert_eq!((rows, firsts), (2, vec![0.0, 2.0, 4.0, 0.0, 1.0, 3.0, 5.0, 0.0]));
     }
 }

@@ -1,25 +1,25 @@
-//! Images with labels, as the studies of latents take them.
+//! Options for images with labels, for the commands that study latents.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::run_data::{RunData, Wanted};
+use super::run_data::{ImageSource, RunData};
 use crate::data::{Part, Split};
 use crate::error::{Error, Tag};
 
-/// The images with the labels of a file that --labels names, if it does.
+/// Adds the labels from the file that `--labels` names, if given.
 ///
 /// # Errors
-/// When the file is missing or wrong, or the number of labels is not that of the images.
-pub fn labelled(split: Split, labels: Option<&Path>) -> Result<Split> {
+/// When the file is missing or invalid, or the numbers of labels and images differ.
+pub fn add_labels(split: Split, labels: Option<&Path>) -> Result<Split> {
     match labels {
         Some(path) => split.labelled(path).context("--labels").tag(Error::Data),
         None => Ok(split),
     }
 }
 
-/// Which images, and where their labels are.
+/// The images and their labels.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Images {
@@ -35,17 +35,17 @@ impl Images {
     /// Reads the `train` or the `test` part. `trained_on` is the data set of the run, if there is one.
     ///
     /// # Errors
-    /// When a file is missing or wrong, or the number of labels is not that of the images.
+    /// When a file is missing or invalid, or the numbers of labels and images differ.
     pub fn load(&self, part: &str, trained_on: Option<&RunData>) -> Result<Split> {
         let part = if part == "train" { Part::Train } else { Part::Test };
-        let split = Wanted::new(self.data.as_deref(), trained_on).split(part)?;
-        labelled(split, self.labels.as_deref())
+        let split = ImageSource::new(self.data.as_deref(), trained_on).split(part)?;
+        add_labels(split, self.labels.as_deref())
     }
 
-    /// The labels of images that need them.
+    /// Returns the labels of images.
     ///
     /// # Errors
-    /// When there are none; the error says how to have them.
+    /// When there are none. The error says how to get them.
     pub fn labels<'a>(&self, split: &'a Split) -> Result<&'a [u8]> {
         split.labels.as_deref().ok_or_else(|| {
             anyhow!(

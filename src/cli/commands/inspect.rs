@@ -18,7 +18,7 @@ pub struct Args {
     json: bool,
 }
 
-/// How many first values are shown, as in the goldens.
+/// Number of first values shown, the same as in the golden files.
 const FIRST: usize = 3;
 
 struct Row<'a> {

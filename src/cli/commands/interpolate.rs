@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::images::labelled;
+use super::images::add_labels;
 use super::picture::{Common, Images, check_count, check_indices, mean, values};
 use super::{Outcome, Report, Weights};
 use crate::data::Split;
@@ -17,20 +17,20 @@ use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Latent, PIXELS};
 use crate::study::session::Session;
 
-/// An image: by its place, or any with a label.
+/// Selects an image by its index, or any image with a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum ImageSelector {
     Index(usize),
     Label(u8),
 }
 
-impl FromStr for Which {
+impl FromStr for ImageSelector {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Which, String> {
+    fn from_str(text: &str) -> Result<ImageSelector, String> {
         let parsed = match text.strip_prefix("label:") {
-            Some(label) => label.parse().map(Which::Label).ok(),
-            None => text.parse().map(Which::Index).ok(),
+            Some(label) => label.parse().map(ImageSelector::Label).ok(),
+            None => text.parse().map(ImageSelector::Index).ok(),
         };
         parsed.ok_or_else(|| "expected an image's index, such as 17, or a label, such as label:3".into())
     }
@@ -42,18 +42,18 @@ pub struct Args {
     pub common: Common,
     #[command(flatten)]
     pub images: Images,
-    /// Rows, each between two latents of its own [default: 4, or as many as --from and --to name indices]
+    /// Rows, each between its own two latents [default: 4, or as many as --from and --to name indices]
     #[arg(long, value_name = "N")]
     pub rows: Option<usize>,
-    /// Pictures a row, the two ends included
+    /// Pictures per row, including the two ends
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub columns: usize,
     /// Begin at images, by index or label: 17, or 17,4, or label:3 [default: samples of the prior]
     #[arg(long, value_name = "IMAGE,...", value_delimiter = ',', requires = "to")]
-    pub from: Vec<Which>,
-    /// End at images, as --from says
+    pub from: Vec<ImageSelector>,
+    /// End at images, given as in --from
     #[arg(long, value_name = "IMAGE,...", value_delimiter = ',', requires = "from")]
-    pub to: Vec<Which>,
+    pub to: Vec<ImageSelector>,
     /// The images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
     #[arg(long, value_name = "FILE", requires = "from")]
     pub labels: Option<PathBuf>,
@@ -62,31 +62,31 @@ pub struct Args {
     pub bernoulli: bool,
 }
 
-/// Two ends, and what they are, for people.
+/// A row of the picture: the latents at its two ends, and descriptions of these.
 struct Row {
     ends: [Latent; 2],
-    about: [Value; 2],
+    descriptions: [Value; 2],
 }
 
 pub fn run(args: &Args) -> Outcome {
     report(args)?.print(args.common.json)
 }
 
-/// Makes the files, and says what they are and show.
+/// Writes the files and returns their names with the numbers that describe them.
 ///
 /// # Errors
-/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+/// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
-    let labels = args.from.iter().chain(&args.to).any(|w| matches!(w, Which::Label(_)));
-    let named = if labels { 0 } else { args.from.len().max(args.to.len()) };
+    let has_labels = args.from.iter().chain(&args.to).any(|w| matches!(w, ImageSelector::Label(_)));
+    let named = if has_labels { 0 } else { args.from.len().max(args.to.len()) };
     let rows = args.rows.unwrap_or(if named == 0 { 4 } else { named });
     check_count("--rows x --columns", rows.saturating_mul(args.columns)).tag(Error::Usage)?;
     if args.columns < 2 {
         return Err(anyhow!("--columns {}: a line has two ends at least", args.columns)).tag(Error::Usage);
     }
     let weights = common.weights()?;
-    // What is wrong with the images comes before anything is compiled.
+    // Report errors in the images before compiling, which takes long.
     let images = match args.from.is_empty() {
         true => None,
         false => Some(ends(args, &weights, rows)?),
@@ -106,86 +106,85 @@ pub fn report(args: &Args) -> Result<Report> {
         files.write_npy(".npy", &[rows.len(), args.columns, SIDE, SIDE], &shown)?;
     }
     let probabilities = gallery::probabilities(&logits);
-    let each = rows.iter().zip(probabilities.chunks_exact(args.columns * PIXELS)).map(numbers);
-    let numbers =
-        json!({ "columns": args.columns, "bernoulli": args.bernoulli, "rows": each.collect::<Vec<_>>() });
+    let row_numbers = rows.iter().zip(probabilities.chunks_exact(args.columns * PIXELS)).map(numbers);
+    let numbers = json!({ "columns": args.columns, "bernoulli": args.bernoulli, "rows": row_numbers.collect::<Vec<_>>() });
     Ok(files.report(common.seed, &weights, numbers))
 }
 
-/// Latents evenly spaced from one end to the other.
+/// Returns evenly spaced latents from one end to the other.
 fn line(ends: &[Latent; 2], count: usize) -> Vec<Latent> {
     let [a, b] = ends;
     let at = |i: usize| {
-        let part = i as f32 / (count - 1) as f32;
-        let z = a.z.iter().zip(&b.z).map(|(a, b)| a * (1.0 - part) + b * part).collect();
+        let t = i as f32 / (count - 1) as f32;
+        let z = a.z.iter().zip(&b.z).map(|(a, b)| a * (1.0 - t) + b * t).collect();
         Latent { z, key: a.key.split_at(i as u64) }
     };
     (0..count).map(at).collect()
 }
 
-/// Row i goes from sample 2i of the prior to sample 2i + 1.
+/// Returns rows of which row i goes from sample 2i of the prior to sample 2i + 1.
 fn prior_rows(seed: u64, rows: usize, size: usize) -> Vec<Row> {
     let samples = Latent::priors(Key::new(seed), 2 * rows, size);
     let row = |(i, pair): (usize, &[Latent])| Row {
         ends: [pair[0].clone(), pair[1].clone()],
-        about: [json!({ "sample": 2 * i }), json!({ "sample": 2 * i + 1 })],
+        descriptions: [json!({ "sample": 2 * i }), json!({ "sample": 2 * i + 1 })],
     };
     samples.chunks_exact(2).enumerate().map(row).collect()
 }
 
-/// The images, and the indices of each row's two ends.
+/// Returns the images, and the indices of the images at each row's ends.
 fn ends(args: &Args, weights: &Weights, rows: usize) -> Result<(Split, Vec<[usize; 2]>)> {
-    let split = labelled(args.images.load(weights)?, args.labels.as_deref())?;
-    // Labels come in an order of their own at either end, so that a row between equal labels has two images.
+    let split = add_labels(args.images.load(weights)?, args.labels.as_deref())?;
+    // Each end draws its own order of images, so that a row between equal labels connects two different images.
     let [from, to] = Key::new(args.common.seed).split2();
     let from = resolve("--from", &args.from, &split, from, rows).tag(Error::Usage)?;
     let to = resolve("--to", &args.to, &split, to, rows).tag(Error::Usage)?;
     Ok((split, from.into_iter().zip(to).map(|(a, b)| [a, b]).collect()))
 }
 
-/// An image for each row: the list is gone through again and again, a label's images in an order drawn by the key.
-fn resolve(flag: &str, list: &[Which], split: &Split, key: Key, rows: usize) -> Result<Vec<usize>> {
+/// Selects an image for each row. The rows cycle through the list. The images with a label come in an order drawn with the key.
+fn resolve(flag: &str, list: &[ImageSelector], split: &Split, key: Key, rows: usize) -> Result<Vec<usize>> {
     let order = key.permutation(split.len());
     let image = |row: usize| match list[row % list.len()] {
-        Which::Index(i) => {
+        ImageSelector::Index(i) => {
             check_indices(flag, &[i], split)?;
             Ok(i)
         }
-        Which::Label(label) => {
+        ImageSelector::Label(label) => {
             let labels = split.labels.as_ref().with_context(|| {
                 format!(
                     "{flag} label:{label}: {} has no labels; name a file with --labels, or indices",
                     split.name
                 )
             })?;
-            let of_label: Vec<usize> =
+            let matching: Vec<usize> =
                 order.iter().map(|i| *i as usize).filter(|i| labels[*i] == label).collect();
-            ensure!(!of_label.is_empty(), "{flag} label:{label}: {} has no such image", split.name);
-            Ok(of_label[row % of_label.len()])
+            ensure!(!matching.is_empty(), "{flag} label:{label}: {} has no such image", split.name);
+            Ok(matching[row % matching.len()])
         }
     };
     (0..rows).map(image).collect()
 }
 
 fn image_rows(seed: u64, session: &Session, split: &Split, ends: &[[usize; 2]]) -> Result<Vec<Row>> {
-    let encoded = gallery::encode(session, &split.chosen(ends.as_flattened()))?;
-    let keys = Key::new(seed).split(encoded.len());
-    let about = |i: usize| json!({ "index": i, "label": split.labels.as_ref().map(|labels| labels[i]) });
+    let posteriors = gallery::encode(session, &split.chosen(ends.as_flattened()))?;
+    let keys = Key::new(seed).split(posteriors.len());
+    let describe = |i: usize| json!({ "index": i, "label": split.labels.as_ref().map(|labels| labels[i]) });
     let row = |(r, pair): (usize, &[usize; 2])| {
-        let latent = |end: usize| encoded[2 * r + end].middle(keys[2 * r + end]);
-        Row { ends: [latent(0), latent(1)], about: pair.map(about) }
+        let latent = |end: usize| posteriors[2 * r + end].mean_latent(keys[2 * r + end]);
+        Row { ends: [latent(0), latent(1)], descriptions: pair.map(describe) }
     };
     Ok(ends.iter().enumerate().map(row).collect())
 }
 
-/// How far apart the ends are, and how much the picture changes from each to the next: mean over pixels.
+/// Returns the distance of the ends in latent space, and the mean change of a pixel from each picture to the next.
 fn numbers((row, pictures): (&Row, &[f32])) -> Value {
     let [a, b] = &row.ends;
     let distance = a.z.iter().zip(&b.z).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
     let pictures: Vec<&[f32]> = pictures.chunks_exact(PIXELS).collect();
     let change = |w: &[&[f32]]| mean(w[0].iter().zip(w[1]).map(|(a, b)| f64::from((a - b).abs())));
     let changes: Vec<f64> = pictures.windows(2).map(change).collect();
-    json!({ "from": row.about[0], "to": row.about[1], "distance": distance, "changes": changes })
+    json!({ "from": row.descriptions[0], "to": row.descriptions[1], "distance": distance, "changes": changes })
 }
 
 #[cfg(test)]
@@ -201,17 +200,17 @@ mod tests {
 
     #[test]
     fn images_are_named_by_index_or_label() {
-        assert_eq!("17".parse(), Ok(Which::Index(17)));
-        assert_eq!("label:3".parse(), Ok(Which::Label(3)));
-        assert!("three".parse::<Which>().is_err() && "label:x".parse::<Which>().is_err());
+        assert_eq!("17".parse(), Ok(ImageSelector::Index(17)));
+        assert_eq!("label:3".parse(), Ok(ImageSelector::Label(3)));
+        assert!("three".parse::<ImageSelector>().is_err() && "label:x".parse::<ImageSelector>().is_err());
         let split = crate::data::load_split("glyphs", crate::data::Part::Test).unwrap();
-        let list = [Which::Label(3), Which::Index(5)];
+        let list = [ImageSelector::Label(3), ImageSelector::Index(5)];
         let found = resolve("--from", &list, &split, Key::new(1), 4).unwrap();
         let labels = split.labels.as_ref().unwrap();
         assert_eq!((labels[found[0]], found[1], labels[found[2]], found[3]), (3, 5, 3, 5));
         assert_ne!(found[0], found[2]);
-        assert!(resolve("--from", &[Which::Index(2000)], &split, Key::new(1), 1).is_err());
-        let bare = Split { labels: None, ..split };
-        assert!(resolve("--to", &list, &bare, Key::new(1), 1).is_err());
+        assert!(resolve("--from", &[ImageSelector::Index(2000)], &split, Key::new(1), 1).is_err());
+        let unlabelled = Split { labels: None, ..split };
+        assert!(resolve("--to", &list, &unlabelled, Key::new(1), 1).is_err());
     }
 }

@@ -39,26 +39,29 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let part = if args.split == "train" { Part::Train } else { Part::Test };
     let originals = data::load_grey(&args.original, part).context("--original").tag(Error::Data)?;
-    let known = match &args.labels {
+    let original_labels = match &args.labels {
         Some(path) => labels::read_for(path, originals.len(), &originals.name).context("--labels"),
         None => originals.labels.clone().ok_or_else(|| {
-            anyhow!("{}: no labels beside the originals: name their file with --labels", args.original)
+            anyhow!(
+                "{}: there are no labels beside the originals: name their file with --labels",
+                args.original
+            )
         }),
     };
-    let known = known.tag(Error::Data)?;
+    let original_labels = original_labels.tag(Error::Data)?;
     let images = data::load_split(&args.data, part).context("--data").tag(Error::Data)?;
     let mesh = args.device.open(1, 1)?;
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let began = Instant::now();
     let progress = bar(images.len(), "images");
     let matches = likeliest(&mesh, &images, &originals, |n| progress.set_position(n as u64))?;
     progress.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
-    let found: Vec<u8> = matches.indices.iter().map(|&i| known[i as usize]).collect();
+    let found: Vec<u8> = matches.indices.iter().map(|&i| original_labels[i as usize]).collect();
     report(args, &matches, &found, originals.len(), seconds)
 }
 
-/// Writes the files and says what is in them.
+/// Writes the files and prints a summary.
 fn report(args: &Args, matches: &Matches, found: &[u8], originals: usize, seconds: f64) -> Outcome {
     let n = found.len();
     let hashes = serde_json::json!({
@@ -74,7 +77,7 @@ fn report(args: &Args, matches: &Matches, found: &[u8], originals: usize, second
     used.dedup();
     if matches.impossible > 0 {
         log::warn!(
-            "{} images cannot have been drawn from any original: theirs is the one that rules out the fewest pixels",
+            "{} images cannot have been drawn from any original; each is matched to the original that rules out the fewest pixels",
             matches.impossible
         );
     }

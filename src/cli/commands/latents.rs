@@ -29,19 +29,19 @@ pub struct Args {
     /// A folder for .npy files, or an .npz file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// Write the cells' final states too: 4 · 1,024 · Z bytes an image
+    /// Also write the cells' final states: 4 · 1,024 · Z bytes per image
     #[arg(long)]
     states: bool,
-    /// Let the states grow from the samples, or from the means
+    /// Grow the states from the samples or from the means
     #[arg(long, default_value = "samples", value_parser = ["samples", "means"], requires = "states")]
     states_from: String,
-    /// The first N images only
+    /// Use only the first N images
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Images a device call; changes no result
+    /// Images per device call; changes no result
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: u32,
-    /// Seed of the samples: image i has the i-th key of its split, as in `vnca eval`
+    /// Seed of the samples: image i uses the i-th split of its key, as in `vnca eval`
     #[arg(long, default_value_t = 2, value_name = "N")]
     seed: u64,
     #[command(flatten)]
@@ -51,7 +51,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Files as they come to be: the names that they get in an archive, and where they are.
+/// The written arrays: their names, and their files.
 type Files = Vec<(&'static str, PathBuf)>;
 
 pub fn run(args: &Args) -> Outcome {
@@ -62,8 +62,8 @@ pub fn run(args: &Args) -> Outcome {
     let began = Instant::now();
     let archive = args.out.extension().is_some_and(|e| e == "npz");
     let files = match archive {
-        true => packed(args, &session, &split, count)?,
-        false => arrays(args, &session, &split, count, &args.out)?,
+        true => write_archive(args, &session, &split, count)?,
+        false => write_arrays(args, &session, &split, count, &args.out)?,
     };
     let seconds = began.elapsed().as_secs_f64();
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
@@ -78,28 +78,28 @@ pub fn run(args: &Args) -> Outcome {
     Report { json, text }.print(args.json)
 }
 
-/// Writes the arrays of the first `count` images into an archive. Its arrays stand one after the other, and these come
-/// to be side by side: until then they are files in a folder beside it.
-fn packed(args: &Args, session: &Session, split: &Split, count: usize) -> Result<Files> {
-    let beside = args.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(beside).with_context(|| format!("cannot make {}", beside.display()))?;
-    let folder = tempfile::Builder::new().prefix("latents.").suffix(".part").tempdir_in(beside);
-    let folder = folder.with_context(|| format!("cannot make a folder in {}", beside.display()))?;
-    let files = arrays(args, session, split, count, folder.path())?;
+/// Writes the arrays of the first `count` images to an archive. All arrays grow at the same time, but an archive stores them one
+/// after the other. So this function first writes files to a temporary folder beside the archive.
+fn write_archive(args: &Args, session: &Session, split: &Split, count: usize) -> Result<Files> {
+    let parent = args.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    let folder = tempfile::Builder::new().prefix("latents.").suffix(".part").tempdir_in(parent);
+    let folder = folder.with_context(|| format!("cannot create a folder in {}", parent.display()))?;
+    let files = write_arrays(args, session, split, count, folder.path())?;
     npz::pack(&args.out, &files)?;
     Ok(files)
 }
 
-/// Writes the arrays of the first `count` images into a folder.
-fn arrays(args: &Args, session: &Session, split: &Split, count: usize, folder: &Path) -> Result<Files> {
+/// Writes the arrays of the first `count` images to a folder.
+fn write_arrays(args: &Args, session: &Session, split: &Split, count: usize, folder: &Path) -> Result<Files> {
     let (z, batch) = (session.model.latent, (args.batch_size as usize).min(count.max(1)));
     let grower = if args.states { Some(Grower::new(session, batch)?) } else { None };
     let encoder = Encoder::new(session, batch)?;
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let path = |name: &str| folder.join(format!("{name}.npy"));
     let create = |name: &str, dims: &[usize]| npy::Writer::create(&path(name), &Shape::new(DType::F32, dims));
     let names = ["means", "logvars", "samples"];
-    let mut parts = names.map(|name| create(name, &[count, z])).into_iter().collect::<Result<Vec<_>>>()?;
+    let mut writers = names.map(|name| create(name, &[count, z])).into_iter().collect::<Result<Vec<_>>>()?;
     let mut states = match grower {
         Some(grower) => Some((grower, create("states", &[count, SIDE, SIDE, z])?)),
         None => None,
@@ -108,8 +108,8 @@ fn arrays(args: &Args, session: &Session, split: &Split, count: usize, folder: &
     let progress = bar(count, "images");
     for rows in rows.chunks(batch) {
         let latents = encoder.encode(split, rows, Key::new(args.seed))?;
-        for (part, values) in parts.iter_mut().zip([&latents.means, &latents.logvars, &latents.samples]) {
-            part.push(values)?;
+        for (writer, values) in writers.iter_mut().zip([&latents.means, &latents.logvars, &latents.samples]) {
+            writer.push(values)?;
         }
         if let Some((grower, states)) = &mut states {
             let from = if args.states_from == "means" { &latents.means } else { &latents.samples };
@@ -119,8 +119,8 @@ fn arrays(args: &Args, session: &Session, split: &Split, count: usize, folder: &
     }
     progress.finish_and_clear();
     let mut files: Files = names.map(|name| (name, path(name))).to_vec();
-    for part in parts {
-        part.finish()?;
+    for writer in writers {
+        writer.finish()?;
     }
     if let Some((_, states)) = states {
         states.finish()?;

@@ -1,4 +1,4 @@
-//! What the picture verbs share: which model, which seed, which images, and where the files go.
+//! Options and helpers of the commands that draw pictures: the model, the seed, the images and the output files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::run_data::Wanted;
+use super::run_data::ImageSource;
 use super::{On, Report, Source, Weights};
 use crate::data::{Part, Split};
 use crate::engine::npy;
@@ -14,14 +14,14 @@ use crate::files;
 use crate::study::gallery::{self, Latent};
 use crate::study::session::Session;
 
-/// More pictures than this are a mistake in the command line.
-const MOST: usize = 4096;
+/// The largest number of pictures. More are taken for a mistake in the command line.
+const MAX_PICTURES: usize = 4096;
 
 #[derive(Debug, clap::Args)]
 pub struct Common {
     #[command(flatten)]
     pub source: Source,
-    /// Seed: picture i has the i-th key of its split; 3 is the seed of the pictures of training
+    /// Seed: picture i uses the i-th split of its key; 3 is the seed of the pictures during training
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub seed: u64,
     /// A folder, or the name of the .png; other files get the same name [default: figures in the run's folder, or here]
@@ -37,7 +37,7 @@ pub struct Common {
     pub json: bool,
 }
 
-/// Which images, where a verb shows some.
+/// The images that a command shows.
 #[derive(Debug, clap::Args)]
 pub struct Images {
     /// Images: a file, a folder, or `glyphs` [default: those that the run was trained on, else glyphs]
@@ -49,31 +49,37 @@ pub struct Images {
 }
 
 impl Images {
+    /// Reads the images.
+    ///
     /// # Errors
     /// When the images cannot be read.
     pub fn load(&self, weights: &Weights) -> Result<Split> {
         let part = if self.split == "train" { Part::Train } else { Part::Test };
-        Wanted::new(self.data.as_deref(), weights.data.as_ref()).split(part)
+        ImageSource::new(self.data.as_deref(), weights.data.as_ref()).split(part)
     }
 }
 
 impl Common {
+    /// Reads the weights.
+    ///
     /// # Errors
     /// When the weights cannot be read.
     pub fn weights(&self) -> Result<Weights> {
         self.source.load()
     }
 
+    /// Opens the device and copies the weights to it.
+    ///
     /// # Errors
-    /// When the device cannot be had.
+    /// When the device cannot be opened.
     pub fn session(&self, weights: &Weights) -> Result<Session> {
         self.device.session(1, weights)
     }
 
-    /// Where the verb's files go; makes the folder.
+    /// Creates the folder for a command's files.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub fn files(&self, verb: &'static str) -> Result<Files> {
         let (folder, name) = match &self.out {
             Some(path) if path.extension().is_some_and(|e| e == "png") => {
@@ -83,12 +89,12 @@ impl Common {
             Some(folder) => (folder.clone(), verb.to_string()),
             None => (self.source.run.clone().unwrap_or_default().join("figures"), verb.to_string()),
         };
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(Files { verb, folder, name, written: Vec::new() })
     }
 }
 
-/// The files of one verb's call.
+/// The output files of a command.
 pub struct Files {
     verb: &'static str,
     folder: PathBuf,
@@ -101,7 +107,7 @@ impl Files {
         self.folder.join(format!("{}{ending}", self.name))
     }
 
-    /// Writes the file whose name ends so: `.png`, `-loss.png`.
+    /// Writes a file whose name ends with `ending`, such as `.png` or `-loss.png`.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -115,7 +121,7 @@ impl Files {
     /// Writes f32 values as NumPy's `.npy`.
     ///
     /// # Errors
-    /// When there are more or fewer than the sizes say, or the file cannot be written.
+    /// When the number of values does not match the sizes, or the file cannot be written.
     pub fn write_npy(&mut self, ending: &str, dims: &[usize], values: &[f32]) -> Result<()> {
         let path = self.path(ending);
         npy::save(&path, dims, values)?;
@@ -123,7 +129,7 @@ impl Files {
         Ok(())
     }
 
-    /// What was made: the numbers and the names for scripts, the names for people.
+    /// Returns the report. Its JSON has the numbers and the files' names, its text only the names.
     pub fn report(self, seed: u64, weights: &Weights, mut numbers: Value) -> Report {
         let names: Vec<String> = self.written.iter().map(|p| p.display().to_string()).collect();
         numbers["verb"] = json!(self.verb);
@@ -134,40 +140,43 @@ impl Files {
     }
 }
 
+/// Checks a number of pictures.
+///
 /// # Errors
-/// When there is nothing to show, or too much; the error names the flags.
+/// When it is 0 or too large. The error names the flags.
 pub fn check_count(flags: &str, count: usize) -> Result<()> {
     ensure!(count > 0, "{flags}: there is nothing to show");
-    ensure!(count <= MOST, "{flags}: {count} pictures are too many, at most {MOST}");
+    ensure!(count <= MAX_PICTURES, "{flags}: {count} pictures are too many, at most {MAX_PICTURES}");
     Ok(())
 }
 
-/// The values to show of pictures: the probabilities of their logits, or 0 and 1 drawn with them.
+/// Returns the pixels to show: their probabilities, or zeros and ones drawn with these probabilities.
 pub fn values(logits: &[f32], latents: &[Latent], bernoulli: bool) -> Vec<f32> {
     let probabilities = gallery::probabilities(logits);
     if !bernoulli {
         return probabilities;
     }
     let pictures = probabilities.chunks_exact(gallery::PIXELS).zip(latents);
-    pictures.flat_map(|(picture, latent)| latent.toss(picture)).collect()
+    pictures.flat_map(|(picture, latent)| latent.draw_image(picture)).collect()
 }
 
-/// Mean of some numbers, 0 of none.
+/// Returns the mean of some numbers, or 0 if there are none.
 pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     let (sum, count) = values.into_iter().fold((0.0, 0.0), |(sum, count), v| (sum + v, count + 1.0));
     if count == 0.0 { 0.0 } else { sum / count }
 }
 
-/// What Bernoulli draws of a picture leave open, in nats: 0 where every pixel is sure.
+/// Returns the sum over pixels of the entropy of their Bernoulli distributions, in nats. 0 if every pixel is certain.
 pub fn entropy(logits: &[f32]) -> f64 {
-    let of = |p: f64| if p <= 0.0 || p >= 1.0 { 0.0 } else { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() };
-    logits.iter().map(|l| of(f64::from(gallery::probability(*l)))).sum()
+    let pixel_entropy =
+        |p: f64| if p <= 0.0 || p >= 1.0 { 0.0 } else { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() };
+    logits.iter().map(|l| pixel_entropy(f64::from(gallery::probability(*l)))).sum()
 }
 
-/// Indices of images given as a list, each checked against how many there are.
+/// Checks the indices of images.
 ///
 /// # Errors
-/// An index that no image has; the error names the flag.
+/// When no image has an index. The error names the flag.
 pub fn check_indices(flag: &str, indices: &[usize], split: &Split) -> Result<()> {
     match indices.iter().find(|i| **i >= split.len()) {
         Some(i) => Err(anyhow!("{flag} {i}: {} has images 0 to {}", split.name, split.len() - 1)),
@@ -180,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fair_pixel_leaves_one_bit_open() {
+    fn a_fair_pixel_has_an_entropy_of_one_bit() {
         assert!((entropy(&[0.0, f32::NEG_INFINITY, 200.0]) - 2f64.ln()).abs() < 1e-6);
         assert_eq!((mean([1.0, 2.0]), mean([])), (1.5, 0.0));
     }

@@ -1,4 +1,4 @@
-//! `vnca planes`: channels of grown grids of cells as stacked planes (the report's figure 7a).
+//! `vnca planes`: draws the channels of grown grids of cells as stacked planes (the report's figure 7a).
 
 use anyhow::Result;
 use serde_json::json;
@@ -12,8 +12,8 @@ use crate::study::analysis::latents::{CELLS, Grower};
 use crate::study::figure::planes::stacks;
 use crate::study::gallery::{self, Latent};
 
-/// Latents a device call at most.
-const AT_ONCE: usize = 8;
+/// The largest number of latents per device call.
+const MAX_BATCH: usize = 8;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -22,7 +22,7 @@ pub struct Args {
     /// Samples of the prior, their stacks side by side
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub samples: usize,
-    /// Channels from the first, which is the picture; it lies on top [default: 7, or as many as there are]
+    /// Number of channels; the first is the picture and lies on top [default: 7, or all if there are fewer]
     #[arg(long, value_name = "N")]
     pub channels: Option<usize>,
 }
@@ -31,10 +31,10 @@ pub fn run(args: &Args) -> Outcome {
     report(args)?.print(args.common.json)
 }
 
-/// Makes the files, and says what they are and show.
+/// Writes the files and returns their names with the numbers that describe them.
 ///
 /// # Errors
-/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+/// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
     check_count("--samples", args.samples).tag(Error::Usage)?;
@@ -42,16 +42,16 @@ pub fn report(args: &Args) -> Result<Report> {
     let z = weights.model.latent;
     gallery::automaton(&weights.model.vae()).tag(Error::Usage)?;
     let channels = args.channels.unwrap_or(z.min(7));
-    let fits = || {
+    let check_channels = || {
         anyhow::ensure!((1..=z).contains(&channels), "--channels {channels}: the cells have 1 to {z}");
         check_count("--samples x --channels", args.samples * channels)
     };
-    fits().tag(Error::Usage)?;
+    check_channels().tag(Error::Usage)?;
     let session = common.session(&weights)?;
     let latents = Latent::priors(Key::new(common.seed), args.samples, z);
-    let batch = args.samples.min(AT_ONCE);
+    let batch = args.samples.min(MAX_BATCH);
     let grower = Grower::new(&session, batch)?;
-    // Plane after plane of each sample, where cells hold their channels together.
+    // Cells come with their channels adjacent, (samples, 32, 32, channels). Planes are (samples, channels, 32, 32).
     let mut values = Vec::with_capacity(args.samples * channels * CELLS);
     for part in latents.chunks(batch) {
         let starts: Vec<f32> = part.iter().flat_map(|l| l.z.iter().copied()).collect();

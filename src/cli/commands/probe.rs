@@ -17,7 +17,7 @@ use crate::model::SIDE;
 use crate::nn::weights::npz;
 use crate::study::analysis::latents::{CELLS, Encoder, Grower, prior};
 use crate::study::analysis::probe::{
-    BATCH, CLASSES, Cells, HeldOut, Probe, Score, Teller, batch_count, train,
+    BATCH, CLASSES, Cells, Classifier, HeldOut, Probe, Score, batch_count, train,
 };
 use crate::study::figure::picture::{Colour, Picture};
 use crate::study::figure::plots::{Frame, TAB10, heat_map};
@@ -32,7 +32,7 @@ pub struct Args {
     /// Which part of the data
     #[arg(long, default_value = "test", value_parser = ["train", "test"])]
     pub part: String,
-    /// Folder for the results; while it runs, for the cells' states too: 4,096 · Z bytes an image
+    /// Folder for the results and, during the run, for the cells' states: 4,096 · Z bytes per image
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Hold out a fifth of the images, or of all images' cells, as the report did
@@ -41,13 +41,13 @@ pub struct Args {
     /// At most N images, evenly spaced
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Times that training goes through the cells
+    /// Number of epochs of training
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub epochs: u32,
     /// Samples of the prior in the figure
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub samples: u32,
-    /// Seed of latents, of what is held out and of the samples
+    /// Seed of the latents, of the choice of held-out images or cells, and of the samples
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub seed: u64,
     #[command(flatten)]
@@ -61,10 +61,10 @@ pub fn run(args: &Args) -> Outcome {
     report(args)?.print(args.json)
 }
 
-/// Makes the files, and says what they are and show.
+/// Writes the files and returns their names with the numbers that describe them.
 ///
 /// # Errors
-/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+/// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
     let split = args.images.load(&args.part, weights.data.as_ref())?.spread(args.limit.unwrap_or(usize::MAX));
@@ -73,30 +73,31 @@ pub fn report(args: &Args) -> Result<Report> {
     let (latent, epochs) = (session.model.latent, args.epochs as usize);
     let began = Instant::now();
     let grower = Grower::new(&session, BATCH)?;
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let cells = grown(args, &session, &grower, &split)?;
-    let [held, order, shown] = Key::new(args.seed).split3();
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
+    let cells = grow_cells(args, &session, &grower, &split)?;
+    let [held_key, order_key, prior_key] = Key::new(args.seed).split3();
     let held_out = match args.split.as_str() {
-        "cells" => HeldOut::Cells(held),
-        _ => HeldOut::images(held, cells.images()),
+        "cells" => HeldOut::Cells(held_key),
+        _ => HeldOut::images(held_key, cells.images()),
     };
     let progress = bar(batch_count(cells.images(), &held_out, epochs), "batches");
-    let probe =
-        train(&session.mesh, &cells, labels, &held_out, epochs, order, |n| progress.set_position(n as u64))
-            .tag(Error::Usage)?;
+    let probe = train(&session.mesh, &cells, labels, &held_out, epochs, order_key, |n| {
+        progress.set_position(n as u64)
+    })
+    .tag(Error::Usage)?;
     progress.finish_and_clear();
-    let teller = Teller::new(&session.mesh, &probe)?;
-    let score = teller.score(&cells, labels, &held_out).tag(Error::Usage)?;
+    let classifier = Classifier::new(&session.mesh, &probe)?;
+    let score = classifier.score(&cells, labels, &held_out).tag(Error::Usage)?;
     let seconds = began.elapsed().as_secs_f64();
     write(args, &probe, &score)?;
-    let latents = prior(shown, args.samples as usize, latent);
-    let figure = prior_figure(&grower, &teller, &latents.samples, &latents.keys, latent)?;
+    let latents = prior(prior_key, args.samples as usize, latent);
+    let figure = prior_figure(&grower, &classifier, &latents.samples, &latents.keys, latent)?;
     figure.write(&args.out.join("prior.png"))?;
-    Ok(told(args, &split, &score, seconds))
+    Ok(summary(args, &split, &score, seconds))
 }
 
-/// The final states of all images' cells, grown from samples of their latents, as the report's were.
-fn grown(args: &Args, session: &Session, grower: &Grower<'_>, split: &Split) -> Result<Cells> {
+/// Returns the final states of all images' cells, grown from samples of their latents as in the report.
+fn grow_cells(args: &Args, session: &Session, grower: &Grower<'_>, split: &Split) -> Result<Cells> {
     let encoder = Encoder::new(session, BATCH)?;
     let mut cells = Cells::create(&args.out, session.model.latent)?;
     let rows: Vec<usize> = (0..split.len()).collect();
@@ -117,12 +118,13 @@ fn write(args: &Args, probe: &Probe, score: &Score) -> Result<()> {
     let positions = score.per_position();
     npy::save(&out("positions.npy"), &[SIDE, SIDE], &positions)?;
     let values: Vec<f64> = positions.iter().map(|v| f64::from(*v)).collect();
-    let frame = Frame::new("Accuracy of the probe by a cell's place", "column", "row").square();
+    let frame = Frame::new("Accuracy of the probe by a cell's position", "column", "row").square();
     let png = heat_map(&frame, &values, SIDE, None, "accuracy")?;
     files::write_bytes(&out("positions.png"), png)
 }
 
-fn told(args: &Args, split: &Split, score: &Score, seconds: f64) -> Report {
+/// Formats the test's result.
+fn summary(args: &Args, split: &Split, score: &Score, seconds: f64) -> Report {
     let (accuracy, stderr) = (score.accuracy(), score.stderr());
     let interval = [accuracy - 1.96 * stderr, accuracy + 1.96 * stderr].map(|v| v.clamp(0.0, 1.0));
     let json = serde_json::json!({
@@ -141,8 +143,8 @@ fn told(args: &Args, split: &Split, score: &Score, seconds: f64) -> Report {
         .filter_map(|(class, a)| a.map(|a| format!("{class}: {:.1}", 100.0 * a)))
         .collect();
     let text = format!(
-        "{:.2} % of {} cells of {} images tell the label (95 % interval over images {:.2} to {:.2} %)\n\
-         percent a class: {}\n{seconds:.1} s, written to {}",
+        "{:.2} % of {} cells of {} images predict the label (95 % interval over images {:.2} to {:.2} %)\n\
+         percent by class: {}\n{seconds:.1} s, written to {}",
         100.0 * accuracy,
         score.cells(),
         score.right.len(),
@@ -154,11 +156,11 @@ fn told(args: &Args, split: &Split, score: &Score, seconds: f64) -> Report {
     Report { json, text }
 }
 
-/// Three rows: channel 0 as probability, the class told from each cell in its colour, its softmax value. Below, the
-/// classes' digits in their colours.
+/// Draws three rows of samples: channel 0 as probability, each cell's predicted class as a colour, and its softmax probability. The
+/// last row is the legend: a digit of each class in its colour.
 fn prior_figure(
     grower: &Grower<'_>,
-    teller: &Teller,
+    classifier: &Classifier,
     latents: &[f32],
     keys: &[u32],
     latent: usize,
@@ -166,18 +168,18 @@ fn prior_figure(
     let mut rows: [Vec<[u8; 3]>; 3] = Default::default();
     for (z, key) in latents.chunks(BATCH * latent).zip(keys.chunks(BATCH * 2)) {
         let states = grower.grow(z, key)?;
-        let told = teller.tell_states(&states, latent)?;
+        let prediction = classifier.predict(&states, latent)?;
         let grey = |value: f32| [(value.clamp(0.0, 1.0) * 255.0).round() as u8; 3];
         rows[0].extend(states.chunks_exact(latent).map(|cell| grey(1.0 / (1.0 + (-cell[0]).exp()))));
-        rows[1].extend(told.classes.iter().map(|class| colour(*class as usize)));
-        rows[2].extend(told.values.iter().map(|value| grey(*value)));
+        rows[1].extend(prediction.classes.iter().map(|class| colour(*class as usize)));
+        rows[2].extend(prediction.values.iter().map(|value| grey(*value)));
     }
     let digits = glyphs::split(crate::data::Part::Test);
     let mut legend = Vec::new();
     for class in 0..CLASSES {
-        let own = digits.labels.iter().flatten().position(|l| usize::from(*l) == class).unwrap_or(0);
+        let example = digits.labels.iter().flatten().position(|l| usize::from(*l) == class).unwrap_or(0);
         let mut tile = vec![[255; 3]; CELLS];
-        for (i, pixel) in digits.image(own).iter().enumerate() {
+        for (i, pixel) in digits.image(example).iter().enumerate() {
             if *pixel == 1 {
                 tile[(i / 28 + 2) * SIDE + i % 28 + 2] = colour(class);
             }
@@ -193,7 +195,7 @@ fn colour(class: usize) -> [u8; 3] {
     [r, g, b]
 }
 
-/// Rows of coloured images of 32 x 32, each pixel three wide.
+/// Draws rows of coloured 32 x 32 images, enlarged three times.
 fn tiles(rows: &[Vec<[u8; 3]>]) -> Picture {
     const SCALE: usize = 3;
     const GAP: usize = 4;

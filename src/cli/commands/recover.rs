@@ -1,11 +1,11 @@
-//! `vnca recover`: pictures are damaged and recover (the report's figure 5), and how well they do, as numbers.
+//! `vnca recover`: damages pictures, shows their recovery (the report's figure 5) and measures it.
 
 use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::grow::film;
+use super::grow::animate;
 use super::picture::{Common, Files, Images, check_count};
 use super::{Outcome, Report, bar};
 use crate::engine::random::Key;
@@ -14,23 +14,23 @@ use crate::model::SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::figure::plots::{Frame, Line, lines};
 use crate::study::gallery::recovery::{
-    Course, Damage, Meter, Point, Recovery, check_steps, csv, most_likely,
+    Damage, Point, Recovery, RecoveryStatistics, Trajectory, check_steps, csv, most_likely,
 };
-use crate::study::gallery::{self, Encoded, Latent, framed, probabilities};
+use crate::study::gallery::{self, Latent, Posterior, framed, probabilities};
 use crate::study::session::Session;
 
-/// Pictures of figure 5: the others are counted in the numbers only.
+/// Number of pictures shown, as in figure 5. Further pictures only count in the numbers.
 pub const SHOWN: usize = 11;
 
 /// First row and column of a square.
 #[derive(Clone, Copy, Debug)]
-pub struct Place(usize, usize);
+pub struct Corner(usize, usize);
 
-impl FromStr for Place {
+impl FromStr for Corner {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Place, String> {
-        let parsed = text.split_once(',').and_then(|(y, x)| Some(Place(y.parse().ok()?, x.parse().ok()?)));
+    fn from_str(text: &str) -> Result<Corner, String> {
+        let parsed = text.split_once(',').and_then(|(y, x)| Some(Corner(y.parse().ok()?, x.parse().ok()?)));
         parsed.ok_or_else(|| "expected row,column, such as 8,8".into())
     }
 }
@@ -41,34 +41,34 @@ pub struct Args {
     pub common: Common,
     #[command(flatten)]
     pub images: Images,
-    /// What grows: samples of the prior, or the latents of images, which are then what the numbers compare with
+    /// Grow samples of the prior, or the latents of images; the numbers then compare with these images
     #[arg(long, default_value = "samples", value_parser = ["samples", "images"])]
     pub of: String,
-    /// Pictures; the first 11 are shown, all are counted
+    /// Number of pictures; only the first 11 are shown, all count in the numbers
     #[arg(long, default_value_t = SHOWN, value_name = "N")]
     pub samples: usize,
-    /// Steps after each damage [default: as many as --nca-steps]
+    /// Steps after each damage [default: the value of --nca-steps]
     #[arg(long, value_name = "T")]
     pub steps: Option<usize>,
-    /// How often each picture is damaged
+    /// Number of damages to each picture
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub damages: usize,
-    /// Side of the damaged square, in cells; several give a picture and a curve each: 4,8,16
+    /// Side of the damaged square, in cells; each of several sizes gets a picture and a curve: 4,8,16
     #[arg(long, default_values_t = [SIDE / 2], value_name = "S,...", value_delimiter = ',')]
     pub sizes: Vec<usize>,
     /// First row and column of the square, such as 8,8 [default: drawn for each picture and damage]
     #[arg(long, value_name = "ROW,COLUMN")]
-    pub at: Option<Place>,
+    pub at: Option<Corner>,
 }
 
 pub fn run(args: &Args) -> Outcome {
     report(args)?.print(args.common.json)
 }
 
-/// Makes the files, and says what they are and show.
+/// Writes the files and returns their names with the numbers that describe them.
 ///
 /// # Errors
-/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+/// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
     let damages = damages(args).tag(Error::Usage)?;
@@ -86,30 +86,31 @@ pub fn report(args: &Args) -> Result<Report> {
         None => (Latent::priors(key, args.samples, weights.model.latent), None),
         Some(split) => {
             let split = split.spread(args.samples);
-            (middles(&gallery::encode(&session, &split)?, key), Some(split))
+            (mean_latents(&gallery::encode(&session, &split)?, key), Some(split))
         }
     };
-    let image = |i: usize, course: &Course<'_>| match &images {
+    let image = |i: usize, trajectory: &Trajectory<'_>| match &images {
         Some(split) => framed(split.image(i)),
-        None => most_likely(course.original()),
+        None => most_likely(trajectory.original()),
     };
     let shown = latents.len().min(SHOWN);
-    let mut sheets = vec![Sheet::default(); damages.len()];
-    let mut meters: Vec<Meter> = damages.iter().map(|d| Meter::new(*d, steps)).collect();
-    run_all(&session, &latents, &damages, steps, |d, i, course| {
-        meters[d].add(&image(i, course), course);
+    let mut figures = vec![Figure::default(); damages.len()];
+    let mut statistics: Vec<RecoveryStatistics> =
+        damages.iter().map(|d| RecoveryStatistics::new(*d, steps)).collect();
+    run_all(&session, &latents, &damages, steps, |d, i, trajectory| {
+        statistics[d].add(&image(i, trajectory), trajectory);
         if i < shown {
-            sheets[d].add(course, damages[d].count, steps);
+            figures[d].add(trajectory, damages[d].count, steps);
         }
     })?;
     let mut points = Vec::new();
-    for meter in &meters {
-        points.extend(meter.points()?);
+    for statistics in &statistics {
+        points.extend(statistics.points()?);
     }
     let mut files = common.files("recover")?;
-    for (sheet, damage) in sheets.iter().zip(&damages) {
+    for (figure, damage) in figures.iter().zip(&damages) {
         let size = if damages.len() == 1 { String::new() } else { format!("-{}", damage.side) };
-        sheet.write(&mut files, &size, damage.count, common.npy)?;
+        figure.write(&mut files, &size, damage.count, common.npy)?;
     }
     write_numbers(&mut files, &points, &damages, steps)?;
     let numbers = json!({
@@ -123,6 +124,7 @@ pub fn report(args: &Args) -> Result<Report> {
     Ok(files.report(common.seed, &weights, numbers))
 }
 
+/// Returns the damages that the options describe, one for each size.
 fn damages(args: &Args) -> Result<Vec<Damage>> {
     check_count("--samples", args.samples)?;
     let mut sizes = args.sizes.clone();
@@ -136,23 +138,23 @@ fn damages(args: &Args) -> Result<Vec<Damage>> {
     Ok(damages)
 }
 
-/// Means of the images' distributions, with the keys of the split.
-fn middles(encoded: &[Encoded], key: Key) -> Vec<Latent> {
-    encoded.iter().zip(key.split(encoded.len())).map(|(e, key)| e.middle(key)).collect()
+/// Returns the posterior means as latents. Latent i has the i-th split of the key.
+fn mean_latents(posteriors: &[Posterior], key: Key) -> Vec<Latent> {
+    posteriors.iter().zip(key.split(posteriors.len())).map(|(p, key)| p.mean_latent(key)).collect()
 }
 
-/// Runs every damage on every latent behind a bar.
+/// Runs every damage on every latent and shows a progress bar.
 fn run_all(
     session: &Session,
     latents: &[Latent],
     damages: &[Damage],
     steps: usize,
-    mut each: impl FnMut(usize, usize, &Course<'_>),
+    mut each: impl FnMut(usize, usize, &Trajectory<'_>),
 ) -> Result<()> {
     let recovery = Recovery::new(session, latents.len(), steps)?;
-    let progress = bar(latents.len() * damages.len(), "courses");
-    recovery.run(latents, damages, |d, i, course| {
-        each(d, i, course);
+    let progress = bar(latents.len() * damages.len(), "recoveries");
+    recovery.run(latents, damages, |d, i, trajectory| {
+        each(d, i, trajectory);
         progress.inc(1);
         Ok(())
     })?;
@@ -160,20 +162,22 @@ fn run_all(
     Ok(())
 }
 
-/// The pictures of one size of damage: rows of figure 5, and moments of the whole course, both by sample.
+/// The pictures of one size of damage.
 #[derive(Clone, Default)]
-struct Sheet {
+struct Figure {
     samples: usize,
+    /// The rows of figure 5, each with one picture per sample.
     rows: Vec<Vec<f32>>,
-    moments: Vec<Vec<f32>>,
+    /// The frames of the animation, each with one picture per sample.
+    frames: Vec<Vec<f32>>,
 }
 
-impl Sheet {
-    fn add(&mut self, course: &Course<'_>, damages: usize, steps: usize) {
-        let ends = (0..damages).flat_map(|d| [course.after(d, 0), course.after(d, steps)]);
-        let rows: Vec<&[f32]> = [course.original()].into_iter().chain(ends).collect();
-        let moments = course.all();
-        for (list, pictures) in [(&mut self.rows, rows), (&mut self.moments, moments)] {
+impl Figure {
+    fn add(&mut self, trajectory: &Trajectory<'_>, damages: usize, steps: usize) {
+        let ends = (0..damages).flat_map(|d| [trajectory.after(d, 0), trajectory.after(d, steps)]);
+        let rows: Vec<&[f32]> = [trajectory.original()].into_iter().chain(ends).collect();
+        let frames = trajectory.all();
+        for (list, pictures) in [(&mut self.rows, rows), (&mut self.frames, frames)] {
             list.resize_with(pictures.len(), Vec::new);
             for (row, logits) in list.iter_mut().zip(pictures) {
                 row.extend(probabilities(logits));
@@ -182,22 +186,22 @@ impl Sheet {
         self.samples += 1;
     }
 
-    /// Original, damaged, recovered (and damaged and recovered again) below each other; the course as an animation.
+    /// Writes the rows (original, then damaged and recovered for each damage) as a picture, and all frames as an animation.
     fn write(&self, files: &mut Files, size: &str, damages: usize, npy: bool) -> Result<()> {
         let grid = Grid { side: SIDE, columns: self.samples, group: 0 };
         files.write(&format!("{size}.png"), &grid.picture(&self.rows.concat())?.png()?)?;
-        files.write(&format!("{size}.gif"), &film(&self.moments.concat(), self.samples)?)?;
+        files.write(&format!("{size}.gif"), &animate(&self.frames.concat(), self.samples)?)?;
         if npy {
             let rows = [1 + 2 * damages, self.samples, SIDE, SIDE];
             files.write_npy(&format!("{size}.npy"), &rows, &self.rows.concat())?;
-            let moments = [self.moments.len(), self.samples, SIDE, SIDE];
-            files.write_npy(&format!("{size}-course.npy"), &moments, &self.moments.concat())?;
+            let frames = [self.frames.len(), self.samples, SIDE, SIDE];
+            files.write_npy(&format!("{size}-course.npy"), &frames, &self.frames.concat())?;
         }
         Ok(())
     }
 }
 
-/// The table, and a plot of each number over the steps, a line for each size of damage.
+/// Writes the table of points, and for each measure a plot over the steps with a line for each size of damage.
 fn write_numbers(files: &mut Files, points: &[Point], damages: &[Damage], steps: usize) -> Result<()> {
     files.write(".csv", csv(points).as_bytes())?;
     for (ending, title, unit) in [
@@ -206,20 +210,20 @@ fn write_numbers(files: &mut Files, points: &[Point], damages: &[Damage], steps:
     ] {
         let line = |damage: &Damage| {
             let value = |p: &Point| if unit == "IoU" { p.iou } else { p.log_likelihood };
-            let mine = || points.iter().filter(|p| p.side == damage.side);
-            // The original and the damaged picture stand at the same place: the fall is a vertical line.
+            let own_points = || points.iter().filter(|p| p.side == damage.side);
+            // The original and the damaged picture have the same x, which makes the drop a vertical line.
             let x = |p: &Point| (p.damage.saturating_sub(1) * steps + p.step) as f64;
             Line {
                 name: format!("{0} x {0}", damage.side),
-                points: mine().map(|p| (x(p), value(p).mean)).collect(),
-                band: mine()
+                points: own_points().map(|p| (x(p), value(p).mean)).collect(),
+                band: own_points()
                     .map(|p| (value(p).mean - value(p).stderr, value(p).mean + value(p).stderr))
                     .collect(),
             }
         };
         let all: Vec<Line> = damages.iter().map(line).collect();
         let frame = Frame::new(title, "steps since the first damage", unit);
-        let frame = if unit == "IoU" { frame.y_from(-0.02, 1.02) } else { frame };
+        let frame = if unit == "IoU" { frame.with_y_range(-0.02, 1.02) } else { frame };
         files.write(ending, &lines(&frame, &all)?)?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The images that a verb takes: those that a user names, else the run's own, which are told from others by what they are.
+//! The images of a command: those that the user names, else those of the run. Checksums make sure that they are the run's images.
 
 use std::path::{Path, PathBuf};
 
@@ -10,37 +10,39 @@ use crate::data::{self, Dataset, Part, Split};
 use crate::error::{Error, Tag};
 use crate::train::checkpoint::Meta;
 
-/// A run's data set: where it lay, and how its images are told from others that lie there now.
+/// The data set of a run: its location, and checksums of its images.
 #[derive(Clone, Debug)]
 pub struct RunData {
     run: PathBuf,
     spec: String,
-    /// Of its training images, as its checkpoints have it.
-    trained: u32,
-    /// `None` of a run that did not write it down.
+    /// Checksum of the training images, from the checkpoint.
+    train_crc: u32,
+    /// Checksums of both parts. `None` for runs of older versions, which did not save them.
     crc: Option<DataCrc>,
 }
 
 impl RunData {
     pub fn new(run: &Path, config: &TrainConfig, meta: &Meta) -> RunData {
-        let (trained, crc) = (meta.data_crc, config.data_crc);
-        RunData { run: run.to_path_buf(), spec: config.data.clone(), trained, crc }
+        let (train_crc, crc) = (meta.data_crc, config.data_crc);
+        RunData { run: run.to_path_buf(), spec: config.data.clone(), train_crc, crc }
     }
 
-    /// Refuses images that are not the run's.
+    /// Checks that these are the run's images.
+    ///
+    /// # Errors
+    /// When they are not.
     fn check(&self, part: Part, images: &Split) -> Result<()> {
         let found = crc(images);
-        let own = match (self.crc, part) {
+        let same = match (self.crc, part) {
             (Some(crc), part) => found == crc.part(part),
-            (None, Part::Train) => found == self.trained,
-            // Such a run knows its training images only: test images are its own where these are.
-            (None, Part::Test) => found == self.trained || crc(&self.read(Part::Train)?) == self.trained,
+            (None, Part::Train) => found == self.train_crc,
+            // The run has no checksum of test images. They are its own if the training images beside them are.
+            (None, Part::Test) => found == self.train_crc || crc(&self.read(Part::Train)?) == self.train_crc,
         };
         let RunData { run, spec, .. } = self;
         ensure!(
-            own,
-            "{spec}: these are not the {} images of the run {}: name where its images are with --data PATH, or others on \
-             purpose",
+            same,
+            "{spec}: these are not the {} images of the run {}: name their location, or other images, with --data PATH",
             part.name(),
             run.display()
         );
@@ -48,62 +50,65 @@ impl RunData {
     }
 
     fn read(&self, part: Part) -> Result<Split> {
-        data::load_split(&self.spec, part).with_context(|| self.unread())
+        data::load_split(&self.spec, part).with_context(|| self.cannot_read())
     }
 
-    fn unread(&self) -> String {
-        format!("the images of the run {}: --data PATH names where they are, or others", self.run.display())
+    fn cannot_read(&self) -> String {
+        format!(
+            "cannot read the images of the run {}: name their location, or other images, with --data PATH",
+            self.run.display()
+        )
     }
 }
 
-/// What a verb was told of its images.
+/// Where a command's images come from.
 #[derive(Clone, Copy)]
-pub struct Wanted<'a> {
+pub struct ImageSource<'a> {
     named: Option<&'a str>,
     run: Option<&'a RunData>,
 }
 
-impl<'a> Wanted<'a> {
-    /// The images that `--data` names, else the run's own, else the embedded digits.
-    pub fn new(named: Option<&'a str>, run: Option<&'a RunData>) -> Wanted<'a> {
-        Wanted { named, run }
+impl<'a> ImageSource<'a> {
+    /// Chooses the images that `--data` names, else the run's, else the embedded digits.
+    pub fn new(named: Option<&'a str>, run: Option<&'a RunData>) -> ImageSource<'a> {
+        ImageSource { named, run }
     }
 
-    /// Where they are.
+    /// Returns the location of the images.
     pub fn spec(&self) -> &'a str {
         self.named.or(self.run.map(|run| run.spec.as_str())).unwrap_or(data::GLYPHS)
     }
 
-    /// One part of them.
+    /// Reads one part.
     ///
     /// # Errors
-    /// When a file is missing or wrong, or what lies where the run's images were is others.
+    /// When a file is missing or invalid, or the location of the run's images now has other images.
     pub fn split(&self, part: Part) -> Result<Split> {
-        let own = |run: &RunData| {
+        let from_run = |run: &RunData| {
             let images = run.read(part)?;
             run.check(part, &images).map(|()| images)
         };
         match (self.named, self.run) {
-            (None, Some(run)) => own(run),
+            (None, Some(run)) => from_run(run),
             _ => data::load_split(self.spec(), part),
         }
         .tag(Error::Data)
     }
 
-    /// All of them.
+    /// Reads all parts.
     ///
     /// # Errors
-    /// As of [`Wanted::split`].
+    /// As for [`ImageSource::split`].
     pub fn all(&self) -> Result<Dataset> {
-        let own = |run: &RunData| {
-            let dataset = data::load(&run.spec).with_context(|| run.unread())?;
+        let from_run = |run: &RunData| {
+            let dataset = data::load(&run.spec).with_context(|| run.cannot_read())?;
             for (part, images) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
                 images.iter().try_for_each(|images| run.check(part, images))?;
             }
             Ok(dataset)
         };
         match (self.named, self.run) {
-            (None, Some(run)) => own(run),
+            (None, Some(run)) => from_run(run),
             _ => data::load(self.spec()),
         }
         .tag(Error::Data)

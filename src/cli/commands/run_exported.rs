@@ -18,13 +18,13 @@ pub struct Args {
     folder: PathBuf,
     /// Name of the program, as the export lists it
     name: String,
-    /// Inputs by name, the same on every replica; those that it lacks are zeros
+    /// Inputs by name, the same on every replica; missing ones are zeros
     #[arg(long, value_name = "FILE.npz")]
     inputs: Option<PathBuf>,
     /// Where to write the first replica's outputs by name
     #[arg(long, value_name = "FILE.npz")]
     out: Option<PathBuf>,
-    /// Calls, of which the fastest is told
+    /// Number of calls; the time of the fastest is reported
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     calls: u32,
     #[command(flatten)]
@@ -62,13 +62,13 @@ pub fn run(args: &Args) -> Outcome {
     Report { json, text }.print(args.json)
 }
 
-/// An array for each input of the program.
+/// Returns an array for each input of the program.
 fn inputs(signature: &Signature, args: &Args) -> Result<Vec<Array>> {
     let mut named = match &args.inputs {
         Some(path) => npz::read(path).with_context(|| format!("cannot use {}", path.display()))?,
         None => Vec::new(),
     };
-    let mut take = |name: &str| named.iter().position(|(n, _)| n == name).map(|at| named.swap_remove(at).1);
+    let mut take = |name: &str| named.iter().position(|(n, _)| n == name).map(|i| named.swap_remove(i).1);
     let values = signature.inputs.iter().map(|input| {
         let value = take(&input.name).unwrap_or_else(|| Array::zeros(&input.shape));
         let (expected, got) = (&input.shape, value.shape());

@@ -1,4 +1,4 @@
-//! `vnca sample`: pictures of the prior's samples (the report's figure 2).
+//! `vnca sample`: draws pictures of samples of the prior (the report's figure 2).
 
 use anyhow::Result;
 use serde_json::json;
@@ -18,7 +18,7 @@ pub struct Args {
     /// Rows of pictures
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub rows: usize,
-    /// Pictures a row
+    /// Pictures per row
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub columns: usize,
     /// Draw pixels, 0 or 1, instead of showing their probabilities
@@ -30,10 +30,10 @@ pub fn run(args: &Args) -> Outcome {
     report(args)?.print(args.common.json)
 }
 
-/// Makes the files, and says what they are and show.
+/// Writes the files and returns their names with the numbers that describe them.
 ///
 /// # Errors
-/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+/// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let Args { common, rows, columns, bernoulli } = args;
     let count = rows.saturating_mul(*columns);

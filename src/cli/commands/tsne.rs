@@ -35,10 +35,10 @@ pub struct Args {
     /// Images, drawn at random from the data without repetition
     #[arg(long, default_value_t = 5000, value_name = "N")]
     pub points: usize,
-    /// Neighbours that a point has in effect
+    /// Effective number of neighbours of a point
     #[arg(long, default_value_t = 30.0, value_name = "P")]
     pub perplexity: f32,
-    /// Iterations of the map's descent
+    /// Iterations of the gradient descent
     #[arg(long, default_value_t = 1000, value_name = "N")]
     pub iterations: usize,
     /// Neighbours that vote on a point's label for the accuracy
@@ -54,17 +54,17 @@ pub struct Args {
     pub json: bool,
 }
 
-/// Images a call of the encoder.
+/// Images per call of the encoder.
 const BATCH: usize = 64;
 
 pub fn run(args: &Args) -> Outcome {
     report(args)?.print(args.json)
 }
 
-/// Makes the files, and says what they are and show.
+/// Writes the files and returns their names with the numbers that describe them.
 ///
 /// # Errors
-/// When the options, the weights, the images or the device are wrong, or a file cannot be written.
+/// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_ref())?;
@@ -73,27 +73,27 @@ pub fn report(args: &Args) -> Result<Report> {
     let options = Options { perplexity, iterations };
     let voters = args.neighbours as usize;
     let points = args.points.min(split.len());
-    let searched = options.neighbours(points).tag(Error::Usage)?.max(voters);
-    let enough = || {
-        anyhow::ensure!(points > searched, "--neighbours {voters}: there are only {points} points");
+    let neighbours = options.neighbours(points).tag(Error::Usage)?.max(voters);
+    let check_points = || {
+        anyhow::ensure!(points > neighbours, "--neighbours {voters}: there are only {points} points");
         Ok(())
     };
-    enough().tag(Error::Usage)?;
+    check_points().tag(Error::Usage)?;
     let session = args.device.session(1, &weights)?;
     let began = Instant::now();
-    let [choice, first] = Key::new(args.seed).split2();
-    let mut chosen = index::sample(&mut choice.rng(), split.len(), points).into_vec();
+    let [choice_key, map_key] = Key::new(args.seed).split2();
+    let mut chosen = index::sample(&mut choice_key.rng(), split.len(), points).into_vec();
     chosen.sort_unstable();
-    let means = encoded(&session, &split, &chosen)?;
+    let means = encode(&session, &split, &chosen)?;
     let labels: Vec<u8> = chosen.iter().map(|&i| labels[i]).collect();
     let progress = bar(points, "points compared");
-    let near = nearest(&means, session.model.latent, searched, |n| progress.inc(n as u64));
+    let near = nearest(&means, session.model.latent, neighbours, |n| progress.inc(n as u64));
     progress.finish_and_clear();
     let progress = bar(iterations, "iterations");
-    let made = map(&near, first, options, |n| progress.set_position(n as u64))?;
+    let map = map(&near, map_key, options, |n| progress.set_position(n as u64))?;
     progress.finish_and_clear();
     let in_latent = label_accuracy(&near, &labels, voters);
-    let in_map = label_accuracy(&nearest(&made.coordinates, 2, voters, |_| {}), &labels, voters);
+    let in_map = label_accuracy(&nearest(&map.coordinates, 2, voters, |_| {}), &labels, voters);
     let seconds = began.elapsed().as_secs_f64();
 
     let title = format!(
@@ -103,32 +103,32 @@ pub fn report(args: &Args) -> Result<Report> {
         100.0 * in_latent,
         100.0 * in_map
     );
-    write(args, &title, &made, &labels, &means, &chosen)?;
+    write(args, &title, &map, &labels, &means, &chosen)?;
     let json = serde_json::json!({
         "points": points,
         "latent": session.model.latent,
         "neighbours": voters,
         "accuracy_latent": in_latent,
         "accuracy_map": in_map,
-        "kl_divergence": made.divergence,
+        "kl_divergence": map.divergence,
         "perplexity": perplexity,
         "iterations": iterations,
         "seconds": seconds,
     });
     let text = format!(
-        "{points} of {}: {voters} nearest neighbours give the label of {:.2} % in latent space, of {:.2} % in the map\n\
+        "{points} of {}: {voters} nearest neighbours predict the label of {:.2} % in latent space, of {:.2} % in the map\n\
          KL divergence {:.3} nats, {seconds:.1} s, written to {}",
         split.name,
         100.0 * in_latent,
         100.0 * in_map,
-        made.divergence,
+        map.divergence,
         args.out.display()
     );
     Ok(Report { json, text })
 }
 
-/// The latents' means of the chosen images.
-fn encoded(session: &Session, split: &Split, chosen: &[usize]) -> Result<Vec<f32>> {
+/// Returns the posterior means of the chosen images.
+fn encode(session: &Session, split: &Split, chosen: &[usize]) -> Result<Vec<f32>> {
     let encoder = Encoder::new(session, BATCH.min(chosen.len()))?;
     let progress = bar(chosen.len(), "images");
     let mut means = Vec::with_capacity(chosen.len() * session.model.latent);
@@ -140,16 +140,16 @@ fn encoded(session: &Session, split: &Split, chosen: &[usize]) -> Result<Vec<f32
     Ok(means)
 }
 
-fn write(args: &Args, title: &str, made: &Map, labels: &[u8], means: &[f32], chosen: &[usize]) -> Result<()> {
+fn write(args: &Args, title: &str, map: &Map, labels: &[u8], means: &[f32], chosen: &[usize]) -> Result<()> {
     let n = labels.len();
     let points: Vec<(f64, f64)> =
-        made.coordinates.chunks_exact(2).map(|p| (f64::from(p[0]), f64::from(p[1]))).collect();
+        map.coordinates.chunks_exact(2).map(|p| (f64::from(p[0]), f64::from(p[1]))).collect();
     let names = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
     let png = scatter(&Frame::new(title, "", "").square(), &points, labels, &names)?;
     let out = |name: &str| args.out.join(name);
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     files::write_bytes(&out("map.png"), png)?;
-    npy::save(&out("map.npy"), &[n, 2], &made.coordinates)?;
+    npy::save(&out("map.npy"), &[n, 2], &map.coordinates)?;
     npy::save(&out("means.npy"), &[n, means.len() / n], means)?;
     npy::save(&out("labels.npy"), &[n], labels)?;
     let indices: Vec<i32> = chosen.iter().map(|i| *i as i32).collect();

@@ -1,6 +1,6 @@
-//! Operations on whole arrays: layout, reductions, rows, and matmuls and convolutions compared with plain loops.
+//! Operations on whole arrays: layout, reductions and rows. Matmuls and convolutions are compared with plain loops.
 
-use super::{APPROXIMATE, Case, case, f32s, whole};
+use super::{APPROXIMATE, Case, case, f32s, small_integers};
 use crate::engine::array::Array;
 use crate::engine::ir::ops::conv::Window;
 use crate::engine::ir::ops::layout::Padding;
@@ -8,8 +8,8 @@ use crate::engine::ir::ops::linalg::Dot;
 use crate::engine::ir::{Graph, Sym, gradient};
 use crate::engine::shape::Shape;
 
-/// 0, 1, 2, ... in the given sizes.
-fn count(dims: &[usize]) -> Array {
+/// Returns an array of these sizes with the elements 0, 1, 2, ...
+fn iota(dims: &[usize]) -> Array {
     let n: usize = dims.iter().product();
     f32s(dims, &(0..n).map(|i| i as f32).collect::<Vec<_>>())
 }
@@ -30,9 +30,9 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn layouts() -> Vec<Case> {
-    let x = || vec![count(&[2, 3])];
+    let x = || vec![iota(&[2, 3])];
     vec![
-        case("parameter", x(), count(&[2, 3]), |_, x| x[0]),
+        case("parameter", x(), iota(&[2, 3]), |_, x| x[0]),
         case("constant", x(), f32s(&[2, 3], &[10.0, 21.0, 32.0, 13.0, 24.0, 35.0]), |g, x| {
             x[0] + g.constant(f32s(&[3], &[10.0, 20.0, 30.0]))
         }),
@@ -45,22 +45,22 @@ fn layouts() -> Vec<Case> {
             f32s(&[2, 2, 3], &[0., 1., 2., 0., 1., 2., 3., 4., 5., 3., 4., 5.]),
             |_, x| x[0].broadcast_in_dim(&[2, 2, 3], &[0, 2]),
         ),
-        case("reshape", x(), count(&[3, 2]), |_, x| x[0].reshape(&[3, 2])),
-        case("transpose", vec![count(&[2, 3, 4])], count(&[2, 3, 4]).transpose(&[2, 0, 1]), |_, x| {
+        case("reshape", x(), iota(&[3, 2]), |_, x| x[0].reshape(&[3, 2])),
+        case("transpose", vec![iota(&[2, 3, 4])], iota(&[2, 3, 4]).transpose(&[2, 0, 1]), |_, x| {
             x[0].transpose(&[2, 0, 1])
         }),
-        case("slice", vec![count(&[4, 5])], f32s(&[2, 2], &[6.0, 8.0, 16.0, 18.0]), |_, x| {
+        case("slice", vec![iota(&[4, 5])], f32s(&[2, 2], &[6.0, 8.0, 16.0, 18.0]), |_, x| {
             x[0].slice_strided(&[1, 1], &[4, 5], &[2, 2])
         }),
         case(
             "pad",
-            vec![count(&[3]), Array::scalar(9f32)],
+            vec![iota(&[3]), Array::scalar(9f32)],
             f32s(&[7], &[9., 0., 9., 1., 9., 2., 9.]),
             |_, x| x[0].pad(x[1], &[Padding { low: 1, high: 1, interior: 1 }]),
         ),
         case(
             "pad that cuts",
-            vec![count(&[4]), Array::scalar(9f32)],
+            vec![iota(&[4]), Array::scalar(9f32)],
             f32s(&[4], &[1.0, 2.0, 3.0, 9.0]),
             |_, x| x[0].pad(x[1], &[Padding::new(-1, 1)]),
         ),
@@ -70,7 +70,7 @@ fn layouts() -> Vec<Case> {
         case("reverse", x(), f32s(&[2, 3], &[2.0, 1.0, 0.0, 5.0, 4.0, 3.0]), |_, x| x[0].reverse(&[1])),
         case(
             "double_grid",
-            vec![count(&[1, 2, 2, 1])],
+            vec![iota(&[1, 2, 2, 1])],
             f32s(&[1, 4, 4, 1], &[0., 0., 1., 1., 0., 0., 1., 1., 2., 2., 3., 3., 2., 2., 3., 3.]),
             |_, x| x[0].double_grid(),
         ),
@@ -78,7 +78,7 @@ fn layouts() -> Vec<Case> {
 }
 
 fn reductions() -> Vec<Case> {
-    let x = || vec![count(&[2, 3, 2])];
+    let x = || vec![iota(&[2, 3, 2])];
     let log_sum = |values: [f64; 3]| values.iter().map(|v| v.exp()).sum::<f64>().ln() as f32;
     vec![
         case("reduce_sum", x(), f32s(&[3], &[14.0, 22.0, 30.0]), |_, x| x[0].sum(&[0, 2])),
@@ -98,29 +98,29 @@ fn reductions() -> Vec<Case> {
             ),
             |_, x| x[0].logsumexp(1),
         )
-        .within(APPROXIMATE),
+        .with_tolerance(APPROXIMATE),
     ]
 }
 
 fn rows() -> Vec<Case> {
-    let x = || count(&[4, 2]);
+    let x = || iota(&[4, 2]);
     let updates = || f32s(&[3, 2], &[10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
     vec![
         case(
             "dynamic_slice",
-            vec![count(&[4, 5]), Array::scalar(1i32)],
+            vec![iota(&[4, 5]), Array::scalar(1i32)],
             f32s(&[2, 2], &[7.0, 8.0, 12.0, 13.0]),
             |g, x| x[0].dynamic_slice(&[x[1], index(g, 2)], &[2, 2]),
         ),
         case(
             "dynamic_slice beyond the end",
-            vec![count(&[5]), Array::scalar(9i32)],
+            vec![iota(&[5]), Array::scalar(9i32)],
             f32s(&[2], &[3.0, 4.0]),
             |_, x| x[0].dynamic_slice(&[x[1]], &[2]),
         ),
         case(
             "dynamic_update_slice",
-            vec![count(&[5]), f32s(&[2], &[7.0, 8.0]), Array::scalar(2i32)],
+            vec![iota(&[5]), f32s(&[2], &[7.0, 8.0]), Array::scalar(2i32)],
             f32s(&[5], &[0.0, 1.0, 7.0, 8.0, 4.0]),
             |_, x| x[0].dynamic_update_slice(x[1], &[x[2]]),
         ),
@@ -154,7 +154,7 @@ const STRIDED: Window =
 const CUTTING: Window =
     Window { stride: [1, 1], padding: [(-2, 1), (0, -3)], image_dilation: [1, 1], kernel_dilation: [1, 1] };
 
-pub(super) fn product_cases() -> Vec<Case> {
+pub(super) fn matmul_and_convolution_cases() -> Vec<Case> {
     let mut cases = dots();
     for (name, window, image, kernel) in [
         ("conv", Window::new(1, (1, 1)), [2, 5, 6, 3], [3, 3, 3, 4]),
@@ -176,13 +176,13 @@ pub(super) fn product_cases() -> Vec<Case> {
 }
 
 fn dots() -> Vec<Case> {
-    let (a, b) = (whole(&[6, 20], 1), whole(&[20, 5], 2));
+    let (a, b) = (small_integers(&[6, 20], 1), small_integers(&[20, 5], 2));
     let mut product = vec![0f32; 30];
     let (left, right) = (a.to_vec::<f32>(), b.to_vec::<f32>());
     for (i, j, k) in (0..6).flat_map(|i| (0..5).flat_map(move |j| (0..20).map(move |k| (i, j, k)))) {
         product[i * 5 + j] += left[i * 20 + k] * right[k * 5 + j];
     }
-    let (c, d) = (whole(&[3, 2, 5], 3), whole(&[4, 3, 5], 4));
+    let (c, d) = (small_integers(&[3, 2, 5], 3), small_integers(&[4, 3, 5], 4));
     let (left, right) = (c.to_vec::<f32>(), d.to_vec::<f32>());
     let mut batches = vec![0f32; 3 * 2 * 4];
     for (n, i, j) in (0..3).flat_map(|n| (0..2).flat_map(move |i| (0..4).map(move |j| (n, i, j)))) {
@@ -198,23 +198,23 @@ fn dots() -> Vec<Case> {
     ]
 }
 
-/// Calls `f` with each triple of indices into image, kernel and result that a convolution combines, in row-major arrays.
-fn meetings(
+/// Calls `f` for each product that a convolution adds up, with the row-major indices of its image, kernel and result elements.
+fn for_each_product(
     window: &Window,
     image: [usize; 4],
     kernel: [usize; 4],
     out: [usize; 2],
     mut f: impl FnMut([usize; 3]),
 ) {
-    // Pairs of a result's place and a kernel's element with the pixel that they meet, along one dimension of the grid.
+    // Along one dimension: each triple of a result's index, a kernel's index and the index of the pixel that they use.
     let along = |d: usize| {
         let mut found = Vec::new();
-        for (place, tap) in (0..out[d]).flat_map(|p| (0..kernel[d]).map(move |t| (p, t))) {
+        for (position, tap) in (0..out[d]).flat_map(|p| (0..kernel[d]).map(move |t| (p, t))) {
             let at =
-                (place * window.stride[d] + tap * window.kernel_dilation[d]) as i64 - window.padding[d].0;
+                (position * window.stride[d] + tap * window.kernel_dilation[d]) as i64 - window.padding[d].0;
             let step = window.image_dilation[d] as i64;
             if at >= 0 && at % step == 0 && at / step < image[1 + d] as i64 {
-                found.push((place, tap, (at / step) as usize));
+                found.push((position, tap, (at / step) as usize));
             }
         }
         found
@@ -236,15 +236,15 @@ fn meetings(
     }
 }
 
-/// A convolution, and the gradients of its product with some array: by its kernel and by its image.
+/// Returns three cases: a convolution, and the gradients by kernel and by image of its inner product with a fixed array.
 fn convolution(name: &str, window: Window, image: [usize; 4], kernel: [usize; 4]) -> [Case; 3] {
     let size = |d: usize| window.output_size(d, image[1 + d], kernel[d]).expect("the kernel fits");
     let grid = [size(0), size(1)];
     let out = [image[0], grid[0], grid[1], kernel[3]];
-    let arrays = [whole(&image, 1), whole(&kernel, 2), whole(&out, 3)];
+    let arrays = [small_integers(&image, 1), small_integers(&kernel, 2), small_integers(&out, 3)];
     let [x, w, ct] = [0, 1, 2].map(|i| arrays[i].to_vec::<f32>());
     let (mut y, mut dw, mut dx) = (vec![0f32; ct.len()], vec![0f32; w.len()], vec![0f32; x.len()]);
-    meetings(&window, image, kernel, grid, |[a, b, c]| {
+    for_each_product(&window, image, kernel, grid, |[a, b, c]| {
         y[c] += x[a] * w[b];
         dw[b] += x[a] * ct[c];
         dx[a] += w[b] * ct[c];

@@ -1,8 +1,8 @@
-//! What is not computing: transfers, donation, and arguments that have to be refused by name.
+//! Checks of everything but the arithmetic: transfers, donation, and error messages that name a wrong argument.
 
 use anyhow::{Result, ensure};
 
-use super::{Check, f32s, truths};
+use super::{Check, bools, f32s};
 use crate::engine::array::Array;
 use crate::engine::compile;
 use crate::engine::ir::{Function, Graph};
@@ -11,7 +11,7 @@ use crate::engine::shape::{DType, Shape};
 
 const FAMILY: &str = "calls";
 
-/// x · s in the memory of x.
+/// Returns the program y = x · s, whose output takes the memory of x.
 pub(super) fn function() -> Result<Function> {
     let g = Graph::new("conformance_calls");
     let x = g.input("x", &Shape::f32(&[3]));
@@ -45,7 +45,7 @@ pub(super) fn check(mesh: &Mesh) -> Vec<Check> {
     checks
 }
 
-/// Every element type, no dimension and several, on every device.
+/// Sends arrays of every element type and of several ranks to every device and back.
 fn transfers(mesh: &Mesh) -> Result<()> {
     let mesh = mesh.with_replicas(mesh.devices())?;
     let halves = Array::from_bytes(Shape::new(DType::Bf16, &[2]), vec![0x80, 0x3f, 0, 0xc0])?;
@@ -56,26 +56,27 @@ fn transfers(mesh: &Mesh) -> Result<()> {
         Array::new(&[3], &[1u32, 2, u32::MAX]),
         Array::new(&[2], &[1u64, u64::MAX]),
         Array::new(&[3, 1], &[0u8, 7, 255]),
-        truths(&[true, false, true]),
+        bools(&[true, false, true]),
         halves,
     ] {
-        for (replica, back) in mesh.replicate(&array)?.all()?.into_iter().enumerate() {
-            ensure!(back == array, "{} on device {replica} came back changed", array.shape());
+        for (replica, returned) in mesh.replicate(&array)?.all()?.into_iter().enumerate() {
+            ensure!(returned == array, "{} on device {replica} came back changed", array.shape());
         }
     }
     Ok(())
 }
 
-fn refused<T>(result: Result<T>, part: &str) -> Result<()> {
-    let Err(error) = result else { anyhow::bail!("accepted where it should say: {part}") };
+/// Checks that a call failed with a message that contains `part`.
+fn expect_error<T>(result: Result<T>, part: &str) -> Result<()> {
+    let Err(error) = result else { anyhow::bail!("expected an error with {part:?}, got none") };
     let text = format!("{error:#}");
     ensure!(text.contains(part), "expected an error with {part:?}, got: {text}");
     Ok(())
 }
 
 fn more_replicas(mesh: &Mesh) -> Result<()> {
-    let asked = mesh.devices() + 1;
-    refused(mesh.with_replicas(asked), &format!("{asked} replicas need as many devices"))
+    let replicas = mesh.devices() + 1;
+    expect_error(mesh.with_replicas(replicas), &format!("{replicas} replicas need as many devices"))
 }
 
 fn donation(mesh: &Mesh, executable: &Executable) -> Result<()> {
@@ -96,7 +97,7 @@ fn wrong_arguments(mesh: &Mesh, executable: &Executable) -> Result<()> {
     let name = &executable.program().signature.name;
     let put = |dims: &[usize]| mesh.replicate(&Array::zeros(&Shape::f32(dims)));
     let (x, s) = (put(&[3])?, put(&[])?);
-    let call = |arguments: Vec<Arg<'_>>, part: &str| refused(executable.call(arguments), part);
+    let call = |arguments: Vec<Arg<'_>>, part: &str| expect_error(executable.call(arguments), part);
     let consumed = format!("argument x of {name} is consumed by the call and must be given away");
     call(
         vec![put(&[2])?.into(), (&s).into()],
@@ -111,5 +112,5 @@ fn wrong_arguments(mesh: &Mesh, executable: &Executable) -> Result<()> {
 fn other_replicas(mesh: &Mesh, executable: &Executable) -> Result<()> {
     let mut program = executable.program().clone();
     program.signature.replicas = 2;
-    refused(mesh.compile(program), "is for 2 replicas, there are 1")
+    expect_error(mesh.compile(program), "is for 2 replicas, there are 1")
 }

@@ -1,10 +1,10 @@
-//! What every device has to compute and to refuse: cases whose results are known without a device, made from the graph on or
-//! run from exported programs.
+//! The conformance suite: what every device must compute, and which calls it must refuse.
 //!
-//! A case is some inputs, nodes over them, and what must come out, worked out on the host by other means (closed forms,
-//! plain loops, [`crate::engine::random::host`]). Matrix products and convolutions are of small whole numbers, which the fast
-//! precisions of accelerators hold exactly. Cases of one family are one program, each an output of it: compiling is what takes
-//! time. What is not computing (transfers, donation, wrong arguments) is checked beside them.
+//! A case consists of inputs, a graph over them, and the expected result. The host computes the expected result by other means:
+//! closed forms, plain loops, or [`crate::engine::random::host`]. Matmuls and convolutions use small integers, which the fast
+//! precisions of accelerators represent exactly. The cases of one family are the outputs of one program, because compiling takes
+//! most of the time. Programs are compiled from graphs or loaded from exported files. Further checks cover transfers, donation and
+//! wrong arguments.
 
 mod arrays;
 mod calls;
@@ -21,24 +21,25 @@ use crate::engine::ir::{Function, Graph, Sym};
 use crate::engine::runtime::{Arg, Mesh};
 use crate::engine::shape::{DType, Shape};
 
+/// Builds a case's graph over its inputs.
 type Build = Box<dyn for<'g> Fn(&'g Graph, &[Sym<'g>]) -> Sym<'g>>;
 
-/// Of functions that compilers approximate, each in its own way: to 1 or the result's size.
+/// The tolerance for functions that compilers approximate, relative to the larger of 1 and the result.
 const APPROXIMATE: f64 = 1e-4;
-/// Of single operations that devices round differently at most in the last digit.
+/// The tolerance for single operations, which devices may round differently in the last digit.
 const ROUNDED: f64 = 1e-6;
 
-/// A computation whose result is known. Inputs and results by replica.
+/// A computation with a known result. Inputs and results are indexed by replica.
 struct Case {
     name: String,
     inputs: Vec<Vec<Array>>,
     expected: Vec<Array>,
-    /// How far a floating-point result may be off, relative to the larger of 1 and its size. 0: not at all.
+    /// The largest error of a floating-point result, relative to the larger of 1 and its magnitude. 0: exact.
     tolerance: f64,
     build: Build,
 }
 
-/// A case of one replica.
+/// Returns an exact case of one replica.
 fn case(
     name: &str,
     inputs: Vec<Array>,
@@ -55,30 +56,33 @@ fn case(
 }
 
 impl Case {
-    fn within(self, tolerance: f64) -> Case {
+    fn with_tolerance(self, tolerance: f64) -> Case {
         Case { tolerance, ..self }
     }
 
-    /// What is wrong with a result, if something is.
+    /// Compares a replica's result with the expected one.
+    ///
+    /// # Errors
+    /// The first difference.
     fn compare(&self, replica: usize, got: &Array) -> Result<()> {
         let expected = &self.expected[replica];
         ensure!(got.shape() == expected.shape(), "expected {}, got {}", expected.shape(), got.shape());
         if expected.shape().dtype != DType::F32 {
-            let at = expected.bytes().iter().zip(got.bytes()).position(|(a, b)| a != b);
-            ensure!(at.is_none(), "replica {replica}: expected {}, got {}", text(expected), text(got));
+            let same = expected.bytes() == got.bytes();
+            ensure!(same, "replica {replica}: expected {}, got {}", describe(expected), describe(got));
             return Ok(());
         }
-        for (at, (a, b)) in expected.to_vec::<f32>().into_iter().zip(got.to_vec::<f32>()).enumerate() {
-            let (size, off) = (f64::from(a.abs()).max(1.0), (f64::from(a) - f64::from(b)).abs());
-            let close = a == b || a.is_nan() && b.is_nan() || off <= self.tolerance * size;
-            ensure!(close, "replica {replica}, element {at}: expected {a:?}, got {b:?}");
+        for (i, (a, b)) in expected.to_vec::<f32>().into_iter().zip(got.to_vec::<f32>()).enumerate() {
+            let (scale, error) = (f64::from(a.abs()).max(1.0), (f64::from(a) - f64::from(b)).abs());
+            let close = a == b || a.is_nan() && b.is_nan() || error <= self.tolerance * scale;
+            ensure!(close, "replica {replica}, element {i}: expected {a:?}, got {b:?}");
         }
         Ok(())
     }
 }
 
-/// The first elements of an array that holds no floating-point numbers.
-fn text(array: &Array) -> String {
+/// Formats the shape and the first elements of an array, for types other than f32.
+fn describe(array: &Array) -> String {
     let mut words: Vec<String> = match array.shape().dtype {
         DType::S32 => array.to_vec::<i32>().iter().map(ToString::to_string).collect(),
         DType::U32 => array.to_vec::<u32>().iter().map(ToString::to_string).collect(),
@@ -91,7 +95,7 @@ fn text(array: &Array) -> String {
     format!("{} [{}]", array.shape(), words.join(" "))
 }
 
-/// Cases that share a program.
+/// The cases of one family, which share a program.
 struct Group {
     name: String,
     replicas: usize,
@@ -103,7 +107,7 @@ impl Group {
         Group { name: family.into(), replicas: 1, cases }
     }
 
-    /// Inputs and output of a case are named after it.
+    /// Builds the program. A case's inputs and output are named after the case.
     fn function(&self) -> Result<Function> {
         let g = Graph::new(&format!("conformance_{}", self.name));
         let mut outputs = Vec::new();
@@ -115,7 +119,7 @@ impl Group {
         g.finish(&outputs, &[])
     }
 
-    /// Runs the program; gives what is wrong with each case's result.
+    /// Runs the program and compares each case's result with the expected one.
     fn run(&self, mesh: &Mesh) -> Result<Vec<Result<()>>> {
         let executable = compile::compile(mesh, &self.function()?)?;
         let mut arguments: Vec<Arg<'_>> = Vec::new();
@@ -132,14 +136,15 @@ impl Group {
         Ok(self.cases.iter().zip(&results).map(check).collect())
     }
 
+    /// Runs the cases. If the program does not run, every case fails with its error.
     fn check(&self, mesh: &Mesh) -> Vec<Check> {
-        let ran = mesh.with_replicas(self.replicas).and_then(|mesh| self.run(&mesh));
-        let results = ran.unwrap_or_else(|error| {
+        let results = mesh.with_replicas(self.replicas).and_then(|mesh| self.run(&mesh));
+        let results = results.unwrap_or_else(|error| {
             let message = format!("{error:#}");
             self.cases.iter().map(|_| Err(anyhow::anyhow!(message.clone()))).collect()
         });
-        let named = |(case, result): (&Case, Result<()>)| Check::from_result(&self.name, &case.name, result);
-        self.cases.iter().zip(results).map(named).collect()
+        let check = |(case, result): (&Case, Result<()>)| Check::from_result(&self.name, &case.name, result);
+        self.cases.iter().zip(results).map(check).collect()
     }
 }
 
@@ -148,7 +153,7 @@ fn groups() -> Vec<Group> {
         Group::new("elementwise", elementwise::cases()),
         Group::new("integers", elementwise::integer_cases()),
         Group::new("arrays", arrays::cases()),
-        Group::new("products", arrays::product_cases()),
+        Group::new("products", arrays::matmul_and_convolution_cases()),
         Group::new("loops", loops::cases()),
         Group::new("draws", loops::draw_cases()),
     ];
@@ -156,16 +161,16 @@ fn groups() -> Vec<Group> {
     groups
 }
 
-/// Numbers of replicas that collectives are checked with, as far as there are devices.
+/// The numbers of replicas for which collectives are checked, if there are enough devices.
 const REPLICAS: [usize; 4] = [1, 2, 4, MOST_REPLICAS];
 
-/// The most devices that the cases take.
+/// The largest number of devices that a case needs.
 pub const MOST_REPLICAS: usize = 8;
 
 /// Returns the graphs of all programs, each with its number of replicas.
 ///
 /// # Errors
-/// When a case is ill-formed.
+/// When a case's graph is ill-formed.
 pub fn functions() -> Result<Vec<(Function, usize)>> {
     let mut functions = Vec::new();
     for group in groups() {
@@ -178,11 +183,11 @@ pub fn functions() -> Result<Vec<(Function, usize)>> {
 /// The outcome of one case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// The group of cases that this one belongs to.
+    /// The family that the case belongs to.
     pub family: String,
-    /// The case.
+    /// The case's name.
     pub name: String,
-    /// What was wrong. `None` if the case passed.
+    /// Why the case failed. `None` if it passed.
     pub error: Option<String>,
 }
 
@@ -212,13 +217,13 @@ fn f32s(dims: &[usize], values: &[f32]) -> Array {
     Array::new(dims, values)
 }
 
-fn truths(values: &[bool]) -> Array {
+fn bools(values: &[bool]) -> Array {
     let bytes = values.iter().map(|v| u8::from(*v)).collect();
-    Array::from_bytes(Shape::new(DType::Pred, &[values.len()]), bytes).expect("a byte a truth value")
+    Array::from_bytes(Shape::new(DType::Pred, &[values.len()]), bytes).expect("one byte for each value")
 }
 
-/// Small whole numbers, without order.
-fn whole(dims: &[usize], seed: usize) -> Array {
+/// Returns an array of small integers in no particular order.
+fn small_integers(dims: &[usize], seed: usize) -> Array {
     let count: usize = dims.iter().product();
     let values: Vec<f32> = (0..count).map(|i| ((i * 7 + seed * 5 + i * i * 3) % 9) as f32 - 4.0).collect();
     f32s(dims, &values)
@@ -229,23 +234,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrong_results_are_told() {
-        let own = case("x", vec![], f32s(&[2], &[1.0, 100.0]), |g, _| g.scalar(DType::F32, 0.0)).within(0.01);
-        assert!(own.compare(0, &f32s(&[2], &[1.005, 100.9])).is_ok());
+    fn wrong_results_are_reported() {
+        let approximate = case("x", vec![], f32s(&[2], &[1.0, 100.0]), |g, _| g.scalar(DType::F32, 0.0))
+            .with_tolerance(0.01);
+        assert!(approximate.compare(0, &f32s(&[2], &[1.005, 100.9])).is_ok());
         for (wrong, part) in [
             (f32s(&[2], &[1.02, 100.0]), "element 0: expected 1.0, got 1.02"),
             (f32s(&[2], &[1.0, f32::NAN]), "element 1: expected 100.0, got NaN"),
             (f32s(&[1], &[1.0]), "expected f32[2], got f32[1]"),
         ] {
-            let error = own.compare(0, &wrong).unwrap_err().to_string();
+            let error = approximate.compare(0, &wrong).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
-        let exact = case("y", vec![], truths(&[true, false]), |g, _| g.scalar(DType::F32, 0.0));
-        assert!(exact.compare(0, &truths(&[true, true])).is_err());
+        let exact = case("y", vec![], bools(&[true, false]), |g, _| g.scalar(DType::F32, 0.0));
+        assert!(exact.compare(0, &bools(&[true, true])).is_err());
     }
 
     #[test]
-    fn names_tell_cases_apart() {
+    fn names_are_unique_in_each_family() {
         for group in groups() {
             let mut names: Vec<&str> = group.cases.iter().map(|c| c.name.as_str()).collect();
             names.sort_unstable();

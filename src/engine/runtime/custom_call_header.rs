@@ -1,7 +1,7 @@
-//! The common head of the structures in XLA's C interfaces, those of custom calls and of PJRT: a size and a list of extensions.
+//! Declares the structures of XLA's two C interfaces, custom calls and PJRT. Each begins with its size and a list of extensions.
 //!
-//! The structures are written by hand, not generated, so that the library builds without the C headers and without libclang.
-//! Tests compare every size and offset with the headers.
+//! The structures are written by hand instead of generated, so that the library builds without the C headers and libclang. Tests
+//! compare every size and offset with the headers.
 
 /// A structure that begins with its own size.
 pub trait Struct: Default {
@@ -38,7 +38,7 @@ macro_rules! structs {
             impl Default for $name {
                 fn default() -> Self {
                     // SAFETY: every field is a number, a pointer, a function pointer in an Option or a structure of
-                    // these, for all of which zeros are a value.
+                    // these. For all of them zero bytes are a valid value.
                     let mut zeros: Self = unsafe { std::mem::zeroed() };
                     zeros.struct_size = size_of::<Self>();
                     zeros
@@ -55,7 +55,7 @@ macro_rules! structs {
 
 pub(super) use {opaque, structs};
 
-/// Compares structures with those of a C header, by compiling static assertions. The header comes with the XLA library.
+/// Compares structures with those of a C header by compiling static assertions. The header comes with the XLA library.
 #[cfg(test)]
 pub struct Header {
     include: std::path::PathBuf,
@@ -71,24 +71,29 @@ impl Header {
         Header { include, text: format!("#include \"{name}\"\n") }
     }
 
-    pub fn holds(&mut self, condition: String) {
+    /// Asserts that a condition in C holds.
+    pub fn assert(&mut self, condition: String) {
         self.text += &format!("_Static_assert({condition}, \"\");\n");
     }
 
-    /// Asserts that the header's structure `c` has this layout. `field` translates names of fields to those in C.
-    pub fn has(&mut self, c: &str, (_, size, fields): &Layout, field: impl Fn(&str) -> String) {
-        self.holds(format!("sizeof({c}) == {size}"));
+    /// Asserts that the header's structure `c` has this layout. `field` translates Rust field names to C.
+    pub fn assert_layout(&mut self, c: &str, (_, size, fields): &Layout, field: impl Fn(&str) -> String) {
+        self.assert(format!("sizeof({c}) == {size}"));
         for (name, offset) in *fields {
-            self.holds(format!("offsetof({c}, {}) == {offset}", field(name)));
+            self.assert(format!("offsetof({c}, {}) == {offset}", field(name)));
         }
     }
 
+    /// Compiles the assertions.
+    ///
+    /// # Panics
+    /// When one does not hold.
     pub fn compile(&self) {
         let file = tempfile::Builder::new().suffix(".c").tempfile().unwrap();
         std::fs::write(file.path(), &self.text).unwrap();
-        let mut run = std::process::Command::new("cc");
-        run.args(["-std=c11", "-fsyntax-only", "-I"]).arg(&self.include).arg(file.path());
-        let run = run.output().expect("a C compiler is there: Rust links with it");
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let mut compiler = std::process::Command::new("cc");
+        compiler.args(["-std=c11", "-fsyntax-only", "-I"]).arg(&self.include).arg(file.path());
+        let output = compiler.output().expect("a C compiler is installed: Rust links with it");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }

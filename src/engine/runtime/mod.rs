@@ -34,7 +34,7 @@ pub use self::pjrt::{Plugin, Settings, Value};
 pub enum Device {
     /// XLA's own CPU backend, linked into this program.
     Cpu,
-    /// A PJRT plugin with the options that it is opened with.
+    /// A PJRT plugin with its options.
     Plugin {
         /// The plugin, by name or path.
         plugin: Plugin,
@@ -43,7 +43,7 @@ pub enum Device {
     },
 }
 
-/// `cpu`, `tpu`, `cuda` or a plugin's path, and after commas its options: `cuda,memory_fraction=0.5,preallocate=false`.
+/// Parses `cpu`, `tpu`, `cuda` or a plugin's path. Options follow after commas: `cuda,memory_fraction=0.5,preallocate=false`.
 impl FromStr for Device {
     type Err = anyhow::Error;
 
@@ -66,7 +66,7 @@ impl FromStr for Device {
             "tpu" => Plugin::Tpu,
             "cuda" => Plugin::Cuda,
             path if path.contains('/') || path.ends_with(".so") => Plugin::File(path.into()),
-            other => bail!("no device {other:?}: take cpu, tpu, cuda, or the path of a PJRT plugin"),
+            other => bail!("no device {other:?}: use cpu, tpu, cuda, or the path of a PJRT plugin"),
         };
         Ok(Device::Plugin { plugin, settings })
     }
@@ -83,7 +83,7 @@ impl fmt::Display for Device {
     }
 }
 
-/// A device's memory, in bytes.
+/// The memory use of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
     /// Bytes in use now.
@@ -94,61 +94,65 @@ pub struct Memory {
     pub limit: Option<u64>,
 }
 
-/// One array in one device's memory.
+/// An array in one device's memory.
 pub(crate) trait Buffer: Send + Sync {
+    /// Waits for the array and copies it to the host.
     fn get(&self, shape: &Shape) -> Result<Array>;
     fn as_any(&self) -> &dyn Any;
 }
 
-/// What a kind of device has to do. Devices are counted from 0.
+/// The operations that each kind of device implements. Devices are numbered from 0.
 pub(crate) trait Client: Send + Sync {
+    /// Returns the platform and its version as text.
     fn describe(&self) -> String;
     fn device_count(&self) -> usize;
-    /// The forms that this compiler is fast at.
+    /// Returns the forms of matmuls and convolutions that this compiler is fast at.
     fn target(&self) -> Target;
-    /// Whether it is the library that this program is linked with, and no plugin.
+    /// Reports whether the devices belong to the linked XLA library instead of a plugin.
     fn is_linked(&self) -> bool {
         false
     }
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>>;
+    /// Copies an array to a device.
     fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>>;
-    /// The memory of a device, where the runtime tells it.
+    /// Returns the memory use of a device, if the runtime reports it.
     fn memory(&self, device: usize) -> Option<Memory>;
 }
 
-/// A compiled program: arguments and results as [replica][index].
+/// A compiled program. Arguments and results are indexed by replica, then by position.
 pub(crate) trait Loaded: Send + Sync {
     fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>>;
 }
 
-/// Where compiled programs are kept, for plugins that can serialize them.
+/// Where compiled programs are cached. Only plugins that can serialize programs use a cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
-    /// The folder that `VNCA_COMPILATION_CACHE` names (none if it is empty or `off`), else one in the user's cache.
+    /// The folder that `VNCA_COMPILATION_CACHE` names, or one in the user's cache if it is not set. No cache if it is empty or
+    /// `off`.
     #[default]
     Environment,
     /// This folder.
     Folder(PathBuf),
-    /// Compiled programs are not kept.
+    /// No cache.
     Off,
 }
 
-/// The forms in which programs for a mesh are written, and why these were chosen.
+/// The forms of matmuls and convolutions in a mesh's programs, and why they were chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forms {
     /// The forms.
     pub target: Target,
-    /// On a CPU without a usable oneDNN for the requested precision: the reason. XLA then multiplies in f32 by itself.
+    /// On a CPU, the reason why oneDNN cannot be used in the requested precision. XLA then multiplies in f32 without oneDNN.
     pub no_one_dnn: Option<String>,
 }
 
-/// What all meshes over one client share: nothing of it belongs to the process.
-struct Opened {
+/// An opened device: the state that all meshes over one client share.
+struct OpenDevice {
     device: Device,
     client: Box<dyn Client>,
-    /// Asked for, in the place of what is found out.
+    /// The forms that the builder was given. `None`: probe them.
     target: Option<Target>,
-    /// Found out once for each precision.
+    /// The probed forms of each precision.
     forms: [OnceLock<Forms>; 2],
     programs: Option<PathBuf>,
 }
@@ -185,13 +189,13 @@ impl MeshBuilder {
         MeshBuilder { target: Some(target), ..self }
     }
 
-    /// Loads programs from a folder of exported ones instead of lowering graphs.
+    /// Loads exported programs from a folder instead of lowering graphs.
     #[must_use]
     pub fn programs(self, folder: Option<&Path>) -> MeshBuilder {
         MeshBuilder { programs: folder.map(Path::to_path_buf), ..self }
     }
 
-    /// Sets where compiled programs are kept.
+    /// Sets where compiled programs are cached.
     #[must_use]
     pub fn cache(self, cache: Cache) -> MeshBuilder {
         MeshBuilder { cache, ..self }
@@ -200,9 +204,8 @@ impl MeshBuilder {
     /// Opens the device and returns a mesh of `replicas` of its devices.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device cannot be opened or there are fewer devices than replicas. [`Error::Usage`] when
-    /// `replicas` is 0, or the environment variable `XLA_FLAGS` has an option that XLA does not know: XLA itself would end the
-    /// process.
+    /// [`Error::Device`] when the device cannot be opened or has fewer devices than replicas. [`Error::Usage`] when `replicas` is
+    /// 0, or XLA cannot parse the environment variable `XLA_FLAGS`: XLA itself would end the process.
     pub fn open(self, replicas: usize) -> Result<Mesh> {
         valid!(replicas > 0, "replicas", "is 0: it must be at least 1");
         let client = match &self.device {
@@ -212,7 +215,7 @@ impl MeshBuilder {
         let client = client.tag(Error::Device)?;
         let MeshBuilder { device, target, programs, .. } = self;
         let forms = [const { OnceLock::new() }; 2];
-        let opened = Opened { device, client, target, forms, programs };
+        let opened = OpenDevice { device, client, target, forms, programs };
         Mesh { opened: Arc::new(opened), replicas: 1 }.with_replicas(replicas)
     }
 }
@@ -223,7 +226,7 @@ impl MeshBuilder {
 /// last of them, of their arrays and of their programs is dropped.
 #[derive(Clone)]
 pub struct Mesh {
-    opened: Arc<Opened>,
+    opened: Arc<OpenDevice>,
     replicas: usize,
 }
 
@@ -233,7 +236,7 @@ impl Mesh {
     /// Every call opens the device again. TPUs cannot be opened twice at the same time: see [`Mesh::with_replicas`].
     ///
     /// # Errors
-    /// As of [`MeshBuilder::open`].
+    /// As for [`MeshBuilder::open`].
     pub fn open(device: &Device, replicas: usize) -> Result<Mesh> {
         Mesh::builder(device).open(replicas)
     }
@@ -244,7 +247,7 @@ impl Mesh {
         MeshBuilder { device, devices: 1, target: None, programs: None, cache }
     }
 
-    /// Returns a mesh of another size over the same client. Arrays and programs of both may be used together.
+    /// Returns a mesh of another size over the same client. Both meshes may be used side by side.
     ///
     /// # Errors
     /// [`Error::Device`] when there are fewer devices than replicas. [`Error::Usage`] when `replicas` is 0.
@@ -286,11 +289,11 @@ impl Mesh {
     /// Returns the forms for matmuls and convolutions in a precision. On a CPU, unless the builder was given a target, `find`
     /// probes them, once for all meshes over the client.
     pub(crate) fn forms(&self, precision: Precision, find: impl FnOnce() -> Forms) -> Forms {
-        let plain = |target| Forms { target, no_one_dnn: None };
+        let forms = |target| Forms { target, no_one_dnn: None };
         match (self.opened.target, self.opened.client.target()) {
-            (Some(target), _) => plain(target),
+            (Some(target), _) => forms(target),
             (None, Target::Cpu) => self.opened.forms[precision as usize].get_or_init(find).clone(),
-            (None, target) => plain(target),
+            (None, target) => forms(target),
         }
     }
 
@@ -312,10 +315,10 @@ impl Mesh {
     /// Compiles a program for these devices.
     ///
     /// # Errors
-    /// When it was made for another number of replicas, or the compiler refuses it.
+    /// When the program is for another number of replicas, or the compiler refuses it.
     pub fn compile(&self, program: Program) -> Result<Executable> {
-        let (name, made_for) = (&program.signature.name, program.signature.replicas);
-        ensure!(made_for == self.replicas, "{name} is for {made_for} replicas, there are {}", self.replicas);
+        let (name, replicas) = (&program.signature.name, program.signature.replicas);
+        ensure!(replicas == self.replicas, "{name} is for {replicas} replicas, there are {}", self.replicas);
         let loaded = self.opened.client.compile(&program).with_context(|| format!("compiling {name}"))?;
         Ok(Executable { program, loaded })
     }
@@ -323,7 +326,7 @@ impl Mesh {
     /// Copies an array to every device.
     ///
     /// # Errors
-    /// When a device refuses it, for example for want of memory.
+    /// When a device refuses it, for example because its memory is full.
     pub fn replicate(&self, array: &Array) -> Result<Buffers> {
         let parts: Result<_> = (0..self.replicas).map(|r| self.opened.client.put(r, array)).collect();
         Ok(Buffers { shape: array.shape().clone(), parts: parts? })
@@ -332,7 +335,7 @@ impl Mesh {
     /// Copies one array to each device, in the order of the replicas.
     ///
     /// # Errors
-    /// When the number of arrays is not that of replicas, when their shapes differ, or when a device refuses one.
+    /// When the number of arrays is not the number of replicas, when their shapes differ, or when a device refuses one.
     pub fn shard(&self, arrays: &[Array]) -> Result<Buffers> {
         ensure!(arrays.len() == self.replicas, "{} arrays for {} replicas", arrays.len(), self.replicas);
         let shape = arrays[0].shape().clone();
@@ -359,7 +362,7 @@ impl Buffers {
     /// Waits for a replica's array and copies it to the host.
     ///
     /// # Errors
-    /// When there is no such replica, or the computation of the array failed.
+    /// When there is no such replica, or the program that computes the array failed.
     pub fn get(&self, replica: usize) -> Result<Array> {
         let part = self.parts.get(replica).ok_or_else(|| anyhow!("there is no replica {replica}"))?;
         part.get(&self.shape)
@@ -368,17 +371,17 @@ impl Buffers {
     /// Waits for every replica's array and copies them to the host, in the order of the replicas.
     ///
     /// # Errors
-    /// When the computation of one failed.
+    /// When the program that computes them failed.
     pub fn all(&self) -> Result<Vec<Array>> {
         self.parts.iter().map(|p| p.get(&self.shape)).collect()
     }
 }
 
-/// An argument of a call. An input that the program donates must be given, not lent.
+/// An argument of a call. An input whose memory the program donates to an output must be [`Arg::Given`].
 pub enum Arg<'a> {
     /// Buffers that the caller keeps.
     Lent(&'a Buffers),
-    /// Buffers that the program may take over.
+    /// Buffers that the program may reuse for its outputs.
     Given(Buffers),
 }
 

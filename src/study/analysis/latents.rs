@@ -1,4 +1,4 @@
-//! Latents of images, and the grids of cells that grow from latents.
+//! Encodes images to latents, and grows grids of cells from latents.
 
 use anyhow::{Result, ensure};
 
@@ -11,31 +11,33 @@ use crate::model::decoder::GrowOptions;
 use crate::model::objective::{noise, sample};
 use crate::study::session::{Session, SessionProgram};
 
-/// Cells of a grid.
+/// Number of cells in a grid.
 pub const CELLS: usize = SIDE * SIDE;
 
-/// Latents of some images, Z numbers an image, and each image's key for the cells that grow from its latent.
+/// The latents of n images, and each image's key for growing cells from its latent.
 #[derive(Clone, Debug, Default)]
 pub struct Latents {
     /// Means of q(z | x), (n, Z).
     pub means: Vec<f32>,
     /// Log-variances of q(z | x), (n, Z).
     pub logvars: Vec<f32>,
-    /// A draw of each distribution, (n, Z).
+    /// A sample of each q(z | x), (n, Z).
     pub samples: Vec<f32>,
-    /// Two words an image, (n, 2).
+    /// The keys, two words each, (n, 2).
     pub keys: Vec<u32>,
 }
 
-/// A model's encoder, compiled.
+/// The compiled encoder of a model.
 pub struct Encoder<'s> {
     program: SessionProgram<'s>,
     latent: usize,
-    /// Images a call.
+    /// Images per call.
     batch: usize,
 }
 
 impl<'s> Encoder<'s> {
+    /// Compiles the encoder for `batch` images per call.
+    ///
     /// # Errors
     /// When the program does not compile.
     pub fn new(session: &'s Session, batch: usize) -> Result<Encoder<'s>> {
@@ -52,15 +54,16 @@ impl<'s> Encoder<'s> {
         Ok(Encoder { program, latent, batch })
     }
 
-    /// Latents of the images numbered `rows`, at most a batch of them. Image i has the i-th key of the split of `key`,
-    /// as in the evaluation: its sample is the first of those that the bound is made of.
+    /// Encodes the images with the indices `rows`, at most a batch of them.
+    ///
+    /// As in the evaluation, image i uses the i-th split of `key`. Its sample is the first of the samples in its bound.
     ///
     /// # Errors
-    /// When there are none or too many, or the device fails.
+    /// When `rows` is empty or longer than the batch, or the device fails.
     pub fn encode(&self, split: &Split, rows: &[usize], key: Key) -> Result<Latents> {
         let n = rows.len();
         ensure!((1..=self.batch).contains(&n), "{n} images for a batch of {}", self.batch);
-        // A batch that is not full is filled up with its last image, whose latents are left out again.
+        // The last image fills up the batch. The latents of its copies are dropped below.
         let filled = || (0..self.batch).map(|i| rows[i.min(n - 1)]);
         let pixels: Vec<u8> = filled().flat_map(|i| split.image(i)).copied().collect();
         let keys: Vec<u32> = filled().flat_map(|i| key.split_at(i as u64).0).collect();
@@ -78,15 +81,17 @@ impl<'s> Encoder<'s> {
     }
 }
 
-/// An automaton's growth from latents, compiled.
+/// The compiled program that grows cells from latents.
 pub struct Grower<'s> {
     program: SessionProgram<'s>,
     latent: usize,
-    /// Latents a call.
+    /// Latents per call.
     batch: usize,
 }
 
 impl<'s> Grower<'s> {
+    /// Compiles the program for `batch` latents per call.
+    ///
     /// # Errors
     /// When the model has no cells, or the program does not compile.
     pub fn new(session: &'s Session, batch: usize) -> Result<Grower<'s>> {
@@ -100,10 +105,11 @@ impl<'s> Grower<'s> {
         Ok(Grower { program, latent: model.latent, batch })
     }
 
-    /// The cells' final states, (n, 32, 32, Z) in row-major order, of n latents with their keys, at most a batch.
+    /// Grows n latents (n, Z) with their keys (n, 2), at most a batch. Returns the cells' final states, (n, 32, 32, Z) in row-major
+    /// order.
     ///
     /// # Errors
-    /// When there are none or too many, or the device fails.
+    /// When there are no latents or more than a batch, or the device fails.
     pub fn grow(&self, latents: &[f32], keys: &[u32]) -> Result<Vec<f32>> {
         let n = keys.len() / 2;
         ensure!((1..=self.batch).contains(&n), "{n} latents for a batch of {}", self.batch);
@@ -118,13 +124,13 @@ impl<'s> Grower<'s> {
     }
 }
 
-/// Latents drawn from the prior, `normal(key, (Z,))` with the i-th key of the split of `key` for the i-th, and the keys
-/// for the cells that grow from them.
+/// Draws latents from the prior: the i-th is `normal(key_i, (Z,))`, where key_i is the i-th split of `key`. Also returns the keys
+/// for growing cells from them.
 pub fn prior(key: Key, count: usize, latent: usize) -> Latents {
     let keys = key.split(count);
     Latents {
         samples: keys.iter().flat_map(|k| k.normal(latent)).collect(),
-        // What the draw left unused.
+        // Drawing a sample uses the first Z numbers of its key. This takes the next one.
         keys: keys.iter().flat_map(|k| k.split_at(latent as u64).0).collect(),
         ..Latents::default()
     }

@@ -1,4 +1,4 @@
-//! What the report studies beside the bound: labels of binarized images, latents, their map, and a probe of cells.
+//! The report's other studies: labels of binarized images, latents, their t-SNE map, and a linear probe of cells.
 
 pub mod latents;
 pub mod neighbours;

@@ -1,21 +1,24 @@
-//! Exact nearest neighbours, and how well they tell a point's label: how cleanly classes are separated.
+//! Exact nearest neighbours, and the accuracy of predicting a point's label from them. The accuracy measures how well classes are
+//! separated.
 
 use rayon::prelude::*;
 
-/// A point's neighbour.
+/// A neighbour of a point.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Neighbour {
-    /// Number of the point.
+    /// Index of the neighbour.
     pub index: usize,
-    /// Euclidean.
+    /// Euclidean distance.
     pub distance: f32,
 }
 
-/// The `k` nearest other points of each point, nearest first; the first of equals. Every point is compared with every
-/// other one: an index is no faster where there are hundreds of dimensions. `done` hears the number of finished points.
+/// Finds the `k` nearest other points of each point, nearest first. Of points at equal distances, the lower index comes first.
+///
+/// `points` is (n, dimensions) in row-major order. Every point is compared with every other one, because a search index is no
+/// faster in hundreds of dimensions. `done` is called with the number of newly finished points.
 ///
 /// # Panics
-/// When there are not more than `k` points of whole rows: a mistake in the program.
+/// When there are not more than `k` points, or `points` does not consist of whole rows. Both are bugs.
 pub fn nearest(
     points: &[f32],
     dimensions: usize,
@@ -24,7 +27,7 @@ pub fn nearest(
 ) -> Vec<Vec<Neighbour>> {
     let n = points.len() / dimensions;
     assert!(n > k && n * dimensions == points.len(), "{k} neighbours among {n} points");
-    let of = |i: usize| {
+    let nearest_to = |i: usize| {
         let own = &points[i * dimensions..][..dimensions];
         let distances = points.chunks_exact(dimensions).map(|other| squared_distance(own, other));
         let mut all: Vec<(f32, usize)> =
@@ -38,10 +41,10 @@ pub fn nearest(
         done(1);
         all.into_iter().map(|(d, index)| Neighbour { index, distance: d.sqrt() }).collect()
     };
-    (0..n).into_par_iter().map(of).collect()
+    (0..n).into_par_iter().map(nearest_to).collect()
 }
 
-/// Eight sums side by side, which a CPU's vectors hold.
+/// Returns the squared Euclidean distance. Adds up in eight lanes, so that the compiler can use vector instructions.
 fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; 8];
     let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -54,8 +57,8 @@ fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// The share of points whose label is that of most of their first `k` neighbours; of labels with equally many, the one
-/// of the nearest neighbour counts.
+/// Returns the share of points whose label is the majority label of their `k` nearest neighbours. In a tie, the label of the
+/// nearest neighbour among the tied labels counts.
 pub fn label_accuracy(neighbours: &[Vec<Neighbour>], labels: &[u8], k: usize) -> f64 {
     let right = neighbours.iter().zip(labels).filter(|(row, own)| {
         let mut votes = [0usize; 256];
@@ -80,9 +83,9 @@ mod tests {
             found.iter().map(|row| row.iter().map(|n| n.index).collect()).collect();
         assert_eq!(indices, [[1, 2], [0, 2], [3, 1], [2, 1], [3, 2]]);
         assert_eq!(found[4][0].distance, 5.5);
-        // One neighbour: 0 and 1 agree, 2 and 3 do not, 4 has another label than 3.
+        // With one neighbour: 0, 1 have the neighbour's label; 2, 3 and 4 do not.
         assert_eq!(label_accuracy(&found, &[7, 7, 7, 1, 2], 1), 0.4);
-        // Of two neighbours with different labels the nearer counts.
+        // With two neighbours of different labels, the nearer one counts.
         assert_eq!(label_accuracy(&found, &[7, 7, 1, 1, 1], 2), 1.0);
     }
 

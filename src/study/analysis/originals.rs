@@ -1,10 +1,11 @@
-//! Which grey image a binarized one was drawn from: the one that gives it the highest likelihood. The report, section
-//! 5.2: static binarized MNIST comes without labels, and its originals' labels become its own.
+//! Finds the grey image that a binarized image was most likely drawn from.
 //!
-//! log p(x | original) = Σ over pixels of x · log p + (1 − x) · log(1 − p), p = grey / 255: a matrix product of
-//! (x, 1 − x) with (log p, log(1 − p)). A pixel that the original rules out has log 0 = −∞; in the product stands a
-//! number in its place that is beyond all that possible pixels sum up to, so that no 0 · −∞ makes a NaN, and the
-//! originals are compared first by the number of pixels that they rule out and then by the likelihood of the others.
+//! Static binarized MNIST has no labels. As in section 5.2 of the report, each image gets the label of its likeliest original.
+//!
+//! log p(x | original) = Σ over pixels of x · log p + (1 − x) · log(1 − p) with p = grey / 255. This is a matmul of (x, 1 − x) with
+//! (log p, log(1 − p)). Where an original rules a pixel out, the logarithm is −∞ and 0 · −∞ would be NaN. A finite number takes its
+//! place, of larger magnitude than the sum over all possible pixels. Originals are thus ranked first by the number of pixels that
+//! they rule out, then by the likelihood of the other pixels.
 
 use anyhow::{Result, ensure};
 
@@ -16,23 +17,23 @@ use crate::engine::ir::{Function, Graph, Sym};
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
 use crate::engine::shape::{DType, Shape};
 
-/// Images and originals that are compared in one call: scores of 16 MB.
+/// Number of images and of originals per call. The call's scores take 16 MB.
 const BLOCK: usize = 2048;
-/// Stands for log 0. All 784 pixels at p = 1/255 make 784 · log 255 = 4,345 nats, which is less.
+/// Stands for log 0. Its magnitude is larger than 784 · log 255 = 4,345 nats, the cost of 784 pixels at p = 1/255.
 const RULED_OUT: f64 = -131_072.0;
 
 /// The likeliest original of each image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matches {
-    /// Which original; the first of equals.
+    /// Index of the original. Of equals, the first.
     pub indices: Vec<i32>,
-    /// How much likelier it is than the next best, in nats: infinite where no other is possible, 0 where none is.
+    /// Log-likelihood minus that of the second best original, in nats. Infinite if no other original is possible, 0 if none is.
     pub margins: Vec<f32>,
     /// Number of images that every original rules out.
     pub impossible: usize,
 }
 
-/// Finds the likeliest original of each image. `done` hears the number of images that have been compared.
+/// Finds the likeliest original of each image. `done` is called with the number of finished images.
 ///
 /// # Errors
 /// When there are no originals, or the device fails.
@@ -47,9 +48,9 @@ pub fn likeliest(
     let mut matches = Matches { indices: vec![], margins: vec![], impossible: 0 };
     for block in images.pixels.chunks(BLOCK * PIXELS) {
         for (image, best) in block.chunks_exact(PIXELS).zip(searcher.best_two(block)?) {
-            // The device ranks in single precision: what two originals differ by is found out exactly.
+            // The device ranks in single precision. The host computes the margin of the best two in double precision.
             let mut ranked: Vec<(Likelihood, usize)> =
-                best.into_iter().map(|i| (Likelihood::of(image, originals.image(i)), i)).collect();
+                best.into_iter().map(|i| (Likelihood::new(image, originals.image(i)), i)).collect();
             ranked.sort_by(|(a, i), (b, j)| b.order(a).then(i.cmp(j)));
             let (first, index) = ranked[0];
             matches.indices.push(index as i32);
@@ -61,15 +62,17 @@ pub fn likeliest(
     Ok(matches)
 }
 
-/// log p(x | original): over the pixels that are possible, and the number of those that are not.
+/// log p(x | original).
 #[derive(Clone, Copy, Debug)]
 struct Likelihood {
+    /// Number of pixels that the original rules out.
     ruled_out: usize,
+    /// The log-likelihood of the other pixels.
     nats: f64,
 }
 
 impl Likelihood {
-    fn of(image: &[u8], original: &[u8]) -> Likelihood {
+    fn new(image: &[u8], original: &[u8]) -> Likelihood {
         let mut sum = Likelihood { ruled_out: 0, nats: 0.0 };
         for (x, grey) in image.iter().zip(original) {
             match if *x == 1 { *grey } else { 255 - grey } {
@@ -94,13 +97,15 @@ impl Likelihood {
     }
 }
 
-/// The originals on the device.
+/// The originals on a device, with the compiled search program.
 struct Searcher<'a> {
     mesh: &'a Mesh,
     program: Executable,
-    /// Logarithms of a block of originals, and the number of its first and of all.
+    /// For each block of originals: its table of logarithms, and the index of its first original.
     tables: Vec<(Buffers, usize)>,
+    /// Images per call.
     images: usize,
+    /// Number of originals.
     count: usize,
 }
 
@@ -111,25 +116,25 @@ impl Searcher<'_> {
         let logarithms = compile(mesh, &logarithms(rows)?)?;
         let mut tables = Vec::new();
         for (i, block) in originals.pixels.chunks(BLOCK * PIXELS).enumerate() {
-            let block = mesh.replicate(&filled(block, rows))?;
+            let block = mesh.replicate(&filled_up(block, rows))?;
             tables.push((logarithms.call(vec![block.into()])?.swap_remove(0), i * BLOCK));
         }
         let program = compile(mesh, &search(images, rows)?)?;
         Ok(Searcher { mesh, program, tables, images, count })
     }
 
-    /// The best two originals of each image, in single precision; one where there are no two.
+    /// Returns the best two originals of each image, ranked in single precision. Only one if there is only one original.
     fn best_two(&self, block: &[u8]) -> Result<Vec<Vec<usize>>> {
-        let images = self.mesh.replicate(&filled(block, self.images))?;
+        let images = self.mesh.replicate(&filled_up(block, self.images))?;
         let mut best: Vec<Vec<(f32, usize)>> = vec![Vec::new(); block.len() / PIXELS];
         for (table, first) in &self.tables {
-            let here = self.mesh.replicate(&Array::scalar((self.count - first).min(BLOCK) as i32))?;
-            let found = self.program.call(vec![Arg::Lent(&images), Arg::Lent(table), here.into()])?;
+            let rows = self.mesh.replicate(&Array::scalar((self.count - first).min(BLOCK) as i32))?;
+            let found = self.program.call(vec![Arg::Lent(&images), Arg::Lent(table), rows.into()])?;
             for pair in found.chunks_exact(2) {
-                let (scores, places) = (pair[0].get(0)?.to_vec::<f32>(), pair[1].get(0)?.to_vec::<i32>());
-                for (best, (score, place)) in best.iter_mut().zip(scores.into_iter().zip(places)) {
+                let (scores, rows) = (pair[0].get(0)?.to_vec::<f32>(), pair[1].get(0)?.to_vec::<i32>());
+                for (best, (score, row)) in best.iter_mut().zip(scores.into_iter().zip(rows)) {
                     if score > f32::MIN {
-                        best.push((score, first + place as usize));
+                        best.push((score, first + row as usize));
                     }
                 }
             }
@@ -142,8 +147,8 @@ impl Searcher<'_> {
     }
 }
 
-/// Images as (rows, 784): the last one again where there are too few.
-fn filled(pixels: &[u8], rows: usize) -> Array {
+/// Returns images as an array (rows, 784). The last image fills up missing rows.
+fn filled_up(pixels: &[u8], rows: usize) -> Array {
     let last = &pixels[pixels.len() - PIXELS..];
     let mut all = pixels.to_vec();
     while all.len() < rows * PIXELS {
@@ -152,13 +157,13 @@ fn filled(pixels: &[u8], rows: usize) -> Array {
     Array::new(&[rows, PIXELS], &all)
 }
 
-/// log p; for p = 0 the number that stands for it.
+/// Returns log p, or [`RULED_OUT`] where p = 0.
 fn logarithm(p: Sym<'_>) -> Sym<'_> {
     let possible = p.gt(p.like(0.0));
     possible.select(possible.select(p, p.like(1.0)).log(), p.like(RULED_OUT))
 }
 
-/// Grey originals (rows, 784) to (log p, log(1 − p)): (rows, 1568).
+/// Builds the program from grey originals (rows, 784) to their table (log p, log(1 − p)), (rows, 1568).
 fn logarithms(rows: usize) -> Result<Function> {
     let g = Graph::new("logarithms");
     let grey = g.input("originals", &Shape::new(DType::U8, &[rows, PIXELS])).convert(DType::F32);
@@ -167,18 +172,20 @@ fn logarithms(rows: usize) -> Result<Function> {
     g.finish(&[("table".into(), table)], &[])
 }
 
-/// The highest score of each image and its place, the first of equals. `places` counts the scores.
-fn best<'g>(scores: Sym<'g>, places: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
-    let [rows, columns] = scores.dims()[..] else { return (scores, places) };
+/// Returns the highest score of each row and its column, of equals the first. `column` holds each score's column.
+fn best<'g>(scores: Sym<'g>, column: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
+    let [rows, columns] = scores.dims()[..] else { return (scores, column) };
     let highest = scores.reduce_max(&[1]);
-    let at = scores.eq(highest.reshape(&[rows, 1]));
-    // The first is the largest of the places counted backwards.
-    let backwards = at.mask(-places + columns as f64).reduce_max(&[1]);
+    let is_highest = scores.eq(highest.reshape(&[rows, 1]));
+    // The first column is the largest when counted backwards.
+    let backwards = is_highest.mask(-column + columns as f64).reduce_max(&[1]);
     (highest, -backwards + columns as f64)
 }
 
-/// Images (u8, 784 each), a table of logarithms and how many of its rows count, to the best two rows for each image:
-/// score, row, score, row. Where there are no two, the second score is the lowest number.
+/// Builds the program that searches a table.
+///
+/// Inputs: images u8 (n, 784), a table of logarithms, and the number of its rows in use. Outputs for each image: score and row of
+/// the best row, then of the second best. If there is no second row, its score is the lowest finite number.
 fn search(images: usize, originals: usize) -> Result<Function> {
     let g = Graph::new("originals");
     let x = g.input("images", &Shape::new(DType::U8, &[images, PIXELS])).convert(DType::F32);
@@ -189,8 +196,8 @@ fn search(images: usize, originals: usize) -> Result<Function> {
     let row = g.iota(&Shape::s32(&[images, originals]), 1);
     let lowest = g.scalar(DType::F32, f64::from(f32::MIN));
     let scores = row.lt(count).select(pixels.dot_general(table, dot), lowest);
-    let (first, place) = best(scores, row);
-    let (second, second_place) = best(row.eq(place.reshape(&[images, 1])).select(lowest, scores), row);
-    let outputs = [("best", first), ("place", place), ("second", second), ("second_place", second_place)];
+    let (first, first_row) = best(scores, row);
+    let (second, second_row) = best(row.eq(first_row.reshape(&[images, 1])).select(lowest, scores), row);
+    let outputs = [("best", first), ("place", first_row), ("second", second), ("second_place", second_row)];
     g.finish(&outputs.map(|(name, sym)| (name.to_string(), sym)), &[])
 }

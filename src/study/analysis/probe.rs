@@ -1,5 +1,5 @@
-//! A linear probe: softmax regression of an image's label from each single cell's final state. The report, section 4.2;
-//! Alain & Bengio, "Understanding intermediate layers using linear classifier probes" (2017).
+//! A linear probe: softmax regression that predicts an image's label from the final state of a single cell (section 4.2 of the
+//! report). Method: Alain & Bengio, "Understanding intermediate layers using linear classifier probes" (2017).
 
 use std::fs::File;
 use std::io::Write;
@@ -22,15 +22,15 @@ use crate::nn::optimiser::{Adam, ClipByGlobalNorm, Context as StepContext, Updat
 use crate::nn::params::{Role, layer};
 use crate::nn::tree::Tree;
 
-/// Classes that a probe tells apart.
+/// Number of classes.
 pub const CLASSES: usize = 10;
-/// Images a call: 8,192 cells.
+/// Images per call: 8,192 cells.
 pub const BATCH: usize = 8;
-/// The share that tests the probe.
+/// The share of images or cells that is held out for testing.
 const HELD_OUT: f64 = 0.2;
 const LEARNING_RATE: f64 = 1e-2;
 
-/// States of cells on the disk, in a file without a name, which goes when the process does.
+/// The states of cells, in an unnamed temporary file that disappears when the process ends.
 pub struct Cells {
     file: File,
     latent: usize,
@@ -38,21 +38,23 @@ pub struct Cells {
 }
 
 impl Cells {
+    /// Creates an empty file in a folder, for states of `latent` numbers.
+    ///
     /// # Errors
-    /// When no file can be made in the folder.
+    /// When the file cannot be created.
     pub fn create(folder: &Path, latent: usize) -> Result<Cells> {
         let file = tempfile::tempfile_in(folder)
             .with_context(|| format!("cannot write a file in {}", folder.display()))?;
         Ok(Cells { file, latent, images: 0 })
     }
 
-    /// Adds the states of whole images.
+    /// Appends the states of whole images.
     ///
     /// # Errors
-    /// When the disk is full.
+    /// When the file cannot be written, for example because the disk is full.
     pub fn push(&mut self, states: &[f32]) -> Result<()> {
         self.images += states.len() / (CELLS * self.latent);
-        self.file.write_all(bytemuck::cast_slice(states)).context("cannot keep the cells' states in --out")
+        self.file.write_all(bytemuck::cast_slice(states)).context("cannot write the cells' states in --out")
     }
 
     /// Returns the number of images.
@@ -60,7 +62,7 @@ impl Cells {
         self.images
     }
 
-    /// States of a batch: the last image again where there are fewer.
+    /// Reads the states of a batch. The last image fills up the batch.
     fn batch(&self, images: &[usize]) -> Result<Array> {
         let size = CELLS * self.latent;
         let mut states = vec![0f32; BATCH * size];
@@ -68,18 +70,18 @@ impl Cells {
             let image = images[i.min(images.len() - 1)];
             self.file
                 .read_exact_at(bytemuck::cast_slice_mut(part), (image * size * 4) as u64)
-                .context("cannot read the cells' states back")?;
+                .context("cannot read the cells' states")?;
         }
         Ok(Array::new(&[BATCH, CELLS, self.latent], &states))
     }
 }
 
-/// Which cells test the probe: all of some images, or some of all images, as in the report.
+/// Which cells are held out for testing: all cells of some images, or as in the report some cells of all images.
 #[derive(Clone, Debug)]
 pub enum HeldOut {
-    /// For each image whether it is held out.
+    /// Holds out whole images. For each image, whether it is held out.
     Images(Vec<bool>),
-    /// One key an image.
+    /// Holds out cells. Image i draws its cells with the i-th split of the key.
     Cells(Key),
 }
 
@@ -87,12 +89,12 @@ impl HeldOut {
     /// Holds out a fifth of the images, drawn with the key.
     pub fn images(key: Key, count: usize) -> HeldOut {
         let mut held = vec![false; count];
-        let most = (count as f64 * HELD_OUT).round() as usize;
-        index::sample(&mut key.rng(), count, most).into_iter().for_each(|i| held[i] = true);
+        let number = (count as f64 * HELD_OUT).round() as usize;
+        index::sample(&mut key.rng(), count, number).into_iter().for_each(|i| held[i] = true);
         HeldOut::Images(held)
     }
 
-    /// For each cell of an image, whether it is held out.
+    /// Reports for each cell of an image whether it is held out.
     fn cells(&self, image: usize) -> Vec<bool> {
         match self {
             HeldOut::Images(held) => vec![held[image]; CELLS],
@@ -103,25 +105,25 @@ impl HeldOut {
         }
     }
 
-    /// The images that have cells that are held out, or ones that are not.
-    fn having(&self, held_out: bool, count: usize) -> Vec<usize> {
+    /// Returns the images with at least one cell that is held out, or that is not.
+    fn images_with(&self, held_out: bool, count: usize) -> Vec<usize> {
         (0..count).filter(|&i| self.cells(i).contains(&held_out)).collect()
     }
 }
 
-/// A trained probe: for each of the 10 classes weight and bias of a cell's state.
+/// The parameters of a trained probe.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// (Z, 10).
+    /// Weights, (Z, 10).
     pub weight: Array,
-    /// (10).
+    /// Biases, (10).
     pub bias: Array,
 }
 
-/// Trains on the cells that are not held out, `epochs` times. `done` hears the number of finished batches.
+/// Trains a probe for `epochs` epochs on the cells that are not held out. `done` is called with the number of finished batches.
 ///
 /// # Errors
-/// When there is nothing to train on, or the device fails.
+/// When there are no cells to train on, or the device fails.
 pub fn train(
     mesh: &Mesh,
     cells: &Cells,
@@ -132,9 +134,9 @@ pub fn train(
     mut done: impl FnMut(usize),
 ) -> Result<Probe> {
     let z = cells.latent;
-    let images = held_out.having(false, cells.images);
+    let images = held_out.images_with(false, cells.images);
     ensure!(!images.is_empty(), "there are no cells to train a probe on: more images are needed");
-    let (mean, scale) = standard(cells, &images)?;
+    let (mean, scale) = standardisation(cells, &images)?;
     let constants = [mesh.replicate(&mean)?, mesh.replicate(&scale)?];
     let step = compile(mesh, &step(z)?)?;
     let zeros = |shape: &Shape| mesh.replicate(&Array::zeros(shape));
@@ -151,7 +153,7 @@ pub fn train(
         let label = |i: usize| i32::from(labels[batch[i.min(batch.len() - 1)]]);
         let truth: Vec<i32> = (0..BATCH).map(label).collect();
         let inputs = [
-            // Falls to 0 in a straight line.
+            // The learning rate's factor falls linearly to 0.
             Array::scalar(1.0 - n as f32 / steps as f32),
             cells.batch(&batch)?,
             Array::new(&[BATCH], &truth),
@@ -164,12 +166,12 @@ pub fn train(
         state = step.call(arguments)?;
         done(n + 1);
     }
-    unstandardised(&state[0].get(0)?, &state[1].get(0)?, &mean, &scale)
+    undo_standardisation(&state[0].get(0)?, &state[1].get(0)?, &mean, &scale)
 }
 
-/// Number of batches that training goes through.
+/// Returns the number of batches that training processes.
 pub fn batch_count(images: usize, held_out: &HeldOut, epochs: usize) -> usize {
-    epochs * held_out.having(false, images).len().div_ceil(BATCH)
+    epochs * held_out.images_with(false, images).len().div_ceil(BATCH)
 }
 
 fn batches(images: &[usize], epochs: usize, key: Key) -> impl Iterator<Item = Vec<usize>> {
@@ -180,14 +182,14 @@ fn batches(images: &[usize], epochs: usize, key: Key) -> impl Iterator<Item = Ve
     })
 }
 
-/// Mean of each channel and one over its standard deviation: the probe learns in these units, where all channels are
-/// alike.
-fn standard(cells: &Cells, images: &[usize]) -> Result<(Array, Array)> {
+/// Returns each channel's mean and the inverse of its standard deviation. Training standardises the states, so that one learning
+/// rate suits all channels.
+fn standardisation(cells: &Cells, images: &[usize]) -> Result<(Array, Array)> {
     let z = cells.latent;
     let (mut sums, mut squares) = (vec![0f64; z], vec![0f64; z]);
-    // A thousand images tell more than enough.
-    let spread = images.len().div_ceil(1000);
-    let used: Vec<usize> = images.iter().copied().step_by(spread).collect();
+    // At most a thousand images are enough for an estimate.
+    let step = images.len().div_ceil(1000);
+    let used: Vec<usize> = images.iter().copied().step_by(step).collect();
     for batch in used.chunks(BATCH) {
         let states = cells.batch(batch)?.to_vec::<f32>();
         for cell in states.chunks_exact(z).take(batch.len() * CELLS) {
@@ -204,8 +206,8 @@ fn standard(cells: &Cells, images: &[usize]) -> Result<(Array, Array)> {
     Ok((Array::new(&[z], &means), Array::new(&[z], &scales)))
 }
 
-/// The same probe of states as they are.
-fn unstandardised(weight: &Array, bias: &Array, mean: &Array, scale: &Array) -> Result<Probe> {
+/// Converts a probe of standardised states to a probe of the original states.
+fn undo_standardisation(weight: &Array, bias: &Array, mean: &Array, scale: &Array) -> Result<Probe> {
     let (mut weight, mut bias) = (weight.to_vec::<f32>(), bias.to_vec::<f32>());
     let (mean, scale) = (mean.to_vec::<f32>(), scale.to_vec::<f32>());
     for (row, (mean, scale)) in weight.chunks_exact_mut(CLASSES).zip(mean.iter().zip(&scale)) {
@@ -221,7 +223,7 @@ fn unstandardised(weight: &Array, bias: &Array, mean: &Array, scale: &Array) -> 
     Ok(Probe { weight: Array::new(&[mean.len(), CLASSES], &weight), bias: Array::new(&[CLASSES], &bias) })
 }
 
-/// One step of Adam on the cross-entropy of a batch's cells.
+/// Builds the program of one Adam step on the cross-entropy of a batch's cells.
 fn step(z: usize) -> Result<Function> {
     let g = Graph::new("probe_step");
     let shapes = [Shape::f32(&[z, CLASSES]), Shape::f32(&[CLASSES])];
@@ -232,8 +234,9 @@ fn step(z: usize) -> Result<Function> {
     let names: Vec<String> = names.chain(moments).collect();
     let state: Vec<Sym<'_>> = names.iter().zip(shapes.iter().cycle()).map(|(n, s)| g.input(n, s)).collect();
     let count = g.input("count", &Shape::s32(&[]));
-    let mut remembered: Tree<Sym<'_>> = names.iter().cloned().zip(state.iter().copied()).skip(2).collect();
-    remembered.set("count", count);
+    let mut optimiser_state: Tree<Sym<'_>> =
+        names.iter().cloned().zip(state.iter().copied()).skip(2).collect();
+    optimiser_state.set("count", count);
     let (mean, scale) = (g.input("mean", &Shape::f32(&[z])), g.input("scale", &Shape::f32(&[z])));
     let rate = g.input("rate", &Shape::f32(&[]));
     let states = g.input("states", &Shape::f32(&[BATCH, CELLS, z]));
@@ -253,37 +256,39 @@ fn step(z: usize) -> Result<Function> {
     let gradients = gradient(loss, &state[..2]);
     let context = StepContext { leaves: &leaves, healthy: count.eq(count) };
     let mut updates = Updates::new(gradients);
-    let mut after = Tree::default();
+    let mut new_state = Tree::default();
     for transform in chain![ClipByGlobalNorm(10.0), Adam::new(LEARNING_RATE)] {
         let next;
-        (updates, next) = transform.apply(&context, updates, &remembered);
-        after.extend(next);
+        (updates, next) = transform.apply(&context, updates, &optimiser_state);
+        new_state.extend(next);
     }
-    let moved = state[..2].iter().zip(updates.values()).map(|(s, u)| *s + *u * rate);
-    let outputs: Vec<_> = names.into_iter().zip(moved).chain(after).collect();
+    let updated = state[..2].iter().zip(updates.values()).map(|(s, u)| *s + *u * rate);
+    let outputs: Vec<_> = names.into_iter().zip(updated).chain(new_state).collect();
     g.finish(&outputs, &[])
 }
 
-/// The class told from each cell, the first of equals, and its softmax value.
+/// A prediction for each of some cells.
 #[derive(Clone, Debug)]
 pub struct Prediction {
-    /// The predicted class of each cell.
+    /// The predicted class of each cell. Of equally likely classes, the first.
     pub classes: Vec<i32>,
-    /// The softmax value of that class.
+    /// The softmax probability of that class.
     pub values: Vec<f32>,
 }
 
 /// A probe, compiled for batches of images.
-pub struct Teller {
+pub struct Classifier {
     executable: crate::engine::runtime::Executable,
     mesh: Mesh,
     probe: [Buffers; 2],
 }
 
-impl Teller {
+impl Classifier {
+    /// Compiles a probe.
+    ///
     /// # Errors
     /// When the program does not compile.
-    pub fn new(mesh: &Mesh, probe: &Probe) -> Result<Teller> {
+    pub fn new(mesh: &Mesh, probe: &Probe) -> Result<Classifier> {
         let z = probe.weight.dims()[0];
         let g = Graph::new("probe");
         let weight = g.input("weight", &Shape::f32(&[z, CLASSES]));
@@ -293,53 +298,55 @@ impl Teller {
         let logits = states.reshape(&[rows, z]).dot(weight) + bias;
         let highest = logits.reduce_max(&[1]);
         let value = (highest - logits.logsumexp(1)).exp();
-        // The first of equals: the largest of the classes counted backwards.
+        // Of equals, the first class is the largest when counted backwards.
         let backwards = -g.iota(&Shape::s32(&[rows, CLASSES]), 1) + CLASSES as f64;
         let class = logits.eq(highest.reshape(&[rows, 1])).mask(backwards).reduce_max(&[1]);
         let outputs = [("class", -class + CLASSES as f64), ("value", value)];
         let function = g.finish(&outputs.map(|(name, sym)| (name.to_string(), sym)), &[])?;
         let executable = compile(mesh, &function)?;
         let probe = [mesh.replicate(&probe.weight)?, mesh.replicate(&probe.bias)?];
-        Ok(Teller { executable, mesh: mesh.clone(), probe })
+        Ok(Classifier { executable, mesh: mesh.clone(), probe })
     }
 
-    fn tell(&self, states: &Array) -> Result<Prediction> {
+    fn predict_batch(&self, states: &Array) -> Result<Prediction> {
         let mut arguments: Vec<Arg<'_>> = self.probe.iter().map(Arg::from).collect();
         arguments.push(self.mesh.replicate(states)?.into());
         let results = self.executable.call(arguments)?;
         Ok(Prediction { classes: results[0].get(0)?.to_vec(), values: results[1].get(0)?.to_vec() })
     }
 
-    /// Every cell of some images' states, (n, 32, 32, Z), n at most a batch.
+    /// Predicts the label from each cell. The states are (n, 32, 32, Z), n at most a batch.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn tell_states(&self, states: &[f32], latent: usize) -> Result<Prediction> {
+    pub fn predict(&self, states: &[f32], latent: usize) -> Result<Prediction> {
         let cells = states.len() / latent;
-        let mut filled = states.to_vec();
-        filled.resize(BATCH * CELLS * latent, 0.0);
-        let mut told = self.tell(&Array::new(&[BATCH, CELLS, latent], &filled))?;
-        told.classes.truncate(cells);
-        told.values.truncate(cells);
-        Ok(told)
+        let mut padded = states.to_vec();
+        padded.resize(BATCH * CELLS * latent, 0.0);
+        let mut prediction = self.predict_batch(&Array::new(&[BATCH, CELLS, latent], &padded))?;
+        prediction.classes.truncate(cells);
+        prediction.values.truncate(cells);
+        Ok(prediction)
     }
 
-    /// Measures the probe on the cells that are held out.
+    /// Tests the probe on the held-out cells.
     ///
     /// # Errors
-    /// When none is, or the device fails.
+    /// When no cells are held out, or the device fails.
     pub fn score(&self, cells: &Cells, labels: &[u8], held_out: &HeldOut) -> Result<Score> {
-        let images = held_out.having(true, cells.images);
+        let images = held_out.images_with(true, cells.images);
         ensure!(!images.is_empty(), "there are no cells to test the probe on: more images are needed");
-        let mut score = Score { right: vec![], tried: vec![], labels: vec![], at: vec![(0, 0); CELLS] };
+        let mut score =
+            Score { right: vec![], tried: vec![], labels: vec![], by_position: vec![(0, 0); CELLS] };
         for batch in images.chunks(BATCH) {
-            let told = self.tell(&cells.batch(batch)?)?;
-            for (image, classes) in batch.iter().zip(told.classes.chunks_exact(CELLS)) {
+            let prediction = self.predict_batch(&cells.batch(batch)?)?;
+            for (image, classes) in batch.iter().zip(prediction.classes.chunks_exact(CELLS)) {
                 let (mut right, mut tried) = (0, 0);
-                for ((held, class), at) in held_out.cells(*image).iter().zip(classes).zip(&mut score.at) {
+                let positions = &mut score.by_position;
+                for ((held, class), position) in held_out.cells(*image).iter().zip(classes).zip(positions) {
                     let hit = usize::from(*held && *class == i32::from(labels[*image]));
                     (right, tried) = (right + hit, tried + usize::from(*held));
-                    (at.0, at.1) = (at.0 + hit, at.1 + usize::from(*held));
+                    (position.0, position.1) = (position.0 + hit, position.1 + usize::from(*held));
                 }
                 score.right.push(right);
                 score.tried.push(tried);
@@ -350,17 +357,17 @@ impl Teller {
     }
 }
 
-/// Cells told right and cells tried: of each image, and at each place of the grid.
+/// The test of a probe: numbers of predicted cells and of correct predictions, by image and by grid position.
 #[derive(Clone, Debug)]
 pub struct Score {
-    /// Cells of each image that were predicted right.
+    /// Number of correctly predicted cells of each image.
     pub right: Vec<usize>,
-    /// Cells of each image that were predicted.
+    /// Number of predicted cells of each image.
     pub tried: Vec<usize>,
     /// The label of each image.
     pub labels: Vec<u8>,
-    /// Right and predicted at each cell of the grid, in row-major order.
-    pub at: Vec<(usize, usize)>,
+    /// Numbers of correct and of all predictions at each grid position, in row-major order.
+    pub by_position: Vec<(usize, usize)>,
 }
 
 fn share(right: usize, tried: usize) -> f64 {
@@ -373,35 +380,35 @@ impl Score {
         self.tried.iter().sum()
     }
 
-    /// Returns the share of cells that were predicted right.
+    /// Returns the share of cells that were predicted correctly.
     pub fn accuracy(&self) -> f64 {
         share(self.right.iter().sum(), self.cells())
     }
 
-    /// Standard error of the accuracy. Cells of one image are not independent of each other: images are.
+    /// Returns the standard error of the accuracy over images, because the cells of one image are not independent.
     pub fn stderr(&self) -> f64 {
         let (n, accuracy) = (self.right.len() as f64, self.accuracy());
-        let off = |(r, t): (&usize, &usize)| (*r as f64 - accuracy * *t as f64).powi(2);
-        let squares: f64 = self.right.iter().zip(&self.tried).map(off).sum();
+        let square = |(r, t): (&usize, &usize)| (*r as f64 - accuracy * *t as f64).powi(2);
+        let squares: f64 = self.right.iter().zip(&self.tried).map(square).sum();
         (squares * n / (n - 1.0).max(1.0)).sqrt() / self.cells() as f64
     }
 
-    /// Accuracy of each class: `None` where no image is of it.
+    /// Returns the accuracy of each class. `None` if no image has the class.
     pub fn per_class(&self) -> Vec<Option<f64>> {
-        let of = |class: usize, counts: &[usize]| {
+        let total = |class: usize, counts: &[usize]| {
             let own = self.labels.iter().zip(counts).filter(|(label, _)| usize::from(**label) == class);
             own.map(|(_, n)| n).sum::<usize>()
         };
-        let one = |class| match of(class, &self.tried) {
+        let accuracy = |class| match total(class, &self.tried) {
             0 => None,
-            tried => Some(share(of(class, &self.right), tried)),
+            tried => Some(share(total(class, &self.right), tried)),
         };
-        (0..CLASSES).map(one).collect()
+        (0..CLASSES).map(accuracy).collect()
     }
 
-    /// Accuracy at each place of the grid, row after row: NaN where no cell was tried.
+    /// Returns the accuracy at each grid position, in row-major order. NaN where no cell was tested.
     pub fn per_position(&self) -> Vec<f32> {
-        self.at.iter().map(|(right, tried)| share(*right, *tried) as f32).collect()
+        self.by_position.iter().map(|(right, tried)| share(*right, *tried) as f32).collect()
     }
 }
 
@@ -410,15 +417,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_interval_counts_images_and_not_cells() {
+    fn the_standard_error_is_over_images_not_cells() {
         let score = Score {
             right: vec![1024, 0, 512, 512],
             tried: vec![1024; 4],
             labels: vec![3, 3, 5, 5],
-            at: vec![(2, 4); CELLS],
+            by_position: vec![(2, 4); CELLS],
         };
         assert_eq!((score.accuracy(), score.cells()), (0.5, 4096));
-        // Accuracies 1, 0, ½, ½ of four images: variance 1/6, over 4.
+        // The accuracies of the four images are 1, 0, ½, ½. Their variance is 1/6, and that of their mean 1/24.
         assert!((score.stderr() - (1.0f64 / 24.0).sqrt()).abs() < 1e-12);
         assert_eq!((score.per_class()[3], score.per_class()[0]), (Some(0.5), None));
         assert_eq!(score.per_position()[7], 0.5);
@@ -427,9 +434,9 @@ mod tests {
     #[test]
     fn a_fifth_is_held_out() {
         let images = HeldOut::images(Key::new(0), 50);
-        assert_eq!((images.having(true, 50).len(), images.having(false, 50).len()), (10, 40));
+        assert_eq!((images.images_with(true, 50).len(), images.images_with(false, 50).len()), (10, 40));
         let cells = HeldOut::Cells(Key::new(0));
-        assert_eq!(cells.having(false, 50).len(), 50);
+        assert_eq!(cells.images_with(false, 50).len(), 50);
         let held: usize = (0..50).map(|i| cells.cells(i).iter().filter(|c| **c).count()).sum();
         assert!((0.19..0.21).contains(&(held as f64 / 51_200.0)), "{held}");
     }

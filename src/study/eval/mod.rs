@@ -1,4 +1,4 @@
-//! Evaluation: the bounds of every image of a set, sharded over replicas, and over processes by [`part`].
+//! Evaluates the bounds of every image of a data set. Replicas share each call; [`part`] divides an evaluation among processes.
 
 pub mod part;
 pub mod spread;
@@ -20,33 +20,34 @@ use crate::model::{Vae, objective};
 use crate::nn::params::Params;
 use spread::Spread;
 
-/// Images that are decoded at a time: enough for matrix products at full speed, and memory that does not grow with
-/// the number of samples.
+/// Images that are decoded at a time. Enough for matmuls at full speed, and a bound on the memory use for any number of samples.
 const DECODED_AT_ONCE: usize = 256;
 
-/// A bound over many images.
+/// The mean of a quantity over many images, such as a bound, with its standard error.
 ///
 /// ```
 /// use vnca::study::eval::Bound;
 ///
-/// let bound = Bound::of(&[-84.0, -86.0])?;
+/// let bound = Bound::from_values(&[-84.0, -86.0])?;
 /// assert_eq!((bound.mean, bound.stderr, bound.images), (-85.0, 1.0, 2));
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Bound {
-    /// Mean over the images, in nats: log p(x) ≥ this.
+    /// Mean over the images. For a bound in nats: log p(x) ≥ this.
     pub mean: f64,
-    /// Standard error of that mean over the images.
+    /// Standard error of the mean over the images.
     pub stderr: f64,
     /// Number of images.
     pub images: usize,
 }
 
 impl Bound {
+    /// Computes the mean and its standard error from one value per image.
+    ///
     /// # Errors
-    /// When there are no images.
-    pub fn of<T: Copy + Into<f64>>(values: &[T]) -> Result<Bound> {
+    /// When there are no values.
+    pub fn from_values<T: Copy + Into<f64>>(values: &[T]) -> Result<Bound> {
         ensure!(!values.is_empty(), "there are no images to evaluate on");
         let n = values.len() as f64;
         let mean = values.iter().map(|v| (*v).into()).sum::<f64>() / n;
@@ -56,33 +57,35 @@ impl Bound {
     }
 }
 
-/// What one key gives of some images, in their order; nats.
+/// The scores of some images, in their order, with the samples of one key. In nats.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
     /// The importance-weighted bound of each image.
     pub iwelbo: Vec<f32>,
-    /// log p(x | z), the mean over the samples.
+    /// The mean over the samples of log p(x | z), for each image.
     pub reconstruction: Vec<f32>,
-    /// KL(q(z | x) ‖ p(z)); no key changes it.
+    /// KL(q(z | x) ‖ p(z)) of each image. Does not depend on the key.
     pub kl: Vec<f32>,
-    /// How the latent means differ between the images; no key changes it.
+    /// How the posterior means vary over the images. Does not depend on the key.
     pub spread: Spread,
 }
 
 impl Scores {
-    /// The IWELBO over these images.
+    /// Returns the mean IWELBO of these images.
     ///
     /// # Errors
-    /// When there are none.
+    /// When there are no images.
     pub fn bound(&self) -> Result<Bound> {
-        Bound::of(&self.iwelbo)
+        Bound::from_values(&self.iwelbo)
     }
 }
 
-/// The evaluation program: parameters, images (u8, batch of a replica) and a key an image in; [`objective::Scores`] out.
+/// Builds the evaluation program of one replica.
+///
+/// Inputs: the parameters, images u8 (batch, 28, 28) and keys u32 (batch, 2). Outputs: the fields of [`objective::Scores`].
 ///
 /// # Errors
-/// When the graph is wrong, which is a mistake in the program.
+/// When the graph is ill-formed, which is a bug.
 pub fn function(model: &Vae, batch: usize, samples: usize) -> Result<Function> {
     let leaves = model.leaves();
     let g = model.graph(&format!("eval_{}_k{samples}", model.name));
@@ -96,26 +99,26 @@ pub fn function(model: &Vae, batch: usize, samples: usize) -> Result<Function> {
     g.finish(&outputs.map(|(name, sym)| (name.into(), sym)), &[])
 }
 
-/// A compiled evaluation.
+/// A compiled evaluation program.
 pub struct Evaluator {
     executable: Executable,
     mesh: Mesh,
-    /// Images a replica.
+    /// Images per replica and call.
     batch: usize,
 }
 
 impl Evaluator {
-    /// Compiles for `batch` images a call, over all replicas.
+    /// Compiles the program for `batch` images per call, over all replicas, and `samples` latent samples per image.
     ///
     /// # Errors
-    /// When the batch is not divided evenly by the replicas, or there are no samples.
+    /// When the number of replicas does not divide the batch, or the number of samples is out of range.
     pub fn new(mesh: &Mesh, model: &Vae, batch: usize, samples: usize) -> Result<Evaluator> {
         let replicas = mesh.replicas();
         valid!(samples > 0, "samples", "0: a bound takes at least one");
         valid!(
             samples.saturating_mul(model.latent) < 1 << 31,
             "samples",
-            "{samples} is too many: an image's key gives 2^31 numbers"
+            "{samples} is too many: an image's key can draw 2^31 numbers"
         );
         valid!(
             batch > 0 && batch.is_multiple_of(replicas),
@@ -126,8 +129,10 @@ impl Evaluator {
         Ok(Evaluator { executable, mesh: mesh.clone(), batch: batch / replicas })
     }
 
-    /// Scores of the images of a range. Image i has the i-th key of the split of `key`, whatever the batch and the
-    /// number of replicas. `done` hears the number of images after each call.
+    /// Scores a range of images.
+    ///
+    /// Image i uses the i-th split of `key`, whatever the batch and the number of replicas. `done` is called with the number of
+    /// finished images after each device call.
     ///
     /// # Errors
     /// When the device fails, or `parameters` are not the model's.
@@ -144,12 +149,12 @@ impl Evaluator {
         let mut scores = Scores::default();
         while scores.iwelbo.len() < range.len() {
             let from = range.start + scores.iwelbo.len();
-            let whole = range.end - from;
-            // The last batch is filled up with its last image, whose scores are left out again.
-            let at = |r: usize, i: usize| (from + r * self.batch + i).min(range.end - 1);
+            let remaining = range.end - from;
+            // The last image fills up the last batch. The scores of its copies are dropped below.
+            let index = |r: usize, i: usize| (from + r * self.batch + i).min(range.end - 1);
             let (mut pixels, mut keys) = (Vec::new(), Vec::new());
             for r in 0..replicas {
-                let rows: Vec<usize> = (0..self.batch).map(|i| at(r, i)).collect();
+                let rows: Vec<usize> = (0..self.batch).map(|i| index(r, i)).collect();
                 let bytes: Vec<u8> = rows.iter().flat_map(|i| split.image(*i)).copied().collect();
                 let words: Vec<u32> = rows.iter().flat_map(|i| key.split_at(*i as u64).0).collect();
                 pixels.push(Array::new(&[self.batch, 28, 28], &bytes));
@@ -162,22 +167,22 @@ impl Evaluator {
             for (buffers, column) in
                 results.iter().zip([&mut scores.iwelbo, &mut scores.reconstruction, &mut scores.kl])
             {
-                column.extend(self.rows(buffers, whole)?);
+                column.extend(self.rows(buffers, remaining)?);
             }
-            scores.spread.add(&self.rows(&results[3], whole)?, whole.min(replicas * self.batch));
+            scores.spread.add(&self.rows(&results[3], remaining)?, remaining.min(replicas * self.batch));
             done(scores.iwelbo.len());
         }
         Ok(scores)
     }
 
-    /// All replicas' values, of the first `images` at most.
+    /// Returns the values of all replicas, for the first `images` images at most.
     fn rows(&self, buffers: &Buffers, images: usize) -> Result<Vec<f32>> {
         let mut values = Vec::new();
         for part in buffers.all()? {
             values.extend(part.to_vec::<f32>());
         }
-        let an_image = values.len() / (self.mesh.replicas() * self.batch);
-        values.truncate(images * an_image);
+        let per_image = values.len() / (self.mesh.replicas() * self.batch);
+        values.truncate(images * per_image);
         Ok(values)
     }
 }
@@ -188,9 +193,9 @@ mod tests {
 
     #[test]
     fn mean_and_standard_error() {
-        let bound = Bound::of(&[1.0, 2.0, 3.0, 4.0]).unwrap();
+        let bound = Bound::from_values(&[1.0, 2.0, 3.0, 4.0]).unwrap();
         assert_eq!((bound.mean, bound.images), (2.5, 4));
         assert!((bound.stderr - (5.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
-        assert!(Bound::of::<f32>(&[]).is_err());
+        assert!(Bound::from_values::<f32>(&[]).is_err());
     }
 }

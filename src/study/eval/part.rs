@@ -1,5 +1,7 @@
-//! A part of an evaluation, as a file: a job array of any scheduler evaluates a set in parts, and merging them gives the
-//! numbers of the whole, bit for bit.
+//! Divides an evaluation into parts, each a file.
+//!
+//! The jobs of a job array each evaluate one shard of the images. Merging the parts gives the same numbers as evaluating all images
+//! at once, bit for bit.
 
 use std::fs;
 use std::ops::Range;
@@ -14,11 +16,11 @@ use super::spread::Spread;
 use crate::error::{Error, Tag};
 use crate::files;
 
-/// What an evaluation is of. Parts of one evaluation have it in common.
+/// Identifies an evaluation: model, weights, images, samples and seeds. All parts of an evaluation have the same task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
-    /// What its owner says of the model.
+    /// The model's description, in the caller's format.
     pub model: serde_json::Value,
     /// Checksum of the weights.
     pub weights: String,
@@ -26,37 +28,38 @@ pub struct Task {
     pub data: String,
     /// Checksum of the pixels.
     pub pixels: String,
-    /// Images in all parts.
+    /// Number of images in all parts.
     pub images: usize,
-    /// Latent samples an image.
+    /// Latent samples per image.
     pub samples: usize,
-    /// One evaluation of all images for each.
+    /// The seeds. All images are evaluated once with each.
     pub seeds: Vec<u64>,
-    /// Images a device call: where batches begin decides the last bits.
+    /// Images per device call. Affects the last bits of the scores.
     pub batch_size: usize,
-    /// Devices that share each call.
+    /// Number of devices that share each call.
     pub replicas: usize,
 }
 
-/// One of how many shards, counted from 0.
+/// A shard of the images: its index and the number of shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
-    /// Number of the shard, from 0.
+    /// Index of the shard, from 0.
     pub index: usize,
     /// Number of shards.
     pub of: usize,
 }
 
 impl Shard {
-    /// The one shard of an evaluation that is not sharded.
+    /// The only shard of an evaluation that is not sharded.
     pub const WHOLE: Shard = Shard { index: 0, of: 1 };
 
-    /// This shard's images: whole batches, so that every device call is one of the unsharded evaluation.
+    /// Returns the range of this shard's images. It consists of whole batches, so that every device call is also one of the
+    /// unsharded evaluation.
     pub fn range(self, images: usize, batch: usize) -> Range<usize> {
         let batches = images.div_ceil(batch.max(1));
-        let at = |i: usize| (batches * i / self.of * batch).min(images);
-        at(self.index)..at(self.index + 1)
+        let start = |i: usize| (batches * i / self.of * batch).min(images);
+        start(self.index)..start(self.index + 1)
     }
 }
 
@@ -73,13 +76,13 @@ impl FromStr for Shard {
     }
 }
 
-/// Scores of one key's draws.
+/// The scores of one seed's samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Draws {
     /// The importance-weighted bound of each image, in nats.
     pub iwelbo: Vec<f32>,
-    /// log p(x | z) of each image, the mean over the samples, in nats.
+    /// The mean over the samples of log p(x | z), for each image, in nats.
     pub reconstruction: Vec<f32>,
 }
 
@@ -91,25 +94,25 @@ pub struct Part {
     pub version: u32,
     /// Identifies the evaluation.
     pub task: Task,
-    /// Which images it has.
+    /// The shard of images that it covers.
     pub shard: Shard,
-    /// Evaluation time.
+    /// Evaluation time in seconds.
     pub seconds: f64,
-    /// One for each seed.
+    /// The scores of each seed.
     pub draws: Vec<Draws>,
     /// KL(q(z | x) ‖ p(z)) of each image, in nats.
     pub kl: Vec<f32>,
-    /// How the latent means vary over the images.
+    /// How the posterior means vary over the images.
     pub spread: Spread,
 }
 
 const VERSION: u32 = 1;
 
 impl Part {
-    /// Takes the scores of a shard, one for each seed.
+    /// Creates a part from the scores of a shard, one for each seed.
     ///
     /// # Errors
-    /// A score that is not finite, with the image's number.
+    /// When a score is not finite. The error names the image.
     pub fn new(task: Task, shard: Shard, scores: Vec<Scores>, seconds: f64) -> Result<Part> {
         let from = shard.range(task.images, task.batch_size).start;
         for (seed, scores) in task.seeds.iter().zip(&scores) {
@@ -125,15 +128,15 @@ impl Part {
         Ok(Part { version: VERSION, task, shard, seconds, draws, kl, spread })
     }
 
-    /// Number of images in it.
+    /// Returns the number of images.
     pub fn images(&self) -> usize {
         self.kl.len()
     }
 
-    /// Writes the file so that it is there as a whole or not at all.
+    /// Writes the part to a file. The file appears complete or not at all.
     ///
     /// # Errors
-    /// When it cannot be written; the error names it.
+    /// When it cannot be written. The error names it.
     pub fn save(&self, path: &Path) -> Result<()> {
         files::write_bytes(path, serde_json::to_string(self)? + "\n")
     }
@@ -141,13 +144,13 @@ impl Part {
     /// Reads a file that [`Part::save`] wrote.
     ///
     /// # Errors
-    /// When it is no such file, or its lists have other lengths than it says; the error names it.
+    /// When the file is not a part of an evaluation, or its lists have wrong lengths. The error names the file.
     pub fn load(path: &Path) -> Result<Part> {
         let name = path.display();
         let bytes = fs::read(path).with_context(|| format!("cannot read {name}"))?;
-        let part: Part =
-            serde_json::from_slice(&bytes).with_context(|| format!("{name} is no part of an evaluation"))?;
-        part.check().with_context(|| format!("{name} is no whole part of an evaluation"))?;
+        let part: Part = serde_json::from_slice(&bytes)
+            .with_context(|| format!("{name} is not a part of an evaluation"))?;
+        part.check().with_context(|| format!("{name} is damaged"))?;
         Ok(part)
     }
 
@@ -166,11 +169,11 @@ impl Part {
     }
 }
 
-/// The whole evaluation from its parts, in any order.
+/// Merges the files of all parts, in any order, into the whole evaluation.
 ///
 /// # Errors
-/// [`Error::Data`] when parts are missing, there twice, or of different evaluations; the error names the files and what
-/// differs.
+/// [`Error::Data`] when a part is missing or given twice, or parts belong to different evaluations. The error names the files
+/// and the difference.
 pub fn merge(files: &[PathBuf]) -> Result<Part> {
     merged(files).tag(Error::Data)
 }
@@ -215,10 +218,11 @@ fn merged(files: &[PathBuf]) -> Result<Part> {
         .map(|i| format!("{i}/{of}"))
         .collect();
     ensure!(missing.is_empty(), "shards are missing: {}", missing.join(", "));
-    joined(task, parts.into_iter().map(|(_, part)| part))
+    join(task, parts.into_iter().map(|(_, part)| part))
 }
 
-fn joined(task: Task, parts: impl Iterator<Item = Part>) -> Result<Part> {
+/// Joins parts, which are in the order of their shards.
+fn join(task: Task, parts: impl Iterator<Item = Part>) -> Result<Part> {
     let empty = Draws { iwelbo: vec![], reconstruction: vec![] };
     let mut whole = Part {
         version: VERSION,
@@ -241,7 +245,7 @@ fn joined(task: Task, parts: impl Iterator<Item = Part>) -> Result<Part> {
     Ok(whole)
 }
 
-/// Fields that differ, with both values.
+/// Lists the fields that differ, with both values.
 fn differences(a: &Task, b: &Task) -> Result<Vec<String>> {
     let (a, b) = (serde_json::to_value(a)?, serde_json::to_value(b)?);
     let fields = a.as_object().ok_or_else(|| anyhow!("a task has fields"))?;
@@ -254,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shards_are_whole_batches_and_cover_all_images_once() {
+    fn shards_are_whole_batches_and_cover_each_image_once() {
         for (images, batch, of) in [(21, 4, 3), (10_000, 32, 7), (3, 4, 2), (0, 4, 2), (64, 8, 8)] {
             let mut next = 0;
             for index in 0..of {
@@ -268,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_is_read_from_its_text() {
+    fn a_shard_is_parsed() {
         assert_eq!("2/5".parse::<Shard>().unwrap(), Shard { index: 2, of: 5 });
         for wrong in ["", "3", "3/3", "1/0", "-1/2", "a/b", "1/9999999999"] {
             assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
@@ -276,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_come_back_from_a_file_bit_for_bit() {
+    fn floats_survive_json_bit_for_bit() {
         let values: Vec<f32> = crate::engine::random::Key::new(5)
             .bits32(4000)
             .into_iter()
@@ -284,10 +288,10 @@ mod tests {
             .filter(|v| v.is_finite())
             .collect();
         let text = serde_json::to_string(&values).unwrap();
-        let back: Vec<f32> = serde_json::from_slice(text.as_bytes()).unwrap();
+        let read: Vec<f32> = serde_json::from_slice(text.as_bytes()).unwrap();
         assert_eq!(
             values.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
-            back.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+            read.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
         );
     }
 }

@@ -1,15 +1,15 @@
-//! How much each latent dimension's mean varies with the image: the active units of Burda, Grosse & Salakhutdinov,
-//! "Importance Weighted Autoencoders" (2016), section 4.1.
+//! Counts the active latent dimensions: those whose posterior mean varies with the image. Definition: Burda, Grosse &
+//! Salakhutdinov, "Importance Weighted Autoencoders" (2016), section 4.1.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// A dimension is active when the variance of its mean over the images is above this.
-const ACTIVE: f64 = 0.01;
-/// Means are rounded to multiples of 2^-24, so that sums of them are exact in any order and over any shards.
+/// A dimension is active if the variance of its mean over the images is above this.
+const ACTIVE_VARIANCE: f64 = 0.01;
+/// Means are rounded to multiples of this quantum, so that their sums are exact whatever the order and the shards.
 const QUANTUM: f64 = 1.0 / (1u32 << 24) as f64;
 
-/// Sums over images of each dimension's mean and of its square, in quanta.
+/// For each latent dimension, the sums over images of the posterior mean and of its square, in quanta.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Spread {
     images: usize,
@@ -18,7 +18,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Adds the means (images, Z), flat.
+    /// Adds the posterior means of some images, (images, Z) in row-major order.
     pub fn add(&mut self, means: &[f32], images: usize) {
         let latent = means.len() / images.max(1);
         self.resize(latent);
@@ -38,10 +38,10 @@ impl Spread {
         }
     }
 
-    /// Adds another's images.
+    /// Adds the images of another spread.
     ///
     /// # Errors
-    /// When the other is of another latent size.
+    /// When the latent sizes differ.
     pub fn merge(&mut self, other: &Spread) -> Result<()> {
         if other.images == 0 {
             return Ok(());
@@ -49,7 +49,7 @@ impl Spread {
         self.resize(other.sums.len());
         ensure!(
             self.sums.len() == other.sums.len(),
-            "means of {} and of {} dimensions",
+            "latent sizes {} and {} differ",
             self.sums.len(),
             other.sums.len()
         );
@@ -62,7 +62,7 @@ impl Spread {
         Ok(())
     }
 
-    /// Variance over the images of each dimension's mean.
+    /// Returns the variance over the images of each dimension's mean.
     pub fn variances(&self) -> Vec<f64> {
         let n = self.images.max(1) as f64;
         let variance = |(sum, square): (&i128, &i128)| {
@@ -72,16 +72,16 @@ impl Spread {
         self.sums.iter().zip(&self.squares).map(variance).collect()
     }
 
-    /// Number of active dimensions.
+    /// Returns the number of active dimensions.
     pub fn active(&self) -> usize {
-        self.variances().iter().filter(|v| **v > ACTIVE).count()
+        self.variances().iter().filter(|v| **v > ACTIVE_VARIANCE).count()
     }
 }
 
-/// In a file: the sums as text, since JSON's readers keep 53 bits of a number.
+/// The form of a [`Spread`] in a file. Sums are strings, because many JSON readers keep only 53 bits of a number.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct SerializedSpread {
     images: usize,
     sums: Vec<String>,
     squares: Vec<String>,
@@ -90,14 +90,15 @@ struct Written {
 impl Serialize for Spread {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = |values: &[i128]| values.iter().map(ToString::to_string).collect();
-        let written = Written { images: self.images, sums: text(&self.sums), squares: text(&self.squares) };
+        let written =
+            SerializedSpread { images: self.images, sums: text(&self.sums), squares: text(&self.squares) };
         written.serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Spread {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Spread, D::Error> {
-        let written = Written::deserialize(deserializer)?;
+        let written = SerializedSpread::deserialize(deserializer)?;
         let numbers = |texts: Vec<String>| -> Result<Vec<i128>> {
             texts.iter().map(|t| t.parse().with_context(|| format!("{t:?} is no integer"))).collect()
         };
@@ -115,8 +116,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dimension_that_varies_is_active_and_merging_changes_no_bit() {
-        // Three images, two dimensions: the first has the variance 2/3, the second one of 1e-6.
+    fn a_dimension_that_varies_is_active_and_merging_is_exact() {
+        // Three images, two dimensions. The variances are 2/3 and about 1e-6.
         let means = [-1.0f32, 0.3, 0.0, 0.3, 1.0, 0.302];
         let mut whole = Spread::default();
         whole.add(&means, 3);

@@ -1,4 +1,4 @@
-//! The figures of an evaluation, for people and for scripts.
+//! The results of an evaluation, as text and as JSON.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -7,22 +7,22 @@ use super::Bound;
 use super::part::Part;
 use crate::engine::shape::Precision;
 
-/// What figures say of the model.
+/// The description of the model in a summary.
 #[derive(Clone, Debug, PartialEq)]
-pub struct About {
+pub struct ModelInfo {
     /// Name of the model.
     pub model: String,
     /// Type of the operands of matmuls and convolutions.
     pub precision: Precision,
     /// Latent size Z.
     pub latent: usize,
-    /// Steps of the automaton, if it is one: after each of the doublings, or in all.
+    /// Steps of the automaton after each doubling, or in total if the grid does not double. `None` without an automaton.
     pub nca_steps: Option<usize>,
-    /// Number of doublings, where the grid doubles.
+    /// Number of doublings, if the grid doubles.
     pub doublings: Option<usize>,
 }
 
-/// Means over the images, in nats; standard errors are over the images, where nothing else is said.
+/// Means over the images, in nats. Standard errors are over the images unless noted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// Name of the model.
@@ -31,17 +31,17 @@ pub struct Summary {
     pub precision: Precision,
     /// Name of the images.
     pub data: String,
-    /// log p(x) ≥ this; the mean over the seeds too.
+    /// Mean of the IWELBO over images and seeds: log p(x) ≥ this.
     pub iwelbo: f64,
     /// Standard error of `iwelbo` over the images.
     pub stderr: f64,
     /// Number of images.
     pub images: usize,
-    /// Latent samples an image.
+    /// Latent samples per image.
     pub samples: usize,
-    /// Evaluation time.
+    /// Evaluation time in seconds.
     pub seconds: f64,
-    /// The bound of one sample: `reconstruction` − `kl`.
+    /// The ELBO: `reconstruction` − `kl`.
     pub elbo: f64,
     /// Standard error of `elbo`.
     pub elbo_stderr: f64,
@@ -49,33 +49,33 @@ pub struct Summary {
     pub reconstruction: f64,
     /// KL(q(z | x) ‖ p(z)).
     pub kl: f64,
-    /// Latent dimensions whose mean varies with the image, of `latent`.
+    /// Number of latent dimensions whose posterior mean varies with the image, at most `latent`.
     pub active_units: usize,
     /// Latent size Z.
     pub latent: usize,
-    /// Seeds of the draws.
+    /// Seeds of the latent samples.
     pub seeds: Vec<u64>,
-    /// The IWELBO of each seed, when there are several, and the standard error of `iwelbo` over them.
+    /// The IWELBO of each seed, if there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub iwelbo_by_seed: Vec<f64>,
-    /// Standard error of `iwelbo` over the seeds.
+    /// Standard error of `iwelbo` over the seeds, if there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr_over_seeds: Option<f64>,
-    /// Steps of the automaton: after each of the doublings, or in all.
+    /// Steps of the automaton after each doubling, or in total if the grid does not double.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nca_steps: Option<usize>,
-    /// Number of doublings, where the grid doubles.
+    /// Number of doublings, if the grid doubles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub doublings: Option<usize>,
-    /// The comparison with training images, if it was asked for.
+    /// The comparison with training images, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<Gap>,
 }
 
-/// How much better images are explained that were trained on.
+/// The generalisation gap: how much higher the IWELBO is on training images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gap {
-    /// IWELBO of training images less that of as many test images, in nats.
+    /// IWELBO of training images minus the IWELBO of the same number of test images, in nats.
     pub gap: f64,
     /// Standard error of `gap`.
     pub gap_stderr: f64,
@@ -88,25 +88,28 @@ pub struct Gap {
 }
 
 impl Summary {
+    /// Summarises an evaluation.
+    ///
     /// # Errors
-    /// When the evaluation is of no images.
-    pub fn from_part(part: &Part, about: About) -> Result<Summary> {
+    /// When the evaluation has no images.
+    pub fn from_part(part: &Part, info: ModelInfo) -> Result<Summary> {
         let task = &part.task;
         let seeds = part.draws.len().max(1) as f64;
-        let over_seeds = |pick: fn(&super::part::Draws) -> &Vec<f32>| -> Vec<f64> {
+        let mean_over_seeds = |pick: fn(&super::part::Draws) -> &Vec<f32>| -> Vec<f64> {
             let sum = |i: usize| part.draws.iter().map(|d| f64::from(pick(d)[i])).sum::<f64>();
             (0..part.images()).map(|i| sum(i) / seeds).collect()
         };
-        let iwelbo = Bound::of(&over_seeds(|d| &d.iwelbo))?;
-        let reconstruction = over_seeds(|d| &d.reconstruction);
+        let iwelbo = Bound::from_values(&mean_over_seeds(|d| &d.iwelbo))?;
+        let reconstruction = mean_over_seeds(|d| &d.reconstruction);
         let kl: Vec<f64> = part.kl.iter().map(|v| f64::from(*v)).collect();
-        let elbo = Bound::of(&reconstruction.iter().zip(&kl).map(|(r, k)| r - k).collect::<Vec<_>>())?;
+        let elbo =
+            Bound::from_values(&reconstruction.iter().zip(&kl).map(|(r, k)| r - k).collect::<Vec<_>>())?;
         let by_seed: Vec<f64> =
-            part.draws.iter().map(|d| Ok(Bound::of(&d.iwelbo)?.mean)).collect::<Result<_>>()?;
+            part.draws.iter().map(|d| Ok(Bound::from_values(&d.iwelbo)?.mean)).collect::<Result<_>>()?;
         let several = by_seed.len() > 1;
         Ok(Summary {
-            model: about.model,
-            precision: about.precision,
+            model: info.model,
+            precision: info.precision,
             data: task.data.clone(),
             iwelbo: iwelbo.mean,
             stderr: iwelbo.stderr,
@@ -115,20 +118,20 @@ impl Summary {
             seconds: part.seconds,
             elbo: elbo.mean,
             elbo_stderr: elbo.stderr,
-            reconstruction: Bound::of(&reconstruction)?.mean,
-            kl: Bound::of(&part.kl)?.mean,
+            reconstruction: Bound::from_values(&reconstruction)?.mean,
+            kl: Bound::from_values(&part.kl)?.mean,
             active_units: part.spread.active(),
-            latent: about.latent,
+            latent: info.latent,
             seeds: task.seeds.clone(),
-            stderr_over_seeds: several.then(|| Bound::of(&by_seed).map(|b| b.stderr)).transpose()?,
+            stderr_over_seeds: several.then(|| Bound::from_values(&by_seed).map(|b| b.stderr)).transpose()?,
             iwelbo_by_seed: if several { by_seed } else { vec![] },
-            nca_steps: about.nca_steps,
-            doublings: about.doublings,
+            nca_steps: info.nca_steps,
+            doublings: info.doublings,
             gap: None,
         })
     }
 
-    /// Adds the gap to an evaluation of as many training images.
+    /// Adds the gap to an evaluation of the same number of training images.
     pub fn compared_to(mut self, train: &Summary) -> Summary {
         self.gap = Some(Gap {
             gap: train.iwelbo - self.iwelbo,
@@ -140,13 +143,15 @@ impl Summary {
         self
     }
 
+    /// Formats the summary as JSON.
+    ///
     /// # Errors
-    /// Never in practice: the fields are numbers and text.
+    /// Never in practice, because the fields are numbers and text.
     pub fn json(&self) -> Result<String> {
-        serde_json::to_string(self).context("the figures are no JSON")
+        serde_json::to_string(self).context("cannot write the summary as JSON")
     }
 
-    /// A few lines for people.
+    /// Formats the summary as a few lines of text.
     pub fn text(&self) -> String {
         let Summary { iwelbo, stderr, images, samples, seconds, data, .. } = self;
         let mut lines = vec![format!(
@@ -164,14 +169,14 @@ impl Summary {
             self.active_units, self.latent
         ));
         match (self.nca_steps, self.doublings) {
-            (Some(steps), Some(times)) => {
-                lines.push(format!("{times} doublings with {steps} steps after each"))
+            (Some(steps), Some(doublings)) => {
+                lines.push(format!("{doublings} doublings with {steps} steps after each"))
             }
             (Some(steps), None) => lines.push(format!("evaluated after T = {steps} steps")),
             _ => {}
         }
         if self.precision != Precision::F32 {
-            lines.push(format!("products of operands in {}", self.precision));
+            lines.push(format!("matmuls and convolutions with operands in {}", self.precision));
         }
         if let Some(Gap { gap, gap_stderr, train_iwelbo, train_stderr, train_images }) = &self.gap {
             lines.push(format!(

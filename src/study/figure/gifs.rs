@@ -1,15 +1,15 @@
-//! Animations of grey pictures, as GIF files that repeat for ever.
+//! Animations of grey pictures, as GIF files that loop forever.
 
 use anyhow::{Result, ensure};
 
 use super::picture::{Colour, Picture};
 
-/// A GIF file's bytes from grey pictures of one size, each shown for its number of hundredths of a second.
+/// Encodes grey pictures as a GIF file. Each picture comes with its duration in hundredths of a second.
 ///
 /// # Errors
-/// When there are no pictures, or they are not grey or of one size that a GIF can have.
+/// When there are no pictures, when they are not grey or not of one size, or when they are too large for a GIF.
 pub fn animation(frames: &[(Picture, u16)]) -> Result<Vec<u8>> {
-    let Some((first, _)) = frames.first() else { anyhow::bail!("an animation without pictures") };
+    let Some((first, _)) = frames.first() else { anyhow::bail!("the animation has no pictures") };
     let (width, height) = (u16::try_from(first.width)?, u16::try_from(first.height)?);
     let palette: Vec<u8> = (0..=255).flat_map(|grey| [grey; 3]).collect();
     let mut bytes = Vec::new();
@@ -18,7 +18,10 @@ pub fn animation(frames: &[(Picture, u16)]) -> Result<Vec<u8>> {
     for (picture, delay) in frames {
         let same =
             (picture.width, picture.height, picture.colour) == (first.width, first.height, Colour::Grey);
-        ensure!(same && picture.pixels.len() == first.pixels.len(), "an animation of unlike pictures");
+        ensure!(
+            same && picture.pixels.len() == first.pixels.len(),
+            "the animation's pictures differ in size or are not grey"
+        );
         let pixels = picture.pixels.clone();
         let mut frame = gif::Frame::from_indexed_pixels(width, height, pixels, None);
         frame.delay = *delay;
@@ -37,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_back_with_their_delays() {
+    fn frames_are_encoded_with_their_delays() {
         let bytes = animation(&[(grey(3, 7), 10), (grey(3, 200), 50)]).unwrap();
         let mut decoder = gif::DecodeOptions::new().read_info(bytes.as_slice()).unwrap();
         assert_eq!((decoder.width(), decoder.height(), decoder.repeat()), (3, 2, gif::Repeat::Infinite));
@@ -49,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn unlike_pictures_are_refused() {
+    fn pictures_of_different_sizes_are_refused() {
         assert!(animation(&[]).is_err());
         assert!(animation(&[(grey(3, 0), 1), (grey(4, 0), 1)]).is_err());
     }

@@ -1,4 +1,4 @@
-//! Grey images in rows and columns.
+//! Draws grey images in rows and columns.
 
 use std::path::Path;
 
@@ -6,41 +6,42 @@ use anyhow::{Result, ensure};
 
 use super::picture::{Colour, Picture};
 
-/// Pixels of a picture for one of an image, at most: large enough to be seen.
+/// The smallest side of an image's pixel, in pixels of the picture.
 const SCALE: usize = 3;
-/// Few images are shown larger, until the picture is about as wide as this.
-const WIDE: usize = 480;
-/// Pixels between images.
+/// Few images are enlarged until the picture is about this wide, in pixels.
+const WIDTH: usize = 480;
+/// Gap between images, in pixels.
 const GAP: usize = 2;
-/// Pixels between groups of rows.
+/// Gap between groups of rows, in pixels.
 const WIDE_GAP: usize = 10;
-/// Grey of the gaps.
+/// Grey level of the gaps.
 const BACKGROUND: u8 = 96;
 
-/// Square grey images in rows and columns.
+/// The layout of square grey images in rows and columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Grid {
-    /// Rows and columns of pixels of an image.
+    /// Side of an image, in its own pixels.
     pub side: usize,
-    /// Images a row.
+    /// Images per row.
     pub columns: usize,
-    /// Rows that belong together: a wider gap stands between groups. 0: all.
+    /// Rows per group. A wider gap separates groups. 0: all rows are one group.
     pub group: usize,
 }
 
 impl Grid {
-    /// The picture of images, `side * side` values from 0 (black) to 1 each, in rows from the top.
+    /// Draws images of `side * side` values each, from 0 (black) to 1 (white), row by row from the top.
     ///
     /// # Errors
-    /// When the values do not make whole images.
+    /// When the values are not a whole number of images.
     pub fn picture(&self, values: &[f32]) -> Result<Picture> {
         let Grid { side, columns, group } = *self;
         let count = values.len() / (side * side).max(1);
         ensure!(
             count > 0 && columns > 0 && values.len() == count * side * side,
-            "no whole images of {side} x {side}"
+            "{} values are not a whole number of images of {side} x {side}",
+            values.len()
         );
-        let scale = (WIDE / (side * columns)).clamp(SCALE, 4 * SCALE);
+        let scale = (WIDTH / (side * columns)).clamp(SCALE, 4 * SCALE);
         let cell = side * scale + GAP;
         let rows = count.div_ceil(columns);
         let top = |row: usize| {
@@ -62,10 +63,10 @@ impl Grid {
     }
 }
 
-/// Writes square grey images, `side * side` values from 0 (black) to 1 each, in rows of `columns` as PNG.
+/// Writes a PNG of square grey images, of `side * side` values each, from 0 (black) to 1 (white), in rows of `columns`.
 ///
 /// # Errors
-/// When the values do not make whole images, or the file cannot be written.
+/// When the values are not a whole number of images, or the file cannot be written.
 pub fn write(path: &Path, values: &[f32], side: usize, columns: usize) -> Result<()> {
     Grid { side, columns, group: 0 }.picture(values)?.write(path)
 }
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_stand_at_their_places() {
+    fn images_are_drawn_at_their_positions() {
         let grid = Grid { side: 32, columns: 2, group: 1 };
         let values: Vec<f32> = [0.0, 1.0, 0.5].iter().flat_map(|v| vec![*v; 32 * 32]).collect();
         let picture = grid.picture(&values).unwrap();

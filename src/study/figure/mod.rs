@@ -1,4 +1,4 @@
-//! Pictures: images in grids, animations, plots.
+//! Draws pictures: grids of images, animations, plots, and HTML pages with them.
 
 pub mod gifs;
 pub mod grids;

@@ -1,4 +1,4 @@
-//! A page of text, tables and pictures in one HTML file: pictures are in it, and it asks for nothing from outside.
+//! A page of text, tables and pictures in one HTML file. The file embeds its pictures and loads nothing else.
 
 use std::fmt::Write;
 
@@ -28,7 +28,7 @@ pre { overflow-x: auto; background: #f3f4f6; border-radius: 4px; padding: .5em .
 .scroll { overflow-x: auto; }
 ";
 
-/// The page as it grows from top to bottom.
+/// An HTML page, written from top to bottom.
 #[derive(Clone, Debug)]
 pub struct Page {
     title: String,
@@ -37,8 +37,8 @@ pub struct Page {
     body: String,
 }
 
-/// Text in which nothing is markup.
-pub fn escaped(text: &str) -> String {
+/// Escapes text for HTML.
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -59,39 +59,39 @@ impl Page {
         Page { title: title.into(), sections: Vec::new(), body: String::new() }
     }
 
-    /// Begins a section; the list at the page's top leads to its anchor.
+    /// Begins a section. The list at the page's top links to its anchor.
     pub fn section(&mut self, anchor: &str, title: &str) {
         self.sections.push((anchor.into(), title.into()));
-        self.put(&format!("<h2 id=\"{}\">{}</h2>", escaped(anchor), escaped(title)));
+        self.put(&format!("<h2 id=\"{}\">{}</h2>", escape(anchor), escape(title)));
     }
 
     /// Adds a heading.
     pub fn heading(&mut self, text: &str) {
-        self.put(&format!("<h3>{}</h3>", escaped(text)));
+        self.put(&format!("<h3>{}</h3>", escape(text)));
     }
 
     /// Adds a paragraph of text.
     pub fn text(&mut self, text: &str) {
-        self.put(&format!("<p>{}</p>", escaped(text)));
+        self.put(&format!("<p>{}</p>", escape(text)));
     }
 
-    /// A sentence about what is missing, and why.
-    pub fn left_out(&mut self, text: &str) {
-        self.put(&format!("<p class=\"left-out\">{}</p>", escaped(text)));
+    /// Adds a note that something is missing, and why.
+    pub fn missing(&mut self, text: &str) {
+        self.put(&format!("<p class=\"left-out\">{}</p>", escape(text)));
     }
 
-    /// A command line.
+    /// Adds a command line.
     pub fn command(&mut self, command: &str) {
-        // Lines break between words, and not after the hyphens of a flag.
+        // With a span for each word, lines do not break after the hyphens of a flag.
         let words: Vec<String> =
-            command.split(' ').map(|word| format!("<span>{}</span>", escaped(word))).collect();
+            command.split(' ').map(|word| format!("<span>{}</span>", escape(word))).collect();
         self.put(&format!("<pre><code>{}</code></pre>", words.join(" ")));
     }
 
-    /// A head and rows of cells. A cell's lines stand below each other.
+    /// Adds a table of a header and rows. A cell may have several lines.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) {
         let cells = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
-            let cell = |c: &str| format!("<{tag}>{}</{tag}>", escaped(c).replace('\n', "<br>"));
+            let cell = |c: &str| format!("<{tag}>{}</{tag}>", escape(c).replace('\n', "<br>"));
             format!("<tr>{}</tr>", cells.map(cell).collect::<String>())
         };
         let head = cells("th", &mut head.iter().copied());
@@ -104,10 +104,10 @@ impl Page {
         self.put(&table);
     }
 
-    /// A PNG or GIF picture with what it shows.
+    /// Adds a PNG or GIF picture with a caption.
     pub fn picture(&mut self, bytes: &[u8], caption: &str) {
         let kind = if bytes.starts_with(b"GIF") { "gif" } else { "png" };
-        let (data, caption) = (STANDARD.encode(bytes), escaped(caption));
+        let (data, caption) = (STANDARD.encode(bytes), escape(caption));
         self.put(&format!(
             "<figure><img alt=\"{caption}\" src=\"data:image/{kind};base64,{data}\">\
                  <figcaption>{caption}</figcaption></figure>"
@@ -119,12 +119,12 @@ impl Page {
         self.body.push('\n');
     }
 
-    /// The whole file.
+    /// Returns the whole file.
     pub fn html(&self) -> String {
-        let title = escaped(&self.title);
+        let title = escape(&self.title);
         let mut links = String::new();
         for (anchor, name) in &self.sections {
-            let _ = writeln!(links, "<a href=\"#{}\">{}</a>", escaped(anchor), escaped(name));
+            let _ = writeln!(links, "<a href=\"#{}\">{}</a>", escape(anchor), escape(name));
         }
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_in_is_no_markup_and_pictures_are_inside() {
+    fn text_is_escaped_and_pictures_are_embedded() {
         let mut page = Page::new("a < b");
         page.section("one", "One & only");
         page.table(&["x", "y"], &[vec!["1".into(), "<script>\n2".into()]]);

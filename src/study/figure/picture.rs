@@ -1,4 +1,4 @@
-//! A picture in memory, and its PNG form.
+//! A picture in memory, and its PNG encoding.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::files;
 
-/// What a pixel's bytes are.
+/// The colour format of a pixel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colour {
     /// One byte, from black to white.
@@ -16,7 +16,7 @@ pub enum Colour {
 }
 
 impl Colour {
-    /// Bytes a pixel.
+    /// Returns the bytes per pixel.
     pub fn channels(self) -> usize {
         match self {
             Colour::Grey => 1,
@@ -25,29 +25,29 @@ impl Colour {
     }
 }
 
-/// Pixels, row after row from the top.
+/// A picture of grey or RGB pixels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
-    /// Pixels a row.
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
-    /// What a pixel's bytes are.
+    /// The colour format.
     pub colour: Colour,
-    /// The bytes, row after row from the top.
+    /// The bytes of the pixels, row by row from the top.
     pub pixels: Vec<u8>,
 }
 
 impl Picture {
-    /// A PNG file's bytes.
+    /// Encodes the picture as PNG.
     ///
     /// # Errors
-    /// When there are no pixels, or more or fewer than the sizes say.
+    /// When there are no pixels, or their number does not match the size.
     pub fn png(&self) -> Result<Vec<u8>> {
         let Picture { width, height, colour, pixels } = self;
         ensure!(
             pixels.len() == width * height * colour.channels(),
-            "a picture of {width} x {height} pixels with {} bytes",
+            "a picture of {width} x {height} pixels cannot have {} bytes",
             pixels.len()
         );
         let mut bytes = Vec::new();
@@ -71,12 +71,15 @@ impl Picture {
         files::write_bytes(path, self.png()?)
     }
 
-    /// The picture at half the size, each pixel the mean of four: smooth edges from one drawn at double size.
+    /// Returns the picture at half its size. Each pixel is the mean of four. Drawing at double size and halving smooths edges.
     ///
     /// # Panics
-    /// When a size is odd: a mistake in the program.
+    /// When the width or the height is odd, which is a bug.
     pub fn halved(&self) -> Picture {
-        assert!(self.width.is_multiple_of(2) && self.height.is_multiple_of(2), "an odd size is halved");
+        assert!(
+            self.width.is_multiple_of(2) && self.height.is_multiple_of(2),
+            "an odd size cannot be halved"
+        );
         let (width, height, n) = (self.width / 2, self.height / 2, self.colour.channels());
         let row = self.width * n;
         let mut pixels = Vec::with_capacity(width * height * n);
@@ -99,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_png_holds_the_pixels() {
+    fn a_png_contains_the_pixels() {
         let picture = Picture { width: 2, height: 1, colour: Colour::Rgb, pixels: vec![1, 2, 3, 4, 5, 6] };
         let bytes = picture.png().unwrap();
         let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();

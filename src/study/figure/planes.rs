@@ -1,4 +1,4 @@
-//! Square maps of values as planes that lie one above the other, seen from above at an angle.
+//! Draws square maps of values as a stack of planes, seen from above at an angle.
 
 use anyhow::{Result, ensure};
 use plotters::prelude::ViridisRGB;
@@ -7,29 +7,32 @@ use plotters::style::colors::colormaps::ColorMap;
 use super::picture::{Colour, Picture};
 
 // Sizes in pixels of the drawing, before it is halved.
-/// Width of a cell, and its height, foreshortened.
-const WIDE: usize = 14;
-const HIGH: usize = 6;
-/// A plane's upper edge stands so much further right than its lower one, for each pixel of height.
+/// Width of a cell.
+const CELL_WIDTH: usize = 14;
+/// Height of a cell, foreshortened.
+const CELL_HEIGHT: usize = 6;
+/// Shift to the right for each pixel of height, from a plane's lower edge to its upper one.
 const SLANT: f64 = 0.8;
-/// From one plane to the next.
+/// Vertical distance of one plane to the next.
 const STEP: usize = 96;
 const MARGIN: usize = 24;
-const EDGE: usize = 3;
+/// Width of a plane's border.
+const BORDER: usize = 3;
 
-/// Draws stacks side by side, each of `planes` maps of `side * side` values, the first on top. A plane's colours go from
-/// its own lowest value to its highest.
+/// Draws stacks side by side, each of `planes` maps of `side * side` values, the first on top. A plane's colours range from its own
+/// lowest value to its highest.
 ///
 /// # Errors
-/// When the values do not make whole stacks.
+/// When the values are not a whole number of stacks.
 pub fn stacks(values: &[f32], side: usize, planes: usize) -> Result<Picture> {
     let size = side * side;
     ensure!(
         size * planes > 0 && !values.is_empty() && values.len().is_multiple_of(size * planes),
-        "no whole stacks of {planes} planes of {side} x {side}"
+        "{} values are not a whole number of stacks of {planes} planes of {side} x {side}",
+        values.len()
     );
-    let (across, down) = (side * WIDE, side * HIGH);
-    // Even, as what is halved must be.
+    let (across, down) = (side * CELL_WIDTH, side * CELL_HEIGHT);
+    // The picture is halved below, so its size must be even.
     let stack_width = (across + (SLANT * down as f64) as usize + MARGIN).next_multiple_of(2);
     let width = MARGIN + values.len() / (size * planes) * stack_width;
     let height = 2 * MARGIN + down + (planes - 1) * STEP;
@@ -43,19 +46,19 @@ pub fn stacks(values: &[f32], side: usize, planes: usize) -> Result<Picture> {
 }
 
 fn draw(picture: &mut Picture, plane: &[f32], side: usize, left: usize, top: usize) {
-    let (across, down) = (side * WIDE, side * HIGH);
+    let (across, down) = (side * CELL_WIDTH, side * CELL_HEIGHT);
     let finite = || plane.iter().copied().filter(|v| v.is_finite());
     let (low, high) = finite().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     for y in 0..down {
         let shift = (SLANT * (down - 1 - y) as f64) as usize;
         for x in 0..across {
-            let edge = y < EDGE || y >= down - EDGE || x < EDGE || x >= across - EDGE;
-            let value = plane[y / HIGH * side + x / WIDE];
-            let colour = match (edge, value.is_finite()) {
+            let border = y < BORDER || y >= down - BORDER || x < BORDER || x >= across - BORDER;
+            let value = plane[y / CELL_HEIGHT * side + x / CELL_WIDTH];
+            let colour = match (border, value.is_finite()) {
                 (true, _) => [60; 3],
                 (false, false) => [160; 3],
                 (false, true) => {
-                    // A plane of one value has no range.
+                    // A plane of equal values needs a range too.
                     let range = if high > low { (low, high) } else { (low - 1.0, low + 1.0) };
                     let c = ViridisRGB.get_color_normalized(value, range.0, range.1);
                     [c.0, c.1, c.2]
@@ -80,9 +83,9 @@ mod tests {
         assert_eq!(one.height, two.height);
         assert!(two.width > one.width);
         assert!(stacks(&values[1..], 4, 2).is_err() && stacks(&[], 4, 2).is_err());
-        // Near the lower edge of a plane is its last row: yellow where it is high, violet where it is low.
+        // The last row of a plane is near its lower edge: yellow for high values, violet for low ones.
         let at = |top: usize| {
-            let (y, x) = ((top + 4 * HIGH - 8) / 2, (MARGIN + 4 * WIDE / 2) / 2);
+            let (y, x) = ((top + 4 * CELL_HEIGHT - 8) / 2, (MARGIN + 4 * CELL_WIDTH / 2) / 2);
             one.pixels[(y * one.width + x) * 3]
         };
         assert!(at(MARGIN) > 200 && at(MARGIN + STEP) < 100, "{} {}", at(MARGIN), at(MARGIN + STEP));

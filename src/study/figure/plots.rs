@@ -1,6 +1,6 @@
-//! Plots with axes and a legend beside them: lines, points by class, bars, heat maps. Each gives a PNG file's bytes.
+//! Plots with axes and a legend: lines, points by class, bars, heat maps. Each function returns a PNG file's bytes.
 //!
-//! A plot is drawn at double size and halved, which smooths its edges. The font is part of the program.
+//! Plots are drawn at double size and halved, which smooths edges. The font is embedded in the program.
 
 use std::ops::Range;
 use std::sync::Once;
@@ -39,22 +39,22 @@ const FONT: &str = "sans-serif";
 type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Chart<'a> = ChartContext<'a, BitMapBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// What stands around a plot. Empty texts take no place.
+/// Title, axes and size of a plot. Empty texts are left out.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// Stands above the plot.
+    /// Title above the plot.
     pub title: String,
-    /// Stands below the horizontal axis.
+    /// Label of the horizontal axis.
     pub x_label: String,
-    /// Stands beside the vertical axis.
+    /// Label of the vertical axis.
     pub y_label: String,
-    /// Ends of an axis; `None`: those of the data, with a little room.
+    /// Range of the horizontal axis. `None`: the range of the data with a margin.
     pub x_range: Option<Range<f64>>,
-    /// Ends of the vertical axis.
+    /// Range of the vertical axis. `None`: the range of the data with a margin.
     pub y_range: Option<Range<f64>>,
-    /// Pixels.
+    /// Width in pixels.
     pub width: u32,
-    /// Pixels.
+    /// Height in pixels.
     pub height: u32,
 }
 
@@ -67,45 +67,45 @@ impl Default for Frame {
 }
 
 impl Frame {
-    /// Returns a frame of the usual size.
+    /// Returns a frame of the default size.
     pub fn new(title: &str, x_label: &str, y_label: &str) -> Frame {
         Frame { title: title.into(), x_label: x_label.into(), y_label: y_label.into(), ..Frame::default() }
     }
 
-    /// Of the same width and height, as a map wants it.
+    /// Sets a size for which the plot itself is about square, for maps.
     pub fn square(self) -> Frame {
         Frame { width: 900, height: 800, ..self }
     }
 
-    /// The same with ends of the y axis.
-    pub fn y_from(self, low: f64, high: f64) -> Frame {
+    /// Sets the range of the vertical axis.
+    pub fn with_y_range(self, low: f64, high: f64) -> Frame {
         Frame { y_range: Some(low..high), ..self }
     }
 }
 
-/// A line of a plot. Where a value is not finite the line is broken.
+/// A line of a plot. A value that is not finite leaves a gap.
 #[derive(Clone, Debug, Default)]
 pub struct Line {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// Horizontal and vertical coordinates, in the order in which they are joined.
+    /// The points (x, y) in the order in which the line joins them.
     pub points: Vec<(f64, f64)>,
-    /// Lower and upper end of an interval about each point, drawn as a band; empty for none.
+    /// Lower and upper end of an interval around each point, drawn as a band. Empty for no band.
     pub band: Vec<(f64, f64)>,
 }
 
-/// A bar, and half the length of the interval about its end.
+/// A bar of a plot, with an error bar.
 #[derive(Clone, Debug)]
 pub struct Bar {
-    /// Stands below the bar.
+    /// Name below the bar.
     pub name: String,
     /// Height of the bar.
     pub value: f64,
-    /// Half the length of the interval; `None` for none.
+    /// Half the length of the error bar. `None` for no error bar.
     pub error: Option<f64>,
 }
 
-/// Lines, with their bands.
+/// Draws lines with their bands.
 ///
 /// # Errors
 /// When there is no finite point, or a band has another length than its line.
@@ -121,17 +121,17 @@ pub fn lines(frame: &Frame, lines: &[Line]) -> Result<Vec<u8>> {
     }
     let xs = || lines.iter().flat_map(|l| l.points.iter().map(|p| p.0));
     let ys = || {
-        let edges = |l: &Line| l.band.iter().flat_map(|b| [b.0, b.1]).collect::<Vec<_>>();
-        lines.iter().flat_map(move |l| l.points.iter().map(|p| p.1).chain(edges(l)))
+        let band = |l: &Line| l.band.iter().flat_map(|b| [b.0, b.1]).collect::<Vec<_>>();
+        lines.iter().flat_map(move |l| l.points.iter().map(|p| p.1).chain(band(l)))
     };
-    let ranges = (frame.x_range.clone().map_or_else(|| ends(xs(), 0.0), Ok)?, y_range(frame, ys())?);
+    let ranges = (frame.x_range.clone().map_or_else(|| data_range(xs(), 0.0), Ok)?, y_range(frame, ys())?);
     let names: Vec<&str> = lines.iter().map(|l| l.name.as_str()).collect();
-    painted(frame, |canvas| {
-        let canvas = beside_legend(canvas, &names)?;
+    render(frame, |canvas| {
+        let canvas = split_off_legend(canvas, &names)?;
         let mut chart = axes(frame, &canvas, ranges, |_| ())?;
         for (i, line) in lines.iter().enumerate() {
             let colour = TAB10[i % 10];
-            for run in runs(line) {
+            for run in finite_runs(line) {
                 if !line.band.is_empty() {
                     let x = |i: usize| line.points[i].0;
                     let lower = run.clone().map(|i| (x(i), line.band[i].0));
@@ -147,8 +147,8 @@ pub fn lines(frame: &Frame, lines: &[Line]) -> Result<Vec<u8>> {
     })
 }
 
-/// Stretches of a line without a gap.
-fn runs(line: &Line) -> Vec<Range<usize>> {
+/// Returns the longest ranges of consecutive finite points.
+fn finite_runs(line: &Line) -> Vec<Range<usize>> {
     let finite = |i: usize| {
         let band = line.band.get(i).is_none_or(|b| b.0.is_finite() && b.1.is_finite());
         band && line.points[i].0.is_finite() && line.points[i].1.is_finite()
@@ -163,20 +163,20 @@ fn runs(line: &Line) -> Vec<Range<usize>> {
     runs
 }
 
-/// Points in the colour of their class, with the classes' names as legend.
+/// Draws points in the colours of their classes, with a legend of the classes' names.
 ///
 /// # Errors
-/// When there is no point, not one class a point, or a class without a name.
+/// When there is no point, the numbers of points and classes differ, or a class has no name.
 pub fn scatter(frame: &Frame, points: &[(f64, f64)], classes: &[u8], names: &[&str]) -> Result<Vec<u8>> {
     ensure!(points.len() == classes.len(), "{} points with {} classes", points.len(), classes.len());
-    let most = classes.iter().max().map_or(0, |c| usize::from(*c));
-    ensure!(most < names.len(), "class {most} has no name: there are {}", names.len());
-    let x_range = frame.x_range.clone().map_or_else(|| ends(points.iter().map(|p| p.0), 0.04), Ok)?;
+    let last = classes.iter().max().map_or(0, |c| usize::from(*c));
+    ensure!(last < names.len(), "class {last} has no name: there are {} names", names.len());
+    let x_range = frame.x_range.clone().map_or_else(|| data_range(points.iter().map(|p| p.0), 0.04), Ok)?;
     let ranges = (x_range, y_range(frame, points.iter().map(|p| p.1))?);
-    // Many points are drawn small.
+    // The more points, the smaller they are.
     let radius = (400.0 / (points.len() as f64).sqrt()).clamp(5.0, 14.0) as i32;
-    painted(frame, |canvas| {
-        let canvas = beside_legend(canvas, names)?;
+    render(frame, |canvas| {
+        let canvas = split_off_legend(canvas, names)?;
         let mut chart = axes(frame, &canvas, ranges, |_| ())?;
         let dots = points.iter().zip(classes).filter(|(p, _)| p.0.is_finite() && p.1.is_finite());
         chart.draw_series(
@@ -186,18 +186,18 @@ pub fn scatter(frame: &Frame, points: &[(f64, f64)], classes: &[u8], names: &[&s
     })
 }
 
-/// Bars from 0, each with its name below and its value above.
+/// Draws bars from 0, each with its name below and its value above.
 ///
 /// # Errors
-/// When there are none, or a value is not finite.
+/// When there are no bars, or a value is not finite.
 pub fn bars(frame: &Frame, bars: &[Bar]) -> Result<Vec<u8>> {
-    ensure!(!bars.is_empty(), "a plot without bars");
+    ensure!(!bars.is_empty(), "the plot has no bars");
     let end = |b: &Bar| [b.value - b.error.unwrap_or(0.0), b.value + b.error.unwrap_or(0.0)];
     let all: Vec<f64> = bars.iter().flat_map(end).chain([0.0]).collect();
     ensure!(all.iter().all(|v| v.is_finite()), "a bar's value is not finite");
     let ranges = (0.0..bars.len() as f64, y_range(frame, all.into_iter())?);
     let (low, high) = (ranges.1.start, ranges.1.end);
-    painted(frame, |canvas| {
+    render(frame, |canvas| {
         let mut chart = axes(frame, canvas, ranges, |mesh| {
             mesh.disable_x_mesh().x_labels(0);
         })?;
@@ -214,17 +214,17 @@ pub fn bars(frame: &Frame, bars: &[Bar]) -> Result<Vec<u8>> {
             let name = chart.backend_coord(&(middle, low));
             label(canvas, &bar.name, (name.0, name.1 + 14), HPos::Center, VPos::Top)?;
             let top = chart.backend_coord(&(middle, end(bar)[1].max(0.0).min(high)));
-            label(canvas, &number(bar.value), (top.0, top.1 - 8), HPos::Center, VPos::Bottom)?;
+            label(canvas, &format_number(bar.value), (top.0, top.1 - 8), HPos::Center, VPos::Bottom)?;
         }
         Ok(())
     })
 }
 
-/// Values in rows (from the top) and columns as colours, with a bar that says which is which. Few cells have their
-/// values written in them. A value that is not finite is grey.
+/// Draws values as colours in rows from the top and columns, with a colour bar. Maps of few cells also show the values. A value
+/// that is not finite is grey.
 ///
 /// # Errors
-/// When there are not rows x columns values, or none is finite.
+/// When the values are not a whole number of rows, or none is finite.
 pub fn heat_map(
     frame: &Frame,
     values: &[f64],
@@ -232,24 +232,28 @@ pub fn heat_map(
     range: Option<Range<f64>>,
     scale_label: &str,
 ) -> Result<Vec<u8>> {
-    ensure!(columns > 0 && values.len().is_multiple_of(columns), "no whole rows of {columns} values");
+    ensure!(
+        columns > 0 && values.len().is_multiple_of(columns),
+        "{} values are not whole rows of {columns}",
+        values.len()
+    );
     let rows = values.len() / columns;
-    let scale = range.map_or_else(|| ends(values.iter().copied(), 0.0), Ok)?;
+    let scale = range.map_or_else(|| data_range(values.iter().copied(), 0.0), Ok)?;
     let colour = |value: f64| match value.is_finite() {
         true => ViridisRGB.get_color_normalized(value, scale.start, scale.end),
         false => RGBColor(160, 160, 160),
     };
-    // Middles of cells stand at whole numbers, rows downwards.
+    // The centres of cells are at integers. Rows count downwards.
     let ranges = (-0.5..columns as f64 - 0.5, rows as f64 - 0.5..-0.5);
-    painted(frame, |canvas| {
+    render(frame, |canvas| {
         let width = canvas.dim_in_pixel().0;
         let (left, right) = canvas.split_horizontally(width - 270);
         let mut chart = axes(frame, &left, ranges, |mesh| {
             mesh.disable_mesh().x_labels(columns.min(11)).y_labels(rows.min(11));
         })?;
-        let middle = |i: usize| ((i % columns) as f64, (i / columns) as f64);
+        let centre = |i: usize| ((i % columns) as f64, (i / columns) as f64);
         chart.draw_series(values.iter().enumerate().map(|(i, v)| {
-            let (x, y) = middle(i);
+            let (x, y) = centre(i);
             Rectangle::new([(x - 0.5, y - 0.5), (x + 0.5, y + 0.5)], colour(*v).filled())
         }))?;
         if columns <= 12 && rows <= 12 {
@@ -257,7 +261,7 @@ pub fn heat_map(
                 let bright = (value - scale.start) / (scale.end - scale.start) > 0.5;
                 let style = text(TEXT - 8, HPos::Center, VPos::Center);
                 let style = style.color(if bright { &BLACK } else { &WHITE });
-                left.draw(&Text::new(number(*value), chart.backend_coord(&middle(i)), style))?;
+                left.draw(&Text::new(format_number(*value), chart.backend_coord(&centre(i)), style))?;
             }
         }
         colour_bar(&right, &scale, scale_label, colour)
@@ -283,47 +287,52 @@ fn colour_bar(
     }
     for i in 0..=TICKS {
         let part = f64::from(i) / f64::from(TICKS);
-        label(canvas, &number(value(part)), (74, y(part)), HPos::Left, VPos::Center)?;
+        label(canvas, &format_number(value(part)), (74, y(part)), HPos::Left, VPos::Center)?;
     }
     label(canvas, name, (10, top - 20), HPos::Left, VPos::Bottom)
 }
 
-/// Draws at double the frame's size, and gives the PNG.
-fn painted(frame: &Frame, paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<Vec<u8>> {
+/// Draws at double the frame's size, halves the picture and encodes it as PNG.
+fn render(frame: &Frame, draw: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<Vec<u8>> {
     static FONTS: Once = Once::new();
     FONTS.call_once(|| {
-        // Only a file that is no font is refused, and this one is one.
+        // Registration fails only for an invalid font file, and this one is valid.
         let _ = plotters::style::register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
     });
-    ensure!((100..=10_000).contains(&frame.width.min(frame.height)), "a plot is too small or too large");
+    ensure!(
+        (100..=10_000).contains(&frame.width.min(frame.height)),
+        "the smaller side of a plot must be from 100 to 10000 pixels"
+    );
     let (width, height) = (2 * frame.width, 2 * frame.height);
     let mut pixels = vec![0; (width * height) as usize * 3];
     {
         let canvas = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
         canvas.fill(&WHITE)?;
-        paint(&canvas).context("drawing a plot")?;
+        draw(&canvas).context("drawing a plot")?;
         canvas.present()?;
     }
     let colour = Colour::Rgb;
     Picture { width: width as usize, height: height as usize, colour, pixels }.halved().png()
 }
 
-/// Title, axes and mesh. `more` changes the mesh.
+/// Draws title, axes and mesh. `configure` can change the mesh first.
 fn axes<'a>(
     frame: &Frame,
     canvas: &Canvas<'a>,
     (x, y): (Range<f64>, Range<f64>),
-    more: impl FnOnce(&mut plotters::chart::MeshStyle<'_, '_, RangedCoordf64, RangedCoordf64, BitMapBackend<'a>>),
+    configure: impl FnOnce(
+        &mut plotters::chart::MeshStyle<'_, '_, RangedCoordf64, RangedCoordf64, BitMapBackend<'a>>,
+    ),
 ) -> Result<Chart<'a>> {
     let mut builder = ChartBuilder::on(canvas);
     builder.margin(MARGIN).x_label_area_size(110).y_label_area_size(170);
     if !frame.title.is_empty() {
-        // A letter is about half as wide as it is high: long titles get smaller ones.
-        let fits = 1.9 * f64::from(2 * frame.width) / frame.title.chars().count() as f64;
-        builder.caption(&frame.title, (FONT, fits.min(f64::from(TITLE))));
+        // Letters are about half as wide as high. A long title gets a smaller font.
+        let fitting_size = 1.9 * f64::from(2 * frame.width) / frame.title.chars().count() as f64;
+        builder.caption(&frame.title, (FONT, fitting_size.min(f64::from(TITLE))));
     }
     let mut chart = builder.build_cartesian_2d(x, y)?;
-    let format = |v: &f64| number(*v);
+    let format = |v: &f64| format_number(*v);
     let mut mesh = chart.configure_mesh();
     mesh.x_label_formatter(&format)
         .y_label_formatter(&format)
@@ -340,13 +349,13 @@ fn axes<'a>(
     if !frame.y_label.is_empty() {
         mesh.y_desc(&frame.y_label);
     }
-    more(&mut mesh);
+    configure(&mut mesh);
     mesh.draw()?;
     Ok(chart)
 }
 
-/// Draws the names in their colours at the right; gives what is left. One name, or none, needs no legend.
-fn beside_legend<'a>(canvas: &Canvas<'a>, names: &[&str]) -> Result<Canvas<'a>> {
+/// Draws a legend at the right and returns the rest of the canvas. Fewer than two names need no legend.
+fn split_off_legend<'a>(canvas: &Canvas<'a>, names: &[&str]) -> Result<Canvas<'a>> {
     if names.len() < 2 {
         return Ok(canvas.clone());
     }
@@ -371,23 +380,23 @@ fn label(canvas: &Canvas<'_>, words: &str, at: (i32, i32), h: HPos, v: VPos) -> 
 }
 
 fn y_range(frame: &Frame, values: impl Iterator<Item = f64>) -> Result<Range<f64>> {
-    frame.y_range.clone().map_or_else(|| ends(values, 0.06), Ok)
+    frame.y_range.clone().map_or_else(|| data_range(values, 0.06), Ok)
 }
 
-/// From the least to the greatest finite value, with `room` of that length added at either end.
-fn ends(values: impl Iterator<Item = f64>, room: f64) -> Result<Range<f64>> {
+/// Returns the range of the finite values, enlarged at both ends by `margin` times its length.
+fn data_range(values: impl Iterator<Item = f64>, margin: f64) -> Result<Range<f64>> {
     let (low, high) = values
         .filter(|v| v.is_finite())
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-    ensure!(low <= high, "there is nothing finite to plot");
-    // Equal values need an axis too.
+    ensure!(low <= high, "there are no finite values to plot");
+    // Equal values need a range too.
     let length = if high > low { high - low } else { high.abs().max(1.0) };
-    let room = if high > low { room * length } else { length / 2.0 };
-    Ok(low - room..high + room)
+    let margin = if high > low { margin * length } else { length / 2.0 };
+    Ok(low - margin..high + margin)
 }
 
-/// A number for people: four significant digits, no zeros at the end.
-fn number(value: f64) -> String {
+/// Formats a number with four significant digits, without trailing zeros.
+fn format_number(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.abs().to_string();
     }
@@ -406,7 +415,7 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
-    /// Pixels of a colour in a PNG.
+    /// Counts the pixels of a colour in a PNG.
     fn count(png: &[u8], colour: RGBColor) -> usize {
         let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
@@ -415,26 +424,26 @@ mod tests {
     }
 
     #[test]
-    fn each_line_has_its_colour_and_gaps_are_gaps() {
+    fn each_line_has_its_colour_and_its_gaps() {
         let points: Vec<_> = (0..50).map(|i| (f64::from(i), f64::from(i % 7))).collect();
         let band = points.iter().map(|p| (p.1 - 1.0, p.1 + 1.0)).collect();
         let whole = Line { name: "a".into(), points: points.clone(), band };
-        let mut torn = Line { name: "b".into(), points, band: vec![] };
-        for point in &mut torn.points[10..40] {
+        let mut broken = Line { name: "b".into(), points, band: vec![] };
+        for point in &mut broken.points[10..40] {
             point.1 = f64::NAN;
         }
-        assert_eq!(runs(&torn), [0..10, 40..50]);
-        let png = lines(&Frame::new("title", "x", "y"), &[whole.clone(), torn.clone()]).unwrap();
+        assert_eq!(finite_runs(&broken), [0..10, 40..50]);
+        let png = lines(&Frame::new("title", "x", "y"), &[whole.clone(), broken.clone()]).unwrap();
         let (first, second) = (count(&png, TAB10[0]), count(&png, TAB10[1]));
         assert!(first > 1000 && second > 300 && second < first, "{first} {second}");
         assert_eq!(count(&png, TAB10[2]), 0);
-        torn.points = vec![(0.0, f64::NAN)];
-        assert!(lines(&Frame::default(), &[torn]).is_err());
+        broken.points = vec![(0.0, f64::NAN)];
+        assert!(lines(&Frame::default(), &[broken]).is_err());
         assert!(lines(&Frame::default(), &[Line { band: vec![(0.0, 1.0)], ..whole }]).is_err());
     }
 
     #[test]
-    fn classes_need_names() {
+    fn every_class_needs_a_name() {
         let points = [(0.0, 1.0), (2.0, 3.0), (1.0, 1.5)];
         let frame = Frame::default().square();
         let png = scatter(&frame, &points, &[0, 1, 1], &["zero", "one"]).unwrap();
@@ -459,8 +468,8 @@ mod tests {
         for (value, text) in
             [(0.0, "0"), (10.0, "10"), (-0.30, "-0.3"), (-84.64, "-84.64"), (100_000.0, "100000")]
         {
-            assert_eq!(number(value), text);
+            assert_eq!(format_number(value), text);
         }
-        assert_eq!((number(1.0 / 3.0), number(2.5e-7)), ("0.3333".into(), "2.50e-7".into()));
+        assert_eq!((format_number(1.0 / 3.0), format_number(2.5e-7)), ("0.3333".into(), "2.50e-7".into()));
     }
 }

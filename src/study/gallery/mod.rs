@@ -1,6 +1,6 @@
-//! What a trained model shows: pictures of latents, reconstructions, growth, and recovery from damage.
+//! Computes the pictures of a trained model: decoded latents, reconstructions, growth, and recovery from damage.
 //!
-//! Everything comes from a [`Session`] as logits on the host; who wants files makes them with `figure`.
+//! The functions run a [`Session`]'s programs and return logits on the host. The module `figure` turns them into files.
 
 pub mod recovery;
 
@@ -15,45 +15,46 @@ use crate::model::grow::Growth as Growing;
 use crate::model::{Grow, SIDE, Vae};
 use crate::study::session::{Session, SessionProgram};
 
-/// Logits of a picture.
+/// Number of pixels, and so of logits, in a picture.
 pub const PIXELS: usize = SIDE * SIDE;
-/// Pictures a device call at most, so that memory does not grow with their number.
+/// The largest number of pictures per device call. It bounds the memory use.
 pub const AT_ONCE: usize = 32;
 
-/// A point of the latent space, and the key of everything that is drawn for its picture.
+/// A point of the latent space, and the key of all random draws for its picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Latent {
     /// The point, Z numbers.
     pub z: Vec<f32>,
-    /// The key of what is drawn for its picture.
+    /// The key of all random draws for its picture.
     pub key: Key,
 }
 
 impl Latent {
-    /// The prior's sample of a key.
+    /// Draws a sample of the prior with a key.
     pub fn prior(key: Key, size: usize) -> Latent {
         Latent { z: key.normal(size), key }
     }
 
-    /// The prior's samples of the split of a key: sample i has the i-th.
+    /// Draws samples of the prior. Sample i uses the i-th split of the key.
     pub fn priors(key: Key, count: usize, size: usize) -> Vec<Latent> {
         key.split(count).into_iter().map(|key| Latent::prior(key, size)).collect()
     }
 
-    /// The key that chooses the cells that take a step, where not all do: of what the latent's draw left unused.
+    /// Returns the key that chooses which cells update in each step, for models where not all do. Drawing the latent uses the first
+    /// Z numbers of its key, so this takes the next one.
     pub fn steps_key(&self) -> Key {
         self.key.split_at(self.z.len() as u64)
     }
 
-    /// An image drawn from the picture's probabilities: 0 or 1.
-    pub fn toss(&self, probabilities: &[f32]) -> Vec<f32> {
+    /// Draws an image of zeros and ones from the pixels' probabilities.
+    pub fn draw_image(&self, probabilities: &[f32]) -> Vec<f32> {
         let key = self.key.split_at(self.z.len() as u64 + 1);
-        let heads = key.bernoulli(probabilities.len(), |i| probabilities[i]);
-        heads.into_iter().map(|on| f32::from(u8::from(on))).collect()
+        let pixels = key.bernoulli(probabilities.len(), |i| probabilities[i]);
+        pixels.into_iter().map(|on| f32::from(u8::from(on))).collect()
     }
 }
 
-/// Latents (n, Z) and the keys of steps (n, 2) as programs take them; the last latent fills the batch up.
+/// Returns a program's inputs: latents (batch, Z) and keys of steps (batch, 2). The last latent fills up the batch.
 fn arguments(latents: &[Latent], batch: usize) -> [Array; 2] {
     let rows: Vec<&Latent> = (0..batch).map(|i| &latents[i.min(latents.len() - 1)]).collect();
     let z: Vec<f32> = rows.iter().flat_map(|l| l.z.iter().copied()).collect();
@@ -61,19 +62,18 @@ fn arguments(latents: &[Latent], batch: usize) -> [Array; 2] {
     [Array::new(&[batch, latents[0].z.len()], &z), Array::new(&[batch, 2], &keys)]
 }
 
-/// How many pictures a call is compiled for, when there are so many in all.
-fn batch_of(count: usize) -> Result<usize> {
-    ensure!(count > 0, "there is no picture to make");
-    // As few calls as may be, and as little as possible that only fills the last one up.
+/// Returns the batch size for `count` pictures: as few calls as possible, and then as little padding of the last call as possible.
+fn batch_size(count: usize) -> Result<usize> {
+    ensure!(count > 0, "there are no pictures to compute");
     Ok(count.div_ceil(count.div_ceil(AT_ONCE)))
 }
 
-/// Logits of latents' pictures, 32 x 32 each, one after the other.
+/// Decodes latents. Returns the logits of the pictures, (n, 32, 32) in row-major order.
 ///
 /// # Errors
 /// When there are no latents, or the device fails.
 pub fn decode(session: &Session, latents: &[Latent]) -> Result<Vec<f32>> {
-    let (model, batch) = (&session.model, batch_of(latents.len())?);
+    let (model, batch) = (&session.model, batch_size(latents.len())?);
     let program = session.compile("decode", |g, params| model.decoder_program(batch, g, params))?;
     let mut logits = Vec::with_capacity(latents.len() * PIXELS);
     for part in latents.chunks(batch) {
@@ -83,64 +83,65 @@ pub fn decode(session: &Session, latents: &[Latent]) -> Result<Vec<f32>> {
     Ok(logits)
 }
 
-/// What the encoder says of an image: a normal distribution over latents.
+/// The approximate posterior q(z | x) of an image: a normal distribution over latents with a diagonal covariance.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Encoded {
-    /// Mean of q(z | x), Z numbers.
+pub struct Posterior {
+    /// The mean, Z numbers.
     pub mean: Vec<f32>,
-    /// Log-variance of q(z | x), Z numbers.
+    /// The log-variance, Z numbers.
     pub logvar: Vec<f32>,
 }
 
-impl Encoded {
-    /// The distribution's mean; `key` is for what else is drawn.
-    pub fn middle(&self, key: Key) -> Latent {
+impl Posterior {
+    /// Returns the mean as a latent. `key` is for the other draws of its picture.
+    pub fn mean_latent(&self, key: Key) -> Latent {
         Latent { z: self.mean.clone(), key }
     }
 
-    /// A latent drawn from the distribution.
+    /// Draws a latent from the distribution.
     pub fn draw(&self, key: Key) -> Latent {
         let eps = key.normal(self.mean.len());
-        let of = |((mean, logvar), eps): ((&f32, &f32), f32)| mean + (0.5 * logvar).exp() * eps;
-        Latent { z: self.mean.iter().zip(&self.logvar).zip(eps).map(of).collect(), key }
+        let sample = |((mean, logvar), eps): ((&f32, &f32), f32)| mean + (0.5 * logvar).exp() * eps;
+        Latent { z: self.mean.iter().zip(&self.logvar).zip(eps).map(sample).collect(), key }
     }
 
-    /// KL to the standard normal, in nats.
+    /// Returns the KL divergence KL(q(z | x) ‖ N(0, I)), in nats.
     pub fn kl(&self) -> f64 {
-        let part = |(mean, logvar): (&f32, &f32)| {
+        let term = |(mean, logvar): (&f32, &f32)| {
             let (mean, logvar) = (f64::from(*mean), f64::from(*logvar));
             0.5 * (mean * mean + logvar.exp() - logvar - 1.0)
         };
-        self.mean.iter().zip(&self.logvar).map(part).sum()
+        self.mean.iter().zip(&self.logvar).map(term).sum()
     }
 }
 
 /// Encodes all images of a split.
 ///
 /// # Errors
-/// When there are none, or the device fails.
-pub fn encode(session: &Session, images: &Split) -> Result<Vec<Encoded>> {
-    let (batch, model) = (batch_of(images.len())?, &session.model);
+/// When there are no images, or the device fails.
+pub fn encode(session: &Session, images: &Split) -> Result<Vec<Posterior>> {
+    let (batch, model) = (batch_size(images.len())?, &session.model);
     let size = model.latent;
     let program = session.compile("encode", |g, params| {
         let pixels = g.input("images", &Shape::new(DType::U8, &[batch, 28, 28]));
         let (mean, logvar) = model.encode(params, model.padded(pixels));
         vec![("mean".into(), mean), ("logvar".into(), logvar)]
     })?;
-    let mut encoded = Vec::with_capacity(images.len());
-    while encoded.len() < images.len() {
-        let at = |i: usize| (encoded.len() + i).min(images.len() - 1);
-        let pixels: Vec<u8> = (0..batch).flat_map(|i| images.image(at(i))).copied().collect();
+    let mut posteriors = Vec::with_capacity(images.len());
+    while posteriors.len() < images.len() {
+        // The last image fills up the batch.
+        let index = |i: usize| (posteriors.len() + i).min(images.len() - 1);
+        let pixels: Vec<u8> = (0..batch).flat_map(|i| images.image(index(i))).copied().collect();
         let results = program.call(&[Array::new(&[batch, 28, 28], &pixels)])?;
         let (mean, logvar) = (results[0].to_vec::<f32>(), results[1].to_vec::<f32>());
         let rows = mean.chunks_exact(size).zip(logvar.chunks_exact(size));
-        let left = images.len() - encoded.len();
-        encoded.extend(rows.take(left).map(|(m, v)| Encoded { mean: m.to_vec(), logvar: v.to_vec() }));
+        let left = images.len() - posteriors.len();
+        posteriors.extend(rows.take(left).map(|(m, v)| Posterior { mean: m.to_vec(), logvar: v.to_vec() }));
     }
-    Ok(encoded)
+    Ok(posteriors)
 }
 
-/// The growth of latents' pictures: logits of each stage (see [`Grow::stages`](crate::model::Grow::stages)) and picture, stage after stage.
+/// The pictures of growing latents: logits of each stage (see [`Grow::stages`]) and picture.
 #[derive(Clone, Debug)]
 pub struct Growth {
     /// Number of stages.
@@ -149,10 +150,12 @@ pub struct Growth {
     pub logits: Vec<f32>,
 }
 
+/// Grows latents and returns the pictures of all stages.
+///
 /// # Errors
 /// When the model has no automaton that grows, there are no latents, or the device fails.
 pub fn grow(session: &Session, latents: &[Latent]) -> Result<Growth> {
-    let batch = batch_of(latents.len())?;
+    let batch = batch_size(latents.len())?;
     let program = compile_growth(session, batch)?;
     let mut parts = Vec::new();
     for part in latents.chunks(batch) {
@@ -160,31 +163,31 @@ pub fn grow(session: &Session, latents: &[Latent]) -> Result<Growth> {
         parts.push((results[2].dims()[0], part.len(), results[2].to_vec::<f32>()));
     }
     let stages = parts[0].0;
-    let of_stage = |stage: usize| {
+    let stage_logits = |stage: usize| {
         let rows = move |(_, n, logits): &(usize, usize, Vec<f32>)| {
             let from = stage * batch * PIXELS;
             logits[from..from + n * PIXELS].to_vec()
         };
         parts.iter().flat_map(rows).collect::<Vec<f32>>()
     };
-    Ok(Growth { stages, logits: (0..stages).flat_map(of_stage).collect() })
+    Ok(Growth { stages, logits: (0..stages).flat_map(stage_logits).collect() })
 }
 
-/// Returns the automaton of a model, which something grows by.
+/// Returns the automaton of a model, checking that it grows.
 ///
 /// # Errors
-/// When the model has none, or it has no step and no doubling.
+/// When the model has none, or a doubling model has no doublings.
 pub fn automaton(model: &Vae) -> Result<&Grow> {
     let grow = model.automaton()?;
     valid!(
         !matches!(grow.growth, Growing::Doublings { doublings: 0, .. }),
         "doublings",
-        "0: nothing grows without one"
+        "0: nothing grows without a doubling"
     );
     Ok(grow)
 }
 
-/// The program that grows latents: last grids, their keys, and the outputs of all stages out.
+/// Compiles the program that grows latents. Outputs: the last grids, their keys, and the logits of all stages.
 fn compile_growth(session: &Session, batch: usize) -> Result<SessionProgram<'_>> {
     let model = &session.model;
     let grow = automaton(model)?;
@@ -196,27 +199,27 @@ fn compile_growth(session: &Session, batch: usize) -> Result<SessionProgram<'_>>
     })
 }
 
-/// The probability that a pixel is 1.
+/// Returns the probability that a pixel is 1, given its logit.
 pub fn probability(logit: f32) -> f32 {
     0.5 * (0.5 * logit).tanh() + 0.5
 }
 
-/// The probabilities of logits.
+/// Returns the probabilities that pixels are 1, given their logits.
 pub fn probabilities(logits: &[f32]) -> Vec<f32> {
     logits.iter().map(|l| probability(*l)).collect()
 }
 
-/// log p(image | logits) in nats; a logit of −∞ makes a 0 certain. An image's pixels are 0 or 1.
+/// Returns log p(image | logits) in nats. The image's pixels are 0 or 1. A logit of −∞ makes a 0 certain.
 pub fn log_likelihood(image: &[f32], logits: &[f32]) -> f64 {
-    let of = |(pixel, logit): (&f32, &f32)| {
+    let term = |(pixel, logit): (&f32, &f32)| {
         let logit = f64::from(*logit);
         let on = if *pixel > 0.5 { logit } else { 0.0 };
         on - logit.max(0.0) - (-logit.abs()).exp().ln_1p()
     };
-    image.iter().zip(logits).map(of).sum()
+    image.iter().zip(logits).map(term).sum()
 }
 
-/// An image in its margin of zeros, as models see it.
+/// Pads an image of 28 x 28 pixels with zeros to 32 x 32, as models see it.
 pub fn framed(pixels: &[u8]) -> Vec<f32> {
     let mut out = vec![0.0; PIXELS];
     let rows = out.chunks_exact_mut(SIDE).skip(2).zip(pixels.chunks_exact(28));
@@ -233,11 +236,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_few_and_full() {
-        assert_eq!((1..=4).map(|n| batch_of(n * 16).unwrap()).collect::<Vec<_>>(), [16, 32, 24, 32]);
-        assert_eq!(batch_of(11).unwrap(), 11);
-        assert_eq!(batch_of(33).unwrap(), 17);
-        assert!(batch_of(0).is_err());
+    fn batch_sizes_give_few_and_full_calls() {
+        assert_eq!((1..=4).map(|n| batch_size(n * 16).unwrap()).collect::<Vec<_>>(), [16, 32, 24, 32]);
+        assert_eq!(batch_size(11).unwrap(), 11);
+        assert_eq!(batch_size(33).unwrap(), 17);
+        assert!(batch_size(0).is_err());
     }
 
     #[test]
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_stands_in_its_margin() {
+    fn an_image_is_padded_on_all_sides() {
         let mut pixels = vec![0; 784];
         (pixels[0], pixels[783]) = (1, 1);
         let framed = framed(&pixels);
@@ -262,15 +265,15 @@ mod tests {
     }
 
     #[test]
-    fn draws_of_a_latent_follow_its_own_key() {
+    fn the_draws_of_a_latent_use_its_own_key() {
         let [a, b]: [Latent; 2] = Latent::priors(Key::new(3), 2, 4).try_into().unwrap();
         assert_eq!(a.z, Key::new(3).split_at(0).normal(4));
         let half = [0.5; 64];
-        assert_eq!(a.toss(&half), a.toss(&half));
-        assert_ne!(a.toss(&half), b.toss(&half));
-        assert_eq!(a.toss(&[0.0, 1.0]), [0.0, 1.0]);
-        let sure = Encoded { mean: vec![1.0; 4], logvar: vec![f32::NEG_INFINITY; 4] };
-        assert_eq!(sure.draw(Key::new(1)), sure.middle(Key::new(1)));
-        assert_eq!(Encoded { mean: vec![0.0; 4], logvar: vec![0.0; 4] }.kl(), 0.0);
+        assert_eq!(a.draw_image(&half), a.draw_image(&half));
+        assert_ne!(a.draw_image(&half), b.draw_image(&half));
+        assert_eq!(a.draw_image(&[0.0, 1.0]), [0.0, 1.0]);
+        let certain = Posterior { mean: vec![1.0; 4], logvar: vec![f32::NEG_INFINITY; 4] };
+        assert_eq!(certain.draw(Key::new(1)), certain.mean_latent(Key::new(1)));
+        assert_eq!(Posterior { mean: vec![0.0; 4], logvar: vec![0.0; 4] }.kl(), 0.0);
     }
 }

@@ -1,10 +1,12 @@
-//! Damage and recovery: a picture is grown, a square of its cells is set to zero, and the automaton takes more steps,
-//! as often as is wanted (the report's figure 5); and how much of the picture comes back, as numbers.
+//! Damage and recovery (the report's figure 5).
+//!
+//! A picture is grown, then a square of its cells is set to zero and the automaton takes more steps. Damage may be repeated. The
+//! module also measures how much of the picture comes back.
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Latent, PIXELS, arguments, batch_of, compile_growth, log_likelihood, probability};
+use super::{Latent, PIXELS, arguments, batch_size, compile_growth, log_likelihood, probability};
 use crate::engine::array::Array;
 use crate::engine::shape::{DType, Shape};
 use crate::error::valid;
@@ -13,20 +15,22 @@ use crate::model::grow::{self, Grids, first_channels};
 use crate::study::eval::Bound;
 use crate::study::session::{Session, SessionProgram};
 
-/// What is done to a grown picture.
+/// The damage to a grown picture: a square of cells is set to zero, once or several times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// Rows and columns of the square.
+    /// Side of the square, in cells.
     pub side: usize,
-    /// Its first row and column; `None`: drawn for every picture and damage.
+    /// First row and column of the square. `None`: drawn for each picture and each damage.
     pub at: Option<(usize, usize)>,
-    /// How often it is done, each time after `steps` further steps.
+    /// Number of damages. A fixed number of steps follows each.
     pub count: usize,
 }
 
 impl Damage {
+    /// Checks the fields.
+    ///
     /// # Errors
-    /// When the square does not lie in the grid; the error names the flag.
+    /// When the square is not inside the grid, or the number of damages is out of range. The error names the option.
     pub fn check(&self) -> Result<()> {
         valid!(
             (1..=SIDE).contains(&self.side),
@@ -45,10 +49,10 @@ impl Damage {
         Ok(())
     }
 
-    /// The corner of each damage of a picture: as in the report's code `key, sub = split(key)` before each, from the key
-    /// of the picture, and a corner drawn with `sub`.
+    /// Returns the corner of each damage of a picture. As in the report's code, each damage splits the picture's key with
+    /// `key, sub = split(key)` and draws the corner with `sub`.
     fn corners(&self, latent: &Latent) -> Vec<[i32; 2]> {
-        let places = grow::damage_corners(self.side, SIDE) as i32;
+        let positions = grow::damage_corners(self.side, SIDE) as i32;
         let mut key = latent.key;
         let draw = |_| {
             let [next, sub] = key.split2();
@@ -56,7 +60,7 @@ impl Damage {
             match self.at {
                 Some((row, column)) => [row as i32, column as i32],
                 None => {
-                    let corner = sub.randint(2, 0, places);
+                    let corner = sub.randint(2, 0, positions);
                     [corner[0], corner[1]]
                 }
             }
@@ -65,53 +69,57 @@ impl Damage {
     }
 }
 
+/// Checks the number of steps after each damage.
+///
 /// # Errors
-/// When there are no steps after a damage, or too many.
+/// When it is 0 or more than 10,000.
 pub fn check_steps(steps: usize) -> Result<()> {
     valid!((1..=10_000).contains(&steps), "steps", "{steps}: it must be from 1 to 10000");
     Ok(())
 }
 
-/// The logits of a picture all along: `growth` stages, then for each damage the damaged picture and that after each step.
-pub struct Course<'a> {
+/// The pictures of one latent over time, as logits: the stages of its growth, then for each damage the damaged picture and the
+/// picture after each step.
+pub struct Trajectory<'a> {
     growth: &'a [f32],
-    /// Pictures of the growth and of the recovery lie this far apart: one of each latent of the batch is between.
+    /// The batch size: the distance between two pictures of one latent.
     stride: usize,
-    at: usize,
+    /// The latent's index in the batch.
+    index: usize,
     segments: &'a [Vec<f32>],
     steps: usize,
 }
 
-impl<'a> Course<'a> {
-    /// Stages of growth.
-    pub fn growth(&self) -> usize {
+impl<'a> Trajectory<'a> {
+    /// Returns the number of stages of growth.
+    pub fn stages(&self) -> usize {
         self.growth.len() / (self.stride * PIXELS)
     }
 
-    /// The picture of stage `i` of the growth.
-    pub fn grown(&self, stage: usize) -> &'a [f32] {
-        &self.growth[(stage * self.stride + self.at) * PIXELS..][..PIXELS]
+    /// Returns the picture at a stage of the growth.
+    pub fn at_stage(&self, stage: usize) -> &'a [f32] {
+        &self.growth[(stage * self.stride + self.index) * PIXELS..][..PIXELS]
     }
 
-    /// The picture before any damage.
+    /// Returns the picture before any damage.
     pub fn original(&self) -> &'a [f32] {
-        self.grown(self.growth() - 1)
+        self.at_stage(self.stages() - 1)
     }
 
-    /// The picture `step` steps after damage number `damage`, counted from 0.
+    /// Returns the picture `step` steps after a damage, counted from 0.
     pub fn after(&self, damage: usize, step: usize) -> &'a [f32] {
-        &self.segments[damage][(step * self.stride + self.at) * PIXELS..][..PIXELS]
+        &self.segments[damage][(step * self.stride + self.index) * PIXELS..][..PIXELS]
     }
 
-    /// All pictures in order.
+    /// Returns all pictures in order of time.
     pub fn all(&self) -> Vec<&'a [f32]> {
-        let growth = (0..self.growth()).map(|stage| self.grown(stage));
+        let growth = (0..self.stages()).map(|stage| self.at_stage(stage));
         let segments = (0..self.segments.len()).flat_map(|d| (0..=self.steps).map(move |s| (d, s)));
         growth.chain(segments.map(|(d, s)| self.after(d, s))).collect()
     }
 }
 
-/// The compiled programs: growth, and one damage with the steps after it.
+/// The compiled programs: one for the growth, and one for a damage with the steps after it.
 pub struct Recovery<'s> {
     grow: SessionProgram<'s>,
     segment: SessionProgram<'s>,
@@ -120,13 +128,13 @@ pub struct Recovery<'s> {
 }
 
 impl<'s> Recovery<'s> {
-    /// Compiles for so many pictures and steps after each damage.
+    /// Compiles the programs for a number of pictures and of steps after each damage.
     ///
     /// # Errors
     /// When the model has no automaton, or a number is out of range.
     pub fn new(session: &'s Session, pictures: usize, steps: usize) -> Result<Recovery<'s>> {
         check_steps(steps)?;
-        let (batch, model) = (batch_of(pictures)?, &session.model);
+        let (batch, model) = (batch_size(pictures)?, &session.model);
         let automaton = super::automaton(model)?;
         let channels = model.likelihood.outputs().channels;
         let grow = compile_growth(session, batch)?;
@@ -137,27 +145,28 @@ impl<'s> Recovery<'s> {
             let side = g.input("side", &Shape::new(DType::S32, &[]));
             let damaged = grow::damage_at(cells, corners, side);
             let grids = Grids { cells: damaged, keys };
-            let (grids, course) = automaton.automaton(params).watched(grids, steps, channels);
+            let (grids, logits) = automaton.automaton(params).watched(grids, steps, channels);
             let outputs = [
                 ("cells", grids.cells),
                 ("keys", grids.keys),
                 ("damaged", first_channels(damaged, channels)),
-                ("course", course),
+                ("course", logits),
             ];
             outputs.map(|(name, sym)| (name.to_string(), sym)).to_vec()
         })?;
         Ok(Recovery { grow, segment, batch, steps })
     }
 
-    /// Runs every damage on every latent: `each(damage, latent, course)`, all damages of a latent between the same growth.
+    /// Runs every damage on every latent and calls `each(damage, latent, trajectory)` with the indices of both. A latent grows
+    /// once, and each damage starts from its grown picture.
     ///
     /// # Errors
-    /// When a damage is not possible, the device fails, or `each` says so.
+    /// When a damage is invalid, the device fails, or `each` returns an error.
     pub fn run(
         &self,
         latents: &[Latent],
         damages: &[Damage],
-        mut each: impl FnMut(usize, usize, &Course<'_>) -> Result<()>,
+        mut each: impl FnMut(usize, usize, &Trajectory<'_>) -> Result<()>,
     ) -> Result<()> {
         for damage in damages {
             damage.check()?;
@@ -167,29 +176,31 @@ impl<'s> Recovery<'s> {
             let growth = grown[2].to_vec::<f32>();
             for (d, damage) in damages.iter().enumerate() {
                 let segments = self.segments(rows, damage, &grown)?;
-                for at in 0..rows.len() {
+                for index in 0..rows.len() {
                     let (stride, steps) = (self.batch, self.steps);
-                    let course = Course { growth: &growth, stride, at, segments: &segments, steps };
-                    each(d, part * self.batch + at, &course)?;
+                    let trajectory =
+                        Trajectory { growth: &growth, stride, index, segments: &segments, steps };
+                    each(d, part * self.batch + index, &trajectory)?;
                 }
             }
         }
         Ok(())
     }
 
+    /// Returns the pictures after each damage: the damaged ones, then those after each step.
     fn segments(&self, rows: &[Latent], damage: &Damage, grown: &[Array]) -> Result<Vec<Vec<f32>>> {
         let corners: Vec<Vec<[i32; 2]>> = rows.iter().map(|latent| damage.corners(latent)).collect();
         let mut state = [grown[0].clone(), grown[1].clone()];
         let mut segments = Vec::new();
-        let places = |i: usize| {
+        let corners_of = |i: usize| {
             let row = |r: usize| corners[r.min(rows.len() - 1)][i];
             Array::new(&[self.batch, 2], &(0..self.batch).flat_map(row).collect::<Vec<i32>>())
         };
-        for places in (0..damage.count).map(places) {
+        for corners in (0..damage.count).map(corners_of) {
             let [cells, keys] = state;
-            let results = self.segment.call(&[cells, keys, places, Array::scalar(damage.side as i32)])?;
+            let results = self.segment.call(&[cells, keys, corners, Array::scalar(damage.side as i32)])?;
             let mut pictures = results[2].to_vec::<f32>();
-            results[3].with_elements(|course: &[f32]| pictures.extend_from_slice(course));
+            results[3].with_elements(|logits: &[f32]| pictures.extend_from_slice(logits));
             segments.push(pictures);
             state = [results[0].clone(), results[1].clone()];
         }
@@ -197,76 +208,80 @@ impl<'s> Recovery<'s> {
     }
 }
 
-/// Pixels that are more likely 1 than 0.
-fn on(logits: &[f32]) -> Vec<bool> {
+/// Reports for each pixel whether it is more likely 1 than 0.
+fn likely_ones(logits: &[f32]) -> Vec<bool> {
     logits.iter().map(|l| probability(*l) > 0.5).collect()
 }
 
-/// The picture's most likely image.
+/// Returns a picture's most likely image, of zeros and ones.
 pub fn most_likely(logits: &[f32]) -> Vec<f32> {
-    on(logits).into_iter().map(|on| f32::from(u8::from(on))).collect()
+    likely_ones(logits).into_iter().map(|one| f32::from(u8::from(one))).collect()
 }
 
-/// Intersection over union of the pixels that are 1 in an image and more likely 1 than 0 in a picture; 1 if both have none.
+/// Returns the intersection over union of two sets of pixels: those that are 1 in an image, and those that are more likely 1 than 0
+/// in a picture. 1 if both sets are empty.
 pub fn iou(image: &[f32], logits: &[f32]) -> f64 {
     let (mut both, mut either) = (0, 0);
-    for (pixel, on) in image.iter().map(|p| *p > 0.5).zip(on(logits)) {
-        both += usize::from(pixel && on);
-        either += usize::from(pixel || on);
+    for (pixel, likely) in image.iter().map(|p| *p > 0.5).zip(likely_ones(logits)) {
+        both += usize::from(pixel && likely);
+        either += usize::from(pixel || likely);
     }
     if either == 0 { 1.0 } else { both as f64 / either as f64 }
 }
 
-/// How near pictures are to their images after so many steps from a damage.
+/// How similar pictures are to their images at one moment of the recovery.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Point {
-    /// Rows and columns of the square that was damaged.
+    /// Side of the damaged square, in cells.
     pub side: usize,
-    /// Damages so far; 0: the grown picture, before any.
+    /// Number of damages so far. 0: the grown picture, before any damage.
     pub damage: usize,
-    /// Steps since the last damage; 0 for the grown picture.
+    /// Steps since the last damage. 0 for the grown picture.
     pub step: usize,
     /// Intersection over union, mean and standard error over pictures.
     pub iou: Bound,
     /// Log-likelihood of the image in nats, mean and standard error over pictures.
     pub log_likelihood: Bound,
-    /// The share of what the last damage took that has come back, of means over pictures; `None` where it took nothing.
+    /// (now − damaged) / (original − damaged), each a mean IoU over pictures. `None` if the damage did not change the mean.
     pub iou_regained: Option<f64>,
-    /// The same share of the log-likelihood.
+    /// The share regained, computed from the log-likelihood.
     pub log_likelihood_regained: Option<f64>,
 }
 
-/// Collects the numbers of one size of damage.
-pub struct Meter {
+/// Accumulates the similarities for one damage.
+pub struct RecoveryStatistics {
     damage: Damage,
     steps: usize,
-    /// IoU and log-likelihood by moment (the original first) and picture.
+    /// IoU and log-likelihood by moment and picture. The first moment is the original picture.
     values: Vec<[Vec<f32>; 2]>,
 }
 
-impl Meter {
-    /// Returns a meter of a damage with so many steps after each.
-    pub fn new(damage: Damage, steps: usize) -> Meter {
-        Meter { damage, steps, values: vec![Default::default(); 1 + damage.count * (steps + 1)] }
+impl RecoveryStatistics {
+    /// Returns empty statistics for a damage and the number of steps after it.
+    pub fn new(damage: Damage, steps: usize) -> RecoveryStatistics {
+        RecoveryStatistics { damage, steps, values: vec![Default::default(); 1 + damage.count * (steps + 1)] }
     }
 
-    /// Compares all pictures of a course with its image.
-    pub fn add(&mut self, image: &[f32], course: &Course<'_>) {
+    /// Compares all pictures of a trajectory, from the original on, with an image.
+    pub fn add(&mut self, image: &[f32], trajectory: &Trajectory<'_>) {
         let steps = self.steps;
-        let later = (0..self.damage.count).flat_map(|d| (0..=steps).map(move |s| course.after(d, s)));
-        for (values, picture) in self.values.iter_mut().zip([course.original()].into_iter().chain(later)) {
+        let later = (0..self.damage.count).flat_map(|d| (0..=steps).map(move |s| trajectory.after(d, s)));
+        for (values, picture) in self.values.iter_mut().zip([trajectory.original()].into_iter().chain(later))
+        {
             values[0].push(iou(image, picture) as f32);
             values[1].push(log_likelihood(image, picture) as f32);
         }
     }
 
+    /// Returns a point for each moment.
+    ///
     /// # Errors
     /// When no picture was added.
     pub fn points(&self) -> Result<Vec<Point>> {
         let means: Vec<[Bound; 2]> = self
             .values
             .iter()
-            .map(|[iou, likelihood]| Ok([Bound::of(iou)?, Bound::of(likelihood)?]))
+            .map(|[iou, likelihood]| Ok([Bound::from_values(iou)?, Bound::from_values(likelihood)?]))
             .collect::<Result<_>>()?;
         let moment = |damage: usize, step: usize| match damage {
             0 => 0,
@@ -294,7 +309,7 @@ impl Meter {
     }
 }
 
-/// The points as CSV, a head line first. What is not defined is empty.
+/// Formats points as CSV with a header line. An undefined value is an empty field.
 pub fn csv(points: &[Point]) -> String {
     let mut text = String::from(
         "size,damages,steps,iou,iou_stderr,log_likelihood,log_likelihood_stderr,iou_regained,log_likelihood_regained\n",
@@ -323,15 +338,15 @@ mod tests {
     use crate::engine::random::Key;
 
     #[test]
-    fn corners_follow_the_reports_keys_unless_a_place_is_given() {
+    fn corners_follow_the_reports_keys_unless_a_corner_is_given() {
         let latent = Latent { z: vec![], key: Key::new(7) };
         let damage = Damage { side: 16, at: None, count: 2 };
         let [next, sub] = Key::new(7).split2();
         let expected = [sub.randint(2, 0, 16), next.split2()[1].randint(2, 0, 16)];
         assert_eq!(damage.corners(&latent).concat(), expected.concat());
-        let placed = Damage { at: Some((3, 5)), ..damage };
-        assert_eq!(placed.corners(&latent), [[3, 5], [3, 5]]);
-        assert!(placed.check().is_ok());
+        let fixed = Damage { at: Some((3, 5)), ..damage };
+        assert_eq!(fixed.corners(&latent), [[3, 5], [3, 5]]);
+        assert!(fixed.check().is_ok());
         assert!(Damage { at: Some((17, 0)), ..damage }.check().is_err());
         assert!(Damage { side: 33, ..damage }.check().is_err());
         assert_eq!(Damage { side: 32, ..damage }.corners(&latent), [[0, 0], [0, 0]]);
@@ -343,19 +358,19 @@ mod tests {
         assert_eq!(iou(&[0.0; 2], &[-1.0; 2]), 1.0);
     }
 
-    /// One picture whose square of four pixels is lost, and half of it found again.
+    /// A picture loses four of its eight pixels and regains two of them.
     #[test]
-    fn what_is_regained_is_a_share_of_what_was_lost() {
+    fn the_regained_share_is_relative_to_the_loss() {
         let picture =
-            |lit: usize| (0..PIXELS).map(|i| if i < lit { 9.0 } else { -9.0 }).collect::<Vec<f32>>();
+            |ones: usize| (0..PIXELS).map(|i| if i < ones { 9.0 } else { -9.0 }).collect::<Vec<f32>>();
         let growth = [picture(0), picture(8)].concat();
         let segments = [[picture(4), picture(6)].concat(), [picture(8), picture(8)].concat()];
-        let course = Course { growth: &growth, stride: 1, at: 0, segments: &segments, steps: 1 };
-        assert_eq!((course.growth(), course.all().len()), (2, 6));
-        let mut meter = Meter::new(Damage { side: 2, at: None, count: 2 }, 1);
-        assert!(meter.points().is_err());
-        meter.add(&most_likely(course.original()), &course);
-        let points = meter.points().unwrap();
+        let trajectory = Trajectory { growth: &growth, stride: 1, index: 0, segments: &segments, steps: 1 };
+        assert_eq!((trajectory.stages(), trajectory.all().len()), (2, 6));
+        let mut statistics = RecoveryStatistics::new(Damage { side: 2, at: None, count: 2 }, 1);
+        assert!(statistics.points().is_err());
+        statistics.add(&most_likely(trajectory.original()), &trajectory);
+        let points = statistics.points().unwrap();
         let ious: Vec<f64> = points.iter().map(|p| p.iou.mean).collect();
         assert_eq!(ious, [1.0, 0.5, 0.75, 1.0, 1.0]);
         let shares: Vec<Option<f64>> = points.iter().map(|p| p.iou_regained).collect();

@@ -1,4 +1,4 @@
-//! What is computed, and from what: a model's task, and the inputs that every contestant gets.
+//! A benchmark case: a model, a task, and the inputs that every contestant gets.
 
 use anyhow::{Context, Result, bail, ensure};
 use vnca::cli::models::{Kind, Model};
@@ -16,20 +16,20 @@ use vnca::train::order::chunk_order;
 use vnca::train::program::StateEntry;
 use vnca::train::{Sizes, TrainProgram};
 
-/// Images of the training set.
+/// Number of images in the training set.
 const IMAGES: usize = 2048;
-/// Training steps whose images and noise are written down: more begin again with the first one's.
+/// Number of training steps with stored images and noise. Further steps repeat them from the first.
 pub const STEPS: usize = 8;
-/// Key of the noise.
+/// The key of the noise.
 const NOISE: Key = Key([0, 7]);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Task {
-    /// A gradient step: loss, gradient, clipping and Adam.
+    /// A training step: loss, gradient, clipping and Adam.
     Step,
     /// The importance-weighted bound of a batch.
     Iwelbo,
-    /// The gradient of an automaton's steps alone, over a grid of any size.
+    /// The gradient of only an automaton's steps, on a grid of any size.
     Cells,
 }
 
@@ -38,26 +38,26 @@ pub struct CaseArgs {
     /// baseline, doubling or nondoubling
     #[arg(default_value = "baseline")]
     pub model: Kind,
-    /// Images a batch [default: 32 for the baseline, 4 for the others]
+    /// Images per batch [default: 32 for the baseline, 4 for the others]
     pub batch: Option<usize>,
     #[arg(long, value_enum, default_value = "step")]
     pub task: Task,
     /// Latent size [default: the report's]
     #[arg(long)]
     pub latent: Option<usize>,
-    /// NCA steps, of the doubling model after each doubling [default: 8; nondoubling 48 to train, 36 to evaluate]
+    /// NCA steps; for the doubling model, steps after each doubling [default: 8; nondoubling 48 to train, 36 to evaluate]
     #[arg(long)]
     pub nca_steps: Option<usize>,
-    /// Element type in which matrix products and convolutions take their operands
+    /// Element type of the operands of matmuls and convolutions
     #[arg(long, value_enum, default_value_t)]
     pub precision: Precision,
-    /// Latent samples an image in evaluation
+    /// Latent samples per image in evaluation
     #[arg(long, default_value_t = 8)]
     pub samples: usize,
-    /// Side of the grid of the task cells
+    /// Side of the grid in the task cells
     #[arg(long, default_value_t = 32)]
     pub grid: usize,
-    /// Entries of the pool that half of a nondoubling batch comes from [default: none, and all grow from latents]
+    /// Entries of the pool that provides half of a nondoubling batch [default: no pool, all images grow from latents]
     #[arg(long)]
     pub pool: Option<usize>,
 }
@@ -74,17 +74,17 @@ pub struct Case {
 impl CaseArgs {
     pub fn case(&self) -> Result<Case> {
         let model = Model::new(self.model, self.latent)?;
-        let usual = match (self.model, self.task) {
-            // The middle of the range from which training draws it.
+        let default = match (self.model, self.task) {
+            // The middle of the range from which training draws the number.
             (Kind::NonDoubling, Task::Step | Task::Cells) => 48,
             _ => model.nca_steps,
         };
-        let nca_steps = self.nca_steps.unwrap_or(usual);
+        let nca_steps = self.nca_steps.unwrap_or(default);
         let model = Model { nca_steps, precision: self.precision, ..model };
         model.check()?;
         let batch = self.batch.unwrap_or(if self.model == Kind::Baseline { 32 } else { 4 });
         ensure!((1..=IMAGES).contains(&batch), "BATCH {batch}: it must be from 1 to {IMAGES}");
-        ensure!(self.samples > 0, "--samples is 0: a bound takes at least one");
+        ensure!(self.samples > 0, "--samples is 0: a bound needs at least one");
         ensure!((1..=4096).contains(&self.grid), "--grid {}: it must be from 1 to 4096", self.grid);
         ensure!(self.task != Task::Cells || self.model != Kind::Baseline, "the baseline has no cells");
         let pool = self.pool.map(|size| {
@@ -93,28 +93,29 @@ impl CaseArgs {
         });
         ensure!(
             pool.is_none() || (self.model, self.task) == (Kind::NonDoubling, Task::Step),
-            "--pool: nothing here has one"
+            "--pool: only a step of the nondoubling model has one"
         );
         Ok(Case { model, task: self.task, batch, samples: self.samples, grid: self.grid, pool })
     }
 }
 
-/// What every contestant gets, in one file.
+/// The inputs that every contestant gets, in one file.
 pub struct Inputs {
-    /// In the edges' layout and the leaves' order.
+    /// In the checkpoint layout, in the order of the model's leaves.
     pub weights: Vec<Array>,
-    /// u8 (images, 28, 28).
+    /// Training images, u8 (images, 28, 28).
     pub pixels: Array,
-    /// Which images each step takes: s32 (steps, batch).
+    /// The indices of each step's images, s32 (steps, batch).
     pub order: Array,
-    /// f32 (steps, batch, samples, Z): what the programs here draw from [`Case::key`].
+    /// The noise that our programs draw with [`Case::key`], f32 (steps, batch, samples, Z).
     pub eps: Array,
 }
 
+/// The names of the arrays in the file besides the weights.
 const NAMES: [&str; 3] = ["bench.pixels", "bench.order", "bench.eps"];
 
 impl Case {
-    /// The train program: without the pool, so that a step is the same for every contestant, unless one is asked for.
+    /// Calls `f` with the train program. It has no pool unless requested, because the other contestants have none.
     fn with_program<R>(&self, f: impl FnOnce(&TrainProgram<'_>) -> R) -> R {
         let sizes = Sizes { replicas: 1, batch: self.batch, chunk: STEPS, examples: IMAGES };
         let optimiser = Optimiser::REPORT.chain(STEPS);
@@ -128,12 +129,12 @@ impl Case {
         }
     }
 
-    /// The state of the train program.
+    /// Returns the entries of the train program's state.
     pub fn state(&self) -> Vec<StateEntry> {
         self.with_program(|program| program.state())
     }
 
-    /// The task's computation.
+    /// Builds the task's program.
     pub fn function(&self) -> Result<Function> {
         match self.task {
             Task::Step => self.with_program(|program| program.function()),
@@ -142,17 +143,18 @@ impl Case {
         }
     }
 
-    /// The key of the first training step, or that an evaluation's images' keys are split from.
+    /// Returns the key of the first training step. In an evaluation, its splits are the images' keys.
     pub fn key(&self) -> Key {
         NOISE
     }
 
-    /// Samples that a computation draws for an image.
+    /// Returns the number of samples that the task draws for each image.
     fn draws(&self) -> usize {
         if self.task == Task::Iwelbo { self.samples } else { 1 }
     }
 
-    /// Initial values, with the last layer of an automaton's cell drawn anew: at zero its steps would do nothing.
+    /// Returns the inputs. The weights are initial values, but the last layer of an automaton's cell is random: at zero its steps
+    /// would change nothing.
     pub fn inputs(&self) -> Inputs {
         let leaves = self.model.vae().leaves();
         let mut weights = init(&leaves, Key::new(0));
@@ -175,6 +177,7 @@ impl Case {
         }
     }
 
+    /// Returns the noise as the programs draw it.
     fn eps(&self) -> Vec<f32> {
         let mut key = self.key();
         let mut eps = Vec::new();
@@ -192,7 +195,7 @@ impl Case {
         eps
     }
 
-    /// Multiplications and additions that the task takes at least: a gradient step without making anything twice.
+    /// Returns the least number of floating-point operations for the task: those of a step that recomputes nothing.
     pub fn least_flops(&self) -> Result<u64> {
         match self.task {
             Task::Step => {}
@@ -200,22 +203,23 @@ impl Case {
                 let function = vnca::study::eval::function(&self.model.vae(), self.batch, self.samples)?;
                 return Ok(Cost::from_function(&function).flops);
             }
-            // The cells' own gradient is wanted too, unless there is but one step: each product has two.
+            // Each matmul or convolution has two gradients, by weights and by cells.
             Task::Cells => return Ok(3 * Cost::from_function(&self.cells(false)?).flops),
         }
         let forward =
             Cost::from_function(&vnca::study::eval::function(&self.model.vae(), self.batch, 1)?).flops;
-        // Each product has two gradients, but for the first convolution: the images need none.
+        // Each matmul or convolution has two gradients, except that the first convolution needs none by the images.
         let first = 2 * self.batch as u64 * 32 * 32 * 25 * 32;
         Ok(3 * forward - first)
     }
 
-    /// The automaton's parameters.
+    /// Returns the automaton's parameters.
     pub fn cell_leaves(&self) -> Vec<Leaf> {
         self.model.vae().leaves().into_iter().filter(|leaf| leaf.name.starts_with("cell.")).collect()
     }
 
-    /// Steps of the automaton from grids `cells`, `loss` the mean square of the last ones, and its gradients.
+    /// Builds the program of the automaton's steps. Its loss is the mean square of the final cells. If requested, it also returns
+    /// the gradients by parameters and initial cells.
     pub fn cells(&self, gradients: bool) -> Result<Function> {
         let leaves = self.cell_leaves();
         let model = self.model.vae();
@@ -230,13 +234,13 @@ impl Case {
         let mut outputs = vec![("loss".to_string(), loss)];
         if gradients {
             let wrt = [values.as_slice(), &[cells]].concat();
-            let found = gradient(loss, &wrt).into_iter().enumerate();
-            outputs.extend(found.map(|(i, s)| (format!("gradient{i}"), s)));
+            let gradients = gradient(loss, &wrt).into_iter().enumerate();
+            outputs.extend(gradients.map(|(i, s)| (format!("gradient{i}"), s)));
         }
         g.finish(&outputs, &[])
     }
 
-    /// Inputs from a file that [`Inputs::save`] wrote.
+    /// Reads the inputs from a file that [`Inputs::save`] wrote.
     pub fn load(&self, file: &std::path::Path) -> Result<Inputs> {
         let Checkpoint { meta, mut arrays } = Checkpoint::load(file)?;
         let model: Model = serde_json::from_value(meta.model)?;

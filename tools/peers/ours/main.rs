@@ -1,7 +1,7 @@
-//! Our side of the benchmarks: a gradient step or an evaluation, timed here for a person, or served to `tools/bench`.
+//! Our contestant in the benchmarks: a gradient step or an evaluation. It prints a report, or serves `tools/bench`.
 //!
-//! `cargo run --release --example bench_step -- [MODEL] [BATCH]` prints its milliseconds, how long compiling took, and what
-//! share that is of the machine's f32 matrix-product peak, which is measured in the same run.
+//! `cargo run --release --example bench_step -- [MODEL] [BATCH]` prints the time of a step, the time of compiling, and the share of
+//! the machine's peak in f32 matmuls, which it measures in the same run.
 
 mod case;
 mod serve;
@@ -26,19 +26,19 @@ use vnca::model::exchange::{Plan, Sizes};
 struct Args {
     #[command(flatten)]
     case: CaseArgs,
-    /// Write the inputs of all contestants to this file, and end
+    /// Write the inputs of all contestants to this file and exit
     #[arg(long)]
     export: Option<PathBuf>,
-    /// Take the inputs from this file, and obey the lines on stdin
+    /// Read the inputs from this file, then run the commands on stdin
     #[arg(long)]
     serve: Option<PathBuf>,
     /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// Take programs from a folder that --export-programs wrote instead of making them
+    /// Load programs from a folder that --export-programs wrote instead of building them
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
-    /// Write the programs for TPUs and GPUs to a folder, and end
+    /// Write the programs for TPUs and GPUs to a folder and exit
     #[cfg(feature = "xla")]
     #[arg(long, value_name = "DIR")]
     export_programs: Option<PathBuf>,
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     }
     #[cfg(feature = "xla")]
     if let Some(folder) = args.export_programs {
-        for function in [case.function()?, product(SIZES[0])?, product(SIZES[1])?] {
+        for function in [case.function()?, matmul(SIZES[0])?, matmul(SIZES[1])?] {
             vnca::engine::lower::lower(&function, Target::Native, 1)?.save(&folder)?;
         }
         return Ok(());
@@ -71,16 +71,16 @@ fn main() -> Result<()> {
 /// A compiled task with its arguments on the device.
 pub struct Contestant {
     executable: Executable,
-    /// What a call takes and gives back: a training's state, an evaluation's nothing.
+    /// Buffers that a training step takes and returns. In the other tasks, the parameters.
     state: Vec<Buffers>,
-    /// What every call takes.
+    /// The other arguments, the same in every call.
     fixed: Vec<Buffers>,
     task: Task,
-    /// Row of the order that the next step takes.
-    at: usize,
+    /// Index of the next step in the order of the images.
+    next_step: usize,
     compile_seconds: f64,
     module_bytes: usize,
-    /// Of one step or evaluation, with what the gradient makes again.
+    /// The cost of one step or evaluation, including recomputation for the gradient.
     cost: Cost,
 }
 
@@ -96,10 +96,10 @@ impl Contestant {
         let module_bytes = executable.program().module.len();
         let (state, fixed) = arguments(mesh, case, inputs)?;
         let task = case.task;
-        Ok(Contestant { executable, state, fixed, task, at: 0, compile_seconds, module_bytes, cost })
+        Ok(Contestant { executable, state, fixed, task, next_step: 0, compile_seconds, module_bytes, cost })
     }
 
-    /// Makes `count` steps, or as many evaluations of the same batch; gives each one's loss, or minus its bound.
+    /// Runs `count` steps, or `count` evaluations of the same batch. Returns each loss, or minus each bound.
     fn run(&mut self, mesh: &Mesh, count: usize) -> Result<Vec<f32>> {
         match self.task {
             Task::Step => self.train(mesh, count),
@@ -111,11 +111,11 @@ impl Contestant {
     fn train(&mut self, mesh: &Mesh, count: usize) -> Result<Vec<f32>> {
         let mut losses = Vec::new();
         while losses.len() < count {
-            if self.at == STEPS {
-                self.at = 0;
+            if self.next_step == STEPS {
+                self.next_step = 0;
             }
-            let trips = (count - losses.len()).min(STEPS - self.at);
-            let start = mesh.replicate(&Array::scalar(self.at as i32))?;
+            let trips = (count - losses.len()).min(STEPS - self.next_step);
+            let start = mesh.replicate(&Array::scalar(self.next_step as i32))?;
             let number = mesh.replicate(&Array::scalar(trips as i32))?;
             let mut arguments: Vec<Arg<'_>> = self.state.drain(..).map(Arg::from).collect();
             arguments.extend(self.fixed.iter().map(Arg::from));
@@ -124,13 +124,13 @@ impl Contestant {
             results.pop();
             let rows = results.pop().context("a step gives its loss")?.get(0)?.to_vec::<f32>();
             self.state = results;
-            self.at += trips;
+            self.next_step += trips;
             losses.extend(&rows[..trips]);
         }
         Ok(losses)
     }
 
-    /// The mean of the first result: of a batch's bounds, or a loss.
+    /// Returns the mean of the first result, which holds a batch's bounds or a loss.
     fn first_result(&self) -> Result<f32> {
         let arguments = self.state.iter().chain(&self.fixed).map(Arg::from).collect();
         let values = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
@@ -138,28 +138,29 @@ impl Contestant {
     }
 }
 
-/// A task's arguments on the device: what a step changes (an evaluation's parameters, which it does not), and the others.
+/// Copies a task's arguments to the device. Returns the training state (in the other tasks the parameters), and the other
+/// arguments.
 fn arguments(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<(Vec<Buffers>, Vec<Buffers>)> {
     let put = |arrays: &[Array]| arrays.iter().map(|a| mesh.replicate(a)).collect::<Result<Vec<_>>>();
     let leaves = case.model.vae().leaves();
-    let mut inner: Vec<Array> = leaves.iter().zip(&inputs.weights).map(|(l, a)| l.to_inner(a)).collect();
+    let mut parameters: Vec<Array> = leaves.iter().zip(&inputs.weights).map(|(l, a)| l.to_inner(a)).collect();
     let keys: Vec<u32> = case.key().split(case.batch).iter().flat_map(|k| k.0).collect();
     let keys = Array::new(&[case.batch, 2], &keys);
     Ok(match case.task {
         Task::Step => {
             let mut fixed = vec![inputs.pixels, inputs.order];
             fixed.extend(pool_feed(case));
-            (training_state(mesh, case, put(&inner)?)?, put(&fixed)?)
+            (training_state(mesh, case, put(&parameters)?)?, put(&fixed)?)
         }
         Task::Iwelbo => {
             let rows = inputs.order.to_vec::<i32>();
             let pixels = inputs.pixels.to_vec::<u8>();
             let image = |i: &i32| pixels[*i as usize * 784..][..784].to_vec();
             let images: Vec<u8> = rows[..case.batch].iter().flat_map(image).collect();
-            (put(&inner)?, put(&[Array::new(&[case.batch, 28, 28], &images), keys])?)
+            (put(&parameters)?, put(&[Array::new(&[case.batch, 28, 28], &images), keys])?)
         }
         Task::Cells => {
-            let cells = inner.split_off(leaves.len() - case.cell_leaves().len());
+            let cells = parameters.split_off(leaves.len() - case.cell_leaves().len());
             let grid = [case.batch, case.grid, case.grid, case.model.latent];
             let values = Key::new(2).normal(grid.iter().product());
             (put(&cells)?, put(&[Array::new(&grid, &values), keys])?)
@@ -167,8 +168,8 @@ fn arguments(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<(Vec<Buffers>, 
     })
 }
 
-/// What the host feeds to a step with a pool: the replica's index, and where entries are taken and put. A call that begins
-/// again with the first step's places moves as many as one that goes on.
+/// Returns the host's inputs for a step with a pool: the replica's index, and the positions from which entries are read and to
+/// which they are written. Repeating the first step's positions moves as many entries as continuing would.
 fn pool_feed(case: &Case) -> Vec<Array> {
     let Some(pool) = case.pool else { return vec![] };
     let sizes = Sizes { replicas: 1, share: pool.size, rows: pool.rows(1), batch: case.batch };
@@ -177,11 +178,11 @@ fn pool_feed(case: &Case) -> Vec<Array> {
     [Array::scalar(0i32)].into_iter().chain(planned).collect()
 }
 
-/// The state that training begins with, over the given parameters.
+/// Returns the initial training state for these parameters.
 fn training_state(mesh: &Mesh, case: &Case, weights: Vec<Buffers>) -> Result<Vec<Buffers>> {
-    let first = weights.len();
+    let count = weights.len();
     let mut state = weights;
-    for entry in &case.state()[first..] {
+    for entry in &case.state()[count..] {
         let array = match (entry.name.as_str(), entry.shape.dtype) {
             ("key", _) => Array::new(&[2], &case.key().0),
             (_, DType::Pred) => Array::boolean(true),
@@ -192,11 +193,11 @@ fn training_state(mesh: &Mesh, case: &Case, weights: Vec<Buffers>) -> Result<Vec
     Ok(state)
 }
 
-/// Rows and columns of the products that the peak is measured with: on CPUs, and on faster devices.
+/// Sizes of the square matrices for measuring the peak: on CPUs, and on faster devices.
 const SIZES: [usize; 2] = [2048, 8192];
 
-/// A matrix times another one, in the first one's memory, and the product's corner.
-fn product(size: usize) -> Result<Function> {
+/// Builds a program that multiplies two matrices into the first one's memory. It also returns one element of the product.
+fn matmul(size: usize) -> Result<Function> {
     let g = Graph::new(&format!("product_{size}"));
     let [a, b] = ["a", "b"].map(|name| g.input(name, &Shape::f32(&[size, size])));
     let product = a.dot(b);
@@ -204,17 +205,18 @@ fn product(size: usize) -> Result<Function> {
     g.finish(&outputs, &[("product".into(), "a".into())])
 }
 
-/// GFLOP/s of large f32 products in the device's usual precision: the best of a few rows of them, each of 0.1 s or more.
+/// Returns the peak in GFLOP/s of large f32 matmuls in the device's default precision: the best of several runs of at least 0.1 s.
 pub fn peak(mesh: &Mesh) -> Result<f64> {
     let size = SIZES[usize::from(mesh.target() == Target::Native)];
-    let executable = compile::compile(mesh, &product(size)?)?;
-    // Of such numbers that the products' are of the same size.
-    let few = Key::new(1).normal(2048 * 2048);
-    let values: Vec<f32> = few.iter().cycle().take(size * size).map(|v| v / (size as f32).sqrt()).collect();
-    let given = Array::new(&[size, size], &values);
-    let b = mesh.replicate(&given)?;
+    let executable = compile::compile(mesh, &matmul(size)?)?;
+    // With this scale, repeated multiplication keeps the elements' magnitude.
+    let numbers = Key::new(1).normal(2048 * 2048);
+    let values: Vec<f32> =
+        numbers.iter().cycle().take(size * size).map(|v| v / (size as f32).sqrt()).collect();
+    let matrix = Array::new(&[size, size], &values);
+    let b = mesh.replicate(&matrix)?;
     let seconds = |count: usize| {
-        let mut x = mesh.replicate(&given)?;
+        let mut x = mesh.replicate(&matrix)?;
         x.get(0)?;
         let began = Instant::now();
         for left in (0..count).rev() {
@@ -236,11 +238,11 @@ pub fn peak(mesh: &Mesh) -> Result<f64> {
     Ok(2.0 * (size as f64).powi(3) / best * 1e-9)
 }
 
-/// The figures, for a person.
+/// Measures and prints a report.
 fn report(mesh: &Mesh, case: &Case, contestant: &mut Contestant) -> Result<()> {
     const CALLS: usize = 5;
     let peak = peak(mesh)?;
-    println!("matrix product     {peak:8.0} GFLOP/s");
+    println!("matmul             {peak:8.0} GFLOP/s");
     println!("module             {:8} bytes", contestant.module_bytes);
     println!("compile            {:8.1} s", contestant.compile_seconds);
     let steps = if case.batch >= 32 && case.task == Task::Step { STEPS } else { 1 };
@@ -255,6 +257,6 @@ fn report(mesh: &Mesh, case: &Case, contestant: &mut Contestant) -> Result<()> {
     println!("step               {:8.1} ms (fastest {:.1})", median * 1e3, times[0] * 1e3);
     let share = |flops: u64| 100.0 * flops as f64 * 1e-9 / median / peak;
     println!("share of the peak  {:8.0} %", share(case.least_flops()?));
-    println!("  with what the gradient makes again {:.0} %", share(contestant.cost.flops));
+    println!("  including recomputation {:.0} %", share(contestant.cost.flops));
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! The contestants' common language: a line of JSON says that one is ready, and one answers every line on stdin.
+//! The contestants' protocol. A contestant prints a line of JSON when it is ready, and one for each command on stdin.
 //!
-//! `run N` makes N steps, `peak` measures the machine's matrix products; the end of stdin ends the process.
+//! `run N` runs N steps. `peak` measures the machine's peak in matmuls. The end of stdin ends the process.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -12,10 +12,14 @@ use vnca::engine::runtime::Mesh;
 use crate::case::Case;
 use crate::{Contestant, peak};
 
+/// Runs the commands on stdin.
+///
+/// # Errors
+/// When a command is unknown or the device fails.
 pub fn serve(mesh: &Mesh, case: &Case, mut contestant: Contestant) -> Result<()> {
     let compile_memory = memory("VmHWM:")?;
-    forget_most_memory();
-    say(&json!({
+    reset_peak_memory();
+    write_line(&json!({
         "ready": true,
         "compile_seconds": contestant.compile_seconds,
         "compile_memory": compile_memory,
@@ -36,30 +40,31 @@ pub fn serve(mesh: &Mesh, case: &Case, mut contestant: Contestant) -> Result<()>
                 let began = Instant::now();
                 let values = contestant.run(mesh, count)?;
                 let seconds = began.elapsed().as_secs_f64();
-                say(&json!({ "seconds": seconds, "values": values, "memory": most_memory(mesh)? }))?;
+                write_line(&json!({ "seconds": seconds, "values": values, "memory": peak_memory(mesh)? }))?;
             }
-            ["peak"] => say(&json!({ "gflops": peak(mesh)? }))?,
-            _ => bail!("no command {line:?}: there are run N and peak"),
+            ["peak"] => write_line(&json!({ "gflops": peak(mesh)? }))?,
+            _ => bail!("unknown command {line:?}: the commands are run N and peak"),
         }
     }
     Ok(())
 }
 
-/// The most bytes in use so far: of the device's memory where its runtime tells it, else of the process's.
-fn most_memory(mesh: &Mesh) -> Result<u64> {
+/// Returns the peak memory use in bytes: that of the device if its runtime reports it, else that of the process.
+fn peak_memory(mesh: &Mesh) -> Result<u64> {
     match mesh.memory(0).and_then(|memory| memory.peak) {
         Some(peak) => Ok(peak),
         None => memory("VmHWM:"),
     }
 }
 
-fn say(value: &Value) -> Result<()> {
+/// Writes a line of JSON to stdout.
+fn write_line(value: &Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{value}")?;
     Ok(out.flush()?)
 }
 
-/// Bytes of this process in memory: now (`VmRSS:`), or the most since it was asked to forget them (`VmHWM:`).
+/// Returns the resident memory of this process in bytes: the current size (`VmRSS:`), or the peak since the last reset (`VmHWM:`).
 fn memory(field: &str) -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     let line = status.lines().find_map(|l| l.strip_prefix(field)).context("a field of /proc/self/status")?;
@@ -67,7 +72,7 @@ fn memory(field: &str) -> Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// Where the system does not allow it, the memory of compiling stays in the figure.
-fn forget_most_memory() {
+/// Resets the process's peak memory. If the system does not allow it, the peak includes the memory of compiling.
+fn reset_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

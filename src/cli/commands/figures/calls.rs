@@ -1,4 +1,4 @@
-//! The calls of other verbs that make the figures, with the arguments that the commands under the pictures stand for.
+//! The calls of other commands that draw the figures. Their arguments are those of the command lines shown under the pictures.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::super::{
 use super::{Args, Run};
 use crate::model::SIDE;
 
-/// Another verb with its arguments.
+/// Another command with its arguments.
 #[derive(Debug)]
 pub enum Call {
     Eval(eval::Args),
@@ -27,14 +27,14 @@ pub enum Call {
 }
 
 impl Call {
-    /// Makes the files; gives the numbers.
+    /// Runs the command and returns its JSON.
     ///
     /// # Errors
-    /// As of the verb.
-    pub fn make(&self) -> Result<Value> {
+    /// As for the command.
+    pub fn run(&self) -> Result<Value> {
         let report = match self {
             Call::Eval(args) => {
-                let summary = eval::evaluated(&args.options)?.context("a shard has no figures")?;
+                let summary = eval::evaluate(&args.options)?.context("a shard has no summary")?;
                 return Ok(serde_json::to_value(summary)?);
             }
             Call::Grow(args) => grow::report(args),
@@ -65,11 +65,11 @@ fn common(run: &Run, args: &Args, out: PathBuf) -> Common {
     }
 }
 
-fn labelled(args: &Args) -> images::Images {
+fn labelled_images(args: &Args) -> images::Images {
     images::Images { data: args.data.clone(), labels: args.labels.clone() }
 }
 
-fn shown(data: Option<&str>) -> picture::Images {
+fn test_images(data: Option<&str>) -> picture::Images {
     picture::Images { data: data.map(str::to_string), split: "test".into() }
 }
 
@@ -106,7 +106,7 @@ pub fn grow(run: &Run, args: &Args) -> Call {
 pub fn interpolate(run: &Run, args: &Args) -> Call {
     Call::Interpolate(interpolate::Args {
         common: common(run, args, run.out.clone()),
-        images: shown(None),
+        images: test_images(None),
         rows: None,
         columns: 8,
         from: vec![],
@@ -123,7 +123,7 @@ pub fn planes(run: &Run, args: &Args) -> Call {
 pub fn probe(run: &Run, args: &Args) -> Call {
     Call::Probe(probe::Args {
         source: source(run, args),
-        images: labelled(args),
+        images: labelled_images(args),
         part: "test".into(),
         out: run.out.join("probe"),
         split: "images".into(),
@@ -139,7 +139,7 @@ pub fn probe(run: &Run, args: &Args) -> Call {
 pub fn reconstruct(run: &Run, args: &Args) -> Call {
     Call::Reconstruct(reconstruct::Args {
         common: common(run, args, run.out.clone()),
-        images: shown(args.data.as_deref()),
+        images: test_images(args.data.as_deref()),
         rows: 4,
         columns: 8,
         indices: vec![],
@@ -153,8 +153,8 @@ pub fn recover(run: &Run, args: &Args) -> Call {
 }
 
 pub fn recover_by_size(run: &Run, args: &Args) -> Call {
-    let one = recovery(run, args, &run.out.join("recover-by-size.png"));
-    Call::Recover(recover::Args { samples: 16, sizes: vec![8, 16, 24], damages: 2, ..one })
+    let base = recovery(run, args, &run.out.join("recover-by-size.png"));
+    Call::Recover(recover::Args { samples: 16, sizes: vec![8, 16, 24], damages: 2, ..base })
 }
 
 fn recovery(run: &Run, args: &Args, out: &Path) -> recover::Args {
@@ -162,7 +162,7 @@ fn recovery(run: &Run, args: &Args, out: &Path) -> recover::Args {
     common.source.automaton = Automaton { nca_steps: run.recovery_steps(), ..Automaton::default() };
     recover::Args {
         common,
-        images: shown(None),
+        images: test_images(None),
         of: "samples".into(),
         samples: recover::SHOWN,
         steps: None,
@@ -187,7 +187,7 @@ fn samples(run: &Run, args: &Args, out: &Path, bernoulli: bool) -> sample::Args 
 pub fn tsne(run: &Run, args: &Args) -> Call {
     Call::Tsne(tsne::Args {
         source: source(run, args),
-        images: labelled(args),
+        images: labelled_images(args),
         split: "test".into(),
         out: run.out.join("tsne"),
         points: run.points(args),
@@ -210,11 +210,11 @@ mod tests {
     use crate::cli::{Cli, Command};
     use crate::data::{self, Part};
 
-    /// The options that a command does not name are the verb's defaults, which stand here once more.
+    /// For options that are not on the command line, `calls` repeats the command's defaults. This test compares the two.
     #[test]
-    fn every_call_is_the_command_that_stands_under_its_picture() {
+    fn every_call_equals_the_command_line_under_its_picture() {
         if std::env::vars().any(|(name, _)| name.starts_with("VNCA_")) {
-            // What a developer has set would come in through the command line's defaults.
+            // A developer's variables would change the command line's defaults.
             return;
         }
         let few = "--limit 100 --points 60 --labels 'my labels.npy' --seed 4 --device tpu --precision bf16 --data x,y";

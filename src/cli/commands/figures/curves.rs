@@ -1,4 +1,4 @@
-//! Training curves of runs, from their metrics.
+//! Plots the training curves of runs from their metrics.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -9,73 +9,82 @@ use anyhow::{Context, Result};
 use crate::study::figure::plots::{Frame, Line, lines};
 use crate::train::metrics;
 
-/// Points of a loss curve at most: each is the mean of as many steps.
+/// The largest number of points of a loss curve. Each point is the mean of the same number of steps.
 const POINTS: usize = 200;
 
-/// A run's losses by step, and test bounds where they were due.
-pub struct Course {
+/// The training curves of a run.
+pub struct TrainingCurves {
     pub name: String,
+    /// The loss of each step.
     losses: Vec<f64>,
+    /// The steps with an evaluation, and the bounds on the test images.
     bounds: Vec<(f64, f64)>,
 }
 
-impl Course {
+impl TrainingCurves {
+    /// Reads a run's metrics.
+    ///
     /// # Errors
-    /// When the run has no metrics, or a line is none; the error names the file.
-    pub fn read(name: String, run: &Path) -> Result<Course> {
+    /// When the run has no metrics, or a line is invalid. The error names the file.
+    pub fn read(name: String, run: &Path) -> Result<TrainingCurves> {
         let path = run.join("metrics.jsonl");
-        let at = || format!("cannot read {}", path.display());
-        let mut course = Course { name, losses: Vec::new(), bounds: Vec::new() };
-        for (number, line) in BufReader::new(File::open(&path).with_context(at)?).lines().enumerate() {
-            let text = line.with_context(at)?;
-            let wrong = || format!("{}: line {} is no step's", path.display(), number + 1);
-            let line: metrics::Line = serde_json::from_str(&text).with_context(wrong)?;
-            course.losses.push(f64::from(line.loss));
-            course.bounds.extend(line.scores.get("test_iwelbo").map(|bound| (line.step as f64, *bound)));
+        let context = || format!("cannot read {}", path.display());
+        let mut curves = TrainingCurves { name, losses: Vec::new(), bounds: Vec::new() };
+        for (number, line) in BufReader::new(File::open(&path).with_context(context)?).lines().enumerate() {
+            let text = line.with_context(context)?;
+            let invalid = || format!("{}: line {} is not the metrics of a step", path.display(), number + 1);
+            let line: metrics::Line = serde_json::from_str(&text).with_context(invalid)?;
+            curves.losses.push(f64::from(line.loss));
+            curves.bounds.extend(line.scores.get("test_iwelbo").map(|bound| (line.step as f64, *bound)));
         }
-        Ok(course)
+        Ok(curves)
     }
 
+    /// Returns the number of gradient steps.
     pub fn steps(&self) -> usize {
         self.losses.len()
     }
 
-    /// Means of stretches of steps. The first losses and single leaps would leave no room for the rest: the line begins after
-    /// the last point of its first tenth that lies more than twice as high as it ends, and is broken at such points later.
+    /// Returns the loss curve: means over equal intervals of steps.
+    ///
+    /// High losses at the start, and single spikes, would squash the rest of the curve. So points above twice the last point are
+    /// left out: in the first tenth of the curve together with all points before them, later one by one.
     fn loss(&self) -> Line {
-        let stretch = self.losses.len().div_ceil(POINTS).max(1);
+        let interval = self.losses.len().div_ceil(POINTS).max(1);
         let mean = |(i, part): (usize, &[f64])| {
             let n = part.len() as f64;
-            ((i * stretch) as f64 + (n + 1.0) / 2.0, part.iter().sum::<f64>() / n)
+            ((i * interval) as f64 + (n + 1.0) / 2.0, part.iter().sum::<f64>() / n)
         };
-        let points: Vec<(f64, f64)> = self.losses.chunks(stretch).enumerate().map(mean).collect();
+        let points: Vec<(f64, f64)> = self.losses.chunks(interval).enumerate().map(mean).collect();
         let limit = 2.0 * points.last().map_or(0.0, |p| p.1).max(1.0);
         let begin = points[..points.len() / 10].iter().rposition(|p| p.1 > limit).map_or(0, |i| i + 1);
-        let seen = |(i, p): (usize, (f64, f64))| if i < begin || p.1 > limit { (p.0, f64::NAN) } else { p };
-        let points = points.into_iter().enumerate().map(seen).collect();
+        let visible =
+            |(i, p): (usize, (f64, f64))| if i < begin || p.1 > limit { (p.0, f64::NAN) } else { p };
+        let points = points.into_iter().enumerate().map(visible).collect();
         Line { name: self.name.clone(), points, band: vec![] }
     }
 
+    /// Returns the curve of test bounds.
     fn bounds(&self) -> Line {
         Line { name: self.name.clone(), points: self.bounds.clone(), band: vec![] }
     }
 }
 
-/// A picture's file.
+/// The bytes of a PNG file.
 type Png = Vec<u8>;
 
-/// The plot of the losses, if there is a step, and of the test bounds, if there are two of one run.
+/// Plots the losses and the test bounds. Runs with fewer than two points are left out, and a plot without runs is `None`.
 ///
 /// # Errors
 /// When a plot cannot be drawn.
-pub fn plots(courses: &[Course]) -> Result<[Option<Png>; 2]> {
+pub fn plots(curves: &[TrainingCurves]) -> Result<[Option<Png>; 2]> {
     let plot = |title: &str, unit: &str, all: Vec<Line>, fewest: usize| {
         let all: Vec<Line> = all.into_iter().filter(|l| l.points.len() >= fewest).collect();
         let frame = Frame::new(title, "gradient steps", unit);
         (!all.is_empty()).then(|| lines(&frame, &all)).transpose()
     };
-    let loss = plot("Training loss", "nats", courses.iter().map(Course::loss).collect(), 2)?;
-    let bounds = plot("Test IWELBO", "nats", courses.iter().map(Course::bounds).collect(), 2)?;
+    let loss = plot("Training loss", "nats", curves.iter().map(TrainingCurves::loss).collect(), 2)?;
+    let bounds = plot("Test IWELBO", "nats", curves.iter().map(TrainingCurves::bounds).collect(), 2)?;
     Ok([loss, bounds])
 }
 
@@ -84,11 +93,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn losses_are_means_of_stretches_without_what_is_far_above_the_end() {
+    fn losses_are_means_without_high_points() {
         let losses: Vec<f64> = (0..400)
             .map(|i| if [0, 1, 4, 5, 99].contains(&i) { 500.0 } else { 100.0 + f64::from(i % 2) })
             .collect();
-        let line = Course { name: "x".into(), losses, bounds: vec![] }.loss();
+        let line = TrainingCurves { name: "x".into(), losses, bounds: vec![] }.loss();
         assert_eq!((line.points.len(), line.points[199]), (200, (399.5, 100.5)));
         assert!(line.points[..3].iter().all(|p| p.1.is_nan()) && line.points[3] == (7.5, 100.5));
         assert!(line.points[49].1.is_nan() && !line.points[50].1.is_nan());

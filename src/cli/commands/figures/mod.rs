@@ -1,5 +1,6 @@
-//! `vnca figures`: all figures and the table of results of the report, from runs. It is made of the other verbs: under a
-//! picture stands the command that makes it.
+//! `vnca figures`: writes a page with all figures of the report and its table of results, from runs.
+//!
+//! Other commands draw the figures. The page shows the command line under each picture.
 
 mod calls;
 mod curves;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
-use super::run_data::{RunData, Wanted};
+use super::run_data::{ImageSource, RunData};
 use super::{On, Outcome, Report, to_stderr};
 use crate::cli::config::TrainConfig;
 use crate::cli::models::{Kind, Model};
@@ -24,7 +25,7 @@ use crate::error::{Error, Tag};
 use crate::files;
 use crate::study::figure::page::Page;
 use crate::train::checkpoint::chosen;
-use curves::Course;
+use curves::TrainingCurves;
 use sections::{EVAL, Figure, Needs, PROBE, SECTIONS, Section};
 
 #[derive(Debug, clap::Args)]
@@ -38,7 +39,7 @@ pub struct Args {
     /// Test images: a file, a folder, or `glyphs` [default: those that the runs were trained on]
     #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
     data: Option<String>,
-    /// Latent samples an image of the IWELBO
+    /// Latent samples per image for the IWELBO
     #[arg(long, default_value_t = 128, value_name = "K")]
     samples: usize,
     /// The test images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
@@ -53,7 +54,7 @@ pub struct Args {
     /// Seed of the pictures
     #[arg(long, default_value_t = 3, value_name = "N")]
     seed: u64,
-    /// Element type in which matrix products and convolutions take their operands [default: the run's]
+    /// Element type of the operands of matmuls and convolutions [default: the run's]
     #[arg(long, env = "VNCA_PRECISION", value_enum)]
     precision: Option<Precision>,
     #[command(flatten)]
@@ -63,19 +64,21 @@ pub struct Args {
     json: bool,
 }
 
-/// A run, and what was made of it so far.
+/// A run, and the numbers of its figures so far.
 struct Run {
     folder: PathBuf,
     model: Model,
-    /// Of the data that the run is evaluated on, for people.
+    /// The test images.
     images: Split,
+    /// The folder for its figures.
     out: PathBuf,
+    /// The JSON of each figure, by the figure's name.
     numbers: Map<String, Value>,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let mut runs = opened(args)?;
-    let files = make(args, &mut runs)?;
+    let mut runs = open_runs(args)?;
+    let files = write_page(args, &mut runs)?;
     let page = args.out.join("report.html");
     let models: Map<String, Value> =
         runs.into_iter().map(|r| (r.model.kind.to_string(), r.numbers.into())).collect();
@@ -83,50 +86,50 @@ pub fn run(args: &Args) -> Outcome {
     Report { json, text: page.display().to_string() }.print(args.json)
 }
 
-/// Looks at everything that can be wrong with the runs before anything is computed.
-fn opened(args: &Args) -> Result<Vec<Run>> {
+/// Opens the runs and checks them, before any figure is computed.
+fn open_runs(args: &Args) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     for folder in &args.runs {
         let config = TrainConfig::from_run(folder)?;
         let (_, checkpoint) = chosen(folder)?;
         let kind = config.model.kind;
         if let Some(other) = runs.iter().find(|r| r.model.kind == kind) {
-            let both = anyhow!(
+            let error = anyhow!(
                 "--run {} and --run {} are both of the {kind} model: name one run of each",
                 other.folder.display(),
                 folder.display()
             );
-            return Err(both).tag(Error::Usage);
+            return Err(error).tag(Error::Usage);
         }
-        let own = RunData::new(folder, &config, &checkpoint.meta);
-        let images = Wanted::new(args.data.as_deref(), Some(&own)).split(Part::Test)?;
+        let run_data = RunData::new(folder, &config, &checkpoint.meta);
+        let images = ImageSource::new(args.data.as_deref(), Some(&run_data)).split(Part::Test)?;
         let out = args.out.join(kind.name());
         runs.push(Run { folder: folder.clone(), model: config.model, images, out, numbers: Map::new() });
     }
     ensure!(!runs.is_empty(), "--run DIR is needed");
     runs.sort_by_key(|r| Kind::ALL.iter().position(|k| *k == r.model.kind));
     for run in &runs {
-        fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
+        fs::create_dir_all(&run.out).with_context(|| format!("cannot create {}", run.out.display()))?;
     }
     Ok(runs)
 }
 
-/// Makes all files and the page; gives the files' names.
-fn make(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
+/// Draws all figures and writes the page. Returns the files' names.
+fn write_page(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
     let mut page = Page::new("Variational Neural Cellular Automata: results and figures");
     let names: Vec<String> =
         runs.iter().map(|r| format!("{} ({})", r.model.kind, r.folder.display())).collect();
     page.text(&format!(
         "The experiments of the report \u{201c}[Re] Variational Neural Cellular Automata\u{201d} (Aillet & Sond\u{e9}n, ReScience \
-         2023) with the models of these runs: {}. Under each picture stands the command that made it. The whole page is made by:",
+         2023) with the models of these runs: {}. The command under each picture draws it. This command writes the whole page:",
         names.join(", ")
     ));
     page.command(&whole_command(args));
     let mut files = Vec::new();
     for run in runs.iter_mut() {
-        run.make(&EVAL, args)?;
-        if run.lacks(&PROBE, args).is_none() {
-            run.make(&PROBE, args)?;
+        run.draw(&EVAL, args)?;
+        if run.why_missing(&PROBE, args).is_none() {
+            run.draw(&PROBE, args)?;
         }
     }
     results::write(&mut page, args, runs)?;
@@ -144,27 +147,28 @@ fn make(args: &Args, runs: &mut [Run]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Writes the section with the training curves.
 fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>) -> Result<()> {
-    let read = |r: &Run| Course::read(r.model.kind.to_string(), &r.folder).tag(Error::Data);
-    let courses: Vec<Course> = runs.iter().map(read).collect::<Result<_>>()?;
-    let [loss, bounds] = curves::plots(&courses)?;
+    let read = |r: &Run| TrainingCurves::read(r.model.kind.to_string(), &r.folder).tag(Error::Data);
+    let curves: Vec<TrainingCurves> = runs.iter().map(read).collect::<Result<_>>()?;
+    let [loss, bounds] = curves::plots(&curves)?;
     page.section("curves", "Training curves");
-    let steps: Vec<String> = courses.iter().map(|c| format!("{} {}", c.name, c.steps())).collect();
+    let steps: Vec<String> = curves.iter().map(|c| format!("{} {}", c.name, c.steps())).collect();
     page.text(&format!(
         "Gradient steps: {}. Read from metrics.jsonl in each run's folder.",
         steps.join(", ")
     ));
-    let told = [
+    let plots = [
         (
             loss,
             "loss.png",
-            "Training loss in nats: means of up to 200 equal stretches of steps. What is over twice the last is not shown.",
+            "Training loss in nats: means over up to 200 equal intervals of steps. Points above twice the last one are left out.",
         ),
         (bounds, "test-iwelbo.png", "IWELBO of test images in nats, as measured during training."),
     ];
-    for (png, name, caption) in told {
+    for (png, name, caption) in plots {
         let Some(png) = png else {
-            page.left_out(&format!("{name} is left out: no run has two points of it."));
+            page.missing(&format!("There is no {name}: no run has two points for it."));
             continue;
         };
         let path = args.out.join(name);
@@ -173,12 +177,12 @@ fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>
         files.push(path);
     }
     for run in runs {
-        page.command(&format!("vnca train --resume --out {}", quoted(&run.folder.display())));
+        page.command(&format!("vnca train --resume --out {}", quote(&run.folder.display())));
     }
     Ok(())
 }
 
-/// One model's part of a section.
+/// Writes one model's figures of a section.
 fn figures(
     page: &mut Page,
     args: &Args,
@@ -189,29 +193,29 @@ fn figures(
     let kind = run.model.kind;
     page.heading(&format!("The {kind} model"));
     for figure in section.figures {
-        if let Some(why) = run.lacks(figure, args) {
-            page.left_out(&why);
+        if let Some(why) = run.why_missing(figure, args) {
+            page.missing(&why);
             continue;
         }
-        let numbers = run.make(figure, args)?;
+        let numbers = run.draw(figure, args)?;
         for (name, caption) in figure.files {
             let path = run.out.join(name);
             let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             page.picture(&bytes, caption);
         }
-        if let Some(told) = (figure.told)(&numbers) {
-            page.text(&told);
+        if let Some(summary) = (figure.summary)(&numbers) {
+            page.text(&summary);
         }
         page.command(&run.command(figure, args));
-        let made = numbers["files"].as_array().into_iter().flatten();
-        files.extend(made.filter_map(|f| f.as_str().map(PathBuf::from)));
+        let written = numbers["files"].as_array().into_iter().flatten();
+        files.extend(written.filter_map(|f| f.as_str().map(PathBuf::from)));
     }
     Ok(())
 }
 
 impl Run {
-    /// Why a figure cannot be made.
-    fn lacks(&self, figure: &Figure, args: &Args) -> Option<String> {
+    /// Returns the reason why a figure cannot be drawn. `None` if it can.
+    fn why_missing(&self, figure: &Figure, args: &Args) -> Option<String> {
         let labels = args.labels.is_some() || self.images.labels.is_some();
         let Figure { title, needs, .. } = figure;
         match needs {
@@ -227,40 +231,41 @@ impl Run {
         }
     }
 
-    /// Makes a figure, the first time, and keeps its numbers.
-    fn make(&mut self, figure: &Figure, args: &Args) -> Result<Value> {
+    /// Draws a figure the first time it is requested, and returns its numbers.
+    fn draw(&mut self, figure: &Figure, args: &Args) -> Result<Value> {
         if let Some(numbers) = self.numbers.get(figure.name) {
             return Ok(numbers.clone());
         }
-        let shown = self.command(figure, args);
-        to_stderr(&format!("{}: {shown}", self.model.kind));
-        let numbers = (figure.call)(self, args).make().with_context(|| format!("`{shown}`"))?;
+        let command = self.command(figure, args);
+        to_stderr(&format!("{}: {command}", self.model.kind));
+        let numbers = (figure.call)(self, args).run().with_context(|| format!("`{command}`"))?;
         self.numbers.insert(figure.name.into(), numbers.clone());
         Ok(numbers)
     }
 
-    /// Images of the latents' maps.
+    /// Returns the number of images in the t-SNE map.
     fn points(&self, args: &Args) -> usize {
         self.images.len().min(args.points as usize)
     }
 
-    /// The maps' perplexity where it is not the default. A map looks at three times as many neighbours as it says.
+    /// Returns the perplexity of the t-SNE map if it is not the default. Few points need a smaller one, because t-SNE uses three
+    /// times as many neighbours as the perplexity.
     fn perplexity(&self, args: &Args) -> Option<usize> {
         let points = self.points(args);
         (points < 120).then_some(points / 4)
     }
 
-    /// Steps after a damage where they are not the model's: at the report's size pictures recover for longer than they
-    /// grow.
+    /// Returns the number of steps after a damage if it is not the model's. At the report's size, pictures recover for more steps
+    /// than they grow.
     fn recovery_steps(&self) -> Option<usize> {
-        let grows = self.model.kind.default_nca_steps();
-        (self.model.kind == Kind::NonDoubling && self.model.nca_steps == grows).then_some(40)
+        let default = self.model.kind.default_nca_steps();
+        (self.model.kind == Kind::NonDoubling && self.model.nca_steps == default).then_some(40)
     }
 
-    /// The command that makes a figure, as one types it.
+    /// Returns the command line that draws a figure.
     fn command(&self, figure: &Figure, args: &Args) -> String {
         let word = |word: &str| match word {
-            "{run}" => quoted(&self.folder.display()),
+            "{run}" => quote(&self.folder.display()),
             "{data}" => flag("--data", args.data.as_ref()),
             "{limit}" => flag("--limit", args.limit),
             "{labels}" => flag("--labels", args.labels.as_ref().map(|l| l.display())),
@@ -275,7 +280,7 @@ impl Run {
             "{recovery}" => flag("--nca-steps", self.recovery_steps()),
             "{samples}" => args.samples.to_string(),
             _ => match word.strip_prefix("{out}") {
-                Some(file) => quoted(&format_args!("{}{file}", self.out.display())),
+                Some(file) => quote(&format_args!("{}{file}", self.out.display())),
                 None => word.into(),
             },
         };
@@ -284,6 +289,7 @@ impl Run {
     }
 }
 
+/// Returns the command line that writes the page.
 fn whole_command(args: &Args) -> String {
     let runs = args.runs.iter().map(|run| flag("--run", Some(run.display())));
     let options = [
@@ -301,14 +307,14 @@ fn whole_command(args: &Args) -> String {
     format!("vnca figures {}", flags.join(" "))
 }
 
-/// A flag with its value, if it has one.
+/// Formats a flag with its value. Empty if there is no value.
 fn flag(name: &str, value: Option<impl Display>) -> String {
-    value.map(|value| format!("{name} {}", quoted(&value))).unwrap_or_default()
+    value.map(|value| format!("{name} {}", quote(&value))).unwrap_or_default()
 }
 
-/// A word as a shell takes it.
-fn quoted(word: &impl Display) -> String {
+/// Quotes a word for the shell.
+fn quote(word: &impl Display) -> String {
     let word = word.to_string();
-    // There is no way to write a zero byte, and no name or argument has one.
+    // Quoting fails only for a zero byte, which no name or argument contains.
     shlex::try_quote(&word).map(Cow::into_owned).unwrap_or_default()
 }

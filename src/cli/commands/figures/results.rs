@@ -1,4 +1,4 @@
-//! The table of results: the report's figures beside ours.
+//! The table of results: the report's published numbers beside those of the runs.
 
 use anyhow::{Context, Result};
 
@@ -7,22 +7,22 @@ use super::{Args, Run};
 use crate::cli::models::Kind;
 use crate::study::figure::page::Page;
 
-/// What the report published of a model: [Re] Variational Neural Cellular Automata, ReScience 2023.
+/// The published results of a model. Source: "[Re] Variational Neural Cellular Automata", ReScience 2023.
 struct Published {
-    /// log p(x) at least, in nats: K = 128, the 10,000 test images of statically binarized MNIST.
+    /// Lower bound on log p(x) in nats, with K = 128 samples, on the 10,000 test images of statically binarized MNIST.
     iwelbo: f64,
-    /// Of the paper that it reproduces.
+    /// The bound in the original paper, which the report reproduces.
     original: Option<f64>,
     parameters: usize,
-    /// Time that training took, on a TPU v3-8.
+    /// Training time on a TPU v3-8.
     training: &'static str,
-    /// Seconds of the test set's IWELBO, likewise.
+    /// Time for the IWELBO of the test set on a TPU v3-8, in seconds.
     seconds: f64,
-    /// Share of test cells whose image's label a linear probe tells.
+    /// Share of test cells from which a linear probe predicts the image's label.
     probe: Option<f64>,
 }
 
-fn published(kind: Kind) -> Published {
+fn published_results(kind: Kind) -> Published {
     match kind {
         Kind::Baseline => Published {
             iwelbo: -84.64,
@@ -51,18 +51,21 @@ fn published(kind: Kind) -> Published {
     }
 }
 
-/// Images and samples of the published figures.
+/// Number of test images in the published evaluation.
 const IMAGES: u64 = 10_000;
+/// Number of latent samples in the published evaluation.
 const SAMPLES: u64 = 128;
 
+/// Writes the section with the table.
+///
 /// # Errors
-/// When an evaluation lacks a number, which is a mistake in the program.
+/// When an evaluation lacks a number, which is a bug.
 pub fn write(page: &mut Page, args: &Args, runs: &[Run]) -> Result<()> {
     page.section("results", "Results");
     page.text(
         "The importance-weighted bound on log p(x) of test images, in nats (higher is better), with its standard error over \
          images. Published: with 128 samples on the 10,000 test images of statically binarized MNIST; times on a TPU v3-8. The \
-         linear probe tells an image's label from single cells; the published one had cells of one image in training and test.",
+         linear probe predicts an image's label from single cells; the published one had cells of one image in training and test.",
     );
     let kinds: Vec<String> = runs.iter().map(|run| run.model.kind.to_string()).collect();
     let head: Vec<&str> = std::iter::once("").chain(kinds.iter().map(String::as_str)).collect();
@@ -73,8 +76,8 @@ pub fn write(page: &mut Page, args: &Args, runs: &[Run]) -> Result<()> {
     let rows: Vec<Vec<String>> = ROWS.iter().enumerate().map(row).collect();
     page.table(&head, &rows);
     for run in runs {
-        if let Some(differs) = differs(run) {
-            page.text(&differs);
+        if let Some(differences) = differences(run) {
+            page.text(&differences);
         }
     }
     for run in runs {
@@ -83,7 +86,7 @@ pub fn write(page: &mut Page, args: &Args, runs: &[Run]) -> Result<()> {
     Ok(())
 }
 
-/// What the table has of each model.
+/// The names of the table's rows.
 const ROWS: [&str; 15] = [
     "IWELBO, published",
     "IWELBO, original paper",
@@ -98,44 +101,44 @@ const ROWS: [&str; 15] = [
     "linear probe, published",
     "linear probe, ours",
     "training, published",
-    "seconds of the IWELBO, published",
-    "seconds of the IWELBO, ours",
+    "seconds for the IWELBO, published",
+    "seconds for the IWELBO, ours",
 ];
 
-/// A model's cells of the table, by row.
+/// Returns a model's column of the table.
 fn column(run: &Run) -> Result<Vec<String>> {
     let eval = &run.numbers["eval"];
-    let of = |name: &str| eval[name].as_f64().with_context(|| format!("vnca eval gave no {name}"));
-    let p = published(run.model.kind);
+    let number = |name: &str| eval[name].as_f64().with_context(|| format!("vnca eval reported no {name}"));
+    let p = published_results(run.model.kind);
     let cells: [String; ROWS.len()] = [
         minus(p.iwelbo, 2),
         p.original.map_or(NONE.into(), |v| minus(v, 2)),
-        format!("{} \u{b1} {:.2}", minus(of("iwelbo")?, 2), of("stderr")?),
-        grouped(of("images")? as usize),
-        grouped(of("samples")? as usize),
-        format!("{} \u{b1} {:.2}", minus(of("elbo")?, 2), of("elbo_stderr")?),
-        minus(of("kl")?, 2),
+        format!("{} \u{b1} {:.2}", minus(number("iwelbo")?, 2), number("stderr")?),
+        with_commas(number("images")? as usize),
+        with_commas(number("samples")? as usize),
+        format!("{} \u{b1} {:.2}", minus(number("elbo")?, 2), number("elbo_stderr")?),
+        minus(number("kl")?, 2),
         format!("{} of {}", eval["active_units"], run.model.latent),
-        grouped(p.parameters),
-        grouped(run.model.vae().parameter_count()),
+        with_commas(p.parameters),
+        with_commas(run.model.vae().parameter_count()),
         p.probe.map_or(NONE.into(), percent),
         run.numbers.get("probe").and_then(|probe| probe["accuracy"].as_f64()).map_or(NONE.into(), percent),
         p.training.into(),
         p.seconds.to_string(),
-        format!("{:.1}", of("seconds")?),
+        format!("{:.1}", number("seconds")?),
     ];
     Ok(cells.into())
 }
 
-/// How our figure and the published one are of different things.
-fn differs(run: &Run) -> Option<String> {
+/// Lists the differences of the run's evaluation from the published one, if there are any.
+fn differences(run: &Run) -> Option<String> {
     let eval = &run.numbers["eval"];
     let mut reasons = Vec::new();
     if !run.images.name.contains("binarized_mnist") {
-        reasons.push(format!("ours is of {}", run.images.name));
+        reasons.push(format!("evaluated on {}", run.images.name));
     }
     if eval["images"].as_u64() != Some(IMAGES) {
-        reasons.push(format!("of {} images", eval["images"]));
+        reasons.push(format!("on {} images", eval["images"]));
     }
     if eval["samples"].as_u64() != Some(SAMPLES) {
         reasons.push(format!("with {} samples", eval["samples"]));
@@ -150,14 +153,14 @@ fn differs(run: &Run) -> Option<String> {
     }
     (!reasons.is_empty()).then(|| {
         format!(
-            "{}: not to be compared with the published figure as it is: {}.",
+            "{}: not directly comparable with the published number: {}.",
             run.model.kind,
             reasons.join(", ")
         )
     })
 }
 
-/// What stands where there is no figure.
+/// The cell of a number that does not exist.
 const NONE: &str = "\u{2013}";
 
 fn percent(share: f64) -> String {
@@ -168,8 +171,8 @@ fn minus(value: f64, digits: usize) -> String {
     format!("{value:.digits$}").replace('-', "\u{2212}")
 }
 
-/// 10282497 as 10,282,497.
-fn grouped(value: usize) -> String {
+/// Formats 10282497 as 10,282,497.
+fn with_commas(value: usize) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -186,8 +189,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_written_for_people() {
-        assert_eq!((grouped(10_282_497), grouped(512)), ("10,282,497".into(), "512".into()));
+    fn numbers_are_formatted() {
+        assert_eq!((with_commas(10_282_497), with_commas(512)), ("10,282,497".into(), "512".into()));
         assert_eq!(minus(-84.641, 2), "\u{2212}84.64");
     }
 }

@@ -1,11 +1,11 @@
-//! What the page shows, from top to bottom: each picture by the command that makes it.
+//! The sections of the page, from top to bottom, and the commands that draw their figures.
 
 use serde_json::Value;
 
 use super::calls::{self, Call};
 use super::{Args, Run};
 
-/// What a figure needs that not every model or data set has.
+/// A requirement of a figure that not every model or data set meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
     Nothing,
@@ -14,20 +14,20 @@ pub enum Needs {
     LabelledCells,
 }
 
-/// A command and what it makes.
+/// A figure and the command that draws it.
 pub struct Figure {
-    /// Of its numbers in the JSON summary.
+    /// Name of its numbers in the JSON.
     pub name: &'static str,
     pub title: &'static str,
-    /// As one types it; what is in braces stands for what [`Run::command`] says.
+    /// The command line. [`Run::command`] replaces the words in braces.
     pub command: &'static str,
-    /// What the command does.
+    /// Returns the call that the command line describes.
     pub call: fn(&Run, &Args) -> Call,
     pub needs: Needs,
-    /// Files and what they show.
+    /// Files and their captions.
     pub files: &'static [(&'static str, &'static str)],
-    /// Its numbers, for people.
-    pub told: fn(&Value) -> Option<String>,
+    /// Formats its numbers as a sentence, if it has one.
+    pub summary: fn(&Value) -> Option<String>,
 }
 
 pub struct Section {
@@ -37,7 +37,7 @@ pub struct Section {
     pub figures: &'static [Figure],
 }
 
-/// The first numbers of the table of results.
+/// The evaluation, whose numbers are in the table of results.
 pub const EVAL: Figure = Figure {
     name: "eval",
     title: "bound",
@@ -45,10 +45,10 @@ pub const EVAL: Figure = Figure {
     call: calls::eval,
     needs: Needs::Nothing,
     files: &[],
-    told: |_| None,
+    summary: |_| None,
 };
 
-/// Its accuracy stands in the table of results too.
+/// The linear probe. Its accuracy is also in the table of results.
 pub const PROBE: Figure = Figure {
     name: "probe",
     title: "probe of cells",
@@ -58,19 +58,19 @@ pub const PROBE: Figure = Figure {
     files: &[
         (
             "probe/prior.png",
-            "Samples of the prior: channel 0, the class told from each cell, its softmax value; the classes' colours.",
+            "Samples of the prior: channel 0, the class predicted from each cell, its softmax probability; the classes' colours.",
         ),
-        ("probe/positions.png", "The share of right cells by their place in the grid."),
+        ("probe/positions.png", "The share of correctly predicted cells by their position in the grid."),
     ],
-    told: probed,
+    summary: summarise_probe,
 };
 
 pub const SECTIONS: &[Section] = &[
     Section {
         anchor: "reconstructions",
         title: "Figure 2: reconstructions and samples",
-        about: "Test images above what the decoder makes of their latents' means, and samples of the prior: as \
-                probabilities of pixels, and as pixels drawn with them.",
+        about: "Test images above their reconstructions from the posterior means, and samples of the prior: as \
+                probabilities of pixels, and as pixels drawn with these probabilities.",
         figures: &[
             Figure {
                 name: "reconstruct",
@@ -79,7 +79,7 @@ pub const SECTIONS: &[Section] = &[
                 call: calls::reconstruct,
                 needs: Needs::Nothing,
                 files: &[("reconstruct.png", "Test images, each row above its reconstructions.")],
-                told: reconstructed,
+                summary: summarise_reconstructions,
             },
             Figure {
                 name: "sample",
@@ -88,9 +88,9 @@ pub const SECTIONS: &[Section] = &[
                 call: calls::sample,
                 needs: Needs::Nothing,
                 files: &[("sample.png", "Samples of the prior: probabilities.")],
-                told: |v| {
+                summary: |v| {
                     Some(format!(
-                        "Drawn pixels leave {:.1} nats open, the mean entropy of a picture.",
+                        "The mean entropy of a picture's pixels is {:.1} nats.",
                         v["mean_entropy_nats"].as_f64()?
                     ))
                 },
@@ -102,7 +102,7 @@ pub const SECTIONS: &[Section] = &[
                 call: calls::sample_drawn,
                 needs: Needs::Nothing,
                 files: &[("sample-drawn.png", "The same samples: pixels drawn.")],
-                told: |_| None,
+                summary: |_| None,
             },
         ],
     },
@@ -118,13 +118,13 @@ pub const SECTIONS: &[Section] = &[
             call: calls::grow,
             needs: Needs::Cells,
             files: &[("grow.png", "All stages of one sample."), ("grow.gif", "The same as an animation.")],
-            told: |_| None,
+            summary: |_| None,
         }],
     },
     Section {
         anchor: "interpolation",
         title: "Figure 4a: interpolation",
-        about: "What lies on a straight line between two samples of the prior, in latent space.",
+        about: "Decoded points on a straight line in latent space between two samples of the prior.",
         figures: &[Figure {
             name: "interpolate",
             title: "interpolation",
@@ -132,27 +132,27 @@ pub const SECTIONS: &[Section] = &[
             call: calls::interpolate,
             needs: Needs::Nothing,
             files: &[("interpolate.png", "Each row goes from one sample to another.")],
-            told: |_| None,
+            summary: |_| None,
         }],
     },
     Section {
         anchor: "tsne",
         title: "Figures 4b, 4c, 7b: maps of the latents",
-        about: "The latents' means of test images in two dimensions (t-SNE), in the colours of their labels.",
+        about: "The posterior means of test images in two dimensions (t-SNE), in the colours of their labels.",
         figures: &[Figure {
             name: "tsne",
             title: "map of the latents",
             command: "tsne --run {run} {data} {labels} {points} {perplexity} --out {out}/tsne {device}",
             call: calls::tsne,
             needs: Needs::Labels,
-            files: &[("tsne/map.png", "A point an image.")],
-            told: mapped,
+            files: &[("tsne/map.png", "Each point is an image.")],
+            summary: summarise_map,
         }],
     },
     Section {
         anchor: "damage",
         title: "Figure 5: damage and recovery",
-        about: "Grown samples lose a square of cells, half the grid's height and width, and the automaton takes further \
+        about: "Grown samples lose a square of cells of half the grid's height and width, then the automaton takes further \
                 steps. Only a model that has learned to keep its pictures, as the non-doubling one does with its pool, is \
                 expected to recover.",
         figures: &[
@@ -166,7 +166,7 @@ pub const SECTIONS: &[Section] = &[
                     ("recover.png", "Original, damaged, recovered."),
                     ("recover.gif", "Growth, damage and recovery as an animation."),
                 ],
-                told: recovered,
+                summary: summarise_recovery,
             },
             Figure {
                 name: "recover_by_size",
@@ -185,7 +185,7 @@ pub const SECTIONS: &[Section] = &[
                         "Log-likelihood of the undamaged picture's most likely image, likewise.",
                     ),
                 ],
-                told: |_| None,
+                summary: |_| None,
             },
         ],
     },
@@ -193,13 +193,13 @@ pub const SECTIONS: &[Section] = &[
         anchor: "probe",
         title: "Figure 6: a linear probe of single cells",
         about: "Softmax regression of an image's label from each single cell's final state, tested on images that it was \
-                not trained on. The report tells 80.37 % of cells, with cells of one image on both sides.",
+                not trained on. The report's probe is right for 80.37 % of cells, with cells of one image in training and test.",
         figures: &[PROBE],
     },
     Section {
         anchor: "planes",
         title: "Figure 7a: planes of a latent grid",
-        about: "The first seven channels of two grown samples, one plane a channel. Channel 0, the picture's logits, lies \
+        about: "The first seven channels of two grown samples, one plane per channel. Channel 0, the picture's logits, is \
                 on top. Each plane's colours go from its lowest value (violet) to its highest (yellow).",
         figures: &[Figure {
             name: "planes",
@@ -208,12 +208,12 @@ pub const SECTIONS: &[Section] = &[
             call: calls::planes,
             needs: Needs::Cells,
             files: &[("planes.png", "Channels 0 (top) to 6 of two samples.")],
-            told: |_| None,
+            summary: |_| None,
         }],
     },
 ];
 
-fn reconstructed(v: &Value) -> Option<String> {
+fn summarise_reconstructions(v: &Value) -> Option<String> {
     Some(format!(
         "Mean over these images: log p(x|z) {:.2} nats, KL {:.2} nats, {:.1} of 784 pixels wrong where the likelier \
          value is taken.",
@@ -223,10 +223,10 @@ fn reconstructed(v: &Value) -> Option<String> {
     ))
 }
 
-fn mapped(v: &Value) -> Option<String> {
+fn summarise_map(v: &Value) -> Option<String> {
     Some(format!(
-        "The {} nearest neighbours of an image give its label for {:.1} % of {} images in latent space, and for {:.1} % in \
-         the map.",
+        "The {} nearest neighbours of an image predict its label for {:.1} % of {} images in latent space, and for {:.1} % \
+         in the map.",
         v["neighbours"],
         100.0 * v["accuracy_latent"].as_f64()?,
         v["points"],
@@ -234,9 +234,9 @@ fn mapped(v: &Value) -> Option<String> {
     ))
 }
 
-fn probed(v: &Value) -> Option<String> {
+fn summarise_probe(v: &Value) -> Option<String> {
     Some(format!(
-        "{:.2} % of {} cells of {} images tell the label; 95 % interval over images {:.2} to {:.2} %.",
+        "{:.2} % of {} cells of {} images predict the label; 95 % interval over images {:.2} to {:.2} %.",
         100.0 * v["accuracy"].as_f64()?,
         v["cells_tested"],
         v["images_tested"],
@@ -245,12 +245,12 @@ fn probed(v: &Value) -> Option<String> {
     ))
 }
 
-fn recovered(v: &Value) -> Option<String> {
+fn summarise_recovery(v: &Value) -> Option<String> {
     let points = v["points"].as_array()?;
     let (damaged, last) = (points.get(1)?, points.last()?);
     let iou = |p: &Value| p["iou"]["mean"].as_f64();
     let regained = match last["iou_regained"].as_f64() {
-        Some(share) => format!("{:.0} % of what was lost is regained", 100.0 * share),
+        Some(share) => format!("{:.0} % of the loss is regained", 100.0 * share),
         None => "nothing was lost".into(),
     };
     Some(format!(

@@ -1,4 +1,4 @@
-//! The CPU, by the XLA library that this program is linked with: any number of virtual devices that share the cores.
+//! The CPU backend of the linked XLA library. It has any number of virtual devices, which share the cores.
 
 use std::any::Any;
 use std::ffi::{CStr, CString, c_char};
@@ -15,22 +15,22 @@ use crate::engine::program::{Format, Program, Target};
 use crate::engine::shape::{DType, Shape};
 use crate::error::{Error, Tag};
 
-/// A client of the library's, and what its custom calls share.
+/// An XLA client, and the state that its custom calls share.
 struct Shared {
     client: NonNull<ffi::Client>,
-    /// Calls that the client still runs refer to it; it is at one address as long as the client lives.
+    /// Running calls of the client point to it, so its address must not change while the client lives.
     one_dnn: Box<OneDnn>,
 }
 
-// SAFETY: PJRT's clients, executables and buffers may be used by several threads at once.
+// SAFETY: several threads may use PJRT clients, executables and buffers at once.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: made by vnca_cpu_open, and nobody else has it: buffers and executables hold `Shared`. It waits for the calls
-        // that still run, before the fields that these refer to are dropped.
+        // SAFETY: vnca_cpu_open created the client, and this is its only owner: buffers and executables hold `Shared`. Closing
+        // waits for running calls, and only then are the fields dropped that those calls use.
         unsafe { ffi::vnca_cpu_close(self.client.as_ptr()) };
     }
 }
@@ -49,7 +49,7 @@ unsafe impl Sync for CpuBuffer {}
 
 impl Drop for CpuBuffer {
     fn drop(&mut self) {
-        // SAFETY: the buffer is this one's alone, and its client lives.
+        // SAFETY: this value is the buffer's only owner, and the client lives.
         unsafe { ffi::vnca_cpu_free_buffer(self.buffer.as_ptr()) };
     }
 }
@@ -69,51 +69,53 @@ unsafe impl Sync for CpuExecutable {}
 
 impl Drop for CpuExecutable {
     fn drop(&mut self) {
-        // SAFETY: as for a buffer.
+        // SAFETY: this value is the executable's only owner, and the client lives.
         unsafe { ffi::vnca_cpu_free_executable(self.executable.as_ptr()) };
     }
 }
 
-/// Makes a client of `devices` virtual devices, unless XLA_FLAGS says how many. No more than are wanted: XLA starts a thread for
-/// each, however few the cores, and threads that wait for a core cost a training step up to a third of its time.
+/// Creates a client with `devices` virtual devices, unless XLA_FLAGS sets their number.
+///
+/// Callers should ask for no more devices than they use. XLA starts a thread for each, however few the cores, and threads that
+/// wait for a core can slow a training step down by a third.
 ///
 /// # Errors
-/// [`Error::Usage`] for a wrong `XLA_FLAGS`; what XLA says.
+/// [`Error::Usage`] for a wrong `XLA_FLAGS`, or XLA's own error.
 pub(super) fn client(devices: usize) -> Result<Box<dyn Client>> {
-    let flags = flags()?;
+    let flags = user_flags()?;
     let flags: Vec<*const c_char> = flags.iter().map(|flag| flag.as_ptr()).collect();
-    // SAFETY: there are so many flags, which end with a zero and live during the call.
-    told(unsafe { ffi::vnca_cpu_check_flags(flags.as_ptr(), flags.len()) })
+    // SAFETY: there are `flags.len()` flags, which end with a zero byte and live during the call.
+    check(unsafe { ffi::vnca_cpu_check_flags(flags.as_ptr(), flags.len()) })
         .context("XLA_FLAGS")
         .tag(Error::Usage)?;
     let mut one_dnn = Box::<OneDnn>::default();
-    // Without the type of what calls share, there are no such calls.
-    let kind = OneDnn::type_in_xla().unwrap_or(0);
+    // Without a type id the client cannot pass the state, and compiling a program with custom calls fails.
+    let type_id = OneDnn::xla_type_id().unwrap_or(0);
     let mut client = ptr::null_mut();
-    // SAFETY: as above; the client is written to the place given. What calls share lives as long as the client.
-    told(unsafe {
+    // SAFETY: as above; the client is written to `client`. The shared state lives as long as the client.
+    check(unsafe {
         let shared = ptr::from_mut(one_dnn.as_mut()).cast();
-        ffi::vnca_cpu_open(devices, flags.as_ptr(), flags.len(), kind, shared, &raw mut client)
+        ffi::vnca_cpu_open(devices, flags.as_ptr(), flags.len(), type_id, shared, &raw mut client)
     })
     .context("opening XLA's CPU device")?;
-    let client = NonNull::new(client).context("XLA gave no client")?;
+    let client = NonNull::new(client).context("XLA returned no client")?;
     Ok(Box::new(CpuClient(Arc::new(Shared { client, one_dnn }))))
 }
 
-/// Takes what a function says.
-fn told(message: ffi::Message) -> Result<()> {
+/// Turns a function's message into an error.
+fn check(message: ffi::Message) -> Result<()> {
     match message.take() {
         None => Ok(()),
         Some(text) => bail!(text),
     }
 }
 
-/// Returns the user's flags for XLA: the words of XLA_FLAGS, or of the file that it names.
-fn flags() -> Result<Vec<CString>> {
-    flags_in_environment().context("XLA_FLAGS").tag(Error::Usage)
+/// Returns the user's flags for XLA: those in XLA_FLAGS, or those in the file that it names.
+fn user_flags() -> Result<Vec<CString>> {
+    read_flags().context("XLA_FLAGS").tag(Error::Usage)
 }
 
-fn flags_in_environment() -> Result<Vec<CString>> {
+fn read_flags() -> Result<Vec<CString>> {
     let Some(value) = std::env::var_os("XLA_FLAGS") else { return Ok(Vec::new()) };
     let is_list = value.as_encoded_bytes().trim_ascii_start().first().is_none_or(|first| *first == b'-');
     let text = match is_list {
@@ -121,12 +123,12 @@ fn flags_in_environment() -> Result<Vec<CString>> {
         false => std::fs::read_to_string(&value)
             .with_context(|| format!("the file {}", Path::new(&value).display()))?,
     };
-    words(&text).into_iter().map(|word| Ok(CString::new(word)?)).collect()
+    split_flags(&text).into_iter().map(|flag| Ok(CString::new(flag)?)).collect()
 }
 
-/// Words as XLA reads them: a value may stand in quotes, and the first word that is no flag ends the list.
-fn words(text: &str) -> Vec<String> {
-    let (mut words, mut rest) = (Vec::new(), text.trim_ascii_start());
+/// Splits text into flags as XLA does: a value may be quoted, and the first word that is not a flag ends the list.
+fn split_flags(text: &str) -> Vec<String> {
+    let (mut flags, mut rest) = (Vec::new(), text.trim_ascii_start());
     while rest.starts_with('-') {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let (name, after) = rest.split_at(rest.find(|c| !is_name(c)).unwrap_or(rest.len()));
@@ -136,28 +138,28 @@ fn words(text: &str) -> Vec<String> {
             .filter(|(q, _)| ['"', '\''].contains(q));
         let Some((quote, value)) = quoted else {
             let end = after.find(|c: char| c.is_ascii_whitespace()).unwrap_or(after.len());
-            words.push(format!("{name}{}", &after[..end]));
+            flags.push(format!("{name}{}", &after[..end]));
             rest = after[end..].trim_ascii_start();
             continue;
         };
-        let mut word = format!("{name}=");
+        let mut flag = format!("{name}=");
         let mut characters = value.char_indices().skip(1);
         let mut end = value.len();
-        while let Some((at, c)) = characters.next() {
+        while let Some((i, c)) = characters.next() {
             if c == quote {
-                end = at + 1;
+                end = i + 1;
                 break;
             }
             let escaped = (quote == '"' && c == '\\').then(|| characters.next()).flatten();
-            word.push(escaped.map_or(c, |(_, c)| c));
+            flag.push(escaped.map_or(c, |(_, c)| c));
         }
-        words.push(word);
+        flags.push(flag);
         rest = value[end..].trim_ascii_start();
     }
-    words
+    flags
 }
 
-/// XLA's number of an element type (`xla.PrimitiveType`).
+/// Returns XLA's number for an element type (`xla.PrimitiveType`).
 fn element_type(dtype: DType) -> i32 {
     match dtype {
         DType::Pred => 1,
@@ -174,7 +176,7 @@ impl Client for CpuClient {
     fn describe(&self) -> String {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let client = self.0.client.as_ptr();
-        // SAFETY: the client lives, and its two texts as long as it does.
+        // SAFETY: the client lives, and its two strings live as long as it does.
         let texts =
             unsafe { [ffi::vnca_cpu_name(client), ffi::vnca_cpu_version(client)].map(|t| CStr::from_ptr(t)) };
         let [name, version] = texts.map(CStr::to_string_lossy);
@@ -197,13 +199,13 @@ impl Client for CpuClient {
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {
         let signature = &program.signature;
         let format = signature.format;
-        ensure!(format == Format::Hlo, "the cpu device takes programs in HLO, not {format:?}");
+        ensure!(format == Format::Hlo, "the cpu device runs programs in HLO, not {format:?}");
         if signature.target == Target::OneDnn {
-            self.0.one_dnn.ready()?;
+            self.0.one_dnn.check_usable()?;
         }
         let mut executable = ptr::null_mut();
-        // SAFETY: the client lives; the module has so many bytes; the executable is written to the place given.
-        told(unsafe {
+        // SAFETY: the client lives, the length is that of the module, and the executable is written to `executable`.
+        check(unsafe {
             ffi::vnca_cpu_compile(
                 self.0.client.as_ptr(),
                 program.module.as_ptr().cast(),
@@ -213,7 +215,7 @@ impl Client for CpuClient {
             )
         })?;
         Ok(Box::new(CpuExecutable {
-            executable: NonNull::new(executable).context("XLA gave no executable")?,
+            executable: NonNull::new(executable).context("XLA returned no executable")?,
             inputs: signature.inputs.len(),
             outputs: signature.outputs.len(),
             replicas: signature.replicas,
@@ -224,8 +226,8 @@ impl Client for CpuClient {
     fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>> {
         let dims: Vec<i64> = array.dims().iter().map(|d| *d as i64).collect();
         let mut buffer = ptr::null_mut();
-        // SAFETY: the client lives; an array has as many bytes as its sizes and its type say, which are copied during the call.
-        told(unsafe {
+        // SAFETY: the client lives. The array has as many bytes as its sizes and type need, and they are copied during the call.
+        check(unsafe {
             ffi::vnca_cpu_put(
                 self.0.client.as_ptr(),
                 device,
@@ -236,7 +238,7 @@ impl Client for CpuClient {
                 &raw mut buffer,
             )
         })?;
-        let buffer = NonNull::new(buffer).context("XLA gave no buffer")?;
+        let buffer = NonNull::new(buffer).context("XLA returned no buffer")?;
         Ok(Box::new(CpuBuffer { buffer, shared: self.0.clone() }))
     }
 
@@ -248,8 +250,8 @@ impl Client for CpuClient {
 impl Buffer for CpuBuffer {
     fn get(&self, shape: &Shape) -> Result<Array> {
         let mut bytes = vec![0; shape.bytes()];
-        // SAFETY: the buffer lives, and there is room for so many bytes.
-        told(unsafe { ffi::vnca_cpu_get(self.buffer.as_ptr(), bytes.as_mut_ptr().cast(), bytes.len()) })?;
+        // SAFETY: the buffer lives, and `bytes` has room for `bytes.len()` bytes.
+        check(unsafe { ffi::vnca_cpu_get(self.buffer.as_ptr(), bytes.as_mut_ptr().cast(), bytes.len()) })?;
         Array::from_bytes(shape.clone(), bytes)
     }
 
@@ -263,17 +265,18 @@ impl Loaded for CpuExecutable {
         let own = |b: &&dyn Buffer| match b.as_any().downcast_ref::<CpuBuffer>() {
             Some(b) if Arc::ptr_eq(&b.shared, &self.shared) => Ok(b.buffer.as_ptr()),
             Some(_) => {
-                Err(anyhow!("an argument belongs to another client of the CPU: take meshes that share one"))
+                Err(anyhow!("an argument belongs to another client of the CPU: use meshes that share one"))
             }
-            None => Err(anyhow!("an argument lies on another kind of device")),
+            None => Err(anyhow!("an argument is on another kind of device")),
         };
-        let given = arguments.iter().all(|row| row.len() == self.inputs) && arguments.len() == self.replicas;
-        ensure!(given, "{} rows of {} arguments are needed", self.replicas, self.inputs);
+        let complete =
+            arguments.iter().all(|row| row.len() == self.inputs) && arguments.len() == self.replicas;
+        ensure!(complete, "the program needs {} rows of {} arguments", self.replicas, self.inputs);
         let inputs: Vec<*mut ffi::Buffer> = arguments.iter().flatten().map(own).collect::<Result<_>>()?;
         let mut results = vec![ptr::null_mut(); self.replicas * self.outputs];
-        // SAFETY: client, executable and buffers live and belong together; there are so many arguments, and room for so many
-        // results.
-        told(unsafe {
+        // SAFETY: client, executable and buffers live and belong together. There are `replicas` x `inputs` arguments, and room
+        // for `replicas` x `outputs` results.
+        check(unsafe {
             ffi::vnca_cpu_execute(
                 self.shared.client.as_ptr(),
                 self.executable.as_ptr(),
@@ -285,7 +288,7 @@ impl Loaded for CpuExecutable {
             )
         })?;
         let mut buffers = results.into_iter().map(|buffer| {
-            let buffer = NonNull::new(buffer).context("XLA left a result out")?;
+            let buffer = NonNull::new(buffer).context("XLA returned no buffer for a result")?;
             Ok(Box::new(CpuBuffer { buffer, shared: self.shared.clone() }) as Box<dyn Buffer>)
         });
         (0..self.replicas).map(|_| buffers.by_ref().take(self.outputs).collect()).collect()
@@ -300,14 +303,16 @@ mod ffi {
 
     opaque!(Client Executable Buffer);
 
-    /// What a function says: nothing, or a text that belongs to whoever has this. Only the functions below make one.
+    /// The result of a function: null for success, else an error message that this value owns. Only the functions below create
+    /// one.
     #[must_use]
     #[repr(transparent)]
     pub struct Message(*mut c_char);
 
     impl Message {
         pub fn take(self) -> Option<String> {
-            // SAFETY: it is null, or a text that ends with a zero, and is freed once, as this takes it.
+            // SAFETY: a pointer that is not null points to a string that ends with a zero byte. It is freed once, as `take`
+            // consumes this value.
             (!self.0.is_null()).then(|| unsafe {
                 let text = CStr::from_ptr(self.0).to_string_lossy().into_owned();
                 vnca_cpu_free_text(self.0);
@@ -323,7 +328,7 @@ mod ffi {
             devices: usize,
             flags: *const *const c_char,
             count: usize,
-            kind: i64,
+            type_id: i64,
             data: *mut c_void,
             result: *mut *mut Client,
         ) -> Message;
@@ -352,7 +357,7 @@ mod ffi {
             client: *const Client,
             device: usize,
             data: *const c_void,
-            kind: c_int,
+            element_type: c_int,
             dims: *const i64,
             rank: usize,
             result: *mut *mut Buffer,
@@ -367,10 +372,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_are_divided_as_xla_divides_them() {
-        assert_eq!(words(""), Vec::<String>::new());
-        assert_eq!(words(" --a=1\n--b  --c_d=x y --e"), ["--a=1", "--b", "--c_d=x"]);
-        assert_eq!(words(r#"--a="x \"y" --b='c \d' --c"#), [r#"--a=x "y"#, r"--b=c \d", "--c"]);
-        assert_eq!(words("--a=\"open"), ["--a=open"]);
+    fn flags_are_split_as_in_xla() {
+        assert_eq!(split_flags(""), Vec::<String>::new());
+        assert_eq!(split_flags(" --a=1\n--b  --c_d=x y --e"), ["--a=1", "--b", "--c_d=x"]);
+        assert_eq!(split_flags(r#"--a="x \"y" --b='c \d' --c"#), [r#"--a=x "y"#, r"--b=c \d", "--c"]);
+        assert_eq!(split_flags("--a=\"open"), ["--a=open"]);
     }
 }

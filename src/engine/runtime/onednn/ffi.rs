@@ -1,11 +1,12 @@
-//! The part of XLA's interface for custom calls that is used here, as in `xla/ffi/api/c_api.h`, version 0.2. Names are the
-//! header's without `XLA_FFI_`.
+//! The part of XLA's C interface for custom calls that this program uses: `xla/ffi/api/c_api.h`, version 0.2.
+//!
+//! Names are those of the header without `XLA_FFI_`.
 
 use std::ffi::{c_char, c_int, c_void};
 
 use crate::engine::runtime::custom_call_header::{opaque, structs};
 
-/// The version that this file was written from.
+/// The API version (major, minor) that this file follows.
 pub const VERSION: (c_int, c_int) = (0, 2);
 
 opaque!(Error Context Future);
@@ -13,7 +14,7 @@ opaque!(Error Context Future);
 pub type Handler = unsafe extern "C" fn(*mut CallFrame) -> *mut Error;
 pub type Task = unsafe extern "C" fn(*mut c_void);
 
-/// A function of the table that takes its arguments in a structure.
+/// A function of the table that takes one structure with its arguments.
 type Function<A> = Option<unsafe extern "C" fn(*mut A) -> *mut Error>;
 
 structs! {
@@ -113,7 +114,7 @@ pub struct ByteSpan {
     pub len: usize,
 }
 
-/// The number that XLA gives a type of a custom call's own.
+/// The id that XLA assigns to a type that a custom call registers.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct TypeId {
@@ -175,38 +176,38 @@ mod tests {
     use crate::engine::runtime::custom_call_header::Header;
 
     #[test]
-    fn layouts_are_those_of_the_header() {
+    fn layouts_match_the_header() {
         let mut header = Header::new("xla/ffi/api/c_api.h");
-        header.holds(format!("XLA_FFI_API_MAJOR == {} && XLA_FFI_API_MINOR == {}", VERSION.0, VERSION.1));
+        header.assert(format!("XLA_FFI_API_MAJOR == {} && XLA_FFI_API_MINOR == {}", VERSION.0, VERSION.1));
         for layout in LAYOUTS {
             let c = format!("XLA_FFI_{}", layout.0);
             if layout.0 != "Api" {
-                header.has(&c, layout, str::to_string);
+                header.assert_layout(&c, layout, str::to_string);
                 continue;
             }
             for (field, offset) in
                 layout.2.iter().filter(|(field, _)| !["stream_get", "not_used"].contains(field))
             {
-                header.holds(format!("offsetof({c}, {field}) == {offset}"));
+                header.assert(format!("offsetof({c}, {field}) == {offset}"));
             }
         }
-        header.holds(format!("offsetof(XLA_FFI_Array, data) == {}", offset_of!(Array, data)));
-        header.holds(format!("sizeof(XLA_FFI_TypeId) == {}", size_of::<TypeId>()));
-        header.holds(format!("offsetof(XLA_FFI_ByteSpan, len) == {}", offset_of!(ByteSpan, len)));
-        header.holds(format!(
+        header.assert(format!("offsetof(XLA_FFI_Array, data) == {}", offset_of!(Array, data)));
+        header.assert(format!("sizeof(XLA_FFI_TypeId) == {}", size_of::<TypeId>()));
+        header.assert(format!("offsetof(XLA_FFI_ByteSpan, len) == {}", offset_of!(ByteSpan, len)));
+        header.assert(format!(
             "offsetof(XLA_FFI_Handler_Bundle, execute) == {}",
             offset_of!(Handler_Bundle, execute)
         ));
-        header.holds(format!(
+        header.assert(format!(
             "offsetof(XLA_FFI_Extension_Base, type) == {}",
             offset_of!(Extension_Base, r#type)
         ));
-        header.holds(format!(
+        header.assert(format!(
             "offsetof(XLA_FFI_Metadata, api_version) == {}",
             offset_of!(Metadata, api_version)
         ));
         let offset = offset_of!(Metadata_Extension, metadata);
-        header.holds(format!("offsetof(XLA_FFI_Metadata_Extension, metadata) == {offset}"));
+        header.assert(format!("offsetof(XLA_FFI_Metadata_Extension, metadata) == {offset}"));
         for (name, value) in [
             ("Extension_Metadata", METADATA),
             ("ArgType_BUFFER", BUFFER),
@@ -217,7 +218,7 @@ mod tests {
             ("DataType_BF16", BF16),
             ("Error_Code_INTERNAL", INTERNAL),
         ] {
-            header.holds(format!("XLA_FFI_{name} == {value}"));
+            header.assert(format!("XLA_FFI_{name} == {value}"));
         }
         header.compile();
     }

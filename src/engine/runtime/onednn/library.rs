@@ -1,29 +1,30 @@
-//! The oneDNN library, loaded, and the functions of its C interface (version 3) that weight gradients need.
+//! Loads oneDNN at run time and wraps the functions of its C interface (version 3) that weight gradients need.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use libloading::os::unix::{Library as Shared, RTLD_LOCAL, RTLD_NOW};
+use libloading::os::unix::{Library as SharedLibrary, RTLD_LOCAL, RTLD_NOW};
 
-/// The file's name, for the loader: it looks beside XLA's library, where tools/setup puts it, and in the system's folders.
+/// The file name that the loader searches for: in the folder that build.rs adds to the program's run path, and in the system's
+/// folders.
 const FILE: &str = "libdnnl.so.3";
 
 type Handle = *mut c_void;
 type Destroy = unsafe extern "C" fn(Handle) -> c_int;
 
-/// Sizes, strides and the like of up to twelve dimensions (`dnnl_dims_t`).
+/// One integer for each of up to twelve dimensions, such as sizes or strides (`dnnl_dims_t`).
 type Dims = [i64; 12];
 
-/// Types of numbers (`dnnl_data_type_t`).
+/// An element type (`dnnl_data_type_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Number {
+pub enum ElementType {
     Bf16 = 2,
     F32 = 3,
 }
 
-/// What an array is to a primitive (`DNNL_ARG_...`).
+/// The role of an array in a primitive (`DNNL_ARG_...`).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Source = 1,
@@ -33,7 +34,7 @@ pub enum Role {
     WeightGradient = 161,
 }
 
-/// Descriptions that a primitive has of its arrays (`dnnl_query_...`).
+/// An array description that a primitive can be asked for (`dnnl_query_...`).
 #[derive(Clone, Copy)]
 enum Query {
     WeightGradient = 132,
@@ -46,7 +47,7 @@ const FORWARD_TRAINING: c_int = 64;
 const DIRECT: c_int = 1;
 const IN_ORDER: c_uint = 1;
 const ANY_FORMAT: c_int = 1;
-const SCRATCH_OF_THE_USER: c_int = 1;
+const USER_SCRATCHPAD: c_int = 1;
 
 /// `dnnl_version_t`.
 #[repr(C)]
@@ -64,17 +65,17 @@ struct Argument {
 
 macro_rules! functions {
     ($($name:ident: fn($($type:ty),*) -> $result:ty,)*) => {
-        /// Pointers to the library's functions, by their names without `dnnl_`.
+        /// Pointers to the library's functions, named without `dnnl_`.
         struct Functions {
             $($name: unsafe extern "C" fn($($type),*) -> $result,)*
         }
 
         impl Functions {
-            fn load(shared: &Shared) -> Result<Functions> {
+            fn load(shared: &SharedLibrary) -> Result<Functions> {
                 Ok(Functions {$(
                     $name: {
                         let name = concat!("dnnl_", stringify!($name));
-                        // SAFETY: the type is the one that the library's header gives the function.
+                        // SAFETY: the type is that of the function in the library's header.
                         *unsafe { shared.get(name.as_bytes()) }.with_context(|| format!("{FILE} has no {name}"))?
                     },
                 )*})
@@ -116,14 +117,15 @@ functions! {
     primitive_execute: fn(Handle, Handle, c_int, *const Argument) -> c_int,
 }
 
-/// An object of the library's, of one kind: the library takes any pointer for what it expects.
+/// An object of the library. The type parameter tells kinds of objects apart, because the library's handles are all untyped
+/// pointers.
 pub struct Object<K> {
     handle: NonNull<c_void>,
     destroy: Destroy,
     kind: PhantomData<K>,
 }
 
-/// Kinds of objects (`dnnl_memory_desc_t`, `dnnl_primitive_desc_t` and so on).
+/// Kind of an array description (`dnnl_memory_desc_t`). The enums below are the other kinds.
 pub enum ArrayDescription {}
 enum PrimitiveDescription {}
 enum PrimitiveItself {}
@@ -132,14 +134,14 @@ enum PostOps {}
 enum Stream {}
 enum Memory {}
 
-// SAFETY: objects are not changed after they were made, and the library lets constant ones be used by several threads.
+// SAFETY: objects are constant once created, and the library allows several threads to use constant objects.
 unsafe impl<K> Send for Object<K> {}
 // SAFETY: as above.
 unsafe impl<K> Sync for Object<K> {}
 
 impl<K> Drop for Object<K> {
     fn drop(&mut self) {
-        // SAFETY: this is the function that ends objects of this kind, and nobody else has this one.
+        // SAFETY: `destroy` is the function that frees objects of this kind, and this value is the only owner.
         unsafe { (self.destroy)(self.handle.as_ptr()) };
     }
 }
@@ -150,71 +152,74 @@ impl<K> Object<K> {
     }
 }
 
-/// The description of an array.
+/// The description of an array: its sizes, element type and layout.
 pub type Array = Object<ArrayDescription>;
 
-/// A primitive that does its work on the thread that calls it.
+/// A primitive that runs on the calling thread.
 pub struct Primitive {
     primitive: Object<PrimitiveItself>,
-    /// Its arrays, in the order in which [`Library::execute`] takes their addresses.
+    /// Its arrays, in the order in which [`OneDnnLibrary::execute`] takes their addresses.
     arrays: Vec<(Role, Array)>,
 }
 
 impl Primitive {
-    /// The description of one of its arrays.
+    /// Returns the description of the array with this role.
     pub fn array(&self, role: Role) -> Option<&Array> {
         self.arrays.iter().find(|(r, _)| *r == role).map(|(_, array)| array)
     }
 }
 
-/// How a kernel moves over an image: rows, columns.
+/// The window of a convolution: (rows, columns) of each quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Moves {
+pub struct Window {
     pub stride: [i64; 2],
     pub dilation: [i64; 2],
-    /// Zeros before and after the image, none of them negative.
+    /// Zeros added before the image's first row and column. Never negative.
     pub before: [i64; 2],
+    /// Zeros added after the image's last row and column. Never negative.
     pub after: [i64; 2],
 }
 
-pub struct Library {
+/// The loaded library and its CPU engine.
+pub struct OneDnnLibrary {
     functions: Functions,
     engine: Handle,
-    /// Sets the number of threads of the library's parts on the calling thread, where the library has threads of its own.
+    /// `omp_set_num_threads`, if the library was built with OpenMP.
     set_threads: Option<unsafe extern "C" fn(c_int)>,
 }
 
 // SAFETY: an engine may be used by all threads.
-unsafe impl Send for Library {}
+unsafe impl Send for OneDnnLibrary {}
 // SAFETY: as above.
-unsafe impl Sync for Library {}
+unsafe impl Sync for OneDnnLibrary {}
 
-impl Drop for Library {
+impl Drop for OneDnnLibrary {
     fn drop(&mut self) {
-        // SAFETY: the engine is this library's own. Objects made with it are dropped before, or hold it.
+        // SAFETY: this value owns the engine. Objects that use the engine were dropped before, or keep it alive themselves.
         unsafe { (self.functions.engine_destroy)(self.engine) };
     }
 }
 
-fn padded<const N: usize>(values: [i64; N]) -> Dims {
+/// Fills the unused dimensions with zeros.
+fn to_dims<const N: usize>(values: [i64; N]) -> Dims {
     let mut dims = [0; 12];
     dims[..N].copy_from_slice(&values);
     dims
 }
 
-fn check(status: c_int, what: &str) -> Result<()> {
-    ensure!(status == SUCCESS, "oneDNN's {what} failed with status {status}");
+fn check(status: c_int, operation: &str) -> Result<()> {
+    ensure!(status == SUCCESS, "oneDNN's {operation} failed with status {status}");
     Ok(())
 }
 
-impl Library {
+impl OneDnnLibrary {
     /// Loads the library.
     ///
     /// # Errors
-    /// When there is none, or one of another version.
-    pub fn load() -> Result<Library> {
-        // SAFETY: loading runs the library's initializers, which touch nothing of ours.
-        let shared = unsafe { Shared::open(Some(FILE), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
+    /// When it is not found or has another major version.
+    pub fn load() -> Result<OneDnnLibrary> {
+        // SAFETY: loading runs the library's initializers, which do not touch this program's data.
+        let shared = unsafe { SharedLibrary::open(Some(FILE), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
             anyhow!(
                 "there is no oneDNN for weight gradients ({:#}): run tools/setup and build again; if it is libgomp that is \
                  missing, install it (Debian: apt install libgomp1)",
@@ -222,97 +227,98 @@ impl Library {
             )
         })?;
         let functions = Functions::load(&shared)?;
-        // SAFETY: it gives a constant structure, whose first fields are the same in all versions.
+        // SAFETY: it returns a constant structure whose first fields are the same in all versions.
         let version = unsafe { &*(functions.version)() };
         ensure!(version.major == 3, "{FILE} is version {}.{} of oneDNN, not 3", version.major, version.minor);
-        // Threads of its own would take the cores of XLA's. GNU's and LLVM's libraries both have this function.
+        // OpenMP threads would compete with XLA's for the cores. GNU's and LLVM's OpenMP libraries both have this function.
         // SAFETY: the type is that of the OpenMP standard.
         let set_threads = unsafe { shared.get(b"omp_set_num_threads") }.ok().map(|f| *f);
-        // The library stays loaded: it may have threads of its own.
+        // Keep the library loaded: it may have started threads.
         std::mem::forget(shared);
         let mut engine = ptr::null_mut();
-        // SAFETY: it writes a handle.
+        // SAFETY: the function writes a handle.
         check(unsafe { (functions.engine_create)(&raw mut engine, CPU, 0) }, "engine")?;
-        Ok(Library { functions, engine, set_threads })
+        Ok(OneDnnLibrary { functions, engine, set_threads })
     }
 
-    /// Keeps primitives that this thread makes and runs on this thread.
-    fn alone(&self) {
+    /// Makes the primitives that this thread creates and runs use no other threads.
+    fn use_one_thread(&self) {
         if let Some(set) = self.set_threads {
-            // SAFETY: it sets a number of the calling thread's.
+            // SAFETY: the function only sets a variable of the calling thread.
             unsafe { set(1) };
         }
     }
 
-    /// An object by the function that makes it.
+    /// Creates an object with the library's function for it.
     ///
     /// # Safety
-    /// `make` writes an object of this kind, which is nobody else's and which `destroy` ends, or says that it failed.
+    /// `create` writes a new object of kind `K`, which has no other owner and which `destroy` frees, or returns an error status.
     unsafe fn object<K>(
         &self,
-        what: &str,
+        name: &str,
         destroy: Destroy,
-        make: impl FnOnce(&Functions, *mut Handle) -> c_int,
+        create: impl FnOnce(&Functions, *mut Handle) -> c_int,
     ) -> Result<Object<K>> {
         let mut handle = ptr::null_mut();
-        check(make(&self.functions, &raw mut handle), what)?;
-        let handle = NonNull::new(handle).with_context(|| format!("oneDNN gave no {what}"))?;
+        check(create(&self.functions, &raw mut handle), name)?;
+        let handle = NonNull::new(handle).with_context(|| format!("oneDNN returned no {name}"))?;
         Ok(Object { handle, destroy, kind: PhantomData })
     }
 
-    /// The description of an array of four dimensions, by the distance of neighbours along each; without, the library
-    /// chooses.
-    pub fn array(&self, number: Number, dims: [i64; 4], strides: Option<[i64; 4]>) -> Result<Array> {
-        let (dims, number) = (padded(dims), number as c_int);
+    /// Describes an array of four dimensions with these strides, in elements. Without strides, the library chooses the layout.
+    pub fn array(&self, element: ElementType, dims: [i64; 4], strides: Option<[i64; 4]>) -> Result<Array> {
+        let (dims, element) = (to_dims(dims), element as c_int);
         // SAFETY: both functions write a new description to `to`, and read sizes and strides during the call.
         unsafe {
             self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
-                match strides.map(padded) {
+                match strides.map(to_dims) {
                     Some(strides) => (f.memory_desc_create_with_strides)(
                         to,
                         4,
                         &raw const dims,
-                        number,
+                        element,
                         &raw const strides,
                     ),
-                    None => (f.memory_desc_create_with_tag)(to, 4, &raw const dims, number, ANY_FORMAT),
+                    None => (f.memory_desc_create_with_tag)(to, 4, &raw const dims, element, ANY_FORMAT),
                 }
             })
         }
     }
 
-    /// The description of a part of an array, to be used with the whole array's address.
-    pub fn part(&self, of: &Array, dims: [i64; 4], from: [i64; 4]) -> Result<Array> {
-        let (dims, from) = (padded(dims), padded(from));
+    /// Describes a block of an array: its sizes and its first index. The description goes with the whole array's address.
+    pub fn block(&self, array: &Array, dims: [i64; 4], start: [i64; 4]) -> Result<Array> {
+        let (dims, start) = (to_dims(dims), to_dims(start));
         // SAFETY: the function writes a new description to `to`, and reads sizes during the call.
         unsafe {
             self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
-                (f.memory_desc_create_submemory)(to, of.handle(), &raw const dims, &raw const from)
+                (f.memory_desc_create_submemory)(to, array.handle(), &raw const dims, &raw const start)
             })
         }
     }
 
-    /// Bytes of an array.
+    /// Returns the size of an array in bytes.
     pub fn bytes(&self, array: &Array) -> usize {
         // SAFETY: the object is a description of an array.
         unsafe { (self.functions.memory_desc_get_size)(array.handle()) }
     }
 
-    /// The primitive of a weight gradient. Dimensions are (batch, channels, rows, columns) of image and cotangent, and
-    /// (out, in, rows, columns) of the kernel; it takes the addresses of image, cotangent, result and scratch.
+    /// Creates the primitive that computes a weight gradient.
+    ///
+    /// Image and cotangent have dimensions (batch, channels, rows, columns), the kernel (out, in, rows, columns). The primitive
+    /// takes the addresses of image, cotangent, result and scratch memory.
     pub fn weight_gradient(
         &self,
         image: Array,
         kernel: &Array,
         cotangent: Array,
         forward_kernel: &Array,
-        moves: &Moves,
+        window: &Window,
     ) -> Result<Primitive> {
-        self.alone();
+        self.use_one_thread();
         let f = &self.functions;
-        let [stride, before, after] = [moves.stride, moves.before, moves.after].map(padded);
-        // The library counts the places between neighbours.
-        let dilation = padded(moves.dilation.map(|d| d - 1));
+        let [stride, before, after] = [window.stride, window.before, window.after].map(to_dims);
+        // oneDNN's dilation counts the pixels between two neighbouring kernel elements.
+        let dilation = to_dims(window.dilation.map(|d| d - 1));
         let attributes = self.attributes()?;
         let [stride, dilation, before, after] =
             [&raw const stride, &raw const dilation, &raw const before, &raw const after];
@@ -356,8 +362,8 @@ impl Library {
                 )
             })
         }?;
-        let whole = |query| self.queried(&description, query);
-        let (result, scratch) = (whole(Query::WeightGradient)?, whole(Query::Scratch)?);
+        let query = |query| self.query_array(&description, query);
+        let (result, scratch) = (query(Query::WeightGradient)?, query(Query::Scratch)?);
         let arrays = vec![
             (Role::Source, image),
             (Role::DestinationGradient, cotangent),
@@ -367,16 +373,17 @@ impl Library {
         self.primitive(&description, arrays)
     }
 
-    /// The primitive that writes an array in another form, or adds it to what is there. It takes the addresses of the two.
-    pub fn copy(&self, from: Array, to: Array, add: bool) -> Result<Primitive> {
-        self.alone();
+    /// Creates the primitive that copies an array into another layout, or adds it to the destination (oneDNN's "reorder"). It
+    /// takes the addresses of source and destination.
+    pub fn reorder(&self, from: Array, to: Array, add: bool) -> Result<Primitive> {
+        self.use_one_thread();
         let f = &self.functions;
         let attributes = self.attributes()?;
         if add {
             // SAFETY: the function writes a new object to `to`.
             let post: Object<PostOps> =
                 unsafe { self.object("sum", f.post_ops_destroy, |f, to| (f.post_ops_create)(to)) }?;
-            // SAFETY: both objects live; the library copies what it is told. 0 is the array's own type.
+            // SAFETY: both objects live, and the library copies the arguments. Type 0 is the array's own element type.
             check(unsafe { (f.post_ops_append_sum)(post.handle(), 1.0, 0, 0) }, "sum")?;
             // SAFETY: as above.
             check(unsafe { (f.primitive_attr_set_post_ops)(attributes.handle(), post.handle()) }, "sum")?;
@@ -384,7 +391,7 @@ impl Library {
         let (source, target) = (from.handle(), to.handle());
         // SAFETY: the function writes a new description to `at`; all objects live.
         let description = unsafe {
-            self.object("copy", f.primitive_desc_destroy, |f, at| {
+            self.object("reorder", f.primitive_desc_destroy, |f, at| {
                 (f.reorder_primitive_desc_create)(
                     at,
                     source,
@@ -395,12 +402,13 @@ impl Library {
                 )
             })
         }?;
-        let scratch = self.bytes(&self.queried(&description, Query::Scratch)?);
-        ensure!(scratch == 0, "oneDNN's copy needs memory of its own");
+        let scratch = self.bytes(&self.query_array(&description, Query::Scratch)?);
+        ensure!(scratch == 0, "oneDNN's reorder needs {scratch} bytes of scratch memory");
         self.primitive(&description, vec![(Role::Source, from), (Role::Destination, to)])
     }
 
-    /// Primitives share no memory of the library's: then several threads may run one.
+    /// Creates attributes that make the caller provide scratch memory. Without memory of its own, several threads may run one
+    /// primitive at once.
     fn attributes(&self) -> Result<Object<Attributes>> {
         let f = &self.functions;
         // SAFETY: the function writes a new object to `to`.
@@ -408,14 +416,13 @@ impl Library {
             self.object("attributes", f.primitive_attr_destroy, |f, to| (f.primitive_attr_create)(to))
         }?;
         // SAFETY: the object lives.
-        let status =
-            unsafe { (f.primitive_attr_set_scratchpad_mode)(attributes.handle(), SCRATCH_OF_THE_USER) };
+        let status = unsafe { (f.primitive_attr_set_scratchpad_mode)(attributes.handle(), USER_SCRATCHPAD) };
         check(status, "attributes").map(|()| attributes)
     }
 
-    /// The description that a primitive has of one of its arrays.
-    fn queried(&self, description: &Object<PrimitiveDescription>, query: Query) -> Result<Array> {
-        // SAFETY: the function writes a new description to `to`, a copy of the answer, which belongs to the primitive's.
+    /// Returns a primitive's description of one of its arrays.
+    fn query_array(&self, description: &Object<PrimitiveDescription>, query: Query) -> Result<Array> {
+        // SAFETY: the function writes a new description to `to`. It copies the answer, which the primitive's description owns.
         unsafe {
             self.object("memory description", self.functions.memory_desc_destroy, |f, to| {
                 (f.memory_desc_clone)(
@@ -443,10 +450,10 @@ impl Library {
     /// Runs a primitive on this thread.
     ///
     /// # Safety
-    /// The addresses are those of arrays as the primitive describes them, in its order, which nobody else writes meanwhile,
-    /// and nobody else reads where the primitive writes.
+    /// The addresses are those of the primitive's arrays, in its order. During the call nobody else writes these arrays, and
+    /// nobody else reads the arrays that the primitive writes.
     pub unsafe fn execute(&self, primitive: &Primitive, addresses: &[*mut c_void]) -> Result<()> {
-        self.alone();
+        self.use_one_thread();
         let f = &self.functions;
         // SAFETY: the function writes a new stream to `to`.
         let stream: Object<Stream> = unsafe {
@@ -466,7 +473,7 @@ impl Library {
         let arguments =
             arrays.iter().enumerate().map(|(i, a)| Argument { role: role(i), memory: a.handle() });
         let arguments: Vec<Argument> = arguments.collect();
-        // SAFETY: all objects live until the call is over: on a CPU's stream the work is done in it.
+        // SAFETY: all objects live until the call is over, and on a CPU stream the work ends before the call returns.
         let status = unsafe {
             (f.primitive_execute)(
                 primitive.primitive.handle(),

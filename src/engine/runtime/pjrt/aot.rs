@@ -1,12 +1,12 @@
-//! Ahead-of-time compilation, for devices that this computer does not have.
+//! Compiles programs ahead of time, for devices that this computer need not have.
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::api::{self, Api};
 use super::estimate::Estimate;
-use super::plain::Plain;
-use super::{Plugin, Settings, ffi, module, wire};
+use super::executable::UnloadedExecutable;
+use super::{Plugin, Settings, ffi, to_ffi, wire};
 use crate::engine::program::Program;
 use crate::error::{Error, Tag};
 
@@ -41,18 +41,18 @@ impl Usage {
 pub struct Compiled {
     /// Device memory.
     pub usage: Usage,
-    /// Flops, bytes and more, by XLA's names. XLA counts a loop's body once.
+    /// XLA's cost analysis by its names, such as flops and bytes accessed. XLA counts a loop's body once.
     pub costs: Vec<(String, f64)>,
     /// The optimized module, a serialized `HloModuleProto`.
     pub module: Vec<u8>,
 }
 
 impl Compiled {
-    /// Estimates cycles, bytes and collectives. `inner_trips` is the number of iterations of an inner loop whose module does not
-    /// say it.
+    /// Estimates cycles, bytes and collectives. `inner_trips` is the number of iterations of an inner loop, where the module does
+    /// not contain it.
     ///
     /// # Errors
-    /// When the module is not as XLA writes it.
+    /// When the module is not well-formed.
     pub fn estimate(&self, inner_trips: f64) -> Result<Estimate> {
         Estimate::from_module(&wire::hlo::Module::read(&self.module)?, inner_trips)
     }
@@ -62,7 +62,7 @@ impl Compiler {
     /// Loads a plugin's compiler, without opening a device.
     ///
     /// # Errors
-    /// [`Error::Device`] when the plugin is missing or no plugin.
+    /// [`Error::Device`] when the file is missing or is not a plugin.
     pub fn load(plugin: &Plugin) -> Result<Compiler> {
         let api = plugin.find().and_then(|path| Api::load(&path));
         Ok(Compiler { api: api.tag(Error::Device)? })
@@ -73,25 +73,25 @@ impl Compiler {
         self.api.path()
     }
 
-    /// Compiles a program for a named topology, such as `v3:2x2`. `flags` are the compiler's.
+    /// Compiles a program for a named topology, such as `v3:2x2`, with compiler flags.
     ///
     /// # Errors
-    /// When there is no such topology, it has fewer devices than replicas, or the compiler refuses the program.
+    /// When there is no such topology, the topology has fewer devices than replicas, or the compiler refuses the program.
     pub fn compile(&self, topology: &str, program: &Program, flags: &Settings) -> Result<Compiled> {
         let api = &self.api;
         // SAFETY: the name lives during the call.
-        let made = unsafe {
+        let created = unsafe {
             api.call(ffi::TopologyDescription_Create {
                 topology_name: topology.as_ptr().cast(),
                 topology_name_size: topology.len(),
                 ..Default::default()
             })
         };
-        let known = "v2:2x2, v3:2x2, v4:2x2x1, v5e:2x4, v6e:2x4";
-        let made = made.with_context(|| {
-            format!("{} has no topology {topology:?}; such are {known}", api.path().display())
+        let examples = "v2:2x2, v3:2x2, v4:2x2x1, v5e:2x4, v6e:2x4";
+        let created = created.with_context(|| {
+            format!("{} has no topology {topology:?}; examples are {examples}", api.path().display())
         })?;
-        let topology = Topology { api, topology: made.topology };
+        let topology = Topology { api, topology: created.topology };
         let replicas = program.signature.replicas;
         let ids = topology.device_ids()?;
         ensure!(
@@ -99,9 +99,9 @@ impl Compiler {
             "{replicas} replicas need as many devices, the topology has {}",
             ids.len()
         );
-        let module = module(program);
+        let module = to_ffi(program);
         let options = wire::compile_options(replicas, Some(&ids[..replicas]), flags);
-        // SAFETY: topology, program and options live during the call. The executable is nobody else's.
+        // SAFETY: topology, program and options live during the call. The executable has no other owner.
         let executable = unsafe {
             let compiled = api.call(ffi::Compile {
                 topology: topology.topology,
@@ -110,7 +110,7 @@ impl Compiler {
                 compile_options_size: options.len(),
                 ..Default::default()
             })?;
-            Plain::new(api, compiled.executable)
+            UnloadedExecutable::new(api, compiled.executable)
         };
         Ok(Compiled { usage: executable.usage()?, costs: executable.costs()?, module: executable.module()? })
     }
@@ -123,20 +123,20 @@ struct Topology<'a> {
 
 impl Topology<'_> {
     fn device_ids(&self) -> Result<Vec<i64>> {
-        // SAFETY: the topology lives, and its descriptions as long as it does.
-        let found = unsafe {
-            let found = self.api.call(ffi::TopologyDescription_GetDeviceDescriptions {
+        // SAFETY: the topology lives, and its descriptions live as long as it does.
+        let descriptions = unsafe {
+            let list = self.api.call(ffi::TopologyDescription_GetDeviceDescriptions {
                 topology: self.topology,
                 ..Default::default()
             })?;
-            api::elements(found.descriptions, found.num_descriptions)
+            api::elements(list.descriptions, list.num_descriptions)
         };
         let id = |description: &*mut ffi::DeviceDescription| {
-            let found = ffi::DeviceDescription_Id { device_description: *description, ..Default::default() };
+            let get = ffi::DeviceDescription_Id { device_description: *description, ..Default::default() };
             // SAFETY: as above.
-            Ok(i64::from(unsafe { self.api.call(found) }?.id))
+            Ok(i64::from(unsafe { self.api.call(get) }?.id))
         };
-        let mut ids = found.iter().map(id).collect::<Result<Vec<i64>>>()?;
+        let mut ids = descriptions.iter().map(id).collect::<Result<Vec<i64>>>()?;
         ids.sort_unstable();
         Ok(ids)
     }
@@ -145,7 +145,7 @@ impl Topology<'_> {
 impl Drop for Topology<'_> {
     fn drop(&mut self) {
         let destroy = ffi::TopologyDescription_Destroy { topology: self.topology, ..Default::default() };
-        // SAFETY: the topology is this one's alone.
+        // SAFETY: this value is the topology's only owner.
         unsafe { self.api.free(destroy) };
     }
 }

@@ -1,4 +1,4 @@
-//! A loaded plugin, and the one door through which its functions are called.
+//! A loaded plugin. Every call of its functions goes through [`Api::call`].
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::ffi::{self, Args, Slot};
 
-/// A plugin's table of functions. Plugins stay loaded until the process ends: they start threads of their own.
+/// A plugin's function table. Plugins stay loaded until the process ends, because they start threads of their own.
 #[derive(Clone)]
 pub struct Api {
     table: *const ffi::Api,
@@ -25,7 +25,7 @@ impl Api {
     /// Loads a plugin and initializes it.
     ///
     /// # Errors
-    /// As of [`Api::open`], or when the plugin cannot be initialized.
+    /// As for [`Api::open`], or when the plugin cannot be initialized.
     pub fn load(path: &Path) -> Result<Api> {
         let api = Api::open(path)?;
         // SAFETY: it has no arguments.
@@ -33,28 +33,28 @@ impl Api {
         Ok(api)
     }
 
-    /// Loads a plugin to ask for its version.
+    /// Loads a plugin without initializing it, which is enough for reading its version.
     ///
     /// # Errors
-    /// When the file is no plugin, or of another major version of the API.
+    /// When the file is not a plugin, or implements another major version of the API.
     pub fn open(path: &Path) -> Result<Api> {
-        let at = || format!("cannot load the PJRT plugin {}", path.display());
-        // SAFETY: loading runs the library's initializers. That is what naming a plugin asks for.
-        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.with_context(at)?;
-        // SAFETY: the symbol's type is the one that the C API gives it.
+        let context = || format!("cannot load the PJRT plugin {}", path.display());
+        // SAFETY: loading runs the library's initializers. Whoever names a plugin trusts its code.
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.with_context(context)?;
+        // SAFETY: this is the symbol's type in the C API.
         let entry = unsafe { library.get::<unsafe extern "C" fn() -> *const ffi::Api>(b"GetPjrtApi") };
         let entry = entry
-            .map_err(|_| anyhow!("{} is no PJRT plugin: it has no function GetPjrtApi", path.display()))?;
-        // SAFETY: the function takes nothing, and gives a table that lives as long as the library, which is never
+            .map_err(|_| anyhow!("{} is not a PJRT plugin: it has no function GetPjrtApi", path.display()))?;
+        // SAFETY: the function takes no arguments and returns a table that lives as long as the library, which is never
         // unloaded.
         let table = unsafe { entry() };
         std::mem::forget(library);
-        ensure!(!table.is_null(), "{} gives no PJRT functions", path.display());
+        ensure!(!table.is_null(), "{} returns no table of PJRT functions", path.display());
         let api = Api { table, path: path.to_path_buf() };
         let (major, minor) = api.version();
         ensure!(
             major == ffi::VERSION.0,
-            "{} speaks version {major}.{minor} of the PJRT API, this program version {}.{}: take a plugin whose version \
+            "{} speaks version {major}.{minor} of the PJRT API, this program version {}.{}: use a plugin whose version \
              begins with {}",
             path.display(),
             ffi::VERSION.0,
@@ -68,37 +68,37 @@ impl Api {
         &self.path
     }
 
-    /// The API's version that the plugin was built with.
+    /// Returns the API version (major, minor) that the plugin was built with.
     pub fn version(&self) -> (i32, i32) {
-        // SAFETY: the head of the table has been the same in every version.
+        // SAFETY: the head of the table is the same in every version.
         let head = unsafe { &*self.table };
         (head.major, head.minor)
     }
 
-    /// Calls a function with its arguments, and gives them back with its results.
+    /// Calls a function with its arguments, and returns them with the results filled in.
     ///
     /// # Safety
-    /// Every pointer in the arguments is what the C API asks for there: one to an object of this plugin that lives, or to
-    /// memory of the size that stands beside it, until the call returns and as much longer as the function's description says.
+    /// Every pointer in the arguments is valid as the C API requires: it points to a live object of this plugin, or to memory of
+    /// the size given beside it, until the call returns or as much longer as the function's description says.
     ///
     /// # Errors
-    /// The plugin's own message with the call's name; or that the plugin is too old to have the function.
+    /// The plugin's own message with the function's name; or that the plugin is too old to have the function.
     pub unsafe fn call<A: Args>(&self, mut args: A) -> Result<A> {
         let function = self.function(A::SLOT)?;
-        // SAFETY: the slot holds the function that takes a pointer to A and gives an error or null, as `Args` promises.
+        // SAFETY: the slot holds a function that takes a pointer to A and returns an error or null, as `Args` promises.
         let function: unsafe extern "C" fn(*mut A) -> *mut ffi::Error =
             unsafe { std::mem::transmute(function) };
-        // SAFETY: A's size stands at its head, and its pointers are valid by the caller's promise. The error is this call's.
-        match unsafe { self.take(function(&raw mut args)) } {
+        // SAFETY: A begins with its size, and its pointers are valid by the caller's promise. The error comes from this call.
+        match unsafe { self.take_message(function(&raw mut args)) } {
             None => Ok(args),
             Some(message) => Err(anyhow!("PJRT_{}: {message}", A::NAME)),
         }
     }
 
-    /// Calls a function that frees something; an error then has nobody to tell but the log.
+    /// Calls a function that frees an object. Logs an error, because the callers are destructors.
     ///
     /// # Safety
-    /// As of [`Api::call`]; and nobody uses the object again.
+    /// As for [`Api::call`]; and nobody uses the object again.
     pub unsafe fn free<A: Args>(&self, args: A) {
         // SAFETY: the caller's promise.
         if let Err(error) = unsafe { self.call(args) } {
@@ -107,7 +107,7 @@ impl Api {
     }
 
     fn function(&self, slot: Slot) -> Result<*const c_void> {
-        // SAFETY: the table's size stands at its head; the slot is read only if it lies inside.
+        // SAFETY: the table begins with its size, and the slot is read only if it lies inside the table.
         let function = unsafe {
             match slot.offset() + size_of::<usize>() <= (*self.table).struct_size {
                 true => *self.table.byte_add(slot.offset()).cast::<*const c_void>(),
@@ -117,7 +117,7 @@ impl Api {
         let (major, minor) = self.version();
         ensure!(
             !function.is_null(),
-            "{} has no PJRT_{slot:?}: it speaks version {major}.{minor} of the PJRT API, this program {}.{}; take a newer \
+            "{} has no PJRT_{slot:?}: it speaks version {major}.{minor} of the PJRT API, this program {}.{}; use a newer \
              plugin",
             self.path.display(),
             ffi::VERSION.0,
@@ -126,11 +126,11 @@ impl Api {
         Ok(function)
     }
 
-    /// The message of an error, which is freed.
+    /// Returns an error's message and frees the error. Null has no message.
     ///
     /// # Safety
-    /// It is null, or an error of this plugin's that nobody has freed.
-    unsafe fn take(&self, error: *mut ffi::Error) -> Option<String> {
+    /// The pointer is null, or an error of this plugin that nobody has freed.
+    unsafe fn take_message(&self, error: *mut ffi::Error) -> Option<String> {
         if error.is_null() {
             return None;
         }
@@ -138,7 +138,7 @@ impl Api {
         let mut destroy = ffi::Error_Destroy { error, ..Default::default() };
         let text = match (self.function(Slot::Error_Message), self.function(Slot::Error_Destroy)) {
             (Ok(read), Ok(free)) => {
-                // SAFETY: the two slots hold functions of this form; the message lives until the error is freed, and is
+                // SAFETY: the two slots hold functions of these types. The message lives until the error is freed, and is
                 // copied before.
                 unsafe {
                     let read: unsafe extern "C" fn(*mut ffi::Error_Message) = std::mem::transmute(read);
@@ -157,10 +157,10 @@ impl Api {
     /// Waits for an event and frees it.
     ///
     /// # Safety
-    /// It is null, or an event of this plugin's that nobody has freed.
+    /// The pointer is null, or an event of this plugin that nobody has freed.
     ///
     /// # Errors
-    /// What went wrong in the work that the event stands for.
+    /// The error of the operation that the event belongs to.
     pub unsafe fn wait(&self, event: *mut ffi::Event) -> Result<()> {
         if event.is_null() {
             return Ok(());
@@ -174,7 +174,7 @@ impl Api {
     }
 }
 
-/// Copies a text of the plugin's.
+/// Copies a string of the plugin.
 ///
 /// # Safety
 /// `start` is null, or points to `size` bytes.
@@ -187,7 +187,7 @@ pub unsafe fn text(start: *const c_char, size: usize) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The elements of an array of the plugin's.
+/// Returns an array of the plugin as a slice.
 ///
 /// # Safety
 /// `start` is null, or points to `size` elements that live as long as the slice is used.
@@ -204,9 +204,9 @@ pub unsafe fn elements<'a, T>(start: *const T, size: usize) -> &'a [T] {
 pub enum Value {
     /// A text.
     Text(String),
-    /// A whole number.
+    /// An integer.
     Int(i64),
-    /// A list of whole numbers.
+    /// A list of integers.
     Ints(Vec<i64>),
     /// A floating-point number.
     Float(f32),
@@ -218,7 +218,7 @@ impl Value {
     /// Parses an option's value: `true`, `7`, `0.5`, `[0:1]` (a list) or a text.
     ///
     /// # Errors
-    /// When a list has elements other than whole numbers.
+    /// When a list has an element that is not an integer.
     pub fn parse(text: &str) -> Result<Value> {
         if let Some(list) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
             let numbers: Result<Vec<i64>, _> = list.split(':').map(str::parse).collect();
@@ -242,7 +242,7 @@ impl Value {
     }
 }
 
-/// Options in the form that a plugin takes. Keeps the texts alive that the form points to.
+/// Options as the C API's array of named values. Owns the strings and lists that the array points to.
 pub struct Options {
     values: Vec<ffi::NamedValue>,
     _texts: Vec<CString>,
@@ -250,18 +250,20 @@ pub struct Options {
 }
 
 impl Options {
+    /// Converts options.
+    ///
     /// # Errors
-    /// When a name or text has a zero byte.
+    /// When a name or text contains a zero byte.
     pub fn new(options: &[(String, Value)]) -> Result<Options> {
         let (mut values, mut texts, mut lists) = (Vec::new(), Vec::new(), Vec::new());
-        let mut keep = |text: &str| -> Result<*const c_char> {
-            let Ok(kept) = CString::new(text) else { bail!("{text:?} has a zero byte") };
-            texts.push(kept);
+        let mut to_c = |text: &str| -> Result<*const c_char> {
+            let Ok(string) = CString::new(text) else { bail!("{text:?} contains a zero byte") };
+            texts.push(string);
             Ok(texts[texts.len() - 1].as_ptr())
         };
         for (name, value) in options {
             let (kind, union, size) = match value {
-                Value::Text(t) => (ffi::named::STRING, ffi::NamedValueUnion { string: keep(t)? }, t.len()),
+                Value::Text(t) => (ffi::named::STRING, ffi::NamedValueUnion { string: to_c(t)? }, t.len()),
                 Value::Int(int64) => (ffi::named::INT64, ffi::NamedValueUnion { int64: *int64 }, 1),
                 Value::Ints(list) => {
                     lists.push(list.clone());
@@ -272,7 +274,7 @@ impl Options {
                 Value::Bool(bool) => (ffi::named::BOOL, ffi::NamedValueUnion { bool: *bool }, 1),
             };
             values.push(ffi::NamedValue {
-                name: keep(name)?,
+                name: to_c(name)?,
                 name_size: name.len(),
                 r#type: kind as c_int,
                 value: union,
@@ -292,15 +294,15 @@ impl Options {
     }
 }
 
-/// Copies named values of the plugin's.
+/// Copies named values of the plugin.
 ///
 /// # Safety
-/// `start` is null, or points to `count` named values whose types are as they say.
+/// `start` is null, or points to `count` named values whose type fields are right.
 pub unsafe fn named_values(start: *const ffi::NamedValue, count: usize) -> Vec<(String, Value)> {
     // SAFETY: promised by the caller.
     let values = unsafe { elements(start, count) };
     let copy = |v: &ffi::NamedValue| {
-        // SAFETY: the union's part is the one that the type names, and sizes are as they say.
+        // SAFETY: each read is of the union's field that the type names, with the size given beside it.
         let value = unsafe {
             match v.r#type {
                 ffi::named::STRING => Value::Text(text(v.value.string, v.value_size)),
@@ -321,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_read_by_their_form() {
+    fn a_value_is_parsed_to_the_first_type_that_fits() {
         for (text, value) in [
             ("true", Value::Bool(true)),
             ("8", Value::Int(8)),
@@ -334,14 +336,14 @@ mod tests {
         assert!(Value::parse("[a]").unwrap_err().to_string().contains("[a] is no list"));
     }
 
-    /// A plugin's table as far as `LoadedExecutable_Destroy`, made here.
+    /// A plugin's table that ends before the slot `LoadedExecutable_Destroy`.
     #[repr(C)]
     struct Table {
         head: ffi::Api,
         slots: [*const c_void; Slot::LoadedExecutable_Destroy as usize],
     }
 
-    /// Gives the arguments' own size as the number of results.
+    /// Writes the size of the arguments' structure as the number of results.
     unsafe extern "C" fn outputs(args: *mut ffi::Executable_NumOutputs) -> *mut ffi::Error {
         // SAFETY: called through `Api::call` only.
         unsafe { (*args).num_outputs = (*args).struct_size };
@@ -353,7 +355,7 @@ mod tests {
     }
 
     unsafe extern "C" fn message(args: *mut ffi::Error_Message) {
-        // SAFETY: `fails` has made the error.
+        // SAFETY: `fails` created the error.
         unsafe {
             let text = &*(*args).error.cast::<String>();
             ((*args).message, (*args).message_size) = (text.as_ptr().cast(), text.len());
@@ -366,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_go_to_their_slots_and_errors_are_read_and_freed() {
+    fn calls_use_their_slots_and_errors_are_read_and_freed() {
         let head = ffi::Api {
             struct_size: size_of::<Table>(),
             extension_start: ptr::null_mut(),
@@ -382,13 +384,13 @@ mod tests {
         table.slots[Slot::Error_Destroy as usize] = destroy as *const c_void;
         let api = Api { table: (&raw const table).cast(), path: "plugin.so".into() };
         let text = |error: anyhow::Error| error.to_string();
-        // SAFETY: the functions above look at nothing else than the arguments themselves.
+        // SAFETY: the functions above only use the arguments themselves.
         unsafe {
             let found = api.call(ffi::Executable_NumOutputs::default()).unwrap();
             assert_eq!(found.num_outputs, size_of::<ffi::Executable_NumOutputs>());
             let failed = api.call(ffi::Plugin_Initialize::default()).err().map(text);
             assert_eq!(failed.unwrap(), "PJRT_Plugin_Initialize: no such luck");
-            // One that is empty, and the first beyond the table.
+            // An empty slot, and the first slot beyond the table.
             let missing = api.call(ffi::Event_Destroy::default()).err().map(text).unwrap();
             assert!(missing.starts_with("plugin.so has no PJRT_Event_Destroy"), "{missing}");
             let beyond = api.call(ffi::LoadedExecutable_Destroy::default()).err().map(text).unwrap();
@@ -397,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn named_values_go_there_and_back() {
+    fn named_values_survive_a_round_trip() {
         let options = vec![
             ("a".to_string(), Value::Text("x".into())),
             ("b".to_string(), Value::Ints(vec![1, -2])),
@@ -405,8 +407,8 @@ mod tests {
             ("d".to_string(), Value::Bool(true)),
             ("e".to_string(), Value::Int(-7)),
         ];
-        let form = Options::new(&options).unwrap();
-        // SAFETY: the form was made here and lives on.
-        assert_eq!(unsafe { named_values(form.as_ptr(), form.len()) }, options);
+        let converted = Options::new(&options).unwrap();
+        // SAFETY: the array belongs to `converted`, which lives.
+        assert_eq!(unsafe { named_values(converted.as_ptr(), converted.len()) }, options);
     }
 }

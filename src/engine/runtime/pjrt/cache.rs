@@ -1,4 +1,4 @@
-//! Keeps compiled programs of plugins as files, so that a second run of the same configuration does not compile again.
+//! Caches the compiled programs of plugins as files, so that a second run of the same configuration does not compile again.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -10,16 +10,16 @@ use sha2::{Digest, Sha256};
 use crate::engine::runtime::Cache;
 use crate::files;
 
-/// Names the folder; empty or `off` keeps nothing.
+/// The environment variable with the cache's folder. Empty or `off` disables the cache.
 const VARIABLE: &str = "VNCA_COMPILATION_CACHE";
 
-/// The most bytes that the folder holds. The least recently used programs are removed first.
+/// The largest total size of the cached files, in bytes. The least recently used ones are removed first.
 const LIMIT: u64 = 2 << 30;
 
-/// Bytes of the checksum at a file's head.
-const HEAD: usize = 32;
+/// The size in bytes of the checksum with which a file begins.
+const CHECKSUM: usize = 32;
 
-/// The folder of a cache. None if nothing is kept.
+/// Returns a cache's folder. `None` if the cache is disabled.
 pub fn folder(cache: &Cache) -> Option<PathBuf> {
     match (cache, env::var_os(VARIABLE)) {
         (Cache::Off, _) => None,
@@ -30,14 +30,14 @@ pub fn folder(cache: &Cache) -> Option<PathBuf> {
     }
 }
 
-/// Where one compiled program lies, or would.
+/// The cache's file for one compiled program. The file need not exist.
 pub struct Entry {
     path: PathBuf,
 }
 
 impl Entry {
-    /// The entry of what `parts` determine, all of them together: compiler, module, options.
-    pub fn within(folder: &Path, parts: &[&[u8]]) -> Entry {
+    /// Returns the entry for a program that `parts` determine: compiler, module, options.
+    pub fn new(folder: &Path, parts: &[&[u8]]) -> Entry {
         let mut hash = Sha256::new();
         for part in parts {
             hash.update(part.len().to_le_bytes());
@@ -51,20 +51,20 @@ impl Entry {
         &self.path
     }
 
-    /// Reads the compiled program, if it is there and complete.
+    /// Reads the compiled program, if the file exists and is intact.
     pub fn read(&self) -> Option<Vec<u8>> {
         let mut bytes = fs::read(&self.path).ok()?;
-        let body = bytes.split_off(HEAD.min(bytes.len()));
+        let body = bytes.split_off(CHECKSUM.min(bytes.len()));
         if bytes[..] != Sha256::digest(&body)[..] {
-            log::warn!("{} is damaged and is made anew", self.path.display());
+            log::warn!("{} is damaged: compiling the program again", self.path.display());
             return None;
         }
-        // Records the time of use. If that fails, the program is only removed earlier.
+        // The modification time records the last use. If setting it fails, the file is removed earlier than it should be.
         let _ = fs::File::open(&self.path).and_then(|f| f.set_modified(SystemTime::now()));
         Some(body)
     }
 
-    /// Writes a compiled program, and removes old ones beyond the limit.
+    /// Writes a compiled program, and removes old ones if the cache is larger than its limit.
     ///
     /// # Errors
     /// When the folder cannot be written to.
@@ -73,16 +73,16 @@ impl Entry {
     }
 
     fn write_within(&self, body: &[u8], limit: u64) -> Result<()> {
-        let at = || format!("cannot keep a compiled program in {}", self.path.display());
+        let context = || format!("cannot cache a compiled program in {}", self.path.display());
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).with_context(at)?;
-        // Other processes see the complete file or none.
-        files::write_bytes(&self.path, [&Sha256::digest(body)[..], body].concat()).with_context(at)?;
-        let found = fs::read_dir(folder).with_context(at)?.flatten();
+        fs::create_dir_all(folder).with_context(context)?;
+        // `write_bytes` renames a complete file into place: another process never reads half of it.
+        files::write_bytes(&self.path, [&Sha256::digest(body)[..], body].concat()).with_context(context)?;
+        let found = fs::read_dir(folder).with_context(context)?.flatten();
         let mut files: Vec<(SystemTime, u64, PathBuf)> = found
             .filter_map(|f| {
-                let about = f.metadata().ok()?;
-                Some((about.modified().ok()?, about.len(), f.path()))
+                let metadata = f.metadata().ok()?;
+                Some((metadata.modified().ok()?, metadata.len(), f.path()))
             })
             .collect();
         files.sort();
@@ -91,7 +91,7 @@ impl Entry {
             if total <= limit {
                 break;
             }
-            // Another process may have removed it already.
+            // Ignore errors: another process may have removed the file already.
             let _ = fs::remove_file(path);
             total -= size;
         }
@@ -104,21 +104,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_kept_comes_back_unless_anything_differs() {
+    fn a_program_is_found_only_under_its_own_parts() {
         let folder = tempfile::tempdir().unwrap();
-        let entry = Entry::within(folder.path(), &[b"ab", b"c"]);
+        let entry = Entry::new(folder.path(), &[b"ab", b"c"]);
         assert!(entry.read().is_none());
         entry.write(b"program").unwrap();
         assert_eq!(entry.read().unwrap(), b"program");
-        assert!(Entry::within(folder.path(), &[b"a", b"bc"]).read().is_none());
-        assert!(Entry::within(folder.path(), &[b"ab", b"d"]).read().is_none());
+        assert!(Entry::new(folder.path(), &[b"a", b"bc"]).read().is_none());
+        assert!(Entry::new(folder.path(), &[b"ab", b"d"]).read().is_none());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_damaged_file_is_none() {
+    fn a_damaged_file_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
-        let entry = Entry::within(folder.path(), &[]);
+        let entry = Entry::new(folder.path(), &[]);
         entry.write(b"program").unwrap();
         let whole = fs::read(entry.path()).unwrap();
         let changed = [&whole[..whole.len() - 1], b"x"].concat();
@@ -129,15 +129,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_longest_ago_goes_first() {
+    fn the_least_recently_used_program_is_removed_first() {
         let folder = tempfile::tempdir().unwrap();
-        let entries: Vec<Entry> = (0..4u8).map(|i| Entry::within(folder.path(), &[&[i]])).collect();
+        let entries: Vec<Entry> = (0..4u8).map(|i| Entry::new(folder.path(), &[&[i]])).collect();
         for (entry, age) in entries.iter().zip([30, 40, 20]) {
             entry.write(&[0; 68]).unwrap();
-            let then = SystemTime::now() - std::time::Duration::from_secs(age);
-            fs::File::open(entry.path()).unwrap().set_modified(then).unwrap();
+            let used = SystemTime::now() - std::time::Duration::from_secs(age);
+            fs::File::open(entry.path()).unwrap().set_modified(used).unwrap();
         }
-        assert!(entries[1].read().is_some(), "reading makes it the newest");
+        assert!(entries[1].read().is_some(), "reading makes it the most recently used");
         entries[3].write_within(&[0; 68], 300).unwrap();
         let kept: Vec<bool> = entries.iter().map(|e| e.path().exists()).collect();
         assert_eq!(kept, [false, true, true, true]);

@@ -1,8 +1,8 @@
 //! Estimates a program's cost from the compiler's optimized module.
 //!
-//! XLA's own cost analysis counts a loop's body once. Here a body counts as often as its condition's constant says. Where
-//! only the run tells, it counts once in the entry (the train program's loop over gradient steps), and as often as the
-//! caller says inside another loop.
+//! XLA's own cost analysis counts a loop's body once. Here a body counts once for each iteration, whose number is the constant in
+//! the loop's condition. If the number is known only at run time, the body of a loop in the entry computation counts once: this is
+//! the train program's loop over gradient steps. A loop inside another loop then counts as often as the caller says.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use super::wire::hlo::{Computation, Instruction, Module, Shape};
 
-/// Collectives of one kind.
+/// The collectives of one kind in a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Collective {
-    /// How many run.
+    /// Number of executions.
     pub count: f64,
     /// Bytes that each replica contributes.
     pub bytes: f64,
@@ -23,19 +23,19 @@ pub struct Collective {
 /// Costs summed over a module. A loop's body counts once for each iteration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Estimate {
-    /// The compiler's own estimates of its fusions, convolutions and copies, added up.
+    /// Sum of the compiler's own cycle estimates of fusions, convolutions and copies.
     pub cycles: f64,
-    /// Read from and written to the device's main memory.
+    /// Bytes read from and written to the device's main memory.
     pub bytes: f64,
-    /// Collectives by XLA's name of the operation.
+    /// Collectives, by XLA's name of the operation.
     pub collectives: BTreeMap<String, Collective>,
 }
 
 impl Estimate {
-    /// Sums the costs of a module. `inner_trips` is the number of iterations of an inner loop whose condition does not say it.
+    /// Sums the costs of a module. `inner_trips` is the number of iterations of an inner loop whose condition has no constant.
     ///
     /// # Errors
-    /// When the module is not as XLA writes it.
+    /// When the module is not well-formed.
     pub fn from_module(module: &Module, inner_trips: f64) -> Result<Estimate> {
         let by_id = module.computations.iter().map(|c| (c.id, c)).collect();
         let mut walk = Walk { by_id, inner_trips, sum: Estimate::default() };
@@ -62,10 +62,10 @@ impl<'m> Walk<'m> {
             match instruction.opcode.as_str() {
                 "while" => {
                     let [body, condition] = instruction.called_ids[..] else { continue };
-                    let known = trips(self.find(condition)?).or_else(|| trips(self.by_id.get(&body)?));
-                    let count = known.unwrap_or(if entry { 1.0 } else { self.inner_trips });
-                    // Which of the two is the body, the order does not say in every version: the condition gives a truth
-                    // value and has nothing to count.
+                    let constant = trips(self.find(condition)?).or_else(|| trips(self.by_id.get(&body)?));
+                    let count = constant.unwrap_or(if entry { 1.0 } else { self.inner_trips });
+                    // Versions of XLA list body and condition in different orders. Visiting both is safe, because the
+                    // condition has next to no cost.
                     for called in [body, condition] {
                         self.computation(called, times * count, false)?;
                     }
@@ -113,8 +113,8 @@ impl<'m> Walk<'m> {
     }
 }
 
-/// Bytes that a fusion moves: of an operand from which it only takes slices, those; of one that it updates in place, the
-/// update.
+/// Returns the bytes that a fusion moves. An operand that it only slices counts with the size of the slices, an operand that it
+/// updates in place with the size of the update.
 fn fusion_bytes(fused: &Computation, operands: &[f64], written: f64) -> f64 {
     let by_id: HashMap<i64, &Instruction> = fused.instructions.iter().map(|i| (i.id, i)).collect();
     let size = |id: i64| by_id.get(&id).and_then(|i| i.shape.as_ref()).map_or(0.0, bytes);
@@ -135,7 +135,7 @@ fn fusion_bytes(fused: &Computation, operands: &[f64], written: f64) -> f64 {
     moved + root.map_or(written, |r| size(r.operand_ids[1]).min(written))
 }
 
-/// The number that a loop's condition compares its counter with.
+/// Returns the constant with which a loop's condition compares its counter.
 fn trips(condition: &Computation) -> Option<f64> {
     let root = condition.instructions.iter().find(|i| i.id == condition.root_id)?;
     let operand = |id: &i64| condition.instructions.iter().find(|i| i.id == *id);
@@ -149,7 +149,7 @@ fn cycles(config: &[u8]) -> f64 {
     text.and_then(|t| t.parse().ok()).unwrap_or_default()
 }
 
-/// Bytes in the device's main memory: memory space 0. Others lie on the chip.
+/// Returns the bytes in the device's main memory, memory space 0. The other spaces are on the chip.
 fn main_bytes(shape: &Shape) -> f64 {
     match shape.tuple.is_empty() {
         true if shape.layout.as_ref().is_some_and(|l| l.memory_space != 0) => 0.0,
@@ -159,7 +159,7 @@ fn main_bytes(shape: &Shape) -> f64 {
 }
 
 fn bytes(shape: &Shape) -> f64 {
-    // Numbers of `xla.PrimitiveType`.
+    // Keys are the numbers of `xla.PrimitiveType`.
     let size = match shape.element_type {
         1 | 2 | 6 => 1.0,
         3 | 7 | 10 | 16 => 2.0,
@@ -175,7 +175,7 @@ mod tests {
     use super::super::wire::hlo::{Layout, Literal};
     use super::*;
 
-    /// An f32 array in a memory space: 0 the main memory, others on the chip.
+    /// The shape of an f32 array in a memory space: 0 is the main memory, others are on the chip.
     fn f32s(dimensions: &[i64], memory_space: i64) -> Option<Shape> {
         let layout = Some(Layout { memory_space });
         Some(Shape { element_type: 11, dimensions: dimensions.to_vec(), layout, tuple: vec![] })
@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    fn costing(cycles: u32, instruction: Instruction) -> Instruction {
+    fn with_cycles(cycles: u32, instruction: Instruction) -> Instruction {
         let backend_config = format!(r#"{{"window_config":{{"estimated_cycles":"{cycles}"}}}}"#).into_bytes();
         Instruction { backend_config, ..instruction }
     }
@@ -208,7 +208,7 @@ mod tests {
         Computation { id, root_id, instructions, ..Computation::default() }
     }
 
-    /// A condition that compares with a constant, or with a number that comes at run time.
+    /// A condition that compares with a constant, or with a number known only at run time.
     fn condition(id: i64, trips: Option<i32>) -> Computation {
         let number = match trips {
             Some(trips) => Instruction {
@@ -226,14 +226,14 @@ mod tests {
     }
 
     #[test]
-    fn bodies_count_as_often_as_they_run() {
-        let fusion = |cycles| costing(cycles, instruction(9, "fusion", None, &[], &[]));
+    fn bodies_count_once_for_each_iteration() {
+        let fusion = |cycles| with_cycles(cycles, instruction(9, "fusion", None, &[], &[]));
         let looped = |id, body, condition| instruction(id, "while", None, &[], &[body, condition]);
         let found = estimate(vec![
-            // The loop over gradient steps, of a number that comes at run time: once.
+            // The loop over gradient steps, whose number is known only at run time, counts once.
             computation(0, vec![looped(1, 1, 10), fusion(1)]),
             condition(10, None),
-            // In it one of 8 trips, and one of a drawn number.
+            // Its body has a loop of 8 trips and one whose number is drawn at run time.
             computation(1, vec![looped(1, 2, 11), looped(2, 3, 12), fusion(10)]),
             condition(11, Some(8)),
             condition(12, None),
@@ -244,18 +244,18 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_those_of_the_main_memory() {
+    fn only_main_memory_counts() {
         let found = estimate(vec![
             computation(
                 0,
                 vec![
                     instruction(1, "parameter", f32s(&[100, 10], 0), &[], &[]),
                     instruction(2, "parameter", f32s(&[10], 1), &[], &[]),
-                    // Reads a row of 40 bytes in the fusion, and 40 bytes on the chip; writes 40.
+                    // The fusion reads a row of 40 bytes, and 40 bytes on the chip. It writes 40 bytes.
                     instruction(3, "fusion", f32s(&[10], 0), &[1, 2], &[1]),
-                    // Reads the whole 4,000 bytes, and writes nothing to the main memory.
+                    // Reads all 4,000 bytes, and writes nothing to the main memory.
                     instruction(4, "copy", f32s(&[100, 10], 1), &[1], &[]),
-                    // Writes a row in place: read and written.
+                    // Writes a row in place. The update is read and written.
                     instruction(5, "dynamic-update-slice", f32s(&[100, 10], 0), &[1, 3], &[]),
                 ],
             ),
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn collectives_are_counted_by_kind_with_what_each_replica_brings() {
+    fn collectives_count_by_kind_with_the_bytes_of_each_replica() {
         let found = estimate(vec![computation(
             0,
             vec![
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_misses_a_computation_is_an_error() {
+    fn a_missing_computation_is_an_error() {
         let module = Module { computations: vec![], entry_id: 7 };
         let error = Estimate::from_module(&module, 1.0).unwrap_err().to_string();
         assert_eq!(error, "the module has no computation 7");

@@ -1,13 +1,13 @@
-//! The part of the PJRT C API that is used here, as in `xla/pjrt/c/pjrt_c_api.h`, version 0.90.
+//! The part of the PJRT C API that this program uses: `xla/pjrt/c/pjrt_c_api.h`, version 0.90.
 //!
-//! Names are the header's without `PJRT_` and `_Args`. A plugin of another minor version is fine: sizes go with every call,
-//! slots are only added at the end.
+//! Names are those of the header without `PJRT_` and `_Args`. Plugins of other minor versions work too, because every call passes
+//! its structure's size and new functions are only added at the table's end.
 
 use std::ffi::{c_char, c_int, c_void};
 
 use crate::engine::runtime::custom_call_header::{Struct, opaque, structs};
 
-/// The version that this file was written from. Plugins of another major version are refused.
+/// The API version (major, minor) that this file follows. Plugins of another major version are refused.
 pub const VERSION: (i32, i32) = (0, 90);
 
 opaque!(Error Event Client Device DeviceDescription Buffer Executable LoadedExecutable TopologyDescription SerializedExecutable);
@@ -15,15 +15,15 @@ opaque!(Error Event Client Device DeviceDescription Buffer Executable LoadedExec
 /// The arguments and results of one function.
 ///
 /// # Safety
-/// The slot's function takes a pointer to this structure, and gives an error or null.
+/// The slot's function takes a pointer to this structure and returns an error or null.
 pub unsafe trait Args: Struct {
     const SLOT: Slot;
 }
 
 macro_rules! functions {
     ($($name:ident)*) => {$(
-        // SAFETY: the header gives each function the structure of its name, and a test compares the two. `Error_Destroy` and
-        // `Error_Message`, which give nothing, are not listed.
+        // SAFETY: in the header each function takes the structure of its own name, and a test compares the two. `Error_Destroy`
+        // and `Error_Message`, which return nothing, are not listed.
         unsafe impl Args for $name {
             const SLOT: Slot = Slot::$name;
         }
@@ -297,7 +297,7 @@ pub mod named {
     pub const BOOL: i32 = 4;
 }
 
-/// `PJRT_Buffer_MemoryLayout_Tiled`, the larger part of a memory layout's union, and the one that is used.
+/// `PJRT_Buffer_MemoryLayout_Tiled`: the larger variant of a memory layout's union, and the only one used here.
 #[repr(C)]
 pub struct Tiled {
     pub struct_size: usize,
@@ -314,7 +314,7 @@ pub const ONLY_DURING_CALL: c_int = 0;
 /// `PJRT_Buffer_MemoryLayout_Type_Tiled`.
 pub const LAYOUT_TILED: c_int = 0;
 
-/// The head of `PJRT_Api`. Behind it stands one function pointer a [`Slot`].
+/// The head of `PJRT_Api`. One function pointer for each [`Slot`] follows it.
 #[repr(C)]
 pub struct Api {
     pub struct_size: usize,
@@ -327,21 +327,21 @@ pub struct Api {
 
 macro_rules! slots {
     ($($name:ident)*) => {
-        /// The functions of `PJRT_Api` in their order, up to the last one that is called here.
+        /// The functions of `PJRT_Api` in order, up to the last one that this program calls.
         #[allow(dead_code)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Slot {
             $($name,)*
         }
 
-        /// Names and offsets, to be compared with the header's.
+        /// Names and offsets, for comparison with the header.
         #[cfg(test)]
         pub const SLOTS: &[(&str, usize)] = &[$((stringify!($name), Slot::$name.offset())),*];
     };
 }
 
 impl Slot {
-    /// Where the function's pointer stands in `PJRT_Api`.
+    /// Returns the byte offset of the function's pointer in `PJRT_Api`.
     pub const fn offset(self) -> usize {
         size_of::<Api>() + self as usize * size_of::<usize>()
     }
@@ -387,24 +387,24 @@ mod tests {
     use crate::engine::runtime::custom_call_header::Header;
 
     #[test]
-    fn layouts_are_those_of_the_header() {
+    fn layouts_match_the_header() {
         let mut header = Header::new("xla/pjrt/c/pjrt_c_api.h");
-        header.holds(format!("PJRT_API_MAJOR == {} && PJRT_API_MINOR == {}", VERSION.0, VERSION.1));
+        header.assert(format!("PJRT_API_MAJOR == {} && PJRT_API_MINOR == {}", VERSION.0, VERSION.1));
         for (name, offset) in SLOTS {
-            header.holds(format!("offsetof(PJRT_Api, PJRT_{name}) == {offset}"));
+            header.assert(format!("offsetof(PJRT_Api, PJRT_{name}) == {offset}"));
         }
         for layout in LAYOUTS {
-            let plain =
+            let no_arguments =
                 ["NamedValue", "Program", "Buffer_MemoryLayout", "ExecuteOptions"].contains(&layout.0);
-            let c = format!("PJRT_{}{}", layout.0, if plain { "" } else { "_Args" });
-            header.has(&c, layout, |field| match field {
+            let c = format!("PJRT_{}{}", layout.0, if no_arguments { "" } else { "_Args" });
+            header.assert_layout(&c, layout, |field| match field {
                 "value" => "string_value".into(),
                 other => other.trim_start_matches("r#").into(),
             });
         }
-        header.holds(format!("sizeof(PJRT_Buffer_MemoryLayout_Tiled) == {}", size_of::<Tiled>()));
+        header.assert(format!("sizeof(PJRT_Buffer_MemoryLayout_Tiled) == {}", size_of::<Tiled>()));
         let offset = std::mem::offset_of!(Tiled, num_tiles);
-        header.holds(format!("offsetof(PJRT_Buffer_MemoryLayout_Tiled, num_tiles) == {offset}"));
+        header.assert(format!("offsetof(PJRT_Buffer_MemoryLayout_Tiled, num_tiles) == {offset}"));
         header.compile();
     }
 }

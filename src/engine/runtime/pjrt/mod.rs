@@ -1,14 +1,14 @@
-//! Devices of PJRT plugins: TPUs, GPUs, and any other device with a shared library for the C API.
+//! Devices of PJRT plugins: TPUs, GPUs, and any other device with a shared library that implements the PJRT C API.
 
 mod aot;
 mod api;
 mod cache;
 mod estimate;
+mod executable;
 #[expect(non_camel_case_types)]
 mod ffi;
 mod find;
 mod host;
-mod plain;
 mod wire;
 
 use std::any::Any;
@@ -23,40 +23,41 @@ pub use self::aot::{Compiled, Compiler, Usage};
 pub use self::api::Value;
 use self::api::{Api, Options};
 pub use self::estimate::{Collective, Estimate};
+use self::executable::UnloadedExecutable;
 pub use self::find::Plugin;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
-use self::plain::Plain;
 use super::{Buffer, Cache, Client, Loaded, Memory};
 use crate::engine::array::Array;
 use crate::engine::program::{Format, Program, Signature, Target};
 use crate::engine::shape::{DType, Shape};
 
-/// Options for creating a plugin's client, or flags of its compiler, by name.
+/// Named options for creating a plugin's client, or named flags of its compiler.
 pub type Settings = Vec<(String, Value)>;
 
-/// Names that belong to the compiler and not to the plugin.
+/// Settings whose names begin with this are flags of the compiler, not options of the plugin.
 const COMPILER_PREFIX: &str = "xla_";
 
-/// A plugin's client, which buffers and executables keep alive.
+/// A plugin's client. Buffers and executables keep it alive.
 struct Shared {
     api: Api,
     client: *mut ffi::Client,
+    /// The devices with their ids.
     devices: Vec<(*mut ffi::Device, i64)>,
     /// `tpu`, `cuda`, `cpu`, ...
     platform: String,
     flags: Settings,
-    /// Where compiled programs are kept.
+    /// The folder of compiled programs.
     cache: Option<PathBuf>,
 }
 
-// SAFETY: the C API may be called from any thread, and the pointers stay valid as long as the client, which is destroyed once.
+// SAFETY: the C API may be called from any thread. The pointers stay valid as long as the client, which is destroyed once.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: nobody else has the client: buffers and executables hold `Shared`.
+        // SAFETY: this value is the client's only owner: buffers and executables hold `Shared`.
         unsafe { self.api.free(ffi::Client_Destroy { client: self.client, ..Default::default() }) };
     }
 }
@@ -78,7 +79,7 @@ struct PluginExecutable {
     executable: *mut ffi::LoadedExecutable,
     replicas: usize,
     inputs: usize,
-    /// As many as the plugin reports. The plugin writes them.
+    /// The number of results that the plugin reports and writes.
     outputs: usize,
 }
 
@@ -98,20 +99,24 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf
     if is_tpu {
         find::tpu_device()?;
     }
-    let busy = |e: anyhow::Error| if format!("{e:#}").contains("lockfile") { advice(path, e) } else { e };
-    let api = Api::load(path).map_err(busy)?;
+    let explain =
+        |e: anyhow::Error| if format!("{e:#}").contains("lockfile") { with_advice(path, e) } else { e };
+    let api = Api::load(path).map_err(explain)?;
     let (mut flags, options): (Settings, Settings) =
         settings.iter().cloned().partition(|(name, _)| name.starts_with(COMPILER_PREFIX));
     flags.extend(find::cuda_folder(path).map(|folder| ("xla_gpu_cuda_data_dir".into(), Value::Text(folder))));
-    let form = Options::new(&options)?;
-    let create =
-        ffi::Client_Create { create_options: form.as_ptr(), num_options: form.len(), ..Default::default() };
+    let options = Options::new(&options)?;
+    let create = ffi::Client_Create {
+        create_options: options.as_ptr(),
+        num_options: options.len(),
+        ..Default::default()
+    };
     // SAFETY: the options live during the call.
-    let client = unsafe { api.call(create) }.map_err(|e| advice(path, e))?.client;
-    // From here on it is destroyed whatever else fails.
+    let client = unsafe { api.call(create) }.map_err(|e| with_advice(path, e))?.client;
+    // Dropping `shared` destroys the client if a later step fails.
     let mut shared = Shared { api, client, devices: Vec::new(), platform: String::new(), flags, cache };
     let api = &shared.api;
-    // SAFETY: the client lives, and the name and the devices as long as it does.
+    // SAFETY: the client lives, and the name and the devices live as long as it does.
     let (platform, found) = unsafe {
         let name = api.call(ffi::Client_PlatformName { client, ..Default::default() })?;
         let found = api.call(ffi::Client_AddressableDevices { client, ..Default::default() })?;
@@ -125,12 +130,12 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf
     Ok(shared)
 }
 
-/// Advises on a device that does not open.
-fn advice(path: &Path, error: anyhow::Error) -> anyhow::Error {
+/// Adds advice to the error of a device that does not open.
+fn with_advice(path: &Path, error: anyhow::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     let hint = if text.contains("already in use") || text.contains("lockfile") || text.contains("busy") {
         "another process holds the device: end it (the message names it, or: sudo lsof -w /dev/accel0), and remove \
-         /tmp/libtpu_lockfile if it has died"
+         /tmp/libtpu_lockfile if no process holds it"
     } else if text.contains("Unexpected option") {
         "this plugin has no such option: leave it out"
     } else if text.contains("No visible GPU")
@@ -141,23 +146,23 @@ fn advice(path: &Path, error: anyhow::Error) -> anyhow::Error {
     } else if text.contains("libcuda") || text.contains("CUDA driver") {
         "the NVIDIA driver is missing or too old for this plugin: see nvidia-smi"
     } else if text.contains("RESOURCE_EXHAUSTED") || text.contains("out of memory") {
-        "the device's memory is taken: see nvidia-smi, or give less with ,memory_fraction=0.5 or ,preallocate=false"
+        "the device's memory is in use: see nvidia-smi, or reserve less of it with ,memory_fraction=0.5 or ,preallocate=false"
     } else {
         "see docs/devices.md"
     };
-    error.context(format!("{} opens no device ({hint})", path.display()))
+    error.context(format!("{} cannot open a device ({hint})", path.display()))
 }
 
 /// # Safety
-/// The device is one of this plugin's, and its client lives.
+/// The device belongs to this plugin, and its client lives.
 unsafe fn description(api: &Api, device: *mut ffi::Device) -> Result<*mut ffi::DeviceDescription> {
-    let ask = ffi::Device_GetDescription { device, ..Default::default() };
+    let get = ffi::Device_GetDescription { device, ..Default::default() };
     // SAFETY: the caller's promise.
-    Ok(unsafe { api.call(ask) }?.device_description)
+    Ok(unsafe { api.call(get) }?.device_description)
 }
 
 /// # Safety
-/// As of [`description`].
+/// As for [`description`].
 unsafe fn device_id(api: &Api, device: *mut ffi::Device) -> Result<i64> {
     // SAFETY: the caller's promise; the description lives as long as the device.
     let found = unsafe {
@@ -167,7 +172,7 @@ unsafe fn device_id(api: &Api, device: *mut ffi::Device) -> Result<i64> {
     Ok(i64::from(found.id))
 }
 
-/// Returns the C API's number of an element type.
+/// Returns the C API's number for an element type.
 fn element_type(dtype: DType) -> i32 {
     match dtype {
         DType::Pred => 1,
@@ -180,7 +185,7 @@ fn element_type(dtype: DType) -> i32 {
     }
 }
 
-/// The name that the C API has for a module's format.
+/// Returns the C API's name of a module's format.
 fn format_name(format: Format) -> &'static str {
     match format {
         Format::Hlo => "hlo",
@@ -188,8 +193,8 @@ fn format_name(format: Format) -> &'static str {
     }
 }
 
-/// Returns a module in the form that the C API takes. The program must outlive it.
-fn module(program: &Program) -> ffi::Program {
+/// Returns a program as the C API's structure. The structure points into the program, which must outlive it.
+fn to_ffi(program: &Program) -> ffi::Program {
     let format = format_name(program.signature.format);
     ffi::Program {
         code: program.module.as_ptr().cast_mut().cast(),
@@ -201,45 +206,48 @@ fn module(program: &Program) -> ffi::Program {
 }
 
 impl PluginClient {
-    /// The platform's version, which may have several lines.
+    /// Returns the platform's version, which may have several lines.
     fn version(&self) -> String {
         let Shared { api, client, .. } = &*self.0;
-        let ask = ffi::Client_PlatformVersion { client: *client, ..Default::default() };
-        // SAFETY: the client lives, and the text as long as it does.
-        let text = unsafe { api.call(ask).map(|v| api::text(v.platform_version, v.platform_version_size)) };
+        let get = ffi::Client_PlatformVersion { client: *client, ..Default::default() };
+        // SAFETY: the client lives, and the string lives as long as it does.
+        let text = unsafe { api.call(get).map(|v| api::text(v.platform_version, v.platform_version_size)) };
         text.unwrap_or_default()
     }
 
     /// Returns the kind of the first device.
     fn kind(&self) -> Option<String> {
         let Shared { api, devices, .. } = &*self.0;
-        // SAFETY: the client lives, and device, description and text as long as it does.
+        // SAFETY: the client lives, and device, description and string live as long as it does.
         unsafe {
             let device_description = description(api, devices.first()?.0).ok()?;
-            let ask = ffi::DeviceDescription_Kind { device_description, ..Default::default() };
-            let kind = api.call(ask).ok()?;
+            let get = ffi::DeviceDescription_Kind { device_description, ..Default::default() };
+            let kind = api.call(get).ok()?;
             Some(api::text(kind.device_kind, kind.device_kind_size))
         }
     }
 
-    /// Returns everything that a compiled program depends on besides its module and options.
-    fn compiler(&self) -> Vec<u8> {
+    /// Identifies everything that a compiled program depends on besides its module and options.
+    fn fingerprint(&self) -> Vec<u8> {
         let Shared { api, devices, platform, .. } = &*self.0;
         let file = std::fs::metadata(api.path()).and_then(|m| Ok((m.len(), m.modified()?))).ok();
         let flags = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"].map(std::env::var_os);
-        // The CPU's compiler writes for the machine that it runs on.
+        // The CPU's compiler generates code for the machine that it runs on.
         let machine = (platform == "cpu").then(host::processor);
-        let all = (platform, self.version(), self.kind(), devices.len(), api.version(), file, flags, machine);
-        format!("{all:?}").into_bytes()
+        let parts =
+            (platform, self.version(), self.kind(), devices.len(), api.version(), file, flags, machine);
+        format!("{parts:?}").into_bytes()
     }
 
+    /// Takes ownership of a loaded executable.
+    ///
     /// # Safety
-    /// The executable is of this client, and nobody else frees it.
-    unsafe fn own(
+    /// The executable belongs to this client, and nobody else frees it.
+    unsafe fn wrap(
         &self,
         executable: *mut ffi::LoadedExecutable,
         signature: &Signature,
-    ) -> Result<(PluginExecutable, Plain<'_>)> {
+    ) -> Result<(PluginExecutable, UnloadedExecutable<'_>)> {
         let api = &self.0.api;
         let mut loaded = PluginExecutable {
             shared: self.0.clone(),
@@ -249,15 +257,19 @@ impl PluginClient {
             outputs: 0,
         };
         let get = ffi::LoadedExecutable_GetExecutable { loaded_executable: executable, ..Default::default() };
-        // SAFETY: the executable lives; what is given for it is to be freed by whoever asked.
-        let plain = unsafe { Plain::new(api, api.call(get)?.executable) };
-        // The number of results comes from the executable, and is not ours to assume: results are written there.
-        loaded.outputs = plain.outputs()?;
-        Ok((loaded, plain))
+        // SAFETY: the executable lives, and the caller has to free the object that the call returns.
+        let unloaded = unsafe { UnloadedExecutable::new(api, api.call(get)?.executable) };
+        // The plugin writes as many results as the executable has, whatever the signature says.
+        loaded.outputs = unloaded.outputs()?;
+        Ok((loaded, unloaded))
     }
 
-    fn compile_anew(&self, program: &Program, options: &[u8]) -> Result<(PluginExecutable, Plain<'_>)> {
-        let module = module(program);
+    fn compile_uncached(
+        &self,
+        program: &Program,
+        options: &[u8],
+    ) -> Result<(PluginExecutable, UnloadedExecutable<'_>)> {
+        let module = to_ffi(program);
         let compile = ffi::Client_Compile {
             client: self.0.client,
             program: &raw const module,
@@ -265,11 +277,11 @@ impl PluginClient {
             compile_options_size: options.len(),
             ..Default::default()
         };
-        // SAFETY: client, program and options live during the call; the executable is nobody else's.
-        unsafe { self.own(self.0.api.call(compile)?.executable, &program.signature) }
+        // SAFETY: client, program and options live during the call; the executable has no other owner.
+        unsafe { self.wrap(self.0.api.call(compile)?.executable, &program.signature) }
     }
 
-    /// Loads an executable that [`Plain::serialize`] wrote.
+    /// Loads an executable that [`UnloadedExecutable::serialize`] wrote.
     fn load(&self, bytes: &[u8], signature: &Signature) -> Result<PluginExecutable> {
         let load = ffi::Executable_DeserializeAndLoad {
             client: self.0.client,
@@ -277,8 +289,8 @@ impl PluginClient {
             serialized_executable_size: bytes.len(),
             ..Default::default()
         };
-        // SAFETY: client and bytes live during the call; the executable is nobody else's.
-        Ok(unsafe { self.own(self.0.api.call(load)?.loaded_executable, signature) }?.0)
+        // SAFETY: client and bytes live during the call; the executable has no other owner.
+        Ok(unsafe { self.wrap(self.0.api.call(load)?.loaded_executable, signature) }?.0)
     }
 }
 
@@ -310,24 +322,24 @@ impl Client for PluginClient {
         let ids: Vec<i64> = devices.iter().take(replicas).map(|(_, id)| *id).collect();
         let options = wire::compile_options(replicas, Some(&ids), flags);
         let format = format_name(program.signature.format);
-        let kept = self.0.cache.as_ref().map(|folder| {
-            cache::Entry::within(folder, &[&self.compiler(), format.as_bytes(), &program.module, &options])
+        let entry = self.0.cache.as_ref().map(|folder| {
+            cache::Entry::new(folder, &[&self.fingerprint(), format.as_bytes(), &program.module, &options])
         });
         let name = &program.signature.name;
-        if let Some((entry, bytes)) = kept.as_ref().and_then(|entry| Some((entry, entry.read()?))) {
+        if let Some((entry, bytes)) = entry.as_ref().and_then(|entry| Some((entry, entry.read()?))) {
             match self.load(&bytes, &program.signature) {
                 Ok(loaded) => {
-                    log::info!("{name} comes compiled from {}", entry.path().display());
+                    log::info!("loaded the compiled {name} from {}", entry.path().display());
                     return Ok(Box::new(loaded));
                 }
-                Err(error) => log::info!("{name} is compiled anew: {error:#}"),
+                Err(error) => log::info!("compiling {name} again, cannot load it: {error:#}"),
             }
         }
-        let (loaded, plain) = self.compile_anew(program, &options)?;
-        if let Some(entry) = &kept
-            && let Err(error) = plain.serialize().and_then(|bytes| entry.write(&bytes))
+        let (loaded, unloaded) = self.compile_uncached(program, &options)?;
+        if let Some(entry) = &entry
+            && let Err(error) = unloaded.serialize().and_then(|bytes| entry.write(&bytes))
         {
-            log::info!("{name} is compiled again the next time: {error:#}");
+            log::info!("the compiled {name} is not cached: {error:#}");
         }
         Ok(Box::new(loaded))
     }
@@ -336,7 +348,8 @@ impl Client for PluginClient {
         let Shared { api, client, devices, .. } = &*self.0;
         let (device, _) = devices.get(device).ok_or_else(|| anyhow!("there is no device {device}"))?;
         let dims: Vec<i64> = array.dims().iter().map(|d| *d as i64).collect();
-        // The plugin copies what it needs before it returns, so that transfers go on beside the host's own work.
+        // With these semantics the plugin copies the data before the call returns. The transfer itself may go on in the
+        // background.
         let put = ffi::Client_BufferFromHostBuffer {
             client: *client,
             data: array.bytes().as_ptr().cast(),
@@ -347,8 +360,8 @@ impl Client for PluginClient {
             device: *device,
             ..Default::default()
         };
-        // SAFETY: client and device live, and the array during the call; it has as many bytes as its sizes and type say. The
-        // event is nobody else's.
+        // SAFETY: client and device live, and the array lives during the call. It has as many bytes as its sizes and type
+        // need. The event has no other owner.
         let buffer = unsafe {
             let put = api.call(put)?;
             let buffer = PluginBuffer { shared: self.0.clone(), buffer: put.buffer };
@@ -363,11 +376,11 @@ impl Client for PluginClient {
         let stats = ffi::Device_MemoryStats { device: *device, ..Default::default() };
         // SAFETY: the device lives.
         let stats = unsafe { self.0.api.call(stats) }.ok()?;
-        let known = |value: i64, is_set: bool| is_set.then_some(value as u64);
+        let optional = |value: i64, is_set: bool| is_set.then_some(value as u64);
         Some(Memory {
             used: stats.bytes_in_use as u64,
-            peak: known(stats.peak_bytes_in_use, stats.peak_bytes_in_use_is_set),
-            limit: known(stats.bytes_limit, stats.bytes_limit_is_set),
+            peak: optional(stats.peak_bytes_in_use, stats.peak_bytes_in_use_is_set),
+            limit: optional(stats.bytes_limit, stats.bytes_limit_is_set),
         })
     }
 }
@@ -376,7 +389,7 @@ impl Buffer for PluginBuffer {
     fn get(&self, shape: &Shape) -> Result<Array> {
         let api = &self.shared.api;
         let mut bytes = vec![0; shape.bytes()];
-        // Row-major, whatever order and tiles the device keeps.
+        // Asks for row-major order, whatever layout the device uses.
         let order: Vec<i64> = (0..shape.rank() as i64).rev().collect();
         let mut layout = ffi::Buffer_MemoryLayout {
             tiled: ffi::Tiled {
@@ -398,7 +411,7 @@ impl Buffer for PluginBuffer {
             dst_size: bytes.len(),
             ..Default::default()
         };
-        // SAFETY: buffer and layout live, and the memory, which has that size, until the event has come.
+        // SAFETY: buffer and layout live, and `bytes`, which has `dst_size` bytes, lives until the event is ready.
         unsafe { api.wait(api.call(copy)?.event) }?;
         Array::from_bytes(shape.clone(), bytes)
     }
@@ -410,7 +423,7 @@ impl Buffer for PluginBuffer {
 
 impl Drop for PluginBuffer {
     fn drop(&mut self) {
-        // SAFETY: the buffer is this one's alone.
+        // SAFETY: this value is the buffer's only owner.
         unsafe { self.shared.api.free(ffi::Buffer_Destroy { buffer: self.buffer, ..Default::default() }) };
     }
 }
@@ -420,15 +433,15 @@ impl Loaded for PluginExecutable {
         let api = &self.shared.api;
         let own = |b: &&dyn Buffer| match b.as_any().downcast_ref::<PluginBuffer>() {
             Some(b) if Arc::ptr_eq(&b.shared, &self.shared) => Ok(b.buffer),
-            Some(_) => Err(anyhow!(
-                "an argument belongs to another client of the device: take meshes that share one"
-            )),
-            None => Err(anyhow!("an argument lies on another kind of device")),
+            Some(_) => {
+                Err(anyhow!("an argument belongs to another client of the device: use meshes that share one"))
+            }
+            None => Err(anyhow!("an argument is on another kind of device")),
         };
-        let as_many = |row: &Vec<&dyn Buffer>| row.len() == self.inputs;
+        let complete = |row: &Vec<&dyn Buffer>| row.len() == self.inputs;
         ensure!(
-            arguments.len() == self.replicas && arguments.iter().all(as_many),
-            "{} rows of {} arguments are needed",
+            arguments.len() == self.replicas && arguments.iter().all(complete),
+            "the program needs {} rows of {} arguments",
             self.replicas,
             self.inputs
         );
@@ -447,11 +460,11 @@ impl Loaded for PluginExecutable {
             output_lists: outputs.as_ptr(),
             ..Default::default()
         };
-        // SAFETY: the executable lives, and the lists during the call. It takes and gives as many buffers as its program's
-        // signature and the plugin say, and the buffers are of its client.
+        // SAFETY: the executable lives, and the lists live during the call. The numbers of arguments and of results are those of
+        // the program's signature and of the plugin's report. The buffers belong to the executable's client.
         unsafe { api.call(execute) }?;
         let boxed = |buffer: *mut ffi::Buffer| {
-            ensure!(!buffer.is_null(), "the plugin left a result out");
+            ensure!(!buffer.is_null(), "the plugin returned no buffer for a result");
             Ok(Box::new(PluginBuffer { shared: self.shared.clone(), buffer }) as Box<dyn Buffer>)
         };
         results.into_iter().map(|row| row.into_iter().map(boxed).collect()).collect()
@@ -461,7 +474,7 @@ impl Loaded for PluginExecutable {
 impl Drop for PluginExecutable {
     fn drop(&mut self) {
         let destroy = ffi::LoadedExecutable_Destroy { executable: self.executable, ..Default::default() };
-        // SAFETY: the executable is this one's alone.
+        // SAFETY: this value is the executable's only owner.
         unsafe { self.shared.api.free(destroy) };
     }
 }
@@ -469,7 +482,7 @@ impl Drop for PluginExecutable {
 /// Describes a plugin without opening its devices.
 ///
 /// # Errors
-/// When the file is missing or no plugin, or has another major version of the API.
+/// When the file is missing, is not a plugin, or implements another major version of the API.
 pub fn inspect(plugin: &Plugin) -> Result<String> {
     let api = Api::open(&plugin.find()?)?;
     let (major, minor) = api.version();

@@ -1,5 +1,5 @@
-//! The messages of XLA's protocol buffers that are used here, each with the fields that are: compile options are written,
-//! compiled modules read.
+//! The protocol buffer messages that this program exchanges with XLA, with only the fields that it uses. It writes compile options
+//! and reads compiled modules.
 
 use std::collections::HashMap;
 
@@ -66,8 +66,7 @@ enum OverrideField {
     Double(f64),
 }
 
-/// Serialized compile options: so many replicas, on the devices of these ids where they are known, with these flags of
-/// the compiler.
+/// Returns serialized compile options: the number of replicas, the ids of their devices if given, and compiler flags.
 pub fn compile_options(replicas: usize, devices: Option<&[i64]>, flags: &[(String, Value)]) -> Vec<u8> {
     let assignment = devices.map(|devices| Assignment {
         replicas: devices.len() as i32,
@@ -96,7 +95,7 @@ pub fn compile_options(replicas: usize, devices: Option<&[i64]>, flags: &[(Strin
     .encode_to_vec()
 }
 
-/// Compiled modules.
+/// Messages of compiled modules.
 pub mod hlo {
     use anyhow::{Context, Result, bail};
     use prost::Message;
@@ -169,7 +168,7 @@ pub mod hlo {
         pub memory_space: i64,
     }
 
-    /// `xla.LiteralProto`, of whole numbers.
+    /// `xla.LiteralProto`, with only its 32-bit integers.
     #[derive(Clone, PartialEq, Message)]
     pub struct Literal {
         #[prost(int32, repeated, tag = "4")]
@@ -183,14 +182,17 @@ pub mod hlo {
         module: Option<Vec<u8>>,
     }
 
-    /// The serialized module in what a plugin gives.
+    /// Extracts the serialized module from a plugin's optimized program.
+    ///
+    /// # Errors
+    /// When the plugin uses an unknown format.
     pub fn module_bytes(format: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
         match format {
             "hlo" => Ok(bytes),
             "hlo_with_config" => {
-                WithConfig::decode(bytes.as_slice())?.module.context("the plugin gave no module")
+                WithConfig::decode(bytes.as_slice())?.module.context("the plugin returned no module")
             }
-            other => bail!("the plugin gives its optimized program in the form {other:?}"),
+            other => bail!("the plugin returns its optimized program in an unknown format, {other:?}"),
         }
     }
 
