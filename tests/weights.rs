@@ -114,7 +114,8 @@ fn a_compressed_npz_of_half_precision_is_read() {
     };
     std::fs::write(&path, compressed(&entries(npy_of))).unwrap();
     assert_eq!(read(&path, &leaves()).unwrap(), values());
-    let halves = |array: &Array| array.to_vec::<f32>().into_iter().map(half::f16::from_f32).collect::<Vec<_>>();
+    let halves =
+        |array: &Array| array.to_vec::<f32>().into_iter().map(half::f16::from_f32).collect::<Vec<_>>();
     fn half_record(array: &Array) -> Vec<u8> {
         let bytes = array.to_vec::<f32>().into_iter().flat_map(|v| half::f16::from_f32(v).to_le_bytes());
         let dims: String = array.dims().iter().map(|n| format!("{n},")).collect();

@@ -301,7 +301,8 @@ impl Parser {
                 None => {
                     let at = self.find_label()?;
                     let place = if at == LabelAt::First { "first" } else { "last" };
-                    word = Some(format!("{WITH_LABEL} numbers in a line: the {place} is taken for the label"));
+                    word =
+                        Some(format!("{WITH_LABEL} numbers in a line: the {place} is taken for the label"));
                     at
                 }
             };

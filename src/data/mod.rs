@@ -5,8 +5,11 @@
 //! it, what was expected and what was there; memory grows with the data that is read, never with what a header claims.
 //!
 //! A folder's binary images are, first of these that it has: `binarized_mnist_{train,valid,test}.amat` (training set:
-//! train, followed by valid if it is there), IDX images as of MNIST (binarized here, see `Grey::binarize`), or
-//! `{train,test}.npy`. Kinds are never mixed; labels go with the images of their own kind only.
+//! train, followed by valid if it is there), IDX images as of MNIST (binarized here, see [`Grey::binarize`]), or
+//! `{train,test}.npy`. Kinds are never mixed; labels go with the images of their own kind only. Labels that are wrong are
+//! left out with a word in the log, for few uses of the images need them.
+//!
+//! An `.npz` file has training and test images as Keras has them: `x_train`, `x_test` and the labels `y_train`, `y_test`.
 //!
 //! ```
 //! use vnca::data::{self, Part};
@@ -107,6 +110,18 @@ impl Split {
             labels: self.labels.as_ref().map(|labels| indices.iter().map(|i| labels[*i]).collect()),
             sources: self.sources.clone(),
         }
+    }
+
+    /// Returns the images with rows and columns exchanged. EMNIST's files have their images so.
+    pub fn transposed(mut self) -> Split {
+        for image in self.pixels.chunks_exact_mut(PIXELS) {
+            for row in 0..SIDE {
+                for column in 0..row {
+                    image.swap(row * SIDE + column, column * SIDE + row);
+                }
+            }
+        }
+        self
     }
 
     /// Number of images.
@@ -224,7 +239,8 @@ impl Dataset {
         match (found, &self.origin) {
             (Some(split), _) => Ok(split),
             (None, Origin::File(_)) => self.train.as_ref().context("a single file's images are not loaded"),
-            (None, Origin::Archive(archive)) => Err(archive.missing(part)),
+            (None, Origin::Archive(archive)) if archive.has_parts() => Err(archive.missing(part)),
+            (None, Origin::Archive(_)) => self.train.as_ref().context("the file's only array is not loaded"),
             (None, Origin::Folder(folder)) => Err(folder.missing(part)),
             (None, Origin::Glyphs) => bail!("the embedded digits are not loaded"),
         }
@@ -242,7 +258,8 @@ pub fn load(spec: &str) -> Result<Dataset> {
         Origin::Glyphs => (Some(glyphs::split(Part::Train)), Some(glyphs::split(Part::Test))),
         Origin::File(path) => (Some(read_binary(path)?), None),
         Origin::Archive(archive) => {
-            (archive.grey(Part::Train)?.map(Grey::binarize), archive.grey(Part::Test)?.map(Grey::binarize))
+            let test = if archive.has_parts() { archive.grey(Part::Test)? } else { None };
+            (archive.grey(Part::Train)?.map(Grey::binarize), test.map(Grey::binarize))
         }
         Origin::Folder(folder) => (folder.binary(Part::Train)?, folder.binary(Part::Test)?),
     };
@@ -306,11 +323,7 @@ impl Origin {
         let path = Path::new(spec);
         let meta = std::fs::metadata(path)
             .with_context(|| format!("{spec}: expected '{GLYPHS}', a file or a folder with images"))?;
-        if meta.is_dir() {
-            Ok(Origin::Folder(Folder::open(path)?))
-        } else {
-            find_file(path)
-        }
+        if meta.is_dir() { Ok(Origin::Folder(Folder::open(path)?)) } else { find_file(path) }
     }
 }
 
@@ -416,7 +429,8 @@ impl Folder {
                     let entry = entry?;
                     let kind = entry.file_type()?;
                     let is_folder = kind.is_dir()
-                        || kind.is_symlink() && std::fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir());
+                        || kind.is_symlink()
+                            && std::fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir());
                     let name = entry.file_name().to_string_lossy().into_owned();
                     // A folder is no data file, whatever its name: the ending makes that no file is looked for by it.
                     Ok(if is_folder { name + "/" } else { name })
@@ -594,6 +608,19 @@ mod tests {
         let pixels: Vec<u8> = (0..PIXELS).map(|i| (i % 2) as u8).collect();
         let grey = Grey { name: String::new(), pixels: pixels.clone(), labels: None, sources: vec![] };
         assert_eq!(grey.binarize().pixels, pixels);
+    }
+
+    #[test]
+    fn a_transposed_image_has_its_rows_as_columns() {
+        let pixels: Vec<u8> = (0..2 * PIXELS).map(|i| u8::from(i % 5 == 0)).collect();
+        let split = Split { name: String::new(), pixels, labels: None, sources: vec![] };
+        let turned = split.clone().transposed();
+        let [image, other] = [split.image(1), turned.image(1)];
+        for (row, column) in [(0, 0), (3, 20), (20, 3), (27, 0)] {
+            assert_eq!(image[row * SIDE + column], other[column * SIDE + row]);
+        }
+        assert_ne!(split.pixels, turned.pixels);
+        assert_eq!(split.pixels, turned.transposed().pixels);
     }
 
     #[test]

@@ -55,10 +55,9 @@ pub fn read_labels(mut input: Input) -> Result<Vec<u8>> {
     let header = Header::read(&mut input)?;
     // Keras has the labels of some sets as a column.
     if !matches!(header.shape[..], [_] | [_, 1]) {
-        bail!(input.error(format_args!(
-            "expected labels of the shape (n,) or (n, 1), got {:?}",
-            header.shape
-        )));
+        bail!(
+            input.error(format_args!("expected labels of the shape (n,) or (n, 1), got {:?}", header.shape))
+        );
     }
     read_values(&header, &mut input, Values::Labels)
 }

@@ -36,21 +36,27 @@ impl Archive {
         Ok(Archive { path: path.to_owned(), names })
     }
 
-    /// Reads the images of a part, with their labels if the file has them. The only array of a file has no part: it
-    /// serves as training images.
+    /// Reports whether there can be training and test images: a single array is neither.
+    pub fn has_parts(&self) -> bool {
+        self.names.len() != 1
+    }
+
+    /// Reads the images of a part, with their labels if the file has them. The only array of a file serves as either
+    /// part.
     ///
     /// # Errors
     /// When the arrays are not images; the error names the file and the array.
     pub fn grey(&self, part: Part) -> Result<Option<Grey>> {
         let (images, labels) = match &self.names[..] {
-            [only] if part == Part::Train => (Some(only.clone()), None),
+            [only] => (Some(only.clone()), None),
             _ => (self.find(image_names(part)), self.find(label_names(part))),
         };
         let Some(images) = images else { return Ok(None) };
         let pixels = self.read(&images, npy::read_grey)?;
         let name = format!("{} {images}", file_name(&self.path));
-        let labels = labels
-            .and_then(|labels| labels_beside(self.read(&labels, npy::read_labels), &pixels, &self.place(&labels)));
+        let labels = labels.and_then(|labels| {
+            labels_beside(self.read(&labels, npy::read_labels), &pixels, &self.place(&labels))
+        });
         Ok(Some(Grey { name, pixels, labels, sources: vec![self.path.clone()] }))
     }
 

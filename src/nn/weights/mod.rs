@@ -107,7 +107,8 @@ fn shared_prefix(leaves: &[Leaf], named: &[(String, Array)]) -> Option<String> {
     let (first, _) = named.first()?;
     let dots = first.match_indices('.').map(|(dot, _)| &first[..=dot]);
     let mut prefixes = dots.filter(|prefix| is_leaf(&first[prefix.len()..]));
-    let prefix = prefixes.find(|prefix| named.iter().all(|(name, _)| name.starts_with(prefix) && !is_leaf(name)))?;
+    let prefix =
+        prefixes.find(|prefix| named.iter().all(|(name, _)| name.starts_with(prefix) && !is_leaf(name)))?;
     Some(prefix.to_string())
 }
 
