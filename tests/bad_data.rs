@@ -5,13 +5,15 @@
 mod records;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Cursor, Write};
 use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use records::{header, record};
 use vnca::data::{self, PIXELS, Part, Split};
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
 
 /// Some images: `n * 784` bytes of 0 or 1, no two images equal.
 fn images(n: usize) -> Vec<u8> {
@@ -85,6 +87,8 @@ fn check(rows: &[(&str, Vec<u8>, &[&str])]) {
 fn bad_text() {
     let good = amat(&images(3));
     let long = vec![b'0'; 1 << 20];
+    let good_commas = String::from_utf8(good.clone()).unwrap().replace(' ', ",");
+    let neither = format!("7 {}8\n", "0 ".repeat(PIXELS - 1));
     check(&[
         ("a.amat", vec![], &["empty", "0 bytes"]),
         ("a.amat", b"\n\n \n".to_vec(), &["no images", "blank lines only"]),
@@ -114,6 +118,24 @@ fn bad_text() {
         ("a.amat.gz", cut(gz(&good), 60), &["truncated or damaged", "gzip"]),
         ("a.amat.gz", cut(gz(&good), gz(&good).len() - 3), &["truncated or damaged", "4704 unpacked bytes"]),
         ("a.amat.gz", gz(&with_line(3, |l| l[2..].to_owned())), &["line 3: expected 784 numbers, got 783"]),
+        ("a.amat.gz", [gz(&good), b"more".to_vec()].concat(), &["other bytes follow the gzip stream"]),
+        (
+            "a.amat",
+            with_line(2, |l| format!("255{}", &l[1..])),
+            &["line 2", "got '255'", "grey images are binarized"],
+        ),
+        ("a.csv", good_commas.replacen(",1", ",2", 1).into_bytes(), &["grey values up to 255, got 2"]),
+        ("a.csv", good_commas.replacen(",1", ",0.5", 1).into_bytes(), &["line 1", "0 to 255, got '0.5'"]),
+        ("a.csv", good_commas.replacen(",1", ",", 1).into_bytes(), &["line 1", "got ''"]),
+        ("a.csv", good_commas.replacen(",1", ",256", 1).into_bytes(), &["line 1", "got '256'"]),
+        (
+            "a.csv",
+            good_commas.replacen(",1", "", 1).into_bytes(),
+            &["line 1: expected 784 numbers, or 785", "783"],
+        ),
+        ("a.csv", format!("a,b\n{good_commas}").into_bytes(), &["line 1", "names of 784 pixels", "got 2"]),
+        ("a.csv", b"<html>404</html>".to_vec(), &["line 1, column 1", "<html>"]),
+        ("a.amat", neither.into_bytes(), &["785 numbers", "label, first or last"]),
         ("a.amat", b"<html>404</html>".to_vec(), &["line 1, column 1", "<html>"]),
         ("data.bin", b"<html>404</html>".to_vec(), &["expected images as .amat text, IDX or .npy", "<html>"]),
     ]);
@@ -186,6 +208,10 @@ fn bad_npy() {
     two[100] = 2;
     let mut minus = vec![0; 2 * PIXELS];
     minus[5] = 0xff;
+    let with_grey: Vec<u8> = (0..PIXELS).map(|i| [0, 0, 0, 1, 0, 17][i % 6]).collect();
+    let with_only_grey: Vec<u8> = with_grey.iter().map(|p| p / 17 * 17).collect();
+    let with_two_inks: Vec<u8> =
+        (0..PIXELS).map(|i| if i == 9 { 1 } else { (i % 2 * 255) as u8 * u8::from(i != 9) }).collect();
     let version_2 = |length: u32| [b"\x93NUMPY\x02\x00", &length.to_le_bytes()[..]].concat();
     let (order, columns) = (header("|u1", "Yes", "(1, 784)"), header("|u1", "True", "(2, 784)"));
     let mut two_columns = images(2);
@@ -193,7 +219,11 @@ fn bad_npy() {
     check(&[
         ("a.npy", vec![], &["empty"]),
         ("a.npy", b"\x93NUM".to_vec(), &["truncated", "magic"]),
-        ("a.npy", b"PK\x03\x04 an .npz file".to_vec(), &["byte 0", "NUMPY", "PK"]),
+        ("a.npy", b"PK\x03\x04 an .npz file".to_vec(), &["truncated or damaged", "no .npz file"]),
+        ("a.npy", b"GIF89a, a picture".to_vec(), &["byte 0", "NUMPY", "GIF89a"]),
+        ("a.npy", npy("|u1", "(1, 784)", &with_grey), &["value 5 (index [0, 5])", "got 17", "grey", "IDX"]),
+        ("a.npy", npy("|u1", "(1, 784)", &with_two_inks), &["value 9 (index [0, 9])", "0 or 255, got 1"]),
+        ("a.npy", npy("|u1", "(1, 784)", &with_only_grey), &["value 5 (index [0, 5])", "0 or 1, got 17"]),
         ("a.npy", b"\x93NUMPY\x09\x00\x10\x00".to_vec(), &["byte 6", "version 1, 2 or 3, got 9"]),
         ("a.npy", b"\x93NUMPY\x01\x00\x76".to_vec(), &["truncated", "header"]),
         ("a.npy", version_2(u32::MAX), &["header of up to 16384 bytes", "4294967295"]),
@@ -255,29 +285,12 @@ fn no_cut_file_panics() {
 /// Each row: the files of a folder, words that the error must have.
 #[test]
 fn bad_folders() {
-    let labels = |n: usize| idx_labels(&vec![3; n]);
-    let npy_labels = |values: &[u8]| npy("|u1", &format!("({},)", values.len()), values);
-    const X: &str = "t10k-images-idx3-ubyte";
-    const Y: &str = "t10k-labels-idx1-ubyte";
     type Files = Vec<(&'static str, Vec<u8>)>;
     let rows: Vec<(Files, &[&str])> = vec![
         (vec![], &["no train images", "looked for binarized_mnist_train.amat", "found nothing"]),
         (vec![("a.txt", vec![])], &["train-images-idx3-ubyte[.gz]", "train.npy", "found a.txt"]),
         (vec![("binarized_mnist_valid.amat", amat(&images(1)))], &["binarized_mnist_train.amat[.gz]"]),
         (vec![("binarized_mnist_test.amat", b"0 1 2".to_vec())], &["binarized_mnist_test.amat: line 1"]),
-        (vec![(X, idx_images(&images(3))), (Y, labels(2))], &[Y, "expected 3 labels", X, "got 2"]),
-        (vec![(X, idx_images(&images(1))), (Y, idx_labels(&[10]))], &[Y, "byte 8", "0 to 9", "got 10"]),
-        (vec![(X, idx_images(&images(1))), (Y, cut(labels(3), 9))], &[Y, "truncated", "3 labels"]),
-        (vec![(X, idx_images(&images(1))), (Y, vec![])], &[Y, "empty"]),
-        (vec![(X, idx_images(&images(1))), (Y, idx_images(&images(1)))], &[Y, "a file of images"]),
-        (
-            vec![("test.npy", npy("|u1", "(1, 784)", &images(1))), ("test_labels.npy", npy_labels(&[1, 2]))],
-            &["test_labels.npy", "expected 1 labels", "got 2"],
-        ),
-        (
-            vec![("test.npy", npy("|u1", "(1, 784)", &images(1))), ("test_labels.npy", npy_labels(&[11]))],
-            &["test_labels.npy", "value 0", "0 to 9, got 11"],
-        ),
     ];
     for (i, (files, words)) in rows.iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
@@ -291,12 +304,55 @@ fn bad_folders() {
     }
 }
 
+/// Few verbs need labels. Wrong ones beside the images must not keep the others from their images.
+#[test]
+fn images_are_read_beside_labels_that_are_wrong() {
+    let labels = |n: usize| idx_labels(&vec![3; n]);
+    let npy_labels = |values: &[u8]| npy("|u1", &format!("({},)", values.len()), values);
+    let (idx, array) = (idx_images(&images(3)), npy("|u1", "(3, 784)", &images(3)));
+    for wrong in [labels(2), idx_labels(&[10, 1, 1]), cut(labels(3), 9), vec![], idx_images(&images(3))] {
+        let dir = tempfile::tempdir().unwrap();
+        let labels = dir.path().join("t10k-labels-idx1-ubyte");
+        fs::write(dir.path().join("t10k-images-idx3-ubyte"), &idx).unwrap();
+        fs::write(&labels, wrong).unwrap();
+        let test = data::load_split(dir.path().to_str().unwrap(), Part::Test).unwrap();
+        assert_eq!((test.pixels.clone(), &test.labels, test.sources.len()), (images(3), &None, 1));
+        // Who names the file gets the error.
+        let error = format!("{:#}", test.labelled(&labels).unwrap_err());
+        assert!(error.contains("t10k-labels-idx1-ubyte: "), "{error}");
+    }
+    for wrong in [npy_labels(&[1, 2]), npy_labels(&[11, 1, 1]), vec![]] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("test.npy"), &array).unwrap();
+        fs::write(dir.path().join("test_labels.npy"), wrong).unwrap();
+        let test = data::load_split(dir.path().to_str().unwrap(), Part::Test).unwrap();
+        assert_eq!((test.pixels, test.labels), (images(3), None));
+    }
+}
+
 #[test]
 fn folders_and_files_in_each_others_place() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("binarized_mnist_test.amat")).unwrap();
     let error = error_of(dir.path());
-    assert!(error.contains("binarized_mnist_test.amat: expected a file, got a folder"), "{error}");
+    assert!(
+        error.contains("no train images") && error.contains("found binarized_mnist_test.amat/"),
+        "{error}"
+    );
+    // Kaggle's archive has a folder of the file's name beside the file.
+    let labels = idx_labels(&[4, 5, 6]);
+    for (name, content) in [("images", idx_images(&images(3))), ("labels", labels)] {
+        let kind = if name == "images" { "idx3" } else { "idx1" };
+        let folder = dir.path().join(format!("t10k-{name}-{kind}-ubyte"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("other"), "0 1").unwrap();
+        fs::write(dir.path().join(format!("t10k-{name}.{kind}-ubyte")), content).unwrap();
+    }
+    let test = data::load_split(dir.path().to_str().unwrap(), Part::Test).unwrap();
+    assert_eq!((test.pixels, test.labels), (images(3), Some(vec![4, 5, 6])));
+    let report = data::known::verify(dir.path()).unwrap();
+    let files: Vec<&str> = report.files.iter().map(|file| file.file.as_str()).collect();
+    assert_eq!(files, ["t10k-images.idx3-ubyte", "t10k-labels.idx1-ubyte"]);
     let error = error_of(&dir.path().join("absent"));
     for word in ["absent", "'glyphs'", "No such file"] {
         assert!(error.contains(word), "{error}");
@@ -338,6 +394,12 @@ fn good_text_in_every_form() {
         cut(text.clone(), text.len() - 1),
         [&text[..], b"\n \n\n"].concat(),
         [gz(&text[..1568 * 7]), gz(&text[1568 * 7..])].concat(),
+        [gz(&text), vec![0; 1000]].concat(),
+        [gz(&text[..1568 * 7]), vec![0; 300_000], gz(&text[1568 * 7..])].concat(),
+        other(" ", ","),
+        other(" ", ", "),
+        other("1", "255"),
+        String::from_utf8(text.clone()).unwrap().replace('1', "255").replace(' ', ",").into_bytes(),
     ];
     for (i, form) in forms.iter().enumerate() {
         assert_eq!(loaded("a.amat", form).pixels, pixels, "form {i}");
@@ -383,6 +445,17 @@ fn good_npy_of_every_type() {
             assert_eq!(loaded("a.npy", &content).pixels, pixels, "{order}{kind}");
         }
     }
+    let full: Vec<u8> = pixels.iter().map(|p| p * 255).collect();
+    assert_eq!(loaded("a.npy", &npy("|u1", "(20, 28, 28, 1)", &full)).pixels, pixels);
+    let full: Vec<u8> = full.iter().flat_map(|p| f64::from(*p).to_be_bytes()).collect();
+    assert_eq!(loaded("a.npy", &npy(">f8", "(20, 784)", &full)).pixels, pixels);
+    // Later versions of the header have a length of four bytes.
+    for version in [2, 3] {
+        let text = header("|u1", "False", "(20, 784)");
+        let start = [b"\x93NUMPY", &[version, 0][..], &(text.len() as u32).to_le_bytes()].concat();
+        let content = [&start[..], text.as_bytes(), &pixels].concat();
+        assert_eq!(loaded("a.npy", &content).pixels, pixels, "version {version}");
+    }
     for shape in ["(20, 784)", "(20L, 784L)", "(20, 28, 28)", "(20, 28, 28, 1)", "( 20,28,28, )"] {
         assert_eq!(loaded("a", &npy("|b1", shape, &pixels)).pixels, pixels, "{shape}");
     }
@@ -399,6 +472,136 @@ fn good_npy_of_every_type() {
         let content = record(&header("|u1", "True", shape), &body);
         assert_eq!(loaded("a.npy", &content).pixels, pixels, "{shape}");
     }
+}
+
+/// The lines of a table, each with a label in front of the pixels or behind them.
+fn table(pixels: &[u8], labels: &[u8], first: bool, separator: &str) -> String {
+    let line = |(image, label): (&[u8], &u8)| {
+        let mut numbers: Vec<String> = image.iter().map(u8::to_string).collect();
+        numbers.insert(if first { 0 } else { PIXELS }, label.to_string());
+        numbers.join(separator) + "\n"
+    };
+    pixels.chunks(PIXELS).zip(labels).map(line).collect()
+}
+
+#[test]
+fn tables_with_labels() {
+    let labels: Vec<u8> = (0..20).map(|i| (i * 7 + 3) % 10).collect();
+    let bits = images(20);
+    let full: Vec<u8> = bits.iter().map(|p| p * 255).collect();
+    let names: Vec<String> = (0..PIXELS).map(|i| format!("pixel{i}")).collect();
+    let names = names.join(",");
+    for pixels in [&bits, &full] {
+        let (first, last) = (table(pixels, &labels, true, ","), table(pixels, &labels, false, ","));
+        for (i, text) in [
+            format!("label,{names}\n{first}"),
+            format!("\u{feff}label,{names}\r\n{}", first.replace('\n', "\r\n")),
+            format!("{names},class\n{last}"),
+            first.clone(),
+            last.clone(),
+            table(pixels, &labels, true, " "),
+            table(pixels, &labels, false, " "),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let split = loaded("a.csv", text.as_bytes());
+            assert_eq!((split.pixels, split.labels), (bits.clone(), Some(labels.clone())), "text {i}");
+        }
+    }
+    let bare = String::from_utf8(amat(&bits)).unwrap().replace(' ', ",");
+    let split = loaded("a.csv.gz", &gz(format!("{names}\n{bare}").as_bytes()));
+    assert_eq!((split.pixels, split.labels), (bits.clone(), None));
+    // Grey values are binarized as those of IDX are; labels of letters are no digits.
+    let grey: Vec<u8> = (0..20 * PIXELS).map(|i| (i * 31 % 256) as u8).collect();
+    let letters: Vec<u8> = (0..20).map(|i| i + 5).collect();
+    let split = loaded("a.csv", format!("label,{names}\n{}", table(&grey, &letters, true, ",")).as_bytes());
+    assert_eq!((split.pixels, split.labels), (loaded("a", &idx_images(&grey)).pixels, None));
+}
+
+/// An `.npz` file of these arrays.
+fn npz(arrays: &[(&str, Vec<u8>)], method: CompressionMethod) -> Vec<u8> {
+    let options = SimpleFileOptions::default().compression_method(method);
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in arrays {
+        zip.start_file(format!("{name}.npy"), options).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+#[test]
+fn npz_as_keras_has_it() {
+    let grey: Vec<u8> = (0..3 * PIXELS).map(|i| (i * 31 % 256) as u8).collect();
+    let labels = |values: &[u64]| {
+        npy(
+            "<i8",
+            &format!("({},)", values.len()),
+            &values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>(),
+        )
+    };
+    let arrays = [
+        ("x_test", npy("|u1", "(2, 28, 28)", &images(2))),
+        ("x_train", npy("|u1", "(3, 28, 28)", &grey)),
+        ("y_train", npy("|u1", "(3, 1)", &[5, 0, 4])),
+        ("y_test", labels(&[7, 2])),
+        ("unneeded", b"no array".to_vec()),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mnist.npz");
+    let spec = path.to_str().unwrap();
+    for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
+        fs::write(&path, npz(&arrays, method)).unwrap();
+        let set = data::load(spec).unwrap();
+        let (train, test) = (set.split(Part::Train).unwrap(), set.split(Part::Test).unwrap());
+        assert_eq!((&test.pixels, &test.labels), (&images(2), &Some(vec![7, 2])));
+        assert_eq!(
+            (&train.pixels, &train.labels),
+            (&loaded("a", &idx_images(&grey)).pixels, &Some(vec![5, 0, 4]))
+        );
+        assert_eq!(data::load_split(spec, Part::Test).unwrap().pixels, images(2));
+        assert_eq!(data::load_grey(spec, Part::Train).unwrap().pixels, grey);
+    }
+    // One array has no parts.
+    fs::write(&path, npz(&arrays[..1], CompressionMethod::Deflated)).unwrap();
+    let set = data::load(spec).unwrap();
+    for part in [Part::Train, Part::Test] {
+        assert_eq!(set.split(part).unwrap().pixels, images(2));
+        assert_eq!(data::load_split(spec, part).unwrap().pixels, images(2));
+    }
+}
+
+#[test]
+fn bad_npz() {
+    let good = npy("|u1", "(2, 28, 28)", &images(2));
+    let one =
+        |bytes: Vec<u8>| npz(&[("x_train", bytes), ("x_test", good.clone())], CompressionMethod::Deflated);
+    let whole = one(good.clone());
+    let mut changed = npz(&[("x_train", good.clone())], CompressionMethod::Stored);
+    let at = changed.windows(8).position(|w| w == &images(1)[..8]).unwrap();
+    changed[at] ^= 1;
+    let halves: Vec<u8> = [0.0f32, 0.5].iter().cycle().take(PIXELS).flat_map(|v| v.to_le_bytes()).collect();
+    let mut dark = images(1);
+    dark[3] = 9;
+    let images_100_000 = 100_000;
+    let bomb = npy("|u1", &format!("({images_100_000}, 784)"), &vec![0; images_100_000 * PIXELS]);
+    check(&[
+        ("a.npz", cut(whole.clone(), whole.len() / 2), &["truncated or damaged"]),
+        ("a.npz", one(cut(good.clone(), 500)), &["x_train", "truncated"]),
+        ("a.npz", one([&good[..], &[0]].concat()), &["x_train", "too long"]),
+        ("a.npz", one(vec![]), &["x_train", "empty"]),
+        ("a.npz", one(npy("|u1", "(784,)", &images(1))), &["x_train", "(n, 784)", "[784]"]),
+        ("a.npz", one(npy("<f4", "(1, 784)", &halves)), &["x_train", "value 1", "0 to 255, got 0.5"]),
+        ("a.npz", one(npy("|u1", "(1, 784)", &dark)), &["x_train", "grey values up to 255, got 9"]),
+        ("a.npz", changed, &["x_train", "checksum"]),
+        (
+            "a.npz",
+            npz(&[("a", vec![]), ("b", vec![])], CompressionMethod::Stored),
+            &["x_train", "found a, b"],
+        ),
+        ("a.npz", one(bomb.clone()), &["x_train", "78400000 bytes", "unpack the file first"]),
+        ("a.npy.gz", gz(&bomb), &["78400000 bytes", "unpack the file first"]),
+    ]);
 }
 
 #[test]

@@ -53,6 +53,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("data::known", &[]),
     ("data::labels", &[]),
     ("data::npy", &["engine::npy", "engine::shape"]),
+    ("data::npz", &[]),
     ("train", &[]),
     ("train::checkpoint", &["engine", "files", "nn"]),
     ("train::folder", &[]),

@@ -5,6 +5,7 @@ mod cli;
 #[path = "common/records.rs"]
 mod records;
 
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use records::{header, record};
@@ -13,6 +14,8 @@ use vnca::engine::npy;
 use vnca::engine::random::Key;
 use vnca::nn::params::{Leaf, Role, init, layer};
 use vnca::nn::weights::{npz, read, write};
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
 
 /// A model of two layers: small enough that its files can be made by hand.
 fn leaves() -> Vec<Leaf> {
@@ -88,6 +91,82 @@ fn any_byte_order_memory_order_and_width_of_floats_is_read() {
     .unwrap();
     let leaf = Leaf { name: "a".into(), shape: vec![2], ..leaves()[3].clone() };
     assert_eq!(read(&st, &[leaf]).unwrap()[0].to_vec::<f32>(), [1.0, -1.0]);
+}
+
+/// The bytes of a zip archive of these entries, as `np.savez_compressed` packs them.
+fn compressed(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in entries {
+        zip.start_file(format!("{name}.npy"), options).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+#[test]
+fn a_compressed_npz_of_half_precision_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.npz");
+    let names: Vec<String> = leaves().iter().map(|leaf| leaf.name.clone()).collect();
+    let entries = |of: fn(&Array) -> Vec<u8>| -> Vec<(&str, Vec<u8>)> {
+        names.iter().map(String::as_str).zip(values().iter().map(of)).collect()
+    };
+    std::fs::write(&path, compressed(&entries(npy_of))).unwrap();
+    assert_eq!(read(&path, &leaves()).unwrap(), values());
+    let halves =
+        |array: &Array| array.to_vec::<f32>().into_iter().map(half::f16::from_f32).collect::<Vec<_>>();
+    fn half_record(array: &Array) -> Vec<u8> {
+        let bytes = array.to_vec::<f32>().into_iter().flat_map(|v| half::f16::from_f32(v).to_le_bytes());
+        let dims: String = array.dims().iter().map(|n| format!("{n},")).collect();
+        record(&header("<f2", "False", &format!("({dims})")), &bytes.collect::<Vec<_>>())
+    }
+    std::fs::write(&path, compressed(&entries(half_record))).unwrap();
+    for (read, value) in read(&path, &leaves()).unwrap().iter().zip(values()) {
+        let expected: Vec<f32> = halves(&value).into_iter().map(half::f16::to_f32).collect();
+        assert_eq!(read.to_vec::<f32>(), expected);
+    }
+}
+
+#[test]
+fn a_small_file_that_unpacks_to_much_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.npz");
+    let zeros = record(&header("<f4", "False", "(5000000,)"), &vec![0; 20_000_000]);
+    std::fs::write(&path, compressed(&[("a", zeros.clone())])).unwrap();
+    let error = format!("{:#}", read(&path, &leaves()).unwrap_err());
+    assert!(error.contains("w.npz") && error.contains("np.savez, without compression"), "{error}");
+    // The archive's directory may claim less than there is.
+    let mut bytes = compressed(&[("a", zeros.clone())]);
+    let size = (zeros.len() as u32).to_le_bytes();
+    for at in 0..bytes.len() - 4 {
+        if bytes[at..].starts_with(&size) {
+            bytes[at..at + 4].copy_from_slice(&1000u32.to_le_bytes());
+        }
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let error = format!("{:#}", read(&path, &leaves()).unwrap_err());
+    assert!(error.contains("w.npz") && error.contains("was changed"), "{error}");
+}
+
+/// `torch.compile` puts `_orig_mod.` before every name, `DataParallel` puts `module.` there.
+#[test]
+fn a_prefix_that_all_names_share_is_left_off() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["w.npz", "w.safetensors"] {
+        let path = folder.path().join(file);
+        for prefix in ["_orig_mod.", "module._orig_mod.", "encoder."] {
+            let renamed = |leaf: &Leaf| Leaf { name: format!("{prefix}{}", leaf.name), ..leaf.clone() };
+            let prefixed: Vec<Leaf> = leaves().iter().map(renamed).collect();
+            write(&path, &prefixed, &values()).unwrap();
+            assert_eq!(read(&path, &leaves()).unwrap(), values(), "{file} {prefix}");
+            let mut mixed = prefixed.clone();
+            mixed[1].name = leaves()[1].name.clone();
+            write(&path, &mixed, &values()).unwrap();
+            let error = format!("{:#}", read(&path, &leaves()).unwrap_err());
+            assert!(error.contains(&format!("not of this model: {prefix}")), "{error}");
+        }
+    }
 }
 
 /// Equinox's documentation writes a module's settings as a line of JSON before the leaves.

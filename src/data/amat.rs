@@ -1,22 +1,35 @@
-//! Larochelle's `.amat` text: an image a line, 784 numbers 0 or 1 separated by blanks.
+//! Text: an image a line, 784 numbers. Larochelle's `.amat` has 0 and 1 separated by blanks; tables of other programs have commas,
+//! a line of names before the images, grey values, and the label as a first or last column.
 
 use anyhow::{Result, bail};
 
 use super::PIXELS;
 use super::input::Input;
+use super::npy::GREY_HELP;
 
 /// A line in the form of the published files: digit, blank, digit, ..., digit, line feed.
 const LINE: usize = 2 * PIXELS;
 /// The longest line accepted (numbers may be written out, as in `1.000000000000000000e+00`), and the bytes read at once.
 const WINDOW: usize = 1 << 18;
+/// Numbers in a line that has a label besides the pixels.
+const WITH_LABEL: usize = PIXELS + 1;
 
-/// Reads all images, one after the other: `n * 784` bytes, each 0 or 1.
+/// The images of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Text {
+    /// `n * 784` bytes: each 0 or 1, or grey from 0 to 255 where the separators are commas.
+    pub pixels: Vec<u8>,
+    /// One for each image, if the lines have 785 numbers. Not yet known to be from 0 to 9.
+    pub labels: Option<Vec<u8>>,
+}
+
+/// Reads all images.
 ///
 /// # Errors
 /// Name the file, the line and the column (both from 1) of the first thing that is not as it should be; nothing after
 /// that is read.
-pub fn read(mut input: Input) -> Result<Vec<u8>> {
-    let mut parser = Parser { pixels: Vec::new(), line: 0, blank: None };
+pub fn read(mut input: Input) -> Result<Text> {
+    let mut parser = Parser::default();
     let mut window = vec![0; WINDOW];
     let mut have = 0;
     loop {
@@ -24,6 +37,7 @@ pub fn read(mut input: Input) -> Result<Vec<u8>> {
         have += got;
         let last = have < window.len();
         let used = parser.lines(&window[..have], last).map_err(|e| input.error(e))?;
+        input.check_memory(parser.values.len() as u64)?;
         if last {
             break;
         }
@@ -36,18 +50,66 @@ pub fn read(mut input: Input) -> Result<Vec<u8>> {
         window.copy_within(used..have, 0);
         have -= used;
     }
-    if parser.pixels.is_empty() {
+    if parser.values.is_empty() {
         bail!(input.error("no images: expected lines of 784 numbers 0 or 1, got blank lines only"));
     }
-    Ok(parser.pixels)
+    let (text, word) = parser.finish().map_err(|e| input.error(e))?;
+    if let Some(word) = word {
+        log::warn!("{}", input.error(word));
+    }
+    Ok(text)
 }
 
+/// Where a line of 785 numbers has its label.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum LabelAt {
+    First,
+    Last,
+}
+
+/// The value of a pixel with ink, as far as the lines tell.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Ink {
+    /// All pixels are 0 so far.
+    #[default]
+    Unknown,
+    One,
+    Full,
+    /// There are grey values.
+    Grey,
+}
+
+impl Ink {
+    /// What it is after one more pixel.
+    fn after(self, pixel: u8) -> Ink {
+        match (self, pixel) {
+            (ink, 0) => ink,
+            (Ink::Unknown | Ink::One, 1) => Ink::One,
+            (Ink::Unknown | Ink::Full, 255) => Ink::Full,
+            _ => Ink::Grey,
+        }
+    }
+}
+
+#[derive(Default)]
 struct Parser {
-    pixels: Vec<u8>,
+    /// All numbers, line after line.
+    values: Vec<u8>,
+    /// Numbers in a line, 784 or 785; 0 before the first.
+    columns: usize,
+    /// Whether commas separate the numbers, instead of blanks.
+    commas: bool,
+    /// Whether the first line has names.
+    names: bool,
+    /// What the names say.
+    label_at: Option<LabelAt>,
+    ink: Ink,
     /// Lines read so far.
     line: usize,
     /// The first blank line: nothing but blank lines may follow.
     blank: Option<usize>,
+    /// Where the numbers of the present line stand in it: begin and end.
+    tokens: Vec<(usize, usize)>,
 }
 
 impl Parser {
@@ -80,73 +142,239 @@ impl Parser {
     /// Reads a line in the published files' form, or changes nothing. Without branches, so that it is done in vectors:
     /// the text of the training set has 78 MB.
     fn published_form(&mut self, line: &[u8; LINE]) -> bool {
-        if self.blank.is_some() {
+        let fits = matches!(self.columns, 0 | PIXELS) && matches!(self.ink, Ink::Unknown | Ink::One);
+        if self.blank.is_some() || self.commas || !fits {
             return false;
         }
         let (pairs, end) = line.split_at(LINE - 2);
-        let start = self.pixels.len();
+        let start = self.values.len();
         let mut wrong = (end[0] & 0xfe) ^ b'0' | end[1] ^ b'\n';
-        self.pixels.extend(pairs.chunks_exact(2).map(|pair| {
+        let mut any = end[0] & 1;
+        self.values.extend(pairs.chunks_exact(2).map(|pair| {
             wrong |= (pair[0] & 0xfe) ^ b'0' | pair[1] ^ b' ';
+            any |= pair[0] & 1;
             pair[0] & 1
         }));
-        self.pixels.push(end[0] & 1);
+        self.values.push(end[0] & 1);
         if wrong != 0 {
-            self.pixels.truncate(start);
+            self.values.truncate(start);
             return false;
         }
+        self.ink = self.ink.after(any);
+        self.columns = PIXELS;
         self.line += 1;
         true
     }
 
-    /// Reads a line without its line end: blanks and tabs in any number, numbers in any form.
+    /// Reads a line without its line end: numbers in any form, between commas, or blanks and tabs in any number.
     fn any_form(&mut self, line: &[u8]) -> Result<()> {
         self.line += 1;
-        let start = self.pixels.len();
-        let mut at = 0;
-        while at < line.len() {
-            if line[at].is_ascii_whitespace() {
-                at += 1;
-                continue;
-            }
-            let length = line[at..].iter().position(u8::is_ascii_whitespace).unwrap_or(line.len() - at);
-            let token = &line[at..at + length];
-            let count = self.pixels.len() - start;
-            let Some(value) = zero_or_one(token) else {
-                bail!(
-                    "line {}, column {} (number {}): expected 0 or 1, got {}",
-                    self.line,
-                    at + 1,
-                    count + 1,
-                    quoted(token)
-                );
-            };
-            if count == PIXELS {
-                bail!("line {}: expected {PIXELS} numbers, got more (column {})", self.line, at + 1);
-            }
-            self.pixels.push(value);
-            at += length;
+        let first = self.columns == 0 && !self.names;
+        if line.trim_ascii().is_empty() {
+            self.blank = self.blank.or(Some(self.line));
+            return Ok(());
         }
-        let count = self.pixels.len() - start;
-        match (count, self.blank) {
-            (0, _) => self.blank = self.blank.or(Some(self.line)),
-            (PIXELS, None) => {}
-            (PIXELS, Some(blank)) => bail!("line {blank}: expected {PIXELS} numbers, got a blank line"),
-            _ => bail!("line {}: expected {PIXELS} numbers, got {count}", self.line),
+        if first && line.contains(&b',') {
+            self.commas = true;
+        }
+        self.split(line);
+        if first && self.commas && self.read_names(line)? {
+            return Ok(());
+        }
+        let columns = if self.columns == 0 { WITH_LABEL } else { self.columns };
+        let start = self.values.len();
+        for i in 0..self.tokens.len() {
+            let (from, to) = self.tokens[i];
+            let Some(value) = whole_number(&line[from..to]) else { bail!(self.unexpected(line, i)) };
+            if i == columns {
+                bail!("line {}: expected {columns} numbers, got more (column {})", self.line, from + 1);
+            }
+            self.values.push(value);
+        }
+        let count = self.tokens.len();
+        match (self.columns, self.blank) {
+            (_, Some(blank)) => bail!("line {blank}: expected {columns} numbers, got a blank line"),
+            (0, _) if count == PIXELS || count == WITH_LABEL => self.columns = count,
+            (columns, _) if columns == count => {}
+            (0, _) => {
+                // Text that is wrong in its first line is most often no image at all.
+                bail!(
+                    "line {}: expected {PIXELS} numbers, or {WITH_LABEL} with a label, got {count}",
+                    self.line
+                )
+            }
+            (columns, _) => bail!("line {}: expected {columns} numbers, got {count}", self.line),
+        }
+        // The first and the last of 785 numbers may be the label: `finish` looks at them.
+        let inside = if count == PIXELS { 0..count } else { 1..PIXELS };
+        for i in inside {
+            let after = self.ink.after(self.values[start + i]);
+            if after == Ink::Grey && !self.commas {
+                bail!(self.unexpected(line, i));
+            }
+            self.ink = after;
         }
         Ok(())
     }
+
+    /// Finds where the line's numbers stand.
+    fn split(&mut self, line: &[u8]) {
+        self.tokens.clear();
+        let commas = self.commas;
+        let mut from = 0;
+        for token in line.split(|&b| if commas { b == b',' } else { b.is_ascii_whitespace() }) {
+            let begin = from + token.len() - token.trim_ascii_start().len();
+            let end = begin + token.trim_ascii().len();
+            from += token.len() + 1;
+            if commas || begin < end {
+                self.tokens.push((begin.min(end), end));
+            }
+        }
+    }
+
+    /// Reads a first line that has the names of the columns; returns false of one that has numbers.
+    fn read_names(&mut self, line: &[u8]) -> Result<bool> {
+        const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+        if line.starts_with(BYTE_ORDER_MARK) {
+            self.tokens[0].0 += BYTE_ORDER_MARK.len();
+        }
+        let name = |(from, to): (usize, usize)| {
+            line[from.min(to)..to].trim_ascii().trim_ascii_start().to_ascii_lowercase()
+        };
+        let is_number = |token: &[u8]| std::str::from_utf8(token).is_ok_and(|t| t.parse::<f64>().is_ok());
+        if self.tokens.iter().any(|&(from, to)| is_number(&line[from.min(to)..to])) {
+            return Ok(false);
+        }
+        let count = self.tokens.len();
+        if count != PIXELS && count != WITH_LABEL {
+            bail!(
+                "line {}: expected the names of {PIXELS} pixels, or of a label and {PIXELS} pixels, got {count}",
+                self.line
+            );
+        }
+        let is_label = |token: (usize, usize)| {
+            let name = name(token);
+            matches!(name.trim_ascii(), b"label" | b"labels" | b"class" | b"target" | b"y")
+                || name == b"\"label\""
+                || name == b"'label'"
+        };
+        self.names = true;
+        self.columns = count;
+        if count == WITH_LABEL {
+            self.label_at = match (is_label(self.tokens[0]), is_label(self.tokens[count - 1])) {
+                (true, false) => Some(LabelAt::First),
+                (false, true) => Some(LabelAt::Last),
+                _ => None,
+            };
+        }
+        Ok(true)
+    }
+
+    /// The error for the `i`-th number of a line.
+    fn unexpected(&self, line: &[u8], i: usize) -> anyhow::Error {
+        let (from, to) = self.tokens[i];
+        let token = &line[from..to];
+        let expected = match (self.commas, self.ink) {
+            (true, _) => "a whole number from 0 to 255",
+            (false, Ink::Full) => "0 or 255",
+            (false, _) => "0 or 1",
+        };
+        let help = match whole_number(token) {
+            Some(_) if !self.commas => format!(": {GREY_HELP}"),
+            _ => String::new(),
+        };
+        anyhow::anyhow!(
+            "line {}, column {} (number {}): expected {expected}, got {}{help}",
+            self.line,
+            from + 1,
+            i + 1,
+            quoted(token)
+        )
+    }
+
+    /// Takes the labels out, and makes ink 1 where there are no grey values. Returns also what the user should know of it.
+    fn finish(mut self) -> Result<(Text, Option<String>)> {
+        let (mut labels, mut word) = (None, None);
+        if self.columns == WITH_LABEL {
+            let at = match self.label_at {
+                Some(at) => at,
+                None => {
+                    let at = self.find_label()?;
+                    let place = if at == LabelAt::First { "first" } else { "last" };
+                    word =
+                        Some(format!("{WITH_LABEL} numbers in a line: the {place} is taken for the label"));
+                    at
+                }
+            };
+            let (label, pixel) = match at {
+                LabelAt::First => (0, PIXELS),
+                LabelAt::Last => (PIXELS, 0),
+            };
+            labels = Some(self.column(label).collect());
+            for (row, value) in self.column(pixel).enumerate() {
+                if self.ink.after(value) == Ink::Grey && !self.commas {
+                    bail!(
+                        "line {} (number {}): expected 0 or 1, got {value}",
+                        row + 1 + usize::from(self.names),
+                        pixel + 1
+                    );
+                }
+            }
+            self.ink = self.column(pixel).fold(self.ink, Ink::after);
+            let mut i = 0;
+            self.values.retain(|_| {
+                i += 1;
+                (i - 1) % WITH_LABEL != label
+            });
+        }
+        match self.ink {
+            Ink::Full => self.values.iter_mut().for_each(|pixel| *pixel = (*pixel).min(1)),
+            Ink::Grey => super::check_grey(&self.values)?,
+            Ink::Unknown | Ink::One => {}
+        }
+        Ok((Text { pixels: self.values, labels }, word))
+    }
+
+    /// Finds the column of labels: the only one of the two ends that can be one, else that with the usual place. That is
+    /// the first in tables with commas, and the last in `.amat` files.
+    fn find_label(&self) -> Result<LabelAt> {
+        let is_pixel =
+            |column| self.ink == Ink::Grey || self.column(column).all(|v| self.ink.after(v) != Ink::Grey);
+        let is_label = |column| self.column(column).all(|v| v <= 9);
+        let varies = |column| self.column(column).any(|v| v != 0);
+        let usual = if self.commas { LabelAt::First } else { LabelAt::Last };
+        type Test<'a> = &'a dyn Fn(usize, usize) -> bool;
+        let tests: [Test; 3] = [
+            &|_, pixel| is_pixel(pixel),
+            &|label, _| is_label(label),
+            // The corner of an image is background in most sets.
+            &|label, pixel| varies(label) && !varies(pixel),
+        ];
+        for (i, test) in tests.iter().enumerate() {
+            match (test(0, PIXELS), test(PIXELS, 0)) {
+                (true, false) => return Ok(LabelAt::First),
+                (false, true) => return Ok(LabelAt::Last),
+                (false, false) if i == 0 && !self.commas => bail!(
+                    "{WITH_LABEL} numbers in a line: expected {PIXELS} pixels and a label, first or last, but neither is one"
+                ),
+                _ => {}
+            }
+        }
+        Ok(usual)
+    }
+
+    fn column(&self, column: usize) -> impl Iterator<Item = u8> + '_ {
+        self.values.iter().skip(column).step_by(WITH_LABEL).copied()
+    }
 }
 
-fn zero_or_one(token: &[u8]) -> Option<u8> {
+fn whole_number(token: &[u8]) -> Option<u8> {
     match token {
-        b"0" => Some(0),
-        b"1" => Some(1),
-        _ => match std::str::from_utf8(token).ok()?.parse::<f64>().ok()? {
-            0.0 => Some(0),
-            1.0 => Some(1),
-            _ => None,
-        },
+        [digit @ b'0'..=b'9'] => Some(digit - b'0'),
+        _ => {
+            let value = std::str::from_utf8(token).ok()?.parse::<f64>().ok()?;
+            (value.fract() == 0.0 && (0.0..=255.0).contains(&value)).then_some(value as u8)
+        }
     }
 }
 

@@ -1,32 +1,41 @@
-//! An opened data file: its content as one stream, unpacked where it is gzip, which knows how far it has been read.
+//! An opened data file, or one array of an `.npz` file: its content as one stream, unpacked where it is packed, which knows how
+//! far it has been read.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 /// Deflate makes at most 258 bytes from 2 bits: no gzip stream unpacks to more than this many times its size.
 const DEFLATE_RATIO: u64 = 1032;
+/// A packed file's pixels may take this many times its size, and [`ROOM`] more.
+const MOST_TIMES: u64 = 4;
+/// Bytes of pixels that any packed file may have. Binary images shrink to a sixteenth, and MNIST's 70,000 images have 55 MB.
+const ROOM: u64 = 64 << 20;
 
 /// A data file opened for reading. Every error names the file, and the place in its (unpacked) content.
-pub struct Input {
-    /// The file.
-    pub path: PathBuf,
-    reader: Box<dyn BufRead>,
+pub struct Input<'a> {
+    /// The file, and the array in it, for errors.
+    name: String,
+    reader: Box<dyn BufRead + 'a>,
     /// The first bytes of the content, up to 8.
     head: Vec<u8>,
-    gzip: bool,
-    /// Size on the disk, in bytes.
+    /// What the content is packed with, for errors: `None` where it is not packed.
+    packing: Option<&'static str>,
+    /// Size as it lies on the disk, in bytes.
     size: u64,
     /// Bytes of content read so far.
     offset: u64,
 }
 
-impl Input {
-    /// Opens a file; whether it is gzip is seen from its first two bytes, not from its name.
-    pub fn open(path: &Path) -> Result<Input> {
+impl Input<'static> {
+    /// Opens a file. Its first two bytes say whether it is gzip; its name does not.
+    ///
+    /// # Errors
+    /// When it is no file, is empty or cannot be read; the error names it.
+    pub fn open(path: &Path) -> Result<Input<'static>> {
         let name = path.display();
         let meta = std::fs::metadata(path).with_context(|| format!("{name}: cannot be read"))?;
         ensure!(!meta.is_dir(), "{name}: expected a file, got a folder");
@@ -35,16 +44,36 @@ impl Input {
         let file = File::open(path).with_context(|| format!("{name}: cannot be opened"))?;
         let mut file = BufReader::with_capacity(1 << 17, file);
         let gzip =
-            file.fill_buf().with_context(|| format!("{name}: cannot be read"))?.starts_with(&[0x1f, 0x8b]);
-        let reader: Box<dyn BufRead> = match gzip {
-            true => Box::new(BufReader::with_capacity(1 << 17, MultiGzDecoder::new(file))),
-            false => Box::new(file),
+            file.fill_buf().with_context(|| format!("{name}: cannot be read"))?.starts_with(&GZIP_MAGIC);
+        let (reader, packing): (Box<dyn BufRead>, _) = match gzip {
+            true => (Box::new(BufReader::with_capacity(1 << 17, Gzip::new(file))), Some("gzip")),
+            false => (Box::new(file), None),
         };
-        let mut input =
-            Input { path: path.to_owned(), reader, head: Vec::new(), gzip, size: meta.len(), offset: 0 };
+        Input::begin(name.to_string(), reader, packing, meta.len())
+    }
+}
+
+impl<'a> Input<'a> {
+    /// Takes an array of an `.npz` file, which has `size` bytes there, packed or not.
+    ///
+    /// # Errors
+    /// When it is empty or cannot be read; the error begins with the name.
+    pub fn of_entry(name: String, entry: impl Read + 'a, packed: bool, size: u64) -> Result<Input<'a>> {
+        let reader = Box::new(BufReader::with_capacity(1 << 17, entry));
+        Input::begin(name, reader, packed.then_some("zip"), size)
+    }
+
+    /// Looks at the first bytes.
+    fn begin(
+        name: String,
+        reader: Box<dyn BufRead + 'a>,
+        packing: Option<&'static str>,
+        size: u64,
+    ) -> Result<Input<'a>> {
+        let mut input = Input { name, reader, head: Vec::new(), packing, size, offset: 0 };
         let mut head = [0; 8];
         let got = input.read_up_to(&mut head)?;
-        ensure!(got > 0, "{name}: the file is empty (unpacks to 0 bytes)");
+        ensure!(got > 0, input.error("the file is empty (unpacks to 0 bytes)"));
         input.head = head[..got].to_vec();
         input.offset = 0;
         let rest = std::mem::replace(&mut input.reader, Box::new(io::empty()));
@@ -59,7 +88,7 @@ impl Input {
 
     /// `PATH: MESSAGE`, as an error.
     pub fn error(&self, message: impl std::fmt::Display) -> anyhow::Error {
-        anyhow!("{}: {message}", self.path.display())
+        anyhow!("{}: {message}", self.name)
     }
 
     /// Reads until `buffer` is full or the content ends; returns the bytes read.
@@ -93,11 +122,11 @@ impl Input {
     /// Refuses a header's claim of `claimed` more bytes which the file cannot hold, before anything is allocated.
     pub fn check_claim(&self, claimed: u64, what: &str) -> Result<()> {
         let total = self.offset.saturating_add(claimed);
-        if self.gzip {
+        if let Some(packing) = self.packing {
             let most = self.size.saturating_mul(DEFLATE_RATIO);
             if total > most {
                 bail!(self.error(format_args!(
-                    "the header claims {what}, {claimed} bytes: gzip data of {} bytes cannot hold that",
+                    "the header claims {what}, {claimed} bytes: {packing} data of {} bytes cannot hold that",
                     self.size
                 )));
             }
@@ -111,9 +140,26 @@ impl Input {
         Ok(())
     }
 
+    /// Refuses to keep `bytes` of pixels or labels of a packed file that is much smaller, before they are allocated.
+    ///
+    /// # Errors
+    /// When that is more than four times the file's size and 64 MiB.
+    pub fn check_memory(&self, bytes: u64) -> Result<()> {
+        let most = MOST_TIMES.saturating_mul(self.size).saturating_add(ROOM);
+        if self.packing.is_some() && bytes > most {
+            bail!(self.error(format_args!(
+                "unpacks to {bytes} bytes of images or more: at most {most} are taken from {} packed bytes; if the images are \
+                 right, unpack the file first",
+                self.size
+            )));
+        }
+        Ok(())
+    }
+
     /// Reads exactly the `claimed` bytes that are left of the file. Memory grows with what is there.
     pub fn read_body(&mut self, claimed: u64, what: &str) -> Result<Vec<u8>> {
         self.check_claim(claimed, what)?;
+        self.check_memory(claimed)?;
         let mut body = Vec::new();
         let result = (&mut self.reader).take(claimed).read_to_end(&mut body);
         if let Err(e) = result {
@@ -144,11 +190,66 @@ impl Input {
 
     fn broken(&self, error: io::Error, got: usize) -> anyhow::Error {
         let at = self.offset + got as u64;
-        match self.gzip {
-            true => self.error(format_args!(
-                "truncated or damaged: the gzip stream breaks off after {at} unpacked bytes ({error})"
+        match self.packing {
+            // The stream itself is whole.
+            Some(_) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.error(format_args!("{error}, after {at} unpacked bytes"))
+            }
+            Some(packing) => self.error(format_args!(
+                "truncated or damaged: the {packing} stream breaks off after {at} unpacked bytes ({error})"
             )),
-            false => self.error(format_args!("cannot be read at byte {at}: {error}")),
+            None => self.error(format_args!("cannot be read at byte {at}: {error}")),
+        }
+    }
+}
+
+/// The first two bytes of a gzip file.
+pub const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// Unpacks gzip streams that follow each other. Zeros behind a stream are padding, as tapes and block devices leave it.
+pub struct Gzip<R> {
+    /// `None` after the last stream.
+    stream: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Gzip<R> {
+    /// Unpacks what the reader gives.
+    pub fn new(packed: R) -> Gzip<R> {
+        Gzip { stream: Some(GzDecoder::new(packed)) }
+    }
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(stream) = &mut self.stream {
+            let got = stream.read(buffer)?;
+            if got > 0 || buffer.is_empty() {
+                return Ok(got);
+            }
+            let Some(stream) = self.stream.take() else { break };
+            let mut packed = stream.into_inner();
+            skip_zeros(&mut packed)?;
+            match packed.fill_buf()? {
+                [] => {}
+                [first, ..] if *first == GZIP_MAGIC[0] => self.stream = Some(GzDecoder::new(packed)),
+                _ => {
+                    let message = "other bytes follow the gzip stream";
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+                }
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn skip_zeros(packed: &mut impl BufRead) -> io::Result<()> {
+    loop {
+        let bytes = packed.fill_buf()?;
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        let all = zeros == bytes.len();
+        packed.consume(zeros);
+        if zeros == 0 || !all {
+            return Ok(());
         }
     }
 }

@@ -9,11 +9,10 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::input::Input;
+use super::input::{GZIP_MAGIC, Gzip, Input};
 use super::{amat, idx, mean, npy};
 
 /// A public data set.
@@ -205,10 +204,10 @@ impl Digest {
     fn of_unpacked(path: &Path, expected: u64) -> Result<Option<Digest>> {
         let mut magic = Vec::new();
         open(path)?.take(2).read_to_end(&mut magic)?;
-        if magic != [0x1f, 0x8b] {
+        if magic != GZIP_MAGIC {
             return Ok(None);
         }
-        let unpacked = MultiGzDecoder::new(BufReader::new(open(path)?)).take(expected.saturating_add(1));
+        let unpacked = Gzip::new(BufReader::new(open(path)?)).take(expected.saturating_add(1));
         Digest::of_stream(unpacked).context("truncated or damaged gzip data").map(Some)
     }
 
@@ -337,8 +336,8 @@ type Reader = fn(Input) -> Result<Vec<u8>>;
 /// white pixel. `None` for other files.
 fn reader_of(name: &str) -> Option<(bool, Reader, f64)> {
     let stem = name.strip_suffix(".gz").unwrap_or(name);
-    if stem.ends_with(".amat") {
-        Some((false, amat::read, 1.0))
+    if stem.ends_with(".amat") || stem.ends_with(".csv") {
+        Some((false, |input| Ok(amat::read(input)?.pixels), 1.0))
     } else if stem.ends_with("idx1-ubyte") {
         Some((true, idx::read_labels, 1.0))
     } else if stem.ends_with("-ubyte") {
@@ -355,6 +354,8 @@ fn reader_of(name: &str) -> Option<(bool, Reader, f64)> {
 fn read(path: &Path, name: &str) -> Result<Content> {
     let (labels, read, white) = reader_of(name).context("not a data file")?;
     let values = read(Input::open(path)?)?;
+    // Text may have grey values.
+    let white = if values.iter().any(|value| *value > 1) { 255.0 } else { white };
     match labels {
         true => Ok(Content::Labels(values.len())),
         false => Ok(Content::Images(values.len() / super::PIXELS, mean(&values) / white)),

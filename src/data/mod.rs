@@ -5,8 +5,11 @@
 //! it, what was expected and what was there; memory grows with the data that is read, never with what a header claims.
 //!
 //! A folder's binary images are, first of these that it has: `binarized_mnist_{train,valid,test}.amat` (training set:
-//! train, followed by valid if it is there), IDX images as of MNIST (binarized here, see `Grey::binarize`), or
-//! `{train,test}.npy`. Kinds are never mixed; labels go with the images of their own kind only.
+//! train, followed by valid if it is there), IDX images as of MNIST (binarized here, see [`Grey::binarize`]), or
+//! `{train,test}.npy`. Kinds are never mixed; labels go with the images of their own kind only. Labels that are wrong are
+//! left out with a word in the log, for few uses of the images need them.
+//!
+//! An `.npz` file has training and test images as Keras has them: `x_train`, `x_test` and the labels `y_train`, `y_test`.
 //!
 //! ```
 //! use vnca::data::{self, Part};
@@ -27,6 +30,7 @@ pub mod input;
 pub mod known;
 pub mod labels;
 pub mod npy;
+pub mod npz;
 
 use std::path::{Path, PathBuf};
 
@@ -35,6 +39,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::engine::array::Array;
 use crate::engine::random::host::{Key, unit};
 use input::Input;
+use npz::Archive;
 
 /// Rows and columns of an image.
 pub const SIDE: usize = 28;
@@ -107,6 +112,18 @@ impl Split {
         }
     }
 
+    /// Returns the images with rows and columns exchanged. EMNIST's files have their images so.
+    pub fn transposed(mut self) -> Split {
+        for image in self.pixels.chunks_exact_mut(PIXELS) {
+            for row in 0..SIDE {
+                for column in 0..row {
+                    image.swap(row * SIDE + column, column * SIDE + row);
+                }
+            }
+        }
+        self
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.pixels.len() / PIXELS
@@ -166,7 +183,7 @@ impl Grey {
     /// The static binarization: pixel by pixel 1 with probability grey / 255, from `key(42)`, drawn over the images as
     /// an array of shape (n, 1, 32, 32), in which they stand with a border of two zeros.
     ///
-    /// Images in which no pixel is above 1 are binary already, and are taken as they are.
+    /// Images in which no pixel is above 1 are binary already, and are taken as they are. Of pixels 0 and 255 only, 255 is 1.
     pub fn binarize(self) -> Split {
         let mut pixels = self.pixels;
         if pixels.iter().any(|&p| p > 1) {
@@ -222,6 +239,8 @@ impl Dataset {
         match (found, &self.origin) {
             (Some(split), _) => Ok(split),
             (None, Origin::File(_)) => self.train.as_ref().context("a single file's images are not loaded"),
+            (None, Origin::Archive(archive)) if archive.has_parts() => Err(archive.missing(part)),
+            (None, Origin::Archive(_)) => self.train.as_ref().context("the file's only array is not loaded"),
             (None, Origin::Folder(folder)) => Err(folder.missing(part)),
             (None, Origin::Glyphs) => bail!("the embedded digits are not loaded"),
         }
@@ -238,8 +257,15 @@ pub fn load(spec: &str) -> Result<Dataset> {
     let (train, test) = match &origin {
         Origin::Glyphs => (Some(glyphs::split(Part::Train)), Some(glyphs::split(Part::Test))),
         Origin::File(path) => (Some(read_binary(path)?), None),
+        Origin::Archive(archive) => {
+            let test = if archive.has_parts() { archive.grey(Part::Test)? } else { None };
+            (archive.grey(Part::Train)?.map(Grey::binarize), test.map(Grey::binarize))
+        }
         Origin::Folder(folder) => (folder.binary(Part::Train)?, folder.binary(Part::Test)?),
     };
+    if let Origin::Archive(archive) = &origin {
+        ensure!(train.is_some() || test.is_some(), archive.missing(Part::Train));
+    }
     if let Origin::Folder(folder) = &origin {
         ensure!(train.is_some() || test.is_some(), folder.missing(Part::Train));
     }
@@ -254,22 +280,23 @@ pub fn load_split(spec: &str, part: Part) -> Result<Split> {
     match Origin::find(spec)? {
         Origin::Glyphs => Ok(glyphs::split(part)),
         Origin::File(path) => read_binary(&path),
+        Origin::Archive(archive) => {
+            archive.grey(part)?.map(Grey::binarize).ok_or_else(|| archive.missing(part))
+        }
         Origin::Folder(folder) => folder.binary(part)?.ok_or_else(|| folder.missing(part)),
     }
 }
 
 /// Loads the grey images (IDX) of a part of a folder, also where the folder has binary images besides; or those of a
-/// single file. Not binarized.
+/// single file (IDX, `.npz`, text with commas). Not binarized.
 ///
 /// # Errors
 /// As of `load_split`; the embedded digits have no grey images.
 pub fn load_grey(spec: &str, part: Part) -> Result<Grey> {
     match Origin::find(spec)? {
         Origin::Glyphs => bail!("{GLYPHS}: the embedded digits are binary: there are no grey images of them"),
-        Origin::File(path) => {
-            let pixels = idx::read_images(Input::open(&path)?)?;
-            Ok(Grey { name: file_name(&path), pixels, labels: None, sources: vec![path] })
-        }
+        Origin::File(path) => read_file(&path),
+        Origin::Archive(archive) => archive.grey(part)?.ok_or_else(|| archive.missing(part)),
         Origin::Folder(folder) => folder.grey(part)?.ok_or_else(|| {
             folder.lacks(
                 &format!("grey {} images", part.name()),
@@ -284,6 +311,7 @@ pub fn load_grey(spec: &str, part: Part) -> Result<Grey> {
 enum Origin {
     Glyphs,
     File(PathBuf),
+    Archive(Archive),
     Folder(Folder),
 }
 
@@ -295,36 +323,82 @@ impl Origin {
         let path = Path::new(spec);
         let meta = std::fs::metadata(path)
             .with_context(|| format!("{spec}: expected '{GLYPHS}', a file or a folder with images"))?;
-        if meta.is_dir() {
-            Ok(Origin::Folder(Folder::open(path)?))
-        } else {
-            Ok(Origin::File(path.to_owned()))
-        }
+        if meta.is_dir() { Ok(Origin::Folder(Folder::open(path)?)) } else { find_file(path) }
+    }
+}
+
+/// A single file: images, or an archive of them.
+fn find_file(path: &Path) -> Result<Origin> {
+    match Input::open(path)?.head().starts_with(npz::MAGIC) {
+        true => Ok(Origin::Archive(Archive::open(path)?)),
+        false => Ok(Origin::File(path.to_owned())),
     }
 }
 
 /// Reads one file of images of any known kind.
 fn read_binary(path: &Path) -> Result<Split> {
+    Ok(read_file(path)?.binarize())
+}
+
+/// Reads one file of images of any known kind. Images that are binary in the file have pixels 0 and 1.
+fn read_file(path: &Path) -> Result<Grey> {
     let input = Input::open(path)?;
     let name = file_name(path);
     let sources = vec![path.to_owned()];
     let head = input.head();
     // The name decides only what a broken file is taken for, so that its error speaks of what the user meant.
     let stem = name.strip_suffix(".gz").unwrap_or(&name);
-    let pixels = if head.starts_with(npy::MAGIC) || stem.ends_with(".npy") {
-        npy::read_images(input)?
+    let text = [".amat", ".csv"].iter().any(|ending| stem.ends_with(ending));
+    let (pixels, labels) = if head.starts_with(npy::MAGIC) || stem.ends_with(".npy") {
+        (npy::read_images(input)?, None)
     } else if idx::is_idx(head) || stem.ends_with("-ubyte") {
-        let grey = Grey { name, pixels: idx::read_images(input)?, labels: None, sources };
-        return Ok(grey.binarize());
-    } else if stem.ends_with(".amat") || matches!(head.trim_ascii_start().first(), Some(b'0' | b'1')) {
-        amat::read(input)?
+        (idx::read_images(input)?, None)
+    } else if text || matches!(head.trim_ascii_start().first(), Some(b'0'..=b'9')) {
+        let text = amat::read(input)?;
+        let place = path.display().to_string();
+        let labels = text.labels.and_then(|labels| labels_beside(digits(labels), &text.pixels, &place));
+        (text.pixels, labels)
     } else {
         bail!(input.error(format_args!(
-            "expected images as .amat text, IDX or .npy (gzip or not), got a file that starts with '{}'",
+            "expected images as .amat text, IDX or .npy (gzip or not), .npz or .csv, got a file that starts with '{}'",
             head.escape_ascii()
         )));
     };
-    Ok(Split { name, pixels, labels: None, sources })
+    Ok(Grey { name, pixels, labels, sources })
+}
+
+/// Labels that are all from 0 to 9.
+fn digits(labels: Vec<u8>) -> Result<Vec<u8>> {
+    match labels.iter().position(|label| *label > 9) {
+        Some(i) => bail!("expected a label from 0 to 9 for image {i}, got {}", labels[i]),
+        None => Ok(labels),
+    }
+}
+
+/// The labels that stand beside images, if they fit. Few verbs need them: what is wrong with them is said, and does not
+/// keep the images from being read.
+fn labels_beside(labels: Result<Vec<u8>>, pixels: &[u8], place: &str) -> Option<Vec<u8>> {
+    let images = pixels.len() / PIXELS;
+    let checked = labels.and_then(|labels| {
+        ensure!(
+            labels.len() == images,
+            "{place}: expected {images} labels, one for each image, got {}",
+            labels.len()
+        );
+        Ok(labels)
+    });
+    checked.inspect_err(|error| log::warn!("{error:#}: the images of {place} are used without labels")).ok()
+}
+
+/// Refuses grey images that are too dark to be any: pixels such as 2 among 0 and 1 are a mistake, and binarization would
+/// make them almost all background.
+fn check_grey(pixels: &[u8]) -> Result<()> {
+    let most = pixels.iter().max().copied().unwrap_or(0);
+    ensure!(
+        !(2..128).contains(&most),
+        "expected pixels 0 and 1, or grey values up to 255, got {most} as the greatest"
+    );
+    Ok(())
 }
 
 fn file_name(path: &Path) -> String {
@@ -335,7 +409,7 @@ fn file_name(path: &Path) -> String {
 #[derive(Clone, Debug)]
 struct Folder {
     path: PathBuf,
-    /// Sorted.
+    /// Sorted. Those of folders end with a slash.
     names: Vec<String>,
 }
 
@@ -350,7 +424,18 @@ enum Kind {
 impl Folder {
     fn open(path: &Path) -> Result<Folder> {
         let read = || -> std::io::Result<Vec<String>> {
-            std::fs::read_dir(path)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect()
+            std::fs::read_dir(path)?
+                .map(|entry| {
+                    let entry = entry?;
+                    let kind = entry.file_type()?;
+                    let is_folder = kind.is_dir()
+                        || kind.is_symlink()
+                            && std::fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir());
+                    let name = entry.file_name().to_string_lossy().into_owned();
+                    // A folder is no data file, whatever its name: the ending makes that no file is looked for by it.
+                    Ok(if is_folder { name + "/" } else { name })
+                })
+                .collect()
         };
         let mut names = read().with_context(|| format!("{}: the folder cannot be listed", path.display()))?;
         names.sort();
@@ -397,16 +482,17 @@ impl Folder {
     fn amat(&self, part: Part) -> Result<Option<Split>> {
         let Some(path) = self.file(&amat_name(part.name())) else { return Ok(None) };
         let mut name = format!("binarized_mnist_{}", part.name());
-        let mut pixels = amat::read(Input::open(&path)?)?;
-        let mut sources = vec![path];
+        let Grey { mut pixels, mut labels, mut sources, .. } = read_file(&path)?;
         if part == Part::Train
             && let Some(path) = self.file(&amat_name("valid"))
         {
             name += "+valid";
-            pixels.append(&mut amat::read(Input::open(&path)?)?);
+            let mut valid = read_file(&path)?;
+            pixels.append(&mut valid.pixels);
+            labels = labels.zip(valid.labels).map(|(labels, more)| [labels, more].concat());
             sources.push(path);
         }
-        Ok(Some(Split { name, pixels, labels: None, sources }))
+        Ok(Some(Grey { name, pixels, labels, sources }.binarize()))
     }
 
     fn grey(&self, part: Part) -> Result<Option<Grey>> {
@@ -415,9 +501,7 @@ impl Folder {
         let name = file_name(&path);
         let mut sources = vec![path];
         let labels = match self.idx_file(part, "labels-idx1") {
-            Some(path) => {
-                Some(matching(idx::read_labels(Input::open(&path)?)?, path, &pixels, &mut sources)?)
-            }
+            Some(path) => with_labels(path, idx::read_labels, &pixels, &mut sources),
             None => None,
         };
         Ok(Some(Grey { name, pixels, labels, sources }))
@@ -429,9 +513,7 @@ impl Folder {
         let name = file_name(&path);
         let mut sources = vec![path];
         let labels = match self.file(&format!("{}_labels.npy", part.name())) {
-            Some(path) => {
-                Some(matching(npy::read_labels(Input::open(&path)?)?, path, &pixels, &mut sources)?)
-            }
+            Some(path) => with_labels(path, npy::read_labels, &pixels, &mut sources),
             None => None,
         };
         Ok(Some(Split { name, pixels, labels, sources }))
@@ -483,19 +565,17 @@ fn idx_name(part: Part, what: &str, dot: char) -> String {
     }
 }
 
-/// Checks that there is a label for each image, and adds their file to the sources.
-fn matching(labels: Vec<u8>, path: PathBuf, pixels: &[u8], sources: &mut Vec<PathBuf>) -> Result<Vec<u8>> {
-    let images = pixels.len() / PIXELS;
-    if labels.len() != images {
-        bail!(
-            "{}: expected {images} labels, one for each image of {}, got {}",
-            path.display(),
-            sources[0].display(),
-            labels.len()
-        );
-    }
+/// Reads the labels beside images, if they fit, and adds their file to the sources.
+fn with_labels(
+    path: PathBuf,
+    reader: fn(Input) -> Result<Vec<u8>>,
+    pixels: &[u8],
+    sources: &mut Vec<PathBuf>,
+) -> Option<Vec<u8>> {
+    let place = path.display().to_string();
+    let labels = labels_beside(Input::open(&path).and_then(reader), pixels, &place)?;
     sources.push(path);
-    Ok(labels)
+    Some(labels)
 }
 
 #[cfg(test)]
@@ -528,6 +608,19 @@ mod tests {
         let pixels: Vec<u8> = (0..PIXELS).map(|i| (i % 2) as u8).collect();
         let grey = Grey { name: String::new(), pixels: pixels.clone(), labels: None, sources: vec![] };
         assert_eq!(grey.binarize().pixels, pixels);
+    }
+
+    #[test]
+    fn a_transposed_image_has_its_rows_as_columns() {
+        let pixels: Vec<u8> = (0..2 * PIXELS).map(|i| u8::from(i % 5 == 0)).collect();
+        let split = Split { name: String::new(), pixels, labels: None, sources: vec![] };
+        let turned = split.clone().transposed();
+        let [image, other] = [split.image(1), turned.image(1)];
+        for (row, column) in [(0, 0), (3, 20), (20, 3), (27, 0)] {
+            assert_eq!(image[row * SIDE + column], other[column * SIDE + row]);
+        }
+        assert_ne!(split.pixels, turned.pixels);
+        assert_eq!(split.pixels, turned.transposed().pixels);
     }
 
     #[test]

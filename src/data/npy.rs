@@ -1,9 +1,9 @@
-//! Binary images and labels in NumPy's `.npy` arrays.
+//! Images and labels in NumPy's `.npy` arrays: a file, or an entry of an `.npz` file.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::input::Input;
-use super::{PIXELS, SIDE};
+use super::{PIXELS, SIDE, check_grey};
 pub use crate::engine::npy::MAGIC;
 use crate::engine::npy::{Header, Source};
 use crate::engine::shape::DType;
@@ -11,11 +11,30 @@ use crate::engine::shape::DType;
 /// Elements that are read at a time.
 const CHUNK: usize = 1 << 13;
 
-/// Reads images of shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1): `n * 784` bytes, each 0 or 1.
+/// Reads binary images of shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1): `n * 784` bytes, each 0 or 1. In the
+/// file the pixels are 0 and 1, or 0 and 255, of any type of number.
 ///
 /// # Errors
-/// Name the file, what its header says instead of what was expected, or the index of a value that is not 0 or 1.
-pub fn read_images(mut input: Input) -> Result<Vec<u8>> {
+/// Name the file, what its header says instead of what was expected, or the index of a value that is neither background nor
+/// ink.
+pub fn read_images(input: Input) -> Result<Vec<u8>> {
+    let mut pixels = read_pixels(input, Values::Binary)?;
+    pixels.iter_mut().for_each(|pixel| *pixel = (*pixel).min(1));
+    Ok(pixels)
+}
+
+/// Reads grey images of such shapes: `n * 784` bytes, from 0 to 255. In the file they are whole numbers.
+///
+/// # Errors
+/// As of [`read_images`].
+pub fn read_grey(input: Input) -> Result<Vec<u8>> {
+    let place = input.error("");
+    let pixels = read_pixels(input, Values::Grey)?;
+    check_grey(&pixels).with_context(|| place.to_string().trim_end().to_owned())?;
+    Ok(pixels)
+}
+
+fn read_pixels(mut input: Input, values: Values) -> Result<Vec<u8>> {
     let header = Header::read(&mut input)?;
     let n = match header.shape[..] {
         [n, PIXELS] | [n, SIDE, SIDE] | [n, 1, SIDE, SIDE] | [n, SIDE, SIDE, 1] => n,
@@ -25,22 +44,25 @@ pub fn read_images(mut input: Input) -> Result<Vec<u8>> {
         ))),
     };
     ensure!(n > 0, input.error("expected at least one image, got the shape of none"));
-    read_values(&header, &mut input, 1)
+    read_values(&header, &mut input, values)
 }
 
-/// Reads labels of shape (n,): `n` bytes of 0 to 9.
+/// Reads labels of shape (n,) or (n, 1): `n` bytes of 0 to 9.
 ///
 /// # Errors
-/// As of `read_images`.
+/// As of [`read_images`].
 pub fn read_labels(mut input: Input) -> Result<Vec<u8>> {
     let header = Header::read(&mut input)?;
-    if header.shape.len() != 1 {
-        bail!(input.error(format_args!("expected labels of the shape (n,), got {:?}", header.shape)));
+    // Keras has the labels of some sets as a column.
+    if !matches!(header.shape[..], [_] | [_, 1]) {
+        bail!(
+            input.error(format_args!("expected labels of the shape (n,) or (n, 1), got {:?}", header.shape))
+        );
     }
-    read_values(&header, &mut input, 9)
+    read_values(&header, &mut input, Values::Labels)
 }
 
-impl Source for Input {
+impl Source for Input<'_> {
     fn fill(&mut self, buffer: &mut [u8], what: &str) -> Result<()> {
         self.read_all(buffer, what)
     }
@@ -50,16 +72,61 @@ impl Source for Input {
     }
 }
 
-/// Reads all values, which must be integers from 0 to `max`, to the end of the file; gives them in C order.
-fn read_values(header: &Header, input: &mut Input, max: u8) -> Result<Vec<u8>> {
+/// The values that an array may have.
+#[derive(Clone, Copy, PartialEq)]
+enum Values {
+    /// 0, and either 1 or 255 but not both.
+    Binary,
+    /// 0 to 255.
+    Grey,
+    /// 0 to 9.
+    Labels,
+}
+
+impl Values {
+    /// Returns the value as a byte if it is allowed after the pixel of ink, which is 0 as long as there was none.
+    fn byte(self, value: f64, ink: u8) -> Option<u8> {
+        let byte = (value.fract() == 0.0 && (0.0..=255.0).contains(&value)).then_some(value as u8)?;
+        let allowed = match self {
+            Values::Binary => byte == 0 || byte == ink || ink == 0 && matches!(byte, 1 | 255),
+            Values::Grey => true,
+            Values::Labels => byte <= 9,
+        };
+        allowed.then_some(byte)
+    }
+
+    /// Describes what was expected instead of a value.
+    fn expected(self, value: f64, ink: u8) -> String {
+        match (self, ink) {
+            (Values::Binary, _) => {
+                let expected = if ink == 255 { "0 or 255" } else { "0 or 1" };
+                // A fraction, and what is no grey value at all, is nothing that a reader of grey images would take.
+                match Values::Grey.byte(value, 0) {
+                    Some(_) => format!("{expected}, got {value}: {GREY_HELP}"),
+                    None => format!("{expected}, got {value}"),
+                }
+            }
+            (Values::Grey, _) => format!("a whole number from 0 to 255, got {value}"),
+            (Values::Labels, _) => format!("0 to 9, got {value}"),
+        }
+    }
+}
+
+/// What helps where binary images were expected and grey ones are there.
+pub const GREY_HELP: &str = "grey images are binarized from IDX files, from .npz files of x_train and x_test, and from text with \
+                             commas";
+
+/// Reads all values to the end of the file; gives them in C order.
+fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec<u8>> {
     let elements = header.shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n as u64));
     let bytes = elements.and_then(|n| n.checked_mul(header.width as u64));
     let what = format!("an array of shape {:?}, {} bytes an element", header.shape, header.width);
-    let Some(bytes) = bytes else {
+    let (Some(elements), Some(bytes)) = (elements, bytes) else {
         bail!(input.error(format_args!("the header claims {what}: that is more than 2^64 bytes")));
     };
     input.check_claim(bytes, &what)?;
-    let mut values = Vec::new();
+    input.check_memory(elements)?;
+    let (mut found, mut ink) = (Vec::new(), 0);
     let mut chunk = vec![0; CHUNK * header.width];
     let mut left = bytes;
     while left > 0 {
@@ -68,16 +135,21 @@ fn read_values(header: &Header, input: &mut Input, max: u8) -> Result<Vec<u8>> {
         left -= part.len() as u64;
         for element in part.chunks_exact(header.width) {
             let value = header.value(element);
-            if !(0.0..=f64::from(max)).contains(&value) || value.fract() != 0.0 {
-                let (i, allowed) = (values.len(), if max == 1 { "0 or 1" } else { "0 to 9" });
+            let Some(byte) = values.byte(value, ink) else {
+                let i = found.len();
                 bail!(input.error(format_args!(
-                    "value {i} (index {:?}): expected {allowed}, got {value}",
-                    header.index(i)
+                    "value {i} (index {:?}): expected {}",
+                    header.index(i),
+                    values.expected(value, ink)
                 )));
-            }
-            values.push(value as u8);
+            };
+            ink = ink.max(byte);
+            found.push(byte);
         }
     }
     input.finish(&what)?;
-    Ok(header.array(DType::U8, values)?.to_vec())
+    if !header.fortran {
+        return Ok(found);
+    }
+    Ok(header.array(DType::U8, found)?.to_vec())
 }

@@ -2,7 +2,8 @@
 //! a file's name decides its type.
 //!
 //! Files are not trusted. An error names the file and what is wrong in it, and a header's claims alone allocate no memory. Any
-//! byte order, C or Fortran order and any width of floats is read.
+//! byte order, C or Fortran order and any width of floats is read, and so are compressed `.npz` files. A prefix that all names
+//! share, as `torch.compile` puts `_orig_mod.` before each, is left off.
 
 pub mod npz;
 pub mod safetensors;
@@ -86,6 +87,10 @@ pub fn from_checkpoint(path: &Path, leaves: &[Leaf], arrays: Vec<(String, Array)
 
 /// Arranges a file's arrays in the order and shapes of the leaves.
 fn fitted(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Result<Vec<Array>> {
+    if let Some(prefix) = shared_prefix(leaves, &named) {
+        log::warn!("{}: every name begins with '{prefix}', which is left off", path.display());
+        named.iter_mut().for_each(|(name, _)| drop(name.drain(..prefix.len())));
+    }
     for (name, array) in &mut named {
         // PyTorch has a convolution's biases as (out), Equinox as (out, 1, 1).
         let leaf = leaves.iter().find(|l| l.name == *name && l.role == Role::ConvBias);
@@ -94,6 +99,17 @@ fn fitted(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Resu
         }
     }
     arrange(leaves, named).with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// Finds what stands before a leaf's name in each name of a file, when it is the same in all of them and ends with a dot.
+fn shared_prefix(leaves: &[Leaf], named: &[(String, Array)]) -> Option<String> {
+    let is_leaf = |name: &str| leaves.iter().any(|leaf| leaf.name == name);
+    let (first, _) = named.first()?;
+    let dots = first.match_indices('.').map(|(dot, _)| &first[..=dot]);
+    let mut prefixes = dots.filter(|prefix| is_leaf(&first[prefix.len()..]));
+    let prefix =
+        prefixes.find(|prefix| named.iter().all(|(name, _)| name.starts_with(prefix) && !is_leaf(name)))?;
+    Some(prefix.to_string())
 }
 
 /// Keeps those of a checkpoint's arrays that are parameters.

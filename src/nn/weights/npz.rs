@@ -1,4 +1,5 @@
-//! Reads and writes `.npz` files: zip archives of named `.npy` records with checksums. Checkpoints are such files.
+//! Reads and writes `.npz` files: zip archives of named `.npy` records with checksums. Checkpoints are such files. Compressed
+//! entries are read; they are never written.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -13,27 +14,57 @@ use crate::engine::array::Array;
 use crate::engine::npy::{self, Record};
 use crate::files::{self, Draft};
 
+/// A file may unpack to this many times its size, and [`ROOM`] more. Floats hardly shrink, so that weights stay far below; a few
+/// bytes that unpack to more than the memory do not.
+const MOST_TIMES: u64 = 4;
+/// Bytes that any file may unpack to.
+const ROOM: u64 = 16 << 20;
+
 /// Reads all arrays of a file, with their names, and verifies their checksums.
 ///
 /// # Errors
-/// When the file is not a `.npz`, is truncated or corrupted, or has an array of an unsupported type.
+/// When the file is not a `.npz`, is truncated or corrupted, has an array of an unsupported type, or unpacks to more than four
+/// times its size and 16 MiB.
 pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     let mut zip = ZipArchive::new(BufReader::new(file))?;
     ensure!(!zip.has_duplicate_names(), "two entries have the same name");
+    let most = MOST_TIMES.saturating_mul(length).saturating_add(ROOM);
+    let mut left = most;
     let mut arrays = Vec::new();
     for i in 0..zip.len() {
         let mut entry = zip.by_index(i)?;
-        let name = entry.name()?.trim_end_matches(".npy").to_string();
+        let full_name = entry.name()?.into_owned();
+        let name = full_name.strip_suffix(".npy").unwrap_or(&full_name).to_string();
+        let method = entry.compression();
         ensure!(
-            entry.compression() == CompressionMethod::Stored,
-            "{name} is compressed: write it with np.savez"
+            matches!(method, CompressionMethod::Stored | CompressionMethod::Deflated),
+            "{name} is compressed with {method}, which NumPy does not write: write the file with np.savez"
         );
-        ensure!(entry.size() <= length, "{name} claims {} bytes in a file of {length}", entry.size());
-        // Reading to the end verifies the entry's checksum.
-        let mut bytes = Vec::with_capacity(entry.size() as usize);
-        entry.read_to_end(&mut bytes).with_context(|| format!("{name} was changed"))?;
+        let size = entry.size();
+        ensure!(
+            method != CompressionMethod::Stored || size <= length,
+            "{name} claims {size} bytes in a file of {length}"
+        );
+        left = left.checked_sub(size).with_context(|| {
+            format!(
+                "the arrays up to {name} claim to unpack to more than {most} bytes, from a file of {length}: if they are \
+                 right, write the file with np.savez, without compression"
+            )
+        })?;
+        // Reading to the end verifies the entry's checksum. One byte more than claimed shows that the claim is wrong.
+        let mut bytes = Vec::with_capacity(size as usize);
+        entry
+            .by_ref()
+            .take(size.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("{name} was changed"))?;
+        ensure!(
+            bytes.len() as u64 == size,
+            "{name} was changed: it claims {size} bytes and has {}",
+            if bytes.len() as u64 > size { "more".to_string() } else { bytes.len().to_string() }
+        );
         let array = only(&bytes).with_context(|| name.clone())?;
         arrays.push((name, array));
     }

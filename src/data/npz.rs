@@ -1,0 +1,123 @@
+//! Images and labels as arrays of one `.npz` file, under the names that Keras and others give them.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use zip::{CompressionMethod, ZipArchive};
+
+use super::input::Input;
+use super::{Grey, Part, file_name, labels_beside, npy};
+
+/// The first bytes of a zip archive, and so of an `.npz` file.
+pub const MAGIC: &[u8] = b"PK\x03\x04";
+
+/// An `.npz` file and the names of its arrays.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    /// The file.
+    pub path: PathBuf,
+    /// Without `.npy`, in the file's order.
+    names: Vec<String>,
+}
+
+impl Archive {
+    /// Reads the names of a file's arrays.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no zip archive; the error names it.
+    pub fn open(path: &Path) -> Result<Archive> {
+        let names = zip(path)?
+            .file_names()
+            .map(|name| Ok(name?.trim_end_matches(".npy").to_owned()))
+            .collect::<Result<Vec<_>>>()
+            .with_context(|| format!("{}: its names cannot be read", path.display()))?;
+        Ok(Archive { path: path.to_owned(), names })
+    }
+
+    /// Reports whether there can be training and test images: a single array is neither.
+    pub fn has_parts(&self) -> bool {
+        self.names.len() != 1
+    }
+
+    /// Reads the images of a part, with their labels if the file has them. The only array of a file serves as either
+    /// part.
+    ///
+    /// # Errors
+    /// When the arrays are not images; the error names the file and the array.
+    pub fn grey(&self, part: Part) -> Result<Option<Grey>> {
+        let (images, labels) = match &self.names[..] {
+            [only] => (Some(only.clone()), None),
+            _ => (self.find(image_names(part)), self.find(label_names(part))),
+        };
+        let Some(images) = images else { return Ok(None) };
+        let pixels = self.read(&images, npy::read_grey)?;
+        let name = format!("{} {images}", file_name(&self.path));
+        let labels = labels.and_then(|labels| {
+            labels_beside(self.read(&labels, npy::read_labels), &pixels, &self.place(&labels))
+        });
+        Ok(Some(Grey { name, pixels, labels, sources: vec![self.path.clone()] }))
+    }
+
+    /// Makes the error that the file does not have the images of a part.
+    pub fn missing(&self, part: Part) -> anyhow::Error {
+        const SHOWN: usize = 12;
+        let mut found = self.names[..self.names.len().min(SHOWN)].join(", ");
+        if self.names.is_empty() {
+            found += "nothing";
+        }
+        anyhow::anyhow!(
+            "{}: no {} images in this file: looked for an array {}; found {found}",
+            self.path.display(),
+            part.name(),
+            image_names(part).join(" or ")
+        )
+    }
+
+    fn find(&self, names: [String; 3]) -> Option<String> {
+        names.into_iter().find(|name| self.names.contains(name))
+    }
+
+    /// The file and an array in it, for messages.
+    fn place(&self, array: &str) -> String {
+        format!("{}, {array}", self.path.display())
+    }
+
+    /// Reads an array to its end, which verifies its checksum.
+    fn read(&self, array: &str, reader: fn(Input) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+        let place = self.place(array);
+        let mut zip = zip(&self.path)?;
+        let entry = match zip.index_for_name(&format!("{array}.npy")) {
+            Some(i) => zip.by_index(i),
+            None => zip.by_name(array),
+        };
+        let entry = entry.with_context(|| format!("{place}: cannot be read"))?;
+        let method = entry.compression();
+        ensure!(
+            matches!(method, CompressionMethod::Stored | CompressionMethod::Deflated),
+            "{place}: compressed with {method}, which NumPy does not write: write the file with np.savez"
+        );
+        // An entry cannot be larger than its file, whatever it claims.
+        let file = self.path.metadata().map_or(0, |meta| meta.len());
+        let (packed, size) = (method != CompressionMethod::Stored, entry.compressed_size().min(file));
+        reader(Input::of_entry(place, entry, packed, size)?)
+    }
+}
+
+fn zip(path: &Path) -> Result<ZipArchive<BufReader<File>>> {
+    let file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
+    ZipArchive::new(BufReader::new(file))
+        .with_context(|| format!("{}: truncated or damaged: no .npz file", path.display()))
+}
+
+/// Keras's name first.
+fn image_names(part: Part) -> [String; 3] {
+    let part = part.name();
+    [format!("x_{part}"), format!("{part}_images"), part.to_owned()]
+}
+
+fn label_names(part: Part) -> [String; 3] {
+    let part = part.name();
+    [format!("y_{part}"), format!("{part}_labels"), format!("labels_{part}")]
+}
