@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use vnca::cli::models::{Kind, Model};
 use vnca::cli::optimiser::Optimiser;
 use vnca::engine::array::Array;
-use vnca::engine::compile::one_dnn_products;
+use vnca::engine::compile::check_one_dnn;
 use vnca::engine::ir::ops::conv::Window;
 use vnca::engine::ir::{Cost, Function, Graph, Sym, gradient, pullback};
 use vnca::engine::lower::{Target, lower};
@@ -70,7 +70,7 @@ fn forms() -> Vec<(&'static str, Target, Precision)> {
     let mut forms = vec![("native", Target::Native, Precision::F32), ("cpu", Target::Cpu, Precision::F32)];
     let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU opens");
     for (name, precision) in [("oneDNN", Precision::F32), ("bf16", Precision::Bf16)] {
-        if one_dnn_products(&mesh, precision).is_ok() {
+        if check_one_dnn(&mesh, precision).is_ok() {
             forms.push((name, Target::OneDnn, precision));
         }
     }

@@ -26,7 +26,7 @@ struct DiscretisedLogistic;
 impl DiscretisedLogistic {
     /// Mean and scale, (n, h, w, 1) each.
     fn parts<'g>(outputs: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
-        let log_scale = (outputs.slice_axis(3, 1, 2) - 2.0).max(outputs.like(-6.0));
+        let log_scale = (outputs.slice_axis(3, 1, 2) - 2.0).max(outputs.scalar_like(-6.0));
         (outputs.slice_axis(3, 0, 1), log_scale.exp())
     }
 }
@@ -46,9 +46,9 @@ impl Likelihood for DiscretisedLogistic {
         let cdf = |x: Sym<'g>| ((x - mean) / scale).sigmoid();
         let half = 0.5 / 255.0;
         // The outermost levels take all that lies beyond them.
-        let above = images.gt(images.like(1.0 - half)).select(images * 0.0 + 1.0, cdf(images + half));
-        let below = images.lt(images.like(half)).select(images * 0.0, cdf(images - half));
-        (above - below).max(images.like(1e-12)).log().sum(&[1, 2, 3])
+        let above = images.gt(images.scalar_like(1.0 - half)).select(images * 0.0 + 1.0, cdf(images + half));
+        let below = images.lt(images.scalar_like(half)).select(images * 0.0, cdf(images - half));
+        (above - below).max(images.scalar_like(1e-12)).log().sum(&[1, 2, 3])
     }
 
     fn mean<'g>(&self, outputs: Sym<'g>) -> Sym<'g> {
@@ -59,7 +59,7 @@ impl Likelihood for DiscretisedLogistic {
         let (mean, scale) = Self::parts(outputs);
         let u = draw::uniform(keys, &mean.dims()[1..], 1e-5, 1.0 - 1e-5);
         let drawn = mean + scale * (u.log() - (-u + 1.0).log());
-        drawn.max(drawn.like(0.0)).min(drawn.like(1.0))
+        drawn.max(drawn.scalar_like(0.0)).min(drawn.scalar_like(1.0))
     }
 }
 // ANCHOR_END: likelihood

@@ -43,8 +43,11 @@ pub enum Error {
         /// Whether the state before the step was saved, in words.
         saved: String,
     },
-    /// The examples are not those that the checkpoint's run was trained on.
-    OtherExamples,
+    /// The examples are not those that the run was trained on.
+    OtherExamples {
+        /// Which ones: `"training"` or `"test"`.
+        part: &'static str,
+    },
 }
 
 impl fmt::Display for Error {
@@ -57,8 +60,8 @@ impl fmt::Display for Error {
                 "step {step}: loss {loss}, gradient norm {grad_norm}: not finite, so training stopped before the \
                  update; {saved}"
             ),
-            Error::OtherExamples => {
-                f.write_str("the training images are not those of the run that is resumed")
+            Error::OtherExamples { part } => {
+                write!(f, "the {part} images are not those of the run that is resumed")
             }
         }
     }
@@ -69,7 +72,7 @@ impl std::error::Error for Error {
         match self {
             // The error itself is what this one displays.
             Error::Usage(error) | Error::Data(error) | Error::Device(error) => error.chain().nth(1),
-            Error::Invalid { .. } | Error::NotFinite { .. } | Error::OtherExamples => None,
+            Error::Invalid { .. } | Error::NotFinite { .. } | Error::OtherExamples { .. } => None,
         }
     }
 }
@@ -98,7 +101,7 @@ pub fn kind(error: &anyhow::Error) -> Kind {
         Some(Error::Data(_)) => Kind::Data,
         Some(Error::Device(_)) => Kind::Device,
         Some(Error::NotFinite { .. }) => Kind::NotFinite,
-        Some(Error::OtherExamples) => Kind::Other,
+        Some(Error::OtherExamples { .. }) => Kind::Other,
         None if error.chain().any(|cause| cause.is::<io::Error>()) => Kind::Io,
         None => Kind::Other,
     }

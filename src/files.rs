@@ -40,7 +40,7 @@ impl Draft {
                 .prefix(&prefix)
                 .suffix(ENDING)
                 .permissions(permissions)
-                .tempfile_in(folder_of(path))?;
+                .tempfile_in(parent_folder(path))?;
             Ok(Draft { out: BufWriter::with_capacity(BUFFER, file), path: path.to_owned() })
         };
         begin().with_context(|| cannot_write(path))
@@ -113,7 +113,7 @@ pub fn write_bytes(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
 /// When the link cannot be made. The message has the second name.
 pub fn link(from: &Path, to: &Path) -> Result<()> {
     let second = |at: &Path| fs::hard_link(from, at).or_else(|_| fs::copy(from, at).map(drop));
-    let linked = Builder::new().suffix(ENDING).make_in(folder_of(to), second);
+    let linked = Builder::new().suffix(ENDING).make_in(parent_folder(to), second);
     publish(linked.with_context(|| cannot_write(to))?, to)
 }
 
@@ -135,7 +135,7 @@ pub fn remove_drafts(folder: &Path) {
 
 fn publish<F>(file: NamedTempFile<F>, path: &Path) -> Result<()> {
     file.persist(path).map_err(|refused| refused.error).with_context(|| cannot_write(path))?;
-    let folder = folder_of(path);
+    let folder = parent_folder(path);
     match File::open(folder).and_then(|folder| folder.sync_all()) {
         // Not every file system can flush a folder.
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
@@ -143,7 +143,7 @@ fn publish<F>(file: NamedTempFile<F>, path: &Path) -> Result<()> {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+fn parent_folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

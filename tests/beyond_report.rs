@@ -25,7 +25,7 @@ fn small(kind: Kind) -> Model {
 /// Parameters that do something, the automaton's last layer included.
 fn weights(model: &Model) -> Vec<Array> {
     let leaves = model.vae().leaves();
-    leaves.iter().enumerate().map(|(i, l)| fill(&l.inner_shape(), i as u64, (-0.1, 0.1))).collect()
+    leaves.iter().enumerate().map(|(i, l)| fill(&l.device_shape(), i as u64, (-0.1, 0.1))).collect()
 }
 
 /// The outputs of a graph over a model's parameters.

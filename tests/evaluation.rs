@@ -120,7 +120,7 @@ fn the_composed_first_layers_of_the_baseline_decode_the_same() {
     let function = common::finish(&g, &[("few".into(), decoded(9)), ("many".into(), decoded(10))]);
 
     let mut inputs: Vec<_> =
-        (0..).zip(&leaves).map(|(i, l)| common::fill(&l.inner_shape(), i, (-0.2, 0.2))).collect();
+        (0..).zip(&leaves).map(|(i, l)| common::fill(&l.device_shape(), i, (-0.2, 0.2))).collect();
     inputs.push(common::fill(&[3, 5], 100, (-2.0, 2.0)));
     inputs.push(vnca::engine::array::Array::new(&[3, 2], &[0u32; 6]));
     let [few, many] = [0, 1].map(|i| common::evaluate(&function, &inputs)[i].to_vec::<f32>());

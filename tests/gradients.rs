@@ -62,9 +62,11 @@ fn elementwise_rows(any: (f32, f32), positive: (f32, f32)) -> Vec<Row> {
         row("log1p", &[&[4]], positive, |_, x| x[0].log1p()),
         row("sqrt", &[&[4]], positive, |_, x| x[0].sqrt()),
         row("tanh", &[&[4]], any, |_, x| x[0].tanh()),
-        row("not", &[&[4]], any, |_, x| x[0].gt(x[0].like(0.3)).logical_not().mask(x[0])),
+        row("not", &[&[4]], any, |_, x| x[0].gt(x[0].scalar_like(0.3)).logical_not().mask(x[0])),
         row("is_finite", &[&[4]], any, |_, x| x[0].is_finite().mask(x[0] * 3.0)),
-        row("convert", &[&[4]], any, |_, x| x[0].square() + x[0].gt(x[0].like(0.0)).convert(DType::F32)),
+        row("convert", &[&[4]], any, |_, x| {
+            x[0].square() + x[0].gt(x[0].scalar_like(0.0)).convert(DType::F32)
+        }),
         row("detach", &[&[4]], any, |_, x| x[0] + x[0].detach() * 0.0),
         row("keep", &[&[4]], any, |_, x| x[0].square().keep()),
         row("recall", &[&[4]], any, |_, x| x[0].square().recall(x[0].square())),
@@ -75,15 +77,21 @@ fn elementwise_rows(any: (f32, f32), positive: (f32, f32)) -> Vec<Row> {
         row("rem", &[&[3]], any, |g, x| x[0] * (s32(g, &[7, 8, 9]) % index(g, 4)).convert(DType::F32)),
         row("max", &[&[5], &[5]], any, |_, x| x[0].max(x[1])),
         row("min", &[&[5], &[1]], any, |_, x| x[0].min(x[1])),
-        row("and", &[&[5]], any, |_, x| x[0].gt(x[0].like(-1.0)).and(x[0].lt(x[0].like(1.0))).mask(x[0])),
-        row("or", &[&[5]], any, |_, x| x[0].lt(x[0].like(-1.0)).or(x[0].gt(x[0].like(1.0))).mask(x[0])),
-        row("xor", &[&[5]], any, |_, x| x[0].lt(x[0].like(1.0)).xor(x[0].gt(x[0].like(-1.0))).mask(x[0])),
+        row("and", &[&[5]], any, |_, x| {
+            x[0].gt(x[0].scalar_like(-1.0)).and(x[0].lt(x[0].scalar_like(1.0))).mask(x[0])
+        }),
+        row("or", &[&[5]], any, |_, x| {
+            x[0].lt(x[0].scalar_like(-1.0)).or(x[0].gt(x[0].scalar_like(1.0))).mask(x[0])
+        }),
+        row("xor", &[&[5]], any, |_, x| {
+            x[0].lt(x[0].scalar_like(1.0)).xor(x[0].gt(x[0].scalar_like(-1.0))).mask(x[0])
+        }),
         row("eq", &[&[5]], any, |_, x| x[0].eq(x[0]).mask(x[0])),
-        row("ne", &[&[5]], any, |_, x| x[0].ne(x[0].like(0.0)).mask(x[0])),
-        row("lt", &[&[5]], any, |_, x| x[0].lt(x[0].like(0.2)).mask(x[0])),
-        row("le", &[&[5]], any, |_, x| x[0].le(x[0].like(0.2)).mask(x[0])),
-        row("gt", &[&[5]], any, |_, x| x[0].gt(x[0].like(0.2)).mask(x[0])),
-        row("ge", &[&[5]], any, |_, x| x[0].ge(x[0].like(0.2)).mask(x[0])),
+        row("ne", &[&[5]], any, |_, x| x[0].ne(x[0].scalar_like(0.0)).mask(x[0])),
+        row("lt", &[&[5]], any, |_, x| x[0].lt(x[0].scalar_like(0.2)).mask(x[0])),
+        row("le", &[&[5]], any, |_, x| x[0].le(x[0].scalar_like(0.2)).mask(x[0])),
+        row("gt", &[&[5]], any, |_, x| x[0].gt(x[0].scalar_like(0.2)).mask(x[0])),
+        row("ge", &[&[5]], any, |_, x| x[0].ge(x[0].scalar_like(0.2)).mask(x[0])),
         row("select", &[&[5], &[5]], any, |_, x| x[0].gt(x[1]).select(x[0].square(), x[1] * 3.0)),
         row("elu", &[&[6]], any, |_, x| x[0].elu()),
         row("softplus", &[&[6]], (-9.0, 9.0), |_, x| x[0].softplus()),
@@ -273,7 +281,8 @@ fn recurrence(form: Option<(RepeatOptions, bool)>) -> Function {
             next
         }),
     };
-    let told = told.iter().enumerate().fold(x.like(0.0), |sum, (i, t)| sum + t.sum_all() * (i as f64 + 1.0));
+    let told =
+        told.iter().enumerate().fold(x.scalar_like(0.0), |sum, (i, t)| sum + t.sum_all() * (i as f64 + 1.0));
     let loss = weighted(&g, y.square()) + told;
     let grads = gradient(loss, &[x, w]);
     common::finish(&g, &[("loss".into(), loss), ("dx".into(), grads[0]), ("dw".into(), grads[1])])

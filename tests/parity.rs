@@ -111,7 +111,12 @@ fn initial_values_equal_jax() {
         let rows = expected["leaves"].as_array().expect("a list");
         assert_eq!(rows.len(), leaves.len());
         for (((leaf, row), host), device) in leaves.iter().zip(rows).zip(&host).zip(&device) {
-            assert_eq!(leaf.to_edge(device), *host, "{} on the device and on the host", leaf.name);
+            assert_eq!(
+                leaf.to_checkpoint_layout(device),
+                *host,
+                "{} on the device and on the host",
+                leaf.name
+            );
             assert_eq!(f64s_usize(&leaf.shape), numbers(&row["shape"]), "{}", leaf.name);
             let values = f64s(&host.to_vec::<f32>());
             let first = numbers(&row["first"]);
@@ -190,7 +195,7 @@ fn forward_passes_and_gradients_equal_jax() {
         for ((leaf, row), result) in
             leaves.iter().zip(expected["grads"].as_array().unwrap()).zip(&results[4..])
         {
-            let gradient = f64s(&leaf.to_edge(result).to_vec::<f32>());
+            let gradient = f64s(&leaf.to_checkpoint_layout(result).to_vec::<f32>());
             let l2 = gradient.iter().map(|v| v * v).sum::<f64>().sqrt();
             let expected_l2 = row["l2"].as_f64().unwrap();
             assert!(

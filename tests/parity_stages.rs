@@ -11,7 +11,7 @@ use vnca::engine::array::Array;
 use vnca::engine::ir::{Graph, Sym};
 use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
-use vnca::model::SIDE;
+use vnca::model::GRID_SIDE;
 use vnca::model::grow::{Grids, damage, damage_at, first_channels};
 use vnca::model::likelihood::{Bernoulli, Likelihood};
 use vnca::nn::params::Params;
@@ -48,12 +48,12 @@ fn output<'g>(name: &str, model: &Model, params: &Params<'g>, g: &'g Graph) -> S
             let (grown, before) = automaton.watched(seed, 6, 1);
             let [_, sub] = draw::split_each(key(700));
             let damaged = damage(grown.cells, sub.reshape(&[1, 2]), 16);
-            let shown = first_channels(damaged, 1).reshape(&[1, 1, SIDE, SIDE, 1]);
+            let shown = first_channels(damaged, 1).reshape(&[1, 1, GRID_SIDE, GRID_SIDE, 1]);
             let (_, after) = automaton.watched(Grids { cells: damaged, ..grown }, 6, 1);
             Sym::concat(&[before.slice_axis(0, 0, 5), shown, after], 0)
         }
         "damage" => {
-            let ones = g.full(&Shape::f32(&[1, SIDE, SIDE, 2]), 1.0);
+            let ones = g.full(&Shape::f32(&[1, GRID_SIDE, GRID_SIDE, 2]), 1.0);
             damage(ones, key(800).reshape(&[1, 2]), 16).transpose(&[0, 3, 1, 2])
         }
         other => panic!("{other} is compared with nothing"),

@@ -41,7 +41,7 @@ impl Exit {
 }
 
 /// Returns the exit code of an error.
-pub fn exit_of(error: &anyhow::Error) -> Exit {
+pub fn exit_code(error: &anyhow::Error) -> Exit {
     match kind(error) {
         Kind::Usage => Exit::Usage,
         Kind::Data => Exit::BadInput,
@@ -58,7 +58,7 @@ pub fn describe(error: &anyhow::Error) -> String {
         Some(error @ Error::NotFinite { .. }) => {
             format!("{error}. Try a lower --learning-rate or --clip-norm")
         }
-        Some(error @ Error::OtherExamples) => format!("{error}: give it the same --data"),
+        Some(error @ Error::OtherExamples { .. }) => format!("{error}: give it the same --data"),
         Some(Error::Usage(_) | Error::Data(_) | Error::Device(_)) | None => cause.to_string(),
     };
     error.chain().map(link).collect::<Vec<_>>().join(": ")

@@ -26,7 +26,7 @@ use commands::{
 };
 #[cfg(feature = "xla")]
 use commands::{compile, export};
-use error::{Exit, describe, exit_of};
+use error::{Exit, describe, exit_code};
 
 /// Train, evaluate and study Variational Neural Cellular Automata on XLA devices.
 #[derive(Debug, Parser)]
@@ -229,7 +229,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let red = if std::io::stderr().is_terminal() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
             to_stderr(&format!("{}error{}: {}", red.0, red.1, describe(&error)));
-            ExitCode::from(exit_of(&error) as u8)
+            ExitCode::from(exit_code(&error) as u8)
         }
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::shape::Precision;
 use crate::error::valid;
-use crate::model::{Grow, SIDE, Vae, report};
+use crate::model::{GRID_SIDE, Grow, Vae, report};
 
 /// A model of the report, named after its decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,11 +95,11 @@ pub struct Model {
 
 /// The report's [`Model::start_side`].
 fn whole_grid() -> usize {
-    SIDE
+    GRID_SIDE
 }
 
-/// Doublings from one cell to a grid of [`SIDE`].
-const MOST_DOUBLINGS: usize = SIDE.trailing_zeros() as usize;
+/// Doublings from one cell to a grid of [`GRID_SIDE`].
+const MOST_DOUBLINGS: usize = GRID_SIDE.trailing_zeros() as usize;
 
 impl Model {
     /// Returns the report's model of a kind, with another latent size if one is given.
@@ -175,6 +175,6 @@ impl Model {
 
     /// Returns the side, in cells, of the grid that the automaton starts on; the image's side for the baseline.
     pub fn seed_side(&self) -> usize {
-        self.vae().decoder.automaton().map_or(SIDE, Grow::first_side)
+        self.vae().decoder.automaton().map_or(GRID_SIDE, Grow::first_side)
     }
 }

@@ -295,7 +295,7 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
     fn apply(&self, name: &'static str, value: &T, config: &mut TrainConfig, start: Start) -> Result<()> {
         let kind = config.model.kind;
         let Some(place) = (self.place)(config) else {
-            let kinds = Kind::ALL.into_iter().filter(|kind| self.of_report(*kind).is_some());
+            let kinds = Kind::ALL.into_iter().filter(|kind| self.report_default(*kind).is_some());
             let kinds: Vec<&str> = kinds.map(Kind::name).collect();
             // An option without any place is none of the configuration's.
             valid!(kinds.is_empty(), name, "is of the {} model, not of the {kind}", kinds.join(" or "));
@@ -316,7 +316,7 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
     }
 
     /// The default for a model, if the model has the option.
-    fn of_report(&self, kind: Kind) -> Option<T> {
+    fn report_default(&self, kind: Kind) -> Option<T> {
         (self.place)(&mut TrainConfig::report(kind))?.get()
     }
 
@@ -324,7 +324,8 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
         if let Some(words) = self.default {
             return Some(words.to_string());
         }
-        let mut texts = Kind::ALL.into_iter().filter_map(|kind| Some((kind, text(&self.of_report(kind)?))));
+        let mut texts =
+            Kind::ALL.into_iter().filter_map(|kind| Some((kind, text(&self.report_default(kind)?))));
         let (_, first) = texts.next()?;
         let others = texts.filter(|(_, other)| *other != first);
         let others: Vec<String> = others.map(|(kind, text)| format!("; {text} for {kind}")).collect();

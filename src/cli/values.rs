@@ -31,7 +31,7 @@ values!(Precision {
 });
 
 values!(Target {
-    Cpu: "cpu", "For XLA's CPU compiler: matrix products where it is slow at convolutions, all in f32";
+    Cpu: "cpu", "For XLA's CPU compiler: matmuls where it is slow at convolutions, all in f32";
     OneDnn: "onednn",
         "For the same, with calls of the oneDNN that most builds of XLA's CPU library contain, and of another one";
     Native: "native", "For TPUs and GPUs: every operation as XLA's own";

@@ -9,28 +9,39 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use ureq::Agent;
 
 use super::known::{self, Known};
+use crate::error::{Error, Tag};
 use crate::files::Draft;
 
 pub use super::known::verify;
 
+/// How far the download of a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// Name of the file.
+    pub file: &'a str,
+    /// Bytes that have come.
+    pub bytes: u64,
+    /// Bytes of the whole file.
+    pub total: u64,
+}
+
 /// How to fetch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Options<'a> {
     /// Where the files are, instead of the known mirrors: `http://`, `https://` or `file://`, without the file's name.
     pub url: Option<&'a str>,
-    /// Whether a progress bar is drawn on stderr, if that is a terminal.
-    pub progress: bool,
+    /// Is called after each piece of a file has come.
+    pub progress: &'a dyn Fn(&Progress<'_>),
     /// How long to wait for a connection, and at any later time for the next bytes.
     pub patience: Duration,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Options { url: None, progress: true, patience: Duration::from_secs(20) }
+        Options { url: None, progress: &|_| {}, patience: Duration::from_secs(20) }
     }
 }
 
@@ -50,10 +61,11 @@ pub struct Fetched {
 /// other way round, are right too, where the content's checksum is known; an address given in `options` may offer them.
 ///
 /// # Errors
-/// For the first file that cannot be had: each address that was tried, and why it failed. What came before stays.
+/// [`Error::Usage`] for an unknown name. [`Error::Data`] for the first file that cannot be had: each address that was tried, and
+/// why it failed. What came before stays.
 pub fn fetch(name: &str, dir: &Path, options: &Options) -> Result<Vec<Fetched>> {
-    let set = known::find(name)?;
-    fetch_files(set.files, set.mirrors, dir, options)
+    let set = known::find(name).tag(Error::Usage)?;
+    fetch_files(set.files, set.mirrors, dir, options).tag(Error::Data)
 }
 
 fn fetch_files(files: &[Known], mirrors: &[&str], dir: &Path, options: &Options) -> Result<Vec<Fetched>> {
@@ -134,7 +146,7 @@ fn fetch_from(
         if name == file.name { file.bytes } else { file.plain.map_or(file.bytes, |(bytes, _)| bytes) };
     let limit = expected.max(file.bytes);
     let (mut source, announced) = open(url, agent)?;
-    let bar = progress_bar(name, announced.unwrap_or(expected), options);
+    let total = announced.unwrap_or(expected);
     let mut part = Draft::create(&dir.join(name))?;
     let mut chunk = vec![0; 1 << 16];
     let mut got = 0;
@@ -147,9 +159,8 @@ fn fetch_from(
         got += n as u64;
         ensure!(got <= limit, "too long: expected {limit} bytes at most, got more");
         part.write_all(&chunk[..n]).with_context(|| format!("cannot write {}", part.path().display()))?;
-        bar.inc(n as u64);
+        (options.progress)(&Progress { file: name, bytes: got, total });
     }
-    bar.finish_and_clear();
     file.check(part.sync()?)?;
     Ok(part)
 }
@@ -168,15 +179,6 @@ fn open(url: &str, agent: &Agent) -> Result<(Box<dyn Read>, Option<u64>)> {
     let body = agent.get(url).call()?.into_body();
     let announced = body.content_length();
     Ok((Box::new(body.into_reader()), announced))
-}
-
-fn progress_bar(name: &str, bytes: u64, options: &Options) -> ProgressBar {
-    if !options.progress {
-        return ProgressBar::hidden();
-    }
-    let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(bytes).with_style(style.progress_chars("=> ")).with_message(name.to_owned())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -8,7 +8,7 @@
 //! All numbers come from `Key`s and from additions, multiplications, divisions and square roots in f32, which IEEE 754
 //! defines to the last bit: the set is the same on every platform (a test holds its checksum).
 
-use super::{GLYPHS, PIXELS, Part, SIDE, Split};
+use super::{GLYPHS, IMAGE_SIDE, PIXELS, Part, Split};
 use crate::engine::random::host::{Key, unit};
 
 /// Images of the training and of the test part.
@@ -268,12 +268,12 @@ fn fit(strokes: &[Vec<Point>], radius: f32, hand: &mut Hand) -> (f32, Point) {
         y += length * 0.5 * (pair[0].1 + pair[1].1);
         total += length;
     }
-    let centre = SIDE as f32 / 2.0;
+    let centre = IMAGE_SIDE as f32 / 2.0;
     // Kept inside the image, whatever the centre of mass; the outermost pixels stay free even of the broadest ink.
     let place = |mass: f32, min: f32, max: f32, jitter: f32| {
         let shift = centre + jitter - scale * mass / total;
         let margin = 1.3 * radius + 1.6;
-        shift.max(margin - scale * min).min(SIDE as f32 - margin - scale * max)
+        shift.max(margin - scale * min).min(IMAGE_SIDE as f32 - margin - scale * max)
     };
     let (jx, jy) = (hand.normal(0.0, 0.4), hand.normal(0.0, 0.4));
     (scale, (place(x, min.0, max.0, jx), place(y, min.1, max.1, jy)))
@@ -288,7 +288,7 @@ fn cover(ink: &mut [f32; PIXELS], piece: &Piece) {
     let range = |a: f32, b: f32| {
         let low = (a.min(b) - reach - 0.5).max(0.0) as usize;
         let high = (a.max(b) + reach + 0.5).max(0.0) as usize;
-        low..high.min(SIDE)
+        low..high.min(IMAGE_SIDE)
     };
     let (dx, dy) = (to.0 - from.0, to.1 - from.1);
     let squared = (dx * dx + dy * dy).max(1e-12);
@@ -299,7 +299,7 @@ fn cover(ink: &mut [f32; PIXELS], piece: &Piece) {
             let (ox, oy) = (px - along * dx, py - along * dy);
             let distance = (ox * ox + oy * oy).sqrt();
             let covered = (0.5 + (piece.radius - distance) / FADE).clamp(0.0, 1.0);
-            let place = &mut ink[row * SIDE + column];
+            let place = &mut ink[row * IMAGE_SIDE + column];
             *place = place.max(covered);
         }
     }
@@ -343,7 +343,8 @@ mod tests {
             assert!(distinct.insert(test.image(i)), "image {i} is there twice");
             assert!((20..250).contains(&ink), "image {i} has {ink} pixels of ink");
             let image = test.image(i);
-            let border = (0..SIDE).any(|k| image[k] + image[PIXELS - 1 - k] + image[k * SIDE] > 0);
+            let border =
+                (0..IMAGE_SIDE).any(|k| image[k] + image[PIXELS - 1 - k] + image[k * IMAGE_SIDE] > 0);
             assert!(!border, "image {i} has ink on its border");
         }
     }

@@ -2,10 +2,11 @@
 
 use std::path::absolute;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{GLYPHS, Part, Split};
+use crate::error::Error;
 
 /// A user's word for a data set, as it holds in any working folder: a path becomes absolute, the name `glyphs` stays. Links
 /// in it stay too, for what they lead to may move.
@@ -34,7 +35,7 @@ pub fn crc(images: &Split) -> u32 {
 
 impl DataCrc {
     /// Returns the checksums of a set's parts.
-    pub fn of(train: &Split, test: Option<&Split>) -> DataCrc {
+    pub fn from_splits(train: &Split, test: Option<&Split>) -> DataCrc {
         DataCrc { train: crc(train), test: test.map(crc) }
     }
 
@@ -49,18 +50,14 @@ impl DataCrc {
     /// These of a run, which goes on with the images of `now`. Test images may be missing now, or may have been before.
     ///
     /// # Errors
-    /// When `now` are other images; the error says which.
+    /// [`Error::OtherExamples`] when `now` are other images.
     pub fn going_on(&self, now: &DataCrc) -> Result<DataCrc> {
-        let same = |part: Part, equal: bool| {
-            ensure!(
-                equal,
-                "the {} images are not those of the run that is resumed: give it the same --data",
-                if part == Part::Train { "training" } else { "test" }
-            );
-            Ok(())
-        };
-        same(Part::Train, self.train == now.train)?;
-        same(Part::Test, self.test.is_none() || now.test.is_none() || self.test == now.test)?;
+        if self.train != now.train {
+            return Err(Error::OtherExamples { part: "training" }.into());
+        }
+        if self.test.is_some() && now.test.is_some() && self.test != now.test {
+            return Err(Error::OtherExamples { part: "test" }.into());
+        }
         Ok(DataCrc { train: self.train, test: self.test.or(now.test) })
     }
 }
@@ -87,7 +84,7 @@ mod tests {
         assert_eq!(run.going_on(&DataCrc { test: None, ..run }).unwrap(), run);
         assert_eq!(DataCrc { test: None, ..run }.going_on(&run).unwrap(), run);
         let error = run.going_on(&DataCrc { test: Some(3), ..run }).unwrap_err().to_string();
-        assert!(error.contains("test images") && error.contains("--data"), "{error}");
+        assert!(error.contains("test images"), "{error}");
         let error = run.going_on(&DataCrc { train: 3, ..run }).unwrap_err().to_string();
         assert!(error.contains("training images"), "{error}");
     }

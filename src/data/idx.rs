@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use super::input::Input;
-use super::{PIXELS, SIDE};
+use super::{IMAGE_SIDE, PIXELS};
 
 /// `0, 0`, element type (8: unsigned byte), number of dimensions.
 const IMAGES: [u8; 4] = [0, 0, 8, 3];
@@ -23,15 +23,15 @@ pub fn read_images(mut input: Input) -> Result<Vec<u8>> {
     let n = read_u32(&mut input, "number of images")?;
     let rows = read_u32(&mut input, "number of rows")?;
     let columns = read_u32(&mut input, "number of columns")?;
-    if (rows, columns) != (SIDE as u32, SIDE as u32) {
-        bail!(
-            input.error(format_args!("byte 8: expected images of {SIDE} x {SIDE}, got {rows} x {columns}"))
-        );
+    if (rows, columns) != (IMAGE_SIDE as u32, IMAGE_SIDE as u32) {
+        bail!(input.error(format_args!(
+            "byte 8: expected images of {IMAGE_SIDE} x {IMAGE_SIDE}, got {rows} x {columns}"
+        )));
     }
     if n == 0 {
         bail!(input.error("byte 4: expected at least one image, got 0"));
     }
-    input.read_body(u64::from(n) * PIXELS as u64, &format!("{n} images of {SIDE} x {SIDE}"))
+    input.read_body(u64::from(n) * PIXELS as u64, &format!("{n} images of {IMAGE_SIDE} x {IMAGE_SIDE}"))
 }
 
 /// Reads labels, `n` bytes of 0 to 9.

@@ -58,7 +58,7 @@ impl<'a> Input<'a> {
     ///
     /// # Errors
     /// When it is empty or cannot be read; the error begins with the name.
-    pub fn of_entry(name: String, entry: impl Read + 'a, packed: bool, size: u64) -> Result<Input<'a>> {
+    pub fn from_entry(name: String, entry: impl Read + 'a, packed: bool, size: u64) -> Result<Input<'a>> {
         let reader = Box::new(BufReader::with_capacity(1 << 17, entry));
         Input::begin(name, reader, packed.then_some("zip"), size)
     }

@@ -162,12 +162,12 @@ impl Known {
     /// # Errors
     /// The checksum and size that were expected, and those found (without the file's name).
     pub fn check(&self, path: &Path) -> Result<()> {
-        let found = Digest::of(path)?;
+        let found = Digest::from_file(path)?;
         if found.sha256 == self.sha256 {
             return Ok(());
         }
         let (what, found, bytes, sha256) = match self.plain {
-            Some((bytes, sha256)) => match Digest::of_unpacked(path, bytes)? {
+            Some((bytes, sha256)) => match Digest::from_unpacked(path, bytes)? {
                 Some(unpacked) => ("unpacked ", unpacked, bytes, sha256),
                 None => ("", found, bytes, sha256),
             },
@@ -196,22 +196,22 @@ pub struct Digest {
 
 impl Digest {
     /// Of a file as it lies there.
-    pub fn of(path: &Path) -> Result<Digest> {
-        Digest::of_stream(open(path)?).with_context(|| format!("{}: cannot be read", path.display()))
+    pub fn from_file(path: &Path) -> Result<Digest> {
+        Digest::from_stream(open(path)?).with_context(|| format!("{}: cannot be read", path.display()))
     }
 
     /// Of the content of a gzip file, or `None` for another file. Stops after one byte more than expected.
-    fn of_unpacked(path: &Path, expected: u64) -> Result<Option<Digest>> {
+    fn from_unpacked(path: &Path, expected: u64) -> Result<Option<Digest>> {
         let mut magic = Vec::new();
         open(path)?.take(2).read_to_end(&mut magic)?;
         if magic != GZIP_MAGIC {
             return Ok(None);
         }
         let unpacked = Gzip::new(BufReader::new(open(path)?)).take(expected.saturating_add(1));
-        Digest::of_stream(unpacked).context("truncated or damaged gzip data").map(Some)
+        Digest::from_stream(unpacked).context("truncated or damaged gzip data").map(Some)
     }
 
-    fn of_stream(mut stream: impl Read) -> std::io::Result<Digest> {
+    fn from_stream(mut stream: impl Read) -> std::io::Result<Digest> {
         let (mut hash, mut bytes) = (Sha256::new(), 0);
         let mut chunk = vec![0; 1 << 16];
         loop {
@@ -287,7 +287,7 @@ pub struct Report {
 /// in the report.
 pub fn verify(dir: &Path) -> Result<Report> {
     let folder = super::Folder::open(dir)?;
-    let names = folder.names.iter().filter(|name| reader_of(name).is_some());
+    let names = folder.names.iter().filter(|name| reader_for(name).is_some());
     let files: Vec<FileReport> = names.map(|name| verify_file(dir, name)).collect::<Result<_>>()?;
     let ok = !files.is_empty() && files.iter().all(|file| file.problem.is_none());
     Ok(Report { folder: dir.to_owned(), files, ok })
@@ -295,7 +295,7 @@ pub fn verify(dir: &Path) -> Result<Report> {
 
 fn verify_file(dir: &Path, name: &str) -> Result<FileReport> {
     let path = dir.join(name);
-    let Digest { bytes, sha256 } = Digest::of(&path)?;
+    let Digest { bytes, sha256 } = Digest::from_file(&path)?;
     // The other spelling that is in use: train-images.idx3-ubyte.
     let spelled = name.replace(".idx", "-idx");
     let candidates = SETS
@@ -334,7 +334,7 @@ type Reader = fn(Input) -> Result<Vec<u8>>;
 
 /// How the content of a data file is to be read, by its name: whether it holds labels, its reader, the value of a
 /// white pixel. `None` for other files.
-fn reader_of(name: &str) -> Option<(bool, Reader, f64)> {
+fn reader_for(name: &str) -> Option<(bool, Reader, f64)> {
     let stem = name.strip_suffix(".gz").unwrap_or(name);
     if stem.ends_with(".amat") || stem.ends_with(".csv") {
         Some((false, |input| Ok(amat::read(input)?.pixels), 1.0))
@@ -352,7 +352,7 @@ fn reader_of(name: &str) -> Option<(bool, Reader, f64)> {
 }
 
 fn read(path: &Path, name: &str) -> Result<Content> {
-    let (labels, read, white) = reader_of(name).context("not a data file")?;
+    let (labels, read, white) = reader_for(name).context("not a data file")?;
     let values = read(Input::open(path)?)?;
     // Text may have grey values.
     let white = if values.iter().any(|value| *value > 1) { 255.0 } else { white };
@@ -378,7 +378,7 @@ mod tests {
                 for sum in sums.into_iter().flatten() {
                     assert!(sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit()), "{}", file.name);
                 }
-                assert!(reader_of(file.name).is_some(), "{}", file.name);
+                assert!(reader_for(file.name).is_some(), "{}", file.name);
                 assert!(file.bytes > 0);
             }
         }

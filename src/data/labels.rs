@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use super::input::Input;
 use super::{Split, idx, npy};
+use crate::error::{Error, Tag};
 
 /// Reads labels, one of 0 to 9 for each image: IDX or `.npy` of shape (n,), gzip or not.
 ///
@@ -30,6 +31,10 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// As of [`read`], or when their number is another.
 pub fn read_for(path: &Path, images: usize, of: &str) -> Result<Vec<u8>> {
+    read_counted(path, images, of).tag(Error::Data)
+}
+
+fn read_counted(path: &Path, images: usize, of: &str) -> Result<Vec<u8>> {
     let labels = read(path)?;
     if labels.len() != images {
         bail!(

@@ -38,13 +38,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::engine::array::Array;
 use crate::engine::random::host::{Key, unit};
+use crate::error::{Error, Tag};
 use input::Input;
 use npz::Archive;
 
 /// Rows and columns of an image.
-pub const SIDE: usize = 28;
+pub const IMAGE_SIDE: usize = 28;
 /// Pixels of an image.
-pub const PIXELS: usize = SIDE * SIDE;
+pub const PIXELS: usize = IMAGE_SIDE * IMAGE_SIDE;
 /// Rows and columns of an image as the models see it: zeros are added on every side.
 pub const PADDED: usize = 32;
 /// The name that stands for the embedded digits.
@@ -85,7 +86,7 @@ pub struct Split {
 impl Split {
     /// Returns the pixels as an array of u8, (images, 28, 28).
     pub fn to_array(&self) -> Array {
-        Array::new(&[self.len(), SIDE, SIDE], &self.pixels)
+        Array::new(&[self.len(), IMAGE_SIDE, IMAGE_SIDE], &self.pixels)
     }
 
     /// At most `n` images, evenly spaced: test sets are often sorted by class, and their beginning is then one class.
@@ -115,9 +116,9 @@ impl Split {
     /// Returns the images with rows and columns exchanged. EMNIST's files have their images so.
     pub fn transposed(mut self) -> Split {
         for image in self.pixels.chunks_exact_mut(PIXELS) {
-            for row in 0..SIDE {
+            for row in 0..IMAGE_SIDE {
                 for column in 0..row {
-                    image.swap(row * SIDE + column, column * SIDE + row);
+                    image.swap(row * IMAGE_SIDE + column, column * IMAGE_SIDE + row);
                 }
             }
         }
@@ -195,13 +196,13 @@ impl Grey {
 
 fn binarize(pixels: &mut [u8]) {
     let key = Key::new(42);
-    let border = (PADDED - SIDE) / 2;
-    let mut bits = [0; SIDE * PADDED];
+    let border = (PADDED - IMAGE_SIDE) / 2;
+    let mut bits = [0; IMAGE_SIDE * PADDED];
     for (i, image) in pixels.chunks_exact_mut(PIXELS).enumerate() {
         // From the first pixel inside the border to the end of its last row.
         let start = i * PADDED * PADDED + border * PADDED + border;
         key.bits32_from(start as u64, &mut bits);
-        for (row, bits) in image.chunks_exact_mut(SIDE).zip(bits.chunks_exact(PADDED)) {
+        for (row, bits) in image.chunks_exact_mut(IMAGE_SIDE).zip(bits.chunks_exact(PADDED)) {
             for (pixel, &bits) in row.iter_mut().zip(bits) {
                 *pixel = u8::from(unit(bits) < f32::from(*pixel) / 255.0);
             }
@@ -230,8 +231,12 @@ impl Dataset {
     /// The images of a part. A single file has no parts: its images serve as either.
     ///
     /// # Errors
-    /// When a folder does not have the part: what was looked for and what is there.
+    /// [`Error::Data`] when a folder does not have the part: what was looked for and what is there.
     pub fn split(&self, part: Part) -> Result<&Split> {
+        self.find(part).tag(Error::Data)
+    }
+
+    fn find(&self, part: Part) -> Result<&Split> {
         let found = match part {
             Part::Train => &self.train,
             Part::Test => &self.test,
@@ -251,8 +256,12 @@ impl Dataset {
 /// folder. A folder named `glyphs` is `./glyphs`.
 ///
 /// # Errors
-/// See the head of this module.
+/// [`Error::Data`]; see the head of this module.
 pub fn load(spec: &str) -> Result<Dataset> {
+    read_dataset(spec).tag(Error::Data)
+}
+
+fn read_dataset(spec: &str) -> Result<Dataset> {
     let origin = Origin::find(spec)?;
     let (train, test) = match &origin {
         Origin::Glyphs => (Some(glyphs::split(Part::Train)), Some(glyphs::split(Part::Test))),
@@ -277,6 +286,10 @@ pub fn load(spec: &str) -> Result<Dataset> {
 /// # Errors
 /// As of `load`; and when a folder does not have the part.
 pub fn load_split(spec: &str, part: Part) -> Result<Split> {
+    read_split(spec, part).tag(Error::Data)
+}
+
+fn read_split(spec: &str, part: Part) -> Result<Split> {
     match Origin::find(spec)? {
         Origin::Glyphs => Ok(glyphs::split(part)),
         Origin::File(path) => read_binary(&path),
@@ -293,6 +306,10 @@ pub fn load_split(spec: &str, part: Part) -> Result<Split> {
 /// # Errors
 /// As of `load_split`; the embedded digits have no grey images.
 pub fn load_grey(spec: &str, part: Part) -> Result<Grey> {
+    read_grey(spec, part).tag(Error::Data)
+}
+
+fn read_grey(spec: &str, part: Part) -> Result<Grey> {
     match Origin::find(spec)? {
         Origin::Glyphs => bail!("{GLYPHS}: the embedded digits are binary: there are no grey images of them"),
         Origin::File(path) => read_file(&path),
@@ -588,9 +605,9 @@ mod tests {
         let grey = Grey { name: "ramp".into(), pixels: pixels.clone(), labels: None, sources: vec![] };
         let binary = grey.binarize();
         // Written down as the definition says it: pad, draw all, cut.
-        let border = (PADDED - SIDE) / 2;
+        let border = (PADDED - IMAGE_SIDE) / 2;
         let place = |i: usize| {
-            let (image, row, column) = (i / PIXELS, i % PIXELS / SIDE, i % SIDE);
+            let (image, row, column) = (i / PIXELS, i % PIXELS / IMAGE_SIDE, i % IMAGE_SIDE);
             (image * PADDED + row + border) * PADDED + column + border
         };
         let mut padded = vec![0.0; 3 * PADDED * PADDED];
@@ -617,7 +634,7 @@ mod tests {
         let turned = split.clone().transposed();
         let [image, other] = [split.image(1), turned.image(1)];
         for (row, column) in [(0, 0), (3, 20), (20, 3), (27, 0)] {
-            assert_eq!(image[row * SIDE + column], other[column * SIDE + row]);
+            assert_eq!(image[row * IMAGE_SIDE + column], other[column * IMAGE_SIDE + row]);
         }
         assert_ne!(split.pixels, turned.pixels);
         assert_eq!(split.pixels, turned.transposed().pixels);

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::input::Input;
-use super::{PIXELS, SIDE, check_grey};
+use super::{IMAGE_SIDE, PIXELS, check_grey};
 pub use crate::engine::npy::MAGIC;
 use crate::engine::npy::{Header, Source};
 use crate::engine::shape::DType;
@@ -37,7 +37,10 @@ pub fn read_grey(input: Input) -> Result<Vec<u8>> {
 fn read_pixels(mut input: Input, values: Values) -> Result<Vec<u8>> {
     let header = Header::read(&mut input)?;
     let n = match header.shape[..] {
-        [n, PIXELS] | [n, SIDE, SIDE] | [n, 1, SIDE, SIDE] | [n, SIDE, SIDE, 1] => n,
+        [n, PIXELS]
+        | [n, IMAGE_SIDE, IMAGE_SIDE]
+        | [n, 1, IMAGE_SIDE, IMAGE_SIDE]
+        | [n, IMAGE_SIDE, IMAGE_SIDE, 1] => n,
         _ => bail!(input.error(format_args!(
             "expected the shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1), got {:?}",
             header.shape

@@ -101,7 +101,7 @@ impl Archive {
         // An entry cannot be larger than its file, whatever it claims.
         let file = self.path.metadata().map_or(0, |meta| meta.len());
         let (packed, size) = (method != CompressionMethod::Stored, entry.compressed_size().min(file));
-        reader(Input::of_entry(place, entry, packed, size)?)
+        reader(Input::from_entry(place, entry, packed, size)?)
     }
 }
 

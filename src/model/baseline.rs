@@ -3,7 +3,7 @@
 
 use super::decoder::{Decoder, GrowOptions};
 use super::likelihood::Outputs;
-use super::{MARGIN, SIDE};
+use super::{GRID_SIDE, MARGIN};
 use crate::engine::ir::Sym;
 use crate::engine::ir::ops::conv::Window;
 use crate::engine::ir::ops::layout::Padding;
@@ -58,10 +58,10 @@ impl Decoder for ConvDecoder {
             false => doubled(grid(params.linear("linear", z)), 0),
         };
         let last = (1..4).fold(first, doubled);
-        let last = last.expect(&[n, SIDE, SIDE, 32]);
+        let last = last.expect(&[n, GRID_SIDE, GRID_SIDE, 32]);
         let inner = params.conv("conv4", last, Window::transposed(5, 1, 4, 0));
         let margin = Padding::new(MARGIN as i64, MARGIN as i64);
-        let outside = inner.like(outputs.outside);
+        let outside = inner.scalar_like(outputs.outside);
         let inner = inner.expect(&[n, 28, 28, outputs.channels]);
         inner.pad(outside, &[Padding::default(), margin, margin, Padding::default()])
     }

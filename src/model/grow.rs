@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::SIDE;
+use super::GRID_SIDE;
 use super::cell::Cell;
 use super::decoder::{Decoder, GrowOptions};
 use super::likelihood::Outputs;
@@ -71,7 +71,7 @@ pub struct Damage<'g> {
 
 impl<'g> Damage<'g> {
     /// The grids, damaged by half of their height and width.
-    pub fn of(&self, cells: Sym<'g>) -> Sym<'g> {
+    pub fn apply(&self, cells: Sym<'g>) -> Sym<'g> {
         let d = cells.dims();
         let (hurt, whole) = (cells.slice_axis(0, 0, self.grids), cells.slice_axis(0, self.grids, d[0]));
         let hurt = damage(hurt, split(self.key, self.grids), d[1] / 2);
@@ -82,7 +82,7 @@ impl<'g> Damage<'g> {
     fn after_doubling(&self, i: usize, doublings: usize, cells: Sym<'g>) -> Sym<'g> {
         let [time, place] = split_each(self.key);
         let now = randint(time, &[], 0, doublings as i32).eq(time.graph().scalar(DType::S32, i as f64));
-        now.select(Damage { key: place, ..*self }.of(cells), cells)
+        now.select(Damage { key: place, ..*self }.apply(cells), cells)
     }
 }
 
@@ -121,7 +121,7 @@ impl<'g, 'a> Automaton<'g, 'a> {
         }
         let d = cells.dims();
         let [next, draw] = split_each(keys);
-        let chosen = bernoulli(draw, &[d[1], d[2], 1], cells.like(self.update_prob));
+        let chosen = bernoulli(draw, &[d[1], d[2], 1], cells.scalar_like(self.update_prob));
         Grids { cells: cells + chosen.mask(change), keys: next }
     }
 
@@ -159,7 +159,7 @@ impl<'g, 'a> Automaton<'g, 'a> {
 impl Grow {
     /// Returns an automaton that takes so many steps from a full grid of latents.
     pub fn new(cell: impl Cell + 'static, steps: usize) -> Grow {
-        Grow { cell: Arc::new(cell), growth: Growth::Steps(steps), start_side: SIDE, update_prob: 1.0 }
+        Grow { cell: Arc::new(cell), growth: Growth::Steps(steps), start_side: GRID_SIDE, update_prob: 1.0 }
     }
 
     /// Returns an automaton whose grid doubles so often up to the full size, with so many steps after each doubling.
@@ -179,18 +179,18 @@ impl Grow {
     pub fn check(&self) -> Result<()> {
         let (Growth::Steps(steps) | Growth::Doublings { steps, .. }) = self.growth;
         if let Growth::Doublings { doublings, .. } = self.growth {
-            let most = SIDE.trailing_zeros() as usize;
+            let most = GRID_SIDE.trailing_zeros() as usize;
             valid!(
                 doublings <= most,
                 "doublings",
-                "{doublings}: after {most} of them one cell fills the {SIDE} x {SIDE} grid"
+                "{doublings}: after {most} of them one cell fills the {GRID_SIDE} x {GRID_SIDE} grid"
             );
         }
         valid!(steps <= 10_000, "nca_steps", "{steps} is too many: at most 10000");
         valid!(
-            (1..=SIDE).contains(&self.start_side),
+            (1..=GRID_SIDE).contains(&self.start_side),
             "start_side",
-            "{}: it must be from 1 to {SIDE}, the whole grid",
+            "{}: it must be from 1 to {GRID_SIDE}, the whole grid",
             self.start_side
         );
         valid!(
@@ -205,8 +205,8 @@ impl Grow {
     /// Returns the side of the first grid: as much smaller as the doublings make up for.
     pub fn first_side(&self) -> usize {
         match self.growth {
-            Growth::Steps(_) => SIDE,
-            Growth::Doublings { doublings, .. } => SIDE >> doublings,
+            Growth::Steps(_) => GRID_SIDE,
+            Growth::Doublings { doublings, .. } => GRID_SIDE >> doublings,
         }
     }
 
@@ -268,7 +268,7 @@ impl Grow {
     ) -> (Grids<'g>, Sym<'g>) {
         let automaton = self.automaton(params);
         let mut grids = Grids { cells: self.start(z), keys };
-        let framed = |shown| in_the_middle(shown, 2, SIDE, outputs.outside);
+        let framed = |shown| in_the_middle(shown, 2, GRID_SIDE, outputs.outside);
         let mut shown = Vec::new();
         for (doubles, steps) in self.phases() {
             if doubles {
@@ -321,7 +321,7 @@ fn in_the_middle(squares: Sym<'_>, axis: usize, side: usize, fill: f64) -> Sym<'
     let low = around / 2;
     let mut padding = vec![Padding::default(); squares.rank()];
     padding[axis..axis + 2].fill(Padding::new(low as i64, (around - low) as i64));
-    squares.pad(squares.like(fill), &padding)
+    squares.pad(squares.scalar_like(fill), &padding)
 }
 
 /// Returns how many corners a square of `side` cells can have along an axis of `length`.
@@ -335,7 +335,7 @@ pub fn damage_corners(side: usize, length: usize) -> usize {
 pub fn damage<'g>(cells: Sym<'g>, keys: Sym<'g>, side: usize) -> Sym<'g> {
     let places = damage_corners(side, cells.dims()[1]) as i32;
     let corners = randint(keys, &[2], 0, places);
-    damage_at(cells, corners, corners.like(side as f64))
+    damage_at(cells, corners, corners.scalar_like(side as f64))
 }
 
 /// The grids with a square set to zero in every channel: corners (n, 2) of s32, row and column, and the side, an s32

@@ -44,7 +44,7 @@ impl Likelihood for Bernoulli {
 
     /// A logit of −∞ gives 0 nats, with a gradient of 0.
     fn log_prob<'g>(&self, images: Sym<'g>, logits: Sym<'g>) -> Sym<'g> {
-        let on = images.gt(images.like(0.5));
+        let on = images.gt(images.scalar_like(0.5));
         (on.mask(logits) - logits.softplus()).sum(&[1, 2, 3])
     }
 

@@ -27,6 +27,6 @@ pub use pool::Pooled;
 pub use vae::Vae;
 
 /// Height and width of the images that models see: 28 padded by 2 zeros on every side.
-pub const SIDE: usize = 32;
+pub const GRID_SIDE: usize = 32;
 /// Zeros on every side of a 28 x 28 image.
 pub const MARGIN: usize = 2;

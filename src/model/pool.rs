@@ -9,7 +9,7 @@ use std::fmt;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::SIDE;
+use super::GRID_SIDE;
 use super::elbo::{Elbo, Latents, damaged};
 use super::grow::{Damage, Grids, first_channels};
 use super::pool_host::PoolHost;
@@ -97,7 +97,7 @@ pub(super) struct Entries<'g> {
 impl<'g> Entries<'g> {
     /// Shapes of so many entries.
     pub fn shapes(model: &Vae, rows: usize) -> [Shape; 2] {
-        [Shape::new(DType::U8, &[rows, 28, 28]), Shape::f32(&[rows, SIDE, SIDE, model.latent])]
+        [Shape::new(DType::U8, &[rows, 28, 28]), Shape::f32(&[rows, GRID_SIDE, GRID_SIDE, model.latent])]
     }
 
     fn map(self, f: impl Fn(Sym<'g>) -> Sym<'g>) -> Entries<'g> {
@@ -159,7 +159,7 @@ impl<'g> Pool<'g> {
             let kept = new.zip(old, |new, old| healthy.select(new, old));
             return self.entries.zip(kept, |x, kept| x.set_rows(places.place, kept));
         }
-        let zero = self.replica.like(0.0);
+        let zero = self.replica.scalar_like(0.0);
         let replaced = self.entries.zip(new, |x, new| {
             let starts: Vec<Sym<'g>> = (0..x.rank()).map(|_| zero).collect();
             x.dynamic_update_slice(new, &starts)
@@ -334,7 +334,7 @@ impl Task for Pooled {
         let grown = grow.start(latents.z.reshape(&[n, z]).slice_axis(0, 0, half));
         let pooled = match damaged(*damage, n * loss.samples) {
             0 => head.grids,
-            grids => Damage { grids, key: hurt }.of(head.grids),
+            grids => Damage { grids, key: hurt }.apply(head.grids),
         };
         let cells = Sym::concat(&[grown, pooled], 0);
         // A child of the key that the latents' draw left unused.

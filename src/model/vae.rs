@@ -8,7 +8,7 @@ use super::decoder::{Decoder, GrowOptions};
 use super::encoder::Encoder;
 use super::grow::Grow;
 use super::likelihood::Likelihood;
-use super::{MARGIN, SIDE};
+use super::{GRID_SIDE, MARGIN};
 use crate::engine::ir::ops::layout::Padding;
 use crate::engine::ir::{Function, Graph, Sym};
 use crate::engine::shape::{Precision, Shape};
@@ -22,7 +22,7 @@ pub struct Vae {
     pub name: String,
     /// Latent size Z.
     pub latent: usize,
-    /// Type in which matrix products and convolutions take their operands.
+    /// Element type of the operands of matmuls and convolutions.
     pub precision: Precision,
     /// q(z | x).
     pub encoder: Arc<dyn Encoder>,
@@ -156,8 +156,8 @@ impl Vae {
     pub fn padded<'g>(&self, pixels: Sym<'g>) -> Sym<'g> {
         let observed = self.likelihood.observe(pixels);
         let margin = Padding::new(MARGIN as i64, MARGIN as i64);
-        let images = observed.pad(observed.like(0.0), &[Padding::default(), margin, margin]);
+        let images = observed.pad(observed.scalar_like(0.0), &[Padding::default(), margin, margin]);
         let n = images.dims()[0];
-        images.reshape(&[n, SIDE, SIDE, 1])
+        images.reshape(&[n, GRID_SIDE, GRID_SIDE, 1])
     }
 }

@@ -110,7 +110,7 @@ pub fn global_norm<'g>(values: &[Sym<'g>]) -> Sym<'g> {
 
 /// What to multiply values of norm `norm` by, so that none is longer than `limit`.
 fn clip_factor<'g>(norm: Sym<'g>, limit: f64) -> Sym<'g> {
-    norm.lt(norm.like(limit)).select(norm.like(1.0), norm.like(limit) / norm)
+    norm.lt(norm.scalar_like(limit)).select(norm.scalar_like(1.0), norm.scalar_like(limit) / norm)
 }
 
 /// Scales all updates by one factor, so that their global norm is at most the limit.
@@ -174,7 +174,7 @@ impl Schedule {
 
     /// By what the learning rate is multiplied at an update; `None`: by nothing, ever.
     fn factor<'g>(&self, count: Sym<'g>) -> Option<Sym<'g>> {
-        let one = || count.like(1.0);
+        let one = || count.scalar_like(1.0);
         let up = (self.warmup > 0).then(|| (count / self.warmup as f64).min(one()));
         let down = self.fall.map(|fall| {
             let passed = (count / fall.steps as f64).min(one());

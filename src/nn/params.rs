@@ -32,7 +32,7 @@ pub enum Role {
 pub struct Leaf {
     /// For example `encoder.conv0.weight`.
     pub name: String,
-    /// Sizes at the edges.
+    /// Sizes in the checkpoint layout.
     pub shape: Vec<usize>,
     /// Which layouts it has.
     pub role: Role,
@@ -48,8 +48,8 @@ impl Leaf {
         matches!(self.role, Role::ConvWeight | Role::PointWeight | Role::LinearWeight)
     }
 
-    /// Sizes inside programs.
-    pub fn inner_shape(&self) -> Vec<usize> {
+    /// Returns the sizes in the device layout.
+    pub fn device_shape(&self) -> Vec<usize> {
         let s = &self.shape;
         match self.role {
             Role::ConvWeight => vec![s[2], s[3], s[1], s[0]],
@@ -58,18 +58,18 @@ impl Leaf {
         }
     }
 
-    /// From the edges' layout to the inner one.
-    pub fn to_inner(&self, array: &Array) -> Array {
+    /// Converts an array from the checkpoint layout to the device layout.
+    pub fn to_device_layout(&self, array: &Array) -> Array {
         let moved = match self.role {
             Role::ConvWeight | Role::PointWeight => array.transpose(&[2, 3, 1, 0]),
             Role::LinearWeight => array.transpose(&[1, 0]),
             Role::ConvBias | Role::LinearBias => array.clone(),
         };
-        moved.reshape(&self.inner_shape())
+        moved.reshape(&self.device_shape())
     }
 
-    /// From the inner layout to the edges' one.
-    pub fn to_edge(&self, array: &Array) -> Array {
+    /// Converts an array from the device layout to the checkpoint layout.
+    pub fn to_checkpoint_layout(&self, array: &Array) -> Array {
         let moved = match self.role {
             Role::ConvWeight => array.transpose(&[3, 2, 0, 1]),
             Role::PointWeight | Role::LinearWeight => array.transpose(&[1, 0]),
@@ -78,14 +78,14 @@ impl Leaf {
         moved.reshape(&self.shape)
     }
 
-    /// Initial values in the edges' layout.
+    /// Initial values in the checkpoint layout.
     pub fn init(&self, model: Key) -> Array {
         let key = self.path.iter().fold(model, |key, &i| key.split_at(i as u64));
         let count = self.shape.iter().product();
         Array::new(&self.shape, &key.uniform(count, -self.limit, self.limit))
     }
 
-    /// Initial values in the inner layout, as a graph.
+    /// Initial values in the device layout, as a graph.
     pub fn init_in<'g>(&self, model: Sym<'g>) -> Sym<'g> {
         let key = self.path.iter().fold(model, |key, &i| draw::split_at(key, i));
         let values = draw::uniform(key, &self.shape, -self.limit, self.limit);
@@ -94,7 +94,7 @@ impl Leaf {
             Role::LinearWeight => values.transpose(&[1, 0]),
             Role::ConvBias | Role::LinearBias => values,
         }
-        .reshape(&self.inner_shape())
+        .reshape(&self.device_shape())
     }
 }
 
@@ -127,7 +127,7 @@ pub fn scoped(scope: &str, path: &[usize], leaves: Vec<Leaf>) -> Vec<Leaf> {
     leaves.into_iter().map(inner).collect()
 }
 
-/// Parameters in a graph, by name, in the inner layout.
+/// Parameters in a graph, by name, in the device layout.
 #[derive(Clone)]
 pub struct Params<'g> {
     named: Tree<Sym<'g>>,
@@ -144,7 +144,7 @@ impl<'g> Params<'g> {
         use crate::engine::shape::Shape;
         leaves
             .iter()
-            .map(|l| g.input(&format!("{prefix}{}", l.name), &Shape::f32(&l.inner_shape())))
+            .map(|l| g.input(&format!("{prefix}{}", l.name), &Shape::f32(&l.device_shape())))
             .collect()
     }
 
@@ -200,7 +200,7 @@ impl<'g> Params<'g> {
     }
 }
 
-/// All initial values of a model, in the edges' layout.
+/// All initial values of a model, in the checkpoint layout.
 pub fn init(leaves: &[Leaf], key: Key) -> Vec<Array> {
     leaves.iter().map(|leaf| leaf.init(key)).collect()
 }

@@ -12,7 +12,7 @@ use crate::engine::ir::{Function, Sym};
 use crate::engine::random::{Key, graph as draw};
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
 use crate::engine::shape::{DType, Shape};
-use crate::model::{SIDE, Vae};
+use crate::model::{GRID_SIDE, Vae};
 use crate::nn::params::Params;
 use crate::study::figure::grids;
 
@@ -77,25 +77,27 @@ impl Pictures {
         arguments.push(self.mesh.replicate(&Array::new(&[RECONSTRUCTED, 28, 28], &self.images))?.into());
         arguments.push(self.mesh.replicate(&Array::new(&[SAMPLES, 2], &keys))?.into());
         let probabilities = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
-        let (samples, decoded) = probabilities.split_at(SAMPLES * SIDE * SIDE);
-        grids::write(&folder.join(format!("samples-{step:08}.png")), samples, SIDE, COLUMNS)?;
+        let (samples, decoded) = probabilities.split_at(SAMPLES * GRID_SIDE * GRID_SIDE);
+        grids::write(&folder.join(format!("samples-{step:08}.png")), samples, GRID_SIDE, COLUMNS)?;
         let mut rows = Vec::new();
         for row in 0..RECONSTRUCTED / COLUMNS {
             for i in row * COLUMNS..(row + 1) * COLUMNS {
                 rows.extend(padded(&self.images[i * 784..(i + 1) * 784]));
             }
-            rows.extend_from_slice(&decoded[row * COLUMNS * SIDE * SIDE..(row + 1) * COLUMNS * SIDE * SIDE]);
+            rows.extend_from_slice(
+                &decoded[row * COLUMNS * GRID_SIDE * GRID_SIDE..(row + 1) * COLUMNS * GRID_SIDE * GRID_SIDE],
+            );
         }
-        grids::write(&folder.join(format!("reconstructions-{step:08}.png")), &rows, SIDE, COLUMNS)
+        grids::write(&folder.join(format!("reconstructions-{step:08}.png")), &rows, GRID_SIDE, COLUMNS)
     }
 }
 
 /// Pads a 28 x 28 image with zeros to 32 x 32.
 fn padded(pixels: &[u8]) -> Vec<f32> {
-    let mut out = vec![0.0; SIDE * SIDE];
+    let mut out = vec![0.0; GRID_SIDE * GRID_SIDE];
     for y in 0..28 {
         for x in 0..28 {
-            out[(y + 2) * SIDE + x + 2] = f32::from(pixels[y * 28 + x]);
+            out[(y + 2) * GRID_SIDE + x + 2] = f32::from(pixels[y * 28 + x]);
         }
     }
     out

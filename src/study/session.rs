@@ -34,7 +34,7 @@ impl Session {
     /// When a device fails.
     pub fn new(mesh: &Mesh, model: Vae, weights: &[Array]) -> Result<Session> {
         let leaves = model.leaves();
-        let put = leaves.iter().zip(weights).map(|(leaf, a)| mesh.replicate(&leaf.to_inner(a)));
+        let put = leaves.iter().zip(weights).map(|(leaf, a)| mesh.replicate(&leaf.to_device_layout(a)));
         let parameters = put.collect::<Result<_>>()?;
         Ok(Session { mesh: mesh.clone(), model, parameters })
     }

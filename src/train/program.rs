@@ -75,7 +75,7 @@ impl TrainProgram<'_> {
         let leaves = self.task.parameters();
         let like = |prefix: &str, leaf: &Leaf| {
             let name = format!("{prefix}{}", leaf.name);
-            let shape = Shape::f32(&leaf.inner_shape());
+            let shape = Shape::f32(&leaf.device_shape());
             let leaf = Leaf { name: name.clone(), ..leaf.clone() };
             StateEntry { name, shape, spread: Spread::Same, leaf: Some(leaf) }
         };

@@ -28,7 +28,7 @@ impl State {
         let leaves = program.task.parameters();
         let own = program.task.state(&program.sizes);
         let mut initial: Tree<Array> = (leaves.iter().zip(init(&leaves, model_key)))
-            .map(|(leaf, values)| (leaf.name.clone(), leaf.to_inner(&values)))
+            .map(|(leaf, values)| (leaf.name.clone(), leaf.to_device_layout(&values)))
             .collect();
         initial.extend(own.into_iter().filter_map(|e| Some((e.name, e.initial?))));
         initial.set(HEALTHY, Array::boolean(true));
@@ -81,7 +81,7 @@ impl State {
         }
         let leaves: Vec<Leaf> = entries.iter().filter_map(|e| e.leaf.clone()).collect();
         for (leaf, values) in leaves.iter().zip(arrange(&leaves, arrays.into_iter().collect())?) {
-            restored.set(&leaf.name, mesh.replicate(&leaf.to_inner(&values))?);
+            restored.set(&leaf.name, mesh.replicate(&leaf.to_device_layout(&values))?);
         }
         restored.set(HEALTHY, mesh.replicate(&Array::boolean(true))?);
         let mut take = |e: &StateEntry| {
@@ -92,7 +92,7 @@ impl State {
         Ok(State { entries, buffers, parameters: program.task.parameters().len() })
     }
 
-    /// Returns the parameters, in the order of the task's, in the inner layout.
+    /// Returns the parameters, in the order of the task's, in the device layout.
     pub fn parameters(&self) -> Vec<&Buffers> {
         self.buffers.values().take(self.parameters).collect()
     }
@@ -169,7 +169,7 @@ impl State {
         for entry in self.entries.iter().filter(|e| e.name != HEALTHY) {
             let array = match (hosted.remove(&entry.name), &entry.leaf) {
                 (Some(array), _) => array,
-                (None, Some(leaf)) => leaf.to_edge(&self.get(&entry.name)?[0]),
+                (None, Some(leaf)) => leaf.to_checkpoint_layout(&self.get(&entry.name)?[0]),
                 (None, None) if entry.name == KEY => {
                     let keys: Result<Vec<[u32; 2]>> = self.get(KEY)?.iter().map(words).collect();
                     keys_array(&keys?)

@@ -135,7 +135,7 @@ pub trait Task: Send + Sync {
     /// Builds one replica's part of a gradient step: the loss, and how the state goes on.
     fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g>;
 
-    /// Returns the type in which matrix products and convolutions take their operands.
+    /// Returns the element type of the operands of matmuls and convolutions.
     fn precision(&self) -> Precision {
         Precision::F32
     }

@@ -204,7 +204,7 @@ impl<'t> Trainer<'t> {
         let (state, meta) = match checkpoint {
             Some(Checkpoint { meta, arrays }) => {
                 if meta.data_crc != data_crc {
-                    return Err(Error::OtherExamples.into());
+                    return Err(Error::OtherExamples { part: "training" }.into());
                 }
                 let arrays = arrays.into_iter().collect();
                 let state = State::restored(&program, &mesh, arrays, meta.step, seed_data, host.as_mut())?;
@@ -335,7 +335,7 @@ impl Run<'_> {
     pub fn parameters(&self) -> Result<Tree<Array>> {
         let leaves = self.task.parameters();
         let host = |(leaf, buffers): (&crate::nn::params::Leaf, &&Buffers)| {
-            Ok((leaf.name.clone(), leaf.to_edge(&buffers.get(0)?)))
+            Ok((leaf.name.clone(), leaf.to_checkpoint_layout(&buffers.get(0)?)))
         };
         leaves.iter().zip(&self.state.parameters()).map(host).collect()
     }

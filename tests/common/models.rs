@@ -37,5 +37,5 @@ pub fn woken(model: &Model) -> Vec<Array> {
     };
     let leaves = model.vae().leaves();
     let values = init(&leaves, Key::new(0));
-    leaves.iter().zip(values).map(|(leaf, array)| leaf.to_inner(&value(leaf, array))).collect()
+    leaves.iter().zip(values).map(|(leaf, array)| leaf.to_device_layout(&value(leaf, array))).collect()
 }

@@ -1,12 +1,14 @@
 //! `vnca data`.
 
-use std::io::IsTerminal;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressStyle};
+
 use super::{Outcome, print, to_stderr};
 use crate::cli::error::Exit;
-use crate::data::download::{self, Options};
+use crate::data::download::{self, Options, Progress};
 use crate::error::{Error, Tag};
 
 #[derive(Debug, clap::Args)]
@@ -37,6 +39,29 @@ enum Action {
     },
 }
 
+/// A progress bar for each file that is downloaded, drawn where stderr is a terminal.
+#[derive(Default)]
+struct DownloadBars(RefCell<Option<(String, ProgressBar)>>);
+
+impl DownloadBars {
+    fn show(&self, progress: &Progress<'_>) {
+        let mut current = self.0.borrow_mut();
+        if current.as_ref().is_none_or(|(file, _)| file != progress.file) {
+            let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(progress.total).with_style(style.progress_chars("=> "));
+            *current = Some((progress.file.to_string(), bar.with_message(progress.file.to_string())));
+        }
+        if let Some((_, bar)) = current.as_ref() {
+            bar.set_position(progress.bytes);
+            if progress.bytes >= progress.total {
+                bar.finish_and_clear();
+            }
+        }
+    }
+}
+
 /// How long a download waits for a server that sends nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,9 +69,10 @@ pub fn run(args: &Args) -> Outcome {
     match &args.action {
         Action::Fetch { name, out, url } => {
             let folder = out.clone().unwrap_or_else(|| PathBuf::from("data").join(name));
-            let progress = std::io::stderr().is_terminal();
-            let options = Options { url: url.as_deref(), progress, patience: PATIENCE };
-            for file in download::fetch(name, &folder, &options).tag(Error::Data)? {
+            let bars = DownloadBars::default();
+            let progress = |progress: &Progress<'_>| bars.show(progress);
+            let options = Options { url: url.as_deref(), progress: &progress, patience: PATIENCE };
+            for file in download::fetch(name, &folder, &options)? {
                 let from =
                     file.url.map_or_else(|| "already present".to_string(), |url| format!("from {url}"));
                 to_stderr(&format!("{}: {from}", file.path.display()));

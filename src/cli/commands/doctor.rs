@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
 use super::{On, Outcome, print};
-use crate::cli::error::{Exit, exit_of};
+use crate::cli::error::{Exit, exit_code};
 use crate::engine::array::Array;
 use crate::engine::compile::{compile, forms};
 use crate::engine::ir::Graph;
@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> Outcome {
             }
         }
     }
-    Ok(if ok { None } else { Some(mesh.err().map_or(Exit::Device, |error| exit_of(&error))) })
+    Ok(if ok { None } else { Some(mesh.err().map_or(Exit::Device, |error| exit_code(&error))) })
 }
 
 /// Checks what every run needs, and the requested device.
@@ -137,7 +137,7 @@ fn matmuls(mesh: Result<&Mesh>) -> String {
     if *mesh.device() != Device::Cpu {
         return "by the device's compiler".into();
     }
-    let [f32, bf16] = [Precision::F32, Precision::Bf16].map(|precision| forms(mesh, precision).no_one_dnn);
+    let [f32, bf16] = [Precision::F32, Precision::Bf16].map(|precision| forms(mesh, precision).one_dnn_error);
     match (f32, bf16) {
         (None, None) => "f32 and bf16 by oneDNN".into(),
         (None, Some(why)) => format!("f32 by oneDNN; no bf16: {why}"),

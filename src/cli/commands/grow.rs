@@ -8,7 +8,7 @@ use super::{Outcome, Report};
 use crate::cli::models::{Kind, Model};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::study::figure::gifs::animation;
 use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Growth, Latent, PIXELS};
@@ -54,10 +54,10 @@ pub fn report(args: &Args) -> Result<Report> {
     let shown = gallery::probabilities(&growth.logits);
     let mut files = common.files("grow")?;
     let (images, rows) = in_whole_rows(&shown, &growth, args.samples, columns);
-    files.write(".png", &Grid { side: SIDE, columns, group: rows }.picture(&images)?.png()?)?;
+    files.write(".png", &Grid { side: GRID_SIDE, columns, group: rows }.picture(&images)?.png()?)?;
     files.write(".gif", &animate(&shown, args.samples)?)?;
     if common.npy {
-        files.write_npy(".npy", &[growth.stages, args.samples, SIDE, SIDE], &shown)?;
+        files.write_npy(".npy", &[growth.stages, args.samples, GRID_SIDE, GRID_SIDE], &shown)?;
     }
     let stages = growth.logits.chunks_exact(args.samples * PIXELS).enumerate();
     let stages: Vec<Value> = stages.map(|(i, logits)| numbers(&weights.model, i, logits)).collect();
@@ -83,7 +83,7 @@ fn in_whole_rows(shown: &[f32], growth: &Growth, samples: usize, columns: usize)
 /// # Errors
 /// When there are no pictures.
 pub fn animate(shown: &[f32], pictures: usize) -> Result<Vec<u8>> {
-    let grid = Grid { side: SIDE, columns: pictures.min(11), group: 0 };
+    let grid = Grid { side: GRID_SIDE, columns: pictures.min(11), group: 0 };
     let count = shown.len() / (pictures * PIXELS);
     let frame = |(i, values): (usize, &[f32])| {
         let delay = if i == 0 || i + 1 == count { END_FRAME } else { FRAME };

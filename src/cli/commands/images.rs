@@ -6,7 +6,6 @@ use anyhow::{Context, Result, anyhow};
 
 use super::run_data::{ImageSource, RunData};
 use crate::data::{Part, Split};
-use crate::error::{Error, Tag};
 
 /// Adds the labels from the file that `--labels` names, if given.
 ///
@@ -14,7 +13,7 @@ use crate::error::{Error, Tag};
 /// When the file is missing or invalid, or the numbers of labels and images differ.
 pub fn add_labels(split: Split, labels: Option<&Path>) -> Result<Split> {
     match labels {
-        Some(path) => split.labelled(path).context("--labels").tag(Error::Data),
+        Some(path) => split.labelled(path).context("--labels"),
         None => Ok(split),
     }
 }

@@ -12,7 +12,7 @@ use super::{Outcome, Report, Weights};
 use crate::data::Split;
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Latent, PIXELS};
 use crate::study::session::Session;
@@ -100,10 +100,10 @@ pub fn report(args: &Args) -> Result<Report> {
     let logits = gallery::decode(&session, &latents)?;
     let shown = values(&logits, &latents, args.bernoulli);
     let mut files = common.files("interpolate")?;
-    let grid = Grid { side: SIDE, columns: args.columns, group: 0 };
+    let grid = Grid { side: GRID_SIDE, columns: args.columns, group: 0 };
     files.write(".png", &grid.picture(&shown)?.png()?)?;
     if common.npy {
-        files.write_npy(".npy", &[rows.len(), args.columns, SIDE, SIDE], &shown)?;
+        files.write_npy(".npy", &[rows.len(), args.columns, GRID_SIDE, GRID_SIDE], &shown)?;
     }
     let probabilities = gallery::probabilities(&logits);
     let row_numbers = rows.iter().zip(probabilities.chunks_exact(args.columns * PIXELS)).map(numbers);

@@ -38,7 +38,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let part = if args.split == "train" { Part::Train } else { Part::Test };
-    let originals = data::load_grey(&args.original, part).context("--original").tag(Error::Data)?;
+    let originals = data::load_grey(&args.original, part).context("--original")?;
     let original_labels = match &args.labels {
         Some(path) => labels::read_for(path, originals.len(), &originals.name).context("--labels"),
         None => originals.labels.clone().ok_or_else(|| {
@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Outcome {
         }),
     };
     let original_labels = original_labels.tag(Error::Data)?;
-    let images = data::load_split(&args.data, part).context("--data").tag(Error::Data)?;
+    let images = data::load_split(&args.data, part).context("--data")?;
     let mesh = args.device.open(1, 1)?;
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let began = Instant::now();

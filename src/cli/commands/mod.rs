@@ -135,7 +135,7 @@ impl On {
     pub fn session(&self, replicas: usize, weights: &Weights) -> Result<Session> {
         let mesh = self.open(1, replicas)?;
         let model = weights.model.vae();
-        tell_forms(&mesh, model.precision);
+        report_forms(&mesh, model.precision);
         Session::new(&mesh, model, &weights.arrays).tag(Error::Device)
     }
 }
@@ -149,12 +149,12 @@ pub fn open(device: &Device, programs: Option<&Path>, devices: usize, replicas: 
 }
 
 /// Says on stderr where a CPU does not have the precision that was asked for.
-pub fn tell_forms(mesh: &Mesh, precision: Precision) {
+pub fn report_forms(mesh: &Mesh, precision: Precision) {
     if precision == Precision::F32 || mesh.programs().is_some() {
         return;
     }
-    if let Some(why) = forms(mesh, precision).no_one_dnn {
-        to_stderr(&format!("no {precision} products on this CPU, computing in f32: {why}"));
+    if let Some(why) = forms(mesh, precision).one_dnn_error {
+        to_stderr(&format!("no {precision} matmuls on this CPU, computing in f32: {why}"));
     }
 }
 
@@ -191,7 +191,7 @@ impl Automaton {
     }
 }
 
-/// A model with its weights, in the edges' layout and the leaves' order.
+/// A model with its weights, in the checkpoint layout and the leaves' order.
 pub struct Weights {
     pub model: Model,
     pub arrays: Vec<Array>,
@@ -235,19 +235,14 @@ impl Source {
         if let Some(run) = &self.run {
             let config = TrainConfig::from_run(run)?;
             let (path, Checkpoint { meta, arrays }) = chosen(run)?;
-            let arrays =
-                weights::from_checkpoint(&path, &config.model.vae().leaves(), arrays).tag(Error::Data)?;
+            let arrays = weights::from_checkpoint(&path, &config.model.vae().leaves(), arrays)?;
             let data = RunData::new(run, &config, &meta);
             let model = self.computed(config.model)?;
             return Ok(Weights { model, arrays, data: Some(data) });
         }
         let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
         let model = self.bare_model()?;
-        Ok(Weights {
-            arrays: weights::read(path, &model.vae().leaves()).tag(Error::Data)?,
-            model,
-            data: None,
-        })
+        Ok(Weights { arrays: weights::read(path, &model.vae().leaves())?, model, data: None })
     }
 }
 

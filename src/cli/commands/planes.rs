@@ -7,7 +7,7 @@ use super::picture::{Common, check_count};
 use super::{Outcome, Report};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::study::analysis::latents::{CELLS, Grower};
 use crate::study::figure::planes::stacks;
 use crate::study::gallery::{self, Latent};
@@ -62,9 +62,9 @@ pub fn report(args: &Args) -> Result<Report> {
         }
     }
     let mut files = common.files("planes")?;
-    files.write(".png", &stacks(&values, SIDE, channels)?.png()?)?;
+    files.write(".png", &stacks(&values, GRID_SIDE, channels)?.png()?)?;
     if common.npy {
-        files.write_npy(".npy", &[args.samples, channels, SIDE, SIDE], &values)?;
+        files.write_npy(".npy", &[args.samples, channels, GRID_SIDE, GRID_SIDE], &values)?;
     }
     let range = |c: usize| {
         let planes = values.chunks_exact(CELLS).skip(c).step_by(channels).flatten();

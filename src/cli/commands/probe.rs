@@ -13,7 +13,7 @@ use crate::engine::npy;
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
 use crate::files;
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::nn::weights::npz;
 use crate::study::analysis::latents::{CELLS, Encoder, Grower, prior};
 use crate::study::analysis::probe::{
@@ -116,10 +116,10 @@ fn write(args: &Args, probe: &Probe, score: &Score) -> Result<()> {
     let weight = probe.weight.transpose(&[1, 0]);
     npz::write(&out("probe.npz"), [("weight", &weight), ("bias", &probe.bias)].into_iter())?;
     let positions = score.per_position();
-    npy::save(&out("positions.npy"), &[SIDE, SIDE], &positions)?;
+    npy::save(&out("positions.npy"), &[GRID_SIDE, GRID_SIDE], &positions)?;
     let values: Vec<f64> = positions.iter().map(|v| f64::from(*v)).collect();
     let frame = Frame::new("Accuracy of the probe by a cell's position", "column", "row").square();
-    let png = heat_map(&frame, &values, SIDE, None, "accuracy")?;
+    let png = heat_map(&frame, &values, GRID_SIDE, None, "accuracy")?;
     files::write_bytes(&out("positions.png"), png)
 }
 
@@ -181,7 +181,7 @@ fn prior_figure(
         let mut tile = vec![[255; 3]; CELLS];
         for (i, pixel) in digits.image(example).iter().enumerate() {
             if *pixel == 1 {
-                tile[(i / 28 + 2) * SIDE + i % 28 + 2] = colour(class);
+                tile[(i / 28 + 2) * GRID_SIDE + i % 28 + 2] = colour(class);
             }
         }
         legend.extend(tile);
@@ -199,7 +199,7 @@ fn colour(class: usize) -> [u8; 3] {
 fn tiles(rows: &[Vec<[u8; 3]>]) -> Picture {
     const SCALE: usize = 3;
     const GAP: usize = 4;
-    let cell = SIDE * SCALE + GAP;
+    let cell = GRID_SIDE * SCALE + GAP;
     let columns = rows.iter().map(|row| row.len() / CELLS).max().unwrap_or(0);
     let (width, height) = (columns * cell + GAP, rows.len() * cell + GAP);
     let mut pixels = vec![255u8; width * height * 3];
@@ -209,7 +209,7 @@ fn tiles(rows: &[Vec<[u8; 3]>]) -> Picture {
             for i in 0..cell - GAP {
                 for j in 0..cell - GAP {
                     let at = ((top + i) * width + left + j) * 3;
-                    pixels[at..at + 3].copy_from_slice(&image[i / SCALE * SIDE + j / SCALE]);
+                    pixels[at..at + 3].copy_from_slice(&image[i / SCALE * GRID_SIDE + j / SCALE]);
                 }
             }
         }

@@ -78,7 +78,7 @@ pub struct Made {
 }
 
 impl Made {
-    /// Floating-point operations of matrix products and convolutions: of a gradient step, or of a call that is no training.
+    /// Floating-point operations of matmuls and convolutions: of a gradient step, or of a call that is no training.
     pub fn flops(&self) -> f64 {
         Cost::from_function(&self.function).flops as f64 / self.steps as f64
     }
@@ -173,5 +173,5 @@ impl Sizes {
 
 /// The decoder as `vnca sample` has it: parameters, latents and keys in, logits out.
 fn decode(model: &Vae) -> Result<Function> {
-    model.function("decode", |g, params| model.decoder_program(gallery::AT_ONCE, g, params))
+    model.function("decode", |g, params| model.decoder_program(gallery::MAX_BATCH, g, params))
 }

@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 
 use super::picture::{Common, Images, check_count, check_indices, mean, values};
 use super::{Outcome, Report};
-use crate::data::{SIDE as DATA_SIDE, Split};
+use crate::data::{IMAGE_SIDE, Split};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Latent, PIXELS, Posterior, framed, log_likelihood};
 
@@ -72,11 +72,11 @@ pub fn report(args: &Args) -> Result<Report> {
     let originals: Vec<f32> = (0..split.len()).flat_map(|i| framed(split.image(i))).collect();
     let mut files = common.files("reconstruct")?;
     let columns = args.columns.min(split.len());
-    let pairs = Grid { side: SIDE, columns, group: 2 };
+    let pairs = Grid { side: GRID_SIDE, columns, group: 2 };
     files.write(".png", &pairs.picture(&interleave(&originals, &shown, columns))?.png()?)?;
     if common.npy {
-        files.write_npy("-originals.npy", &[split.len(), SIDE, SIDE], &originals)?;
-        files.write_npy(".npy", &[split.len(), SIDE, SIDE], &shown)?;
+        files.write_npy("-originals.npy", &[split.len(), GRID_SIDE, GRID_SIDE], &originals)?;
+        files.write_npy(".npy", &[split.len(), GRID_SIDE, GRID_SIDE], &shown)?;
     }
     let images = numbers(&split, &indices, &originals, &logits, &posteriors);
     let mean_of = |name: &str| mean(images.iter().filter_map(|i| i[name].as_f64()));
@@ -121,7 +121,7 @@ fn numbers(
             "log_likelihood": log_likelihood(image, logits),
             "kl": posteriors[i].kl(),
             "wrong_pixels": wrong,
-            "pixels": DATA_SIDE * DATA_SIDE,
+            "pixels": IMAGE_SIDE * IMAGE_SIDE,
         })
     };
     pictures.enumerate().map(image_numbers).collect()

@@ -10,7 +10,7 @@ use super::picture::{Common, Files, Images, check_count};
 use super::{Outcome, Report, bar};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::figure::plots::{Frame, Line, lines};
 use crate::study::gallery::recovery::{
@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub damages: usize,
     /// Side of the damaged square, in cells; each of several sizes gets a picture and a curve: 4,8,16
-    #[arg(long, default_values_t = [SIDE / 2], value_name = "S,...", value_delimiter = ',')]
+    #[arg(long, default_values_t = [GRID_SIDE / 2], value_name = "S,...", value_delimiter = ',')]
     pub sizes: Vec<usize>,
     /// First row and column of the square, such as 8,8 [default: drawn for each picture and damage]
     #[arg(long, value_name = "ROW,COLUMN")]
@@ -188,13 +188,13 @@ impl Figure {
 
     /// Writes the rows (original, then damaged and recovered for each damage) as a picture, and all frames as an animation.
     fn write(&self, files: &mut Files, size: &str, damages: usize, npy: bool) -> Result<()> {
-        let grid = Grid { side: SIDE, columns: self.samples, group: 0 };
+        let grid = Grid { side: GRID_SIDE, columns: self.samples, group: 0 };
         files.write(&format!("{size}.png"), &grid.picture(&self.rows.concat())?.png()?)?;
         files.write(&format!("{size}.gif"), &animate(&self.frames.concat(), self.samples)?)?;
         if npy {
-            let rows = [1 + 2 * damages, self.samples, SIDE, SIDE];
+            let rows = [1 + 2 * damages, self.samples, GRID_SIDE, GRID_SIDE];
             files.write_npy(&format!("{size}.npy"), &rows, &self.rows.concat())?;
-            let frames = [self.frames.len(), self.samples, SIDE, SIDE];
+            let frames = [self.frames.len(), self.samples, GRID_SIDE, GRID_SIDE];
             files.write_npy(&format!("{size}-course.npy"), &frames, &self.frames.concat())?;
         }
         Ok(())

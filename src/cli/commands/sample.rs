@@ -7,7 +7,7 @@ use super::picture::{Common, check_count, entropy, mean, values};
 use super::{Outcome, Report};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::study::figure::grids::Grid;
 use crate::study::gallery::{self, Latent, PIXELS};
 
@@ -44,9 +44,9 @@ pub fn report(args: &Args) -> Result<Report> {
     let logits = gallery::decode(&session, &latents)?;
     let shown = values(&logits, &latents, *bernoulli);
     let mut files = common.files("sample")?;
-    files.write(".png", &Grid { side: SIDE, columns: *columns, group: 0 }.picture(&shown)?.png()?)?;
+    files.write(".png", &Grid { side: GRID_SIDE, columns: *columns, group: 0 }.picture(&shown)?.png()?)?;
     if common.npy {
-        files.write_npy(".npy", &[*rows, *columns, SIDE, SIDE], &shown)?;
+        files.write_npy(".npy", &[*rows, *columns, GRID_SIDE, GRID_SIDE], &shown)?;
     }
     let numbers = json!({
         "rows": rows,

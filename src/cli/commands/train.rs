@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use super::{Outcome, bar, open, print, tell_forms, to_stderr};
+use super::{Outcome, bar, open, print, report_forms, to_stderr};
 use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::environment;
 use crate::cli::error::Exit;
@@ -60,8 +60,8 @@ pub fn run(args: Args) -> Outcome {
         }),
         _ => dataset,
     };
-    let dataset = dataset.tag(Error::Data)?;
-    let train = dataset.split(Part::Train).tag(Error::Data)?.clone();
+    let dataset = dataset?;
+    let train = dataset.split(Part::Train)?.clone();
     let test = dataset.test.clone();
     // The run finds its images from any working folder. A relative path that an older run wrote down has led to some here;
     // whether they are its own, `Run::start` sees.
@@ -99,7 +99,7 @@ pub fn run(args: Args) -> Outcome {
     }
     // What a resumed run knows of its images: the checkpoint, and but for older runs the configuration.
     let trained = checkpoint.as_ref().map(|c| DataCrc { train: c.meta.data_crc, test: None });
-    let now = DataCrc::of(&train, test.as_ref());
+    let now = DataCrc::from_splits(&train, test.as_ref());
     let crc =
         [trained, config.data_crc].into_iter().flatten().try_fold(now, |now, known| known.going_on(&now));
     config.data_crc = Some(crc.with_context(|| config.data.clone())?);
@@ -121,12 +121,12 @@ pub fn run(args: Args) -> Outcome {
         validation: None,
     };
     let vae = config.model.vae();
-    let products = match vae.precision {
+    let matmuls = match vae.precision {
         Precision::F32 => String::new(),
-        precision => format!(", products in {precision}"),
+        precision => format!(", matmuls in {precision}"),
     };
     let count = vae.parameter_count();
-    watch.say(&format!("model   {}, Z {}, {count} parameters{products}", vae.name, vae.latent));
+    watch.say(&format!("model   {}, Z {}, {count} parameters{matmuls}", vae.name, vae.latent));
     watch.say(&format!(
         "data    {}: {} training images, {} test images",
         config.data,
@@ -134,7 +134,7 @@ pub fn run(args: Args) -> Outcome {
         dataset.test.as_ref().map_or(0, |t| t.len())
     ));
     watch.say(&format!("run     {}", path.display()));
-    tell_forms(&mesh, vae.precision);
+    report_forms(&mesh, vae.precision);
     let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
     if options.eval_every > 0 && mesh.programs().is_some() {
         // The programs for evaluation and pictures come from elsewhere: whether they fit is seen here.

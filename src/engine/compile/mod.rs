@@ -31,11 +31,11 @@ pub fn target(mesh: &Mesh, precision: Precision) -> Target {
 /// Returns the forms that a mesh's compiler is fast at. On a CPU, oneDNN computes matmuls and convolutions if it works.
 /// Otherwise XLA computes them in f32, whatever the precision, and the answer says why.
 pub fn forms(mesh: &Mesh, precision: Precision) -> Forms {
-    mesh.forms(precision, || match one_dnn_products(mesh, precision) {
-        Ok(()) => Forms { target: Target::OneDnn, no_one_dnn: None },
+    mesh.forms(precision, || match check_one_dnn(mesh, precision) {
+        Ok(()) => Forms { target: Target::OneDnn, one_dnn_error: None },
         Err(why) => {
             log::info!("XLA's own products in f32 on this CPU: {why:#}");
-            Forms { target: Target::Cpu, no_one_dnn: Some(format!("{why:#}")) }
+            Forms { target: Target::Cpu, one_dnn_error: Some(format!("{why:#}")) }
         }
     })
 }
@@ -45,7 +45,7 @@ pub fn forms(mesh: &Mesh, precision: Precision) -> Forms {
 /// # Errors
 /// When it cannot, with the reason.
 #[cfg(feature = "xla")]
-pub fn one_dnn_products(mesh: &Mesh, precision: Precision) -> Result<()> {
+pub fn check_one_dnn(mesh: &Mesh, precision: Precision) -> Result<()> {
     probe::one_dnn(mesh, precision)
 }
 
@@ -54,7 +54,7 @@ pub fn one_dnn_products(mesh: &Mesh, precision: Precision) -> Result<()> {
 /// # Errors
 /// Always.
 #[cfg(not(feature = "xla"))]
-pub fn one_dnn_products(_mesh: &Mesh, _precision: Precision) -> Result<()> {
+pub fn check_one_dnn(_mesh: &Mesh, _precision: Precision) -> Result<()> {
     anyhow::bail!("this program was built without the XLA library")
 }
 

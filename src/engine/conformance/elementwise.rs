@@ -133,10 +133,10 @@ pub(super) fn integer_cases() -> Vec<Case> {
             x[0] % 4.0
         }),
         case("not", vec![zeros_and_ones.clone()], bools(&values.map(|v| !v)), |_, x| {
-            x[0].ne(x[0].like(0.0)).logical_not()
+            x[0].ne(x[0].scalar_like(0.0)).logical_not()
         }),
         case("and, or, xor of truths", vec![zeros_and_ones], bools(&values), |g, x| {
-            let t = x[0].ne(x[0].like(0.0));
+            let t = x[0].ne(x[0].scalar_like(0.0));
             let all = g.full(&Shape::new(DType::Pred, &[4]), 1.0);
             // (t ∧ true) ∨ (t ⊕ t) = t
             t.and(all).or(t.xor(t))

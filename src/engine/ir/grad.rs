@@ -18,7 +18,7 @@ pub fn gradient<'g>(loss: Sym<'g>, wrt: &[Sym<'g>]) -> Vec<Sym<'g>> {
         loss.graph()
             .fail(&format!("cannot differentiate {}: only an f32 scalar has a gradient", loss.shape()));
     }
-    pullback(&[(loss, loss.like(1.0))], wrt)
+    pullback(&[(loss, loss.scalar_like(1.0))], wrt)
 }
 
 /// Adds the vector-Jacobian product with respect to each value of `wrt`: Σ cotangent · ∂output/∂wrt over the pairs (output,

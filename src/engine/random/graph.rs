@@ -18,7 +18,7 @@ pub fn constant(g: &Graph, key: Key) -> Sym<'_> {
 
 /// Rotates the bits of u32 elements. Graphs have no shifts; the compiler turns these multiplications and divisions into them.
 fn rotate_left(x: Sym<'_>, by: u32) -> Sym<'_> {
-    let power = |n: u32| x.like(f64::from(n).exp2());
+    let power = |n: u32| x.scalar_like(f64::from(n).exp2());
     (x * power(by)).or(x / power(32 - by))
 }
 
@@ -30,7 +30,7 @@ fn hash<'g>(keys: Sym<'g>, first: Sym<'g>, n: usize) -> (Sym<'g>, Sym<'g>) {
     let dims = [batch.as_slice(), &[n]].concat();
     let word = |i: usize| keys.slice_axis(batch.len(), i, i + 1).broadcast_to(&dims);
     let (k0, k1) = (word(0), word(1));
-    let k2 = k0.xor(k1).xor(k0.like(f64::from(0x1BD1_1BDA_u32)));
+    let k2 = k0.xor(k1).xor(k0.scalar_like(f64::from(0x1BD1_1BDA_u32)));
     let schedule = [k0, k1, k2];
     let counter = g.iota(&Shape::u32(&dims), batch.len()) + first;
     let (mut x0, mut x1) = (k0, counter + k1);
@@ -88,7 +88,7 @@ fn bits32_from<'g>(keys: Sym<'g>, first: Sym<'g>, dims: &[usize]) -> Sym<'g> {
 
 /// Converts words to f32 numbers in `[0, 1)` by their upper 23 bits.
 fn unit(bits: Sym<'_>) -> Sym<'_> {
-    (bits / bits.like(512.0)).convert(DType::F32) * (-23f64).exp2()
+    (bits / bits.scalar_like(512.0)).convert(DType::F32) * (-23f64).exp2()
 }
 
 /// Draws uniform numbers in `[min, max)`: f32 (batch..., dims...).
@@ -99,7 +99,7 @@ pub fn uniform<'g>(keys: Sym<'g>, dims: &[usize], min: f32, max: f32) -> Sym<'g>
 /// Converts words to f32 numbers in `[min, max)`.
 fn in_range(bits: Sym<'_>, min: f32, max: f32) -> Sym<'_> {
     let scaled = unit(bits) * f64::from(max - min) + f64::from(min);
-    scaled.max(scaled.like(f64::from(min)))
+    scaled.max(scaled.scalar_like(f64::from(min)))
 }
 
 /// Draws standard normal numbers: f32 (batch..., dims...).
@@ -153,9 +153,10 @@ pub fn permutation(key: Sym<'_>, n: usize) -> Sym<'_> {
 /// Computes the inverse error function as the host does.
 fn erf_inv(x: Sym<'_>) -> Sym<'_> {
     let w = -(-(x * x)).log1p();
-    let central = w.lt(w.like(5.0));
+    let central = w.lt(w.scalar_like(5.0));
     let w = central.select(w - 2.5, w.sqrt() - 3.0);
-    let coefficient =
-        |i: usize| central.select(w.like(f64::from(ERF_INV_CENTRE[i])), w.like(f64::from(ERF_INV_TAIL[i])));
+    let coefficient = |i: usize| {
+        central.select(w.scalar_like(f64::from(ERF_INV_CENTRE[i])), w.scalar_like(f64::from(ERF_INV_TAIL[i])))
+    };
     (1..9).fold(coefficient(0), |p, i| coefficient(i) + p * w) * x
 }

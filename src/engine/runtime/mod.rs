@@ -143,7 +143,7 @@ pub struct Forms {
     /// The forms.
     pub target: Target,
     /// On a CPU, the reason why oneDNN cannot be used in the requested precision. XLA then multiplies in f32 without oneDNN.
-    pub no_one_dnn: Option<String>,
+    pub one_dnn_error: Option<String>,
 }
 
 /// An opened device: the state that all meshes over one client share.
@@ -289,7 +289,7 @@ impl Mesh {
     /// Returns the forms for matmuls and convolutions in a precision. On a CPU, unless the builder was given a target, `find`
     /// probes them, once for all meshes over the client.
     pub(crate) fn forms(&self, precision: Precision, find: impl FnOnce() -> Forms) -> Forms {
-        let forms = |target| Forms { target, no_one_dnn: None };
+        let forms = |target| Forms { target, one_dnn_error: None };
         match (self.opened.target, self.opened.client.target()) {
             (Some(target), _) => forms(target),
             (None, Target::Cpu) => self.opened.forms[precision as usize].get_or_init(find).clone(),
@@ -377,32 +377,32 @@ impl Buffers {
     }
 }
 
-/// An argument of a call. An input whose memory the program donates to an output must be [`Arg::Given`].
+/// An argument of a call. An input whose memory the program donates to an output must be [`Arg::Donated`].
 pub enum Arg<'a> {
     /// Buffers that the caller keeps.
-    Lent(&'a Buffers),
+    Borrowed(&'a Buffers),
     /// Buffers that the program may reuse for its outputs.
-    Given(Buffers),
+    Donated(Buffers),
 }
 
 impl Arg<'_> {
     fn buffers(&self) -> &Buffers {
         match self {
-            Arg::Lent(buffers) => buffers,
-            Arg::Given(buffers) => buffers,
+            Arg::Borrowed(buffers) => buffers,
+            Arg::Donated(buffers) => buffers,
         }
     }
 }
 
 impl<'a> From<&'a Buffers> for Arg<'a> {
     fn from(buffers: &'a Buffers) -> Self {
-        Arg::Lent(buffers)
+        Arg::Borrowed(buffers)
     }
 }
 
 impl From<Buffers> for Arg<'_> {
     fn from(buffers: Buffers) -> Self {
-        Arg::Given(buffers)
+        Arg::Donated(buffers)
     }
 }
 
@@ -425,7 +425,7 @@ impl Executable {
     /// wrong. The message names the argument, with the expected and the actual value.
     pub fn call(&self, arguments: Vec<Arg<'_>>) -> Result<Vec<Buffers>> {
         let shapes: Vec<(&Shape, bool)> =
-            arguments.iter().map(|a| (a.buffers().shape(), matches!(a, Arg::Given(_)))).collect();
+            arguments.iter().map(|a| (a.buffers().shape(), matches!(a, Arg::Donated(_)))).collect();
         self.program.check(&shapes)?;
         let signature = &self.program.signature;
         for (argument, input) in arguments.iter().zip(&signature.inputs) {

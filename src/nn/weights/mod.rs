@@ -17,6 +17,7 @@ use strum::{IntoEnumIterator, IntoStaticStr};
 
 use crate::engine::array::Array;
 use crate::engine::npy::{self, Record};
+use crate::error::{Error, Tag};
 use crate::files;
 use crate::nn::params::{Leaf, Role, arrange};
 
@@ -58,11 +59,10 @@ impl FileType {
 /// Reads the leaves' values from a file, in the order of the leaves and in the checkpoint layout.
 ///
 /// # Errors
-/// When the file cannot be read or is damaged, or when entries are missing, unknown or of another shape. The message lists all
-/// of them by name, with both shapes.
+/// [`Error::Data`] when the file cannot be read or is damaged, or when entries are missing, unknown or of another shape. The
+/// message lists all of them by name, with both shapes.
 pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
-    let at = || format!("cannot use {}", path.display());
-    let file_type = FileType::from_path(path)?;
+    let file_type = FileType::from_path(path).tag(Error::Data)?;
     let load = || -> Result<Vec<(String, Array)>> {
         match file_type {
             FileType::Npz => {
@@ -74,13 +74,14 @@ pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
             FileType::Safetensors => safetensors::read(&fs::read(path)?),
         }
     };
-    fitted(path, leaves, load().with_context(at)?)
+    let named = load().with_context(|| format!("cannot use {}", path.display())).tag(Error::Data)?;
+    fitted(path, leaves, named)
 }
 
 /// Returns the leaves' values from the arrays of a checkpoint, which was read from `path`.
 ///
 /// # Errors
-/// When entries are missing or of another shape.
+/// [`Error::Data`] when entries are missing or of another shape.
 pub fn from_checkpoint(path: &Path, leaves: &[Leaf], arrays: Vec<(String, Array)>) -> Result<Vec<Array>> {
     fitted(path, leaves, parameters(arrays))
 }
@@ -98,7 +99,7 @@ fn fitted(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Resu
             *array = array.clone().reshape(&leaf.shape);
         }
     }
-    arrange(leaves, named).with_context(|| format!("cannot use {}", path.display()))
+    arrange(leaves, named).with_context(|| format!("cannot use {}", path.display())).tag(Error::Data)
 }
 
 /// Finds what stands before a leaf's name in each name of a file, when it is the same in all of them and ends with a dot.

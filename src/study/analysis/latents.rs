@@ -2,17 +2,17 @@
 
 use anyhow::{Result, ensure};
 
-use crate::data::{PIXELS, SIDE as INNER_SIDE, Split};
+use crate::data::{IMAGE_SIDE, PIXELS, Split};
 use crate::engine::array::Array;
 use crate::engine::random::Key;
 use crate::engine::shape::{DType, Shape};
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::model::decoder::GrowOptions;
 use crate::model::objective::{noise, sample};
 use crate::study::session::{Session, SessionProgram};
 
 /// Number of cells in a grid.
-pub const CELLS: usize = SIDE * SIDE;
+pub const CELLS: usize = GRID_SIDE * GRID_SIDE;
 
 /// The latents of n images, and each image's key for growing cells from its latent.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +43,7 @@ impl<'s> Encoder<'s> {
     pub fn new(session: &'s Session, batch: usize) -> Result<Encoder<'s>> {
         let (model, latent) = (&session.model, session.model.latent);
         let program = session.compile("encode", |g, params| {
-            let images = g.input("images", &Shape::new(DType::U8, &[batch, INNER_SIDE, INNER_SIDE]));
+            let images = g.input("images", &Shape::new(DType::U8, &[batch, IMAGE_SIDE, IMAGE_SIDE]));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
             let (means, logvars) = model.encode(params, model.padded(images));
             let (eps, keys) = noise(keys, 1, latent);
@@ -68,7 +68,7 @@ impl<'s> Encoder<'s> {
         let pixels: Vec<u8> = filled().flat_map(|i| split.image(i)).copied().collect();
         let keys: Vec<u32> = filled().flat_map(|i| key.split_at(i as u64).0).collect();
         debug_assert_eq!(pixels.len(), self.batch * PIXELS);
-        let images = Array::new(&[self.batch, INNER_SIDE, INNER_SIDE], &pixels);
+        let images = Array::new(&[self.batch, IMAGE_SIDE, IMAGE_SIDE], &pixels);
         let results = self.program.call(&[images, Array::new(&[self.batch, 2], &keys)])?;
         let first = |i: usize| {
             let mut values = results[i].to_vec::<f32>();

@@ -129,7 +129,7 @@ impl Searcher<'_> {
         let mut best: Vec<Vec<(f32, usize)>> = vec![Vec::new(); block.len() / PIXELS];
         for (table, first) in &self.tables {
             let rows = self.mesh.replicate(&Array::scalar((self.count - first).min(BLOCK) as i32))?;
-            let found = self.program.call(vec![Arg::Lent(&images), Arg::Lent(table), rows.into()])?;
+            let found = self.program.call(vec![Arg::Borrowed(&images), Arg::Borrowed(table), rows.into()])?;
             for pair in found.chunks_exact(2) {
                 let (scores, rows) = (pair[0].get(0)?.to_vec::<f32>(), pair[1].get(0)?.to_vec::<i32>());
                 for (best, (score, row)) in best.iter_mut().zip(scores.into_iter().zip(rows)) {
@@ -159,15 +159,15 @@ fn filled_up(pixels: &[u8], rows: usize) -> Array {
 
 /// Returns log p, or [`RULED_OUT`] where p = 0.
 fn logarithm(p: Sym<'_>) -> Sym<'_> {
-    let possible = p.gt(p.like(0.0));
-    possible.select(possible.select(p, p.like(1.0)).log(), p.like(RULED_OUT))
+    let possible = p.gt(p.scalar_like(0.0));
+    possible.select(possible.select(p, p.scalar_like(1.0)).log(), p.scalar_like(RULED_OUT))
 }
 
 /// Builds the program from grey originals (rows, 784) to their table (log p, log(1 − p)), (rows, 1568).
 fn logarithms(rows: usize) -> Result<Function> {
     let g = Graph::new("logarithms");
     let grey = g.input("originals", &Shape::new(DType::U8, &[rows, PIXELS])).convert(DType::F32);
-    let (on, off) = (grey / 255.0, (grey.like(255.0) - grey) / 255.0);
+    let (on, off) = (grey / 255.0, (grey.scalar_like(255.0) - grey) / 255.0);
     let table = Sym::concat(&[logarithm(on), logarithm(off)], 1);
     g.finish(&[("table".into(), table)], &[])
 }

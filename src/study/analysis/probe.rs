@@ -252,7 +252,7 @@ fn step(z: usize) -> Result<Function> {
     let entropy = logits.logsumexp(1) - truth.mask(logits).sum(&[1]);
     let weights = weights.reshape(&[rows]);
     let total = weights.sum_all();
-    let loss = (entropy * weights).sum_all() / total.max(total.like(1.0));
+    let loss = (entropy * weights).sum_all() / total.max(total.scalar_like(1.0));
     let gradients = gradient(loss, &state[..2]);
     let context = StepContext { leaves: &leaves, healthy: count.eq(count) };
     let mut updates = Updates::new(gradients);

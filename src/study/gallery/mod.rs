@@ -12,13 +12,13 @@ use crate::engine::random::Key;
 use crate::engine::shape::{DType, Shape};
 use crate::error::valid;
 use crate::model::grow::Growth as Growing;
-use crate::model::{Grow, SIDE, Vae};
+use crate::model::{GRID_SIDE, Grow, Vae};
 use crate::study::session::{Session, SessionProgram};
 
 /// Number of pixels, and so of logits, in a picture.
-pub const PIXELS: usize = SIDE * SIDE;
+pub const PIXELS: usize = GRID_SIDE * GRID_SIDE;
 /// The largest number of pictures per device call. It bounds the memory use.
-pub const AT_ONCE: usize = 32;
+pub const MAX_BATCH: usize = 32;
 
 /// A point of the latent space, and the key of all random draws for its picture.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,7 +65,7 @@ fn arguments(latents: &[Latent], batch: usize) -> [Array; 2] {
 /// Returns the batch size for `count` pictures: as few calls as possible, and then as little padding of the last call as possible.
 fn batch_size(count: usize) -> Result<usize> {
     ensure!(count > 0, "there are no pictures to compute");
-    Ok(count.div_ceil(count.div_ceil(AT_ONCE)))
+    Ok(count.div_ceil(count.div_ceil(MAX_BATCH)))
 }
 
 /// Decodes latents. Returns the logits of the pictures, (n, 32, 32) in row-major order.
@@ -222,7 +222,7 @@ pub fn log_likelihood(image: &[f32], logits: &[f32]) -> f64 {
 /// Pads an image of 28 x 28 pixels with zeros to 32 x 32, as models see it.
 pub fn framed(pixels: &[u8]) -> Vec<f32> {
     let mut out = vec![0.0; PIXELS];
-    let rows = out.chunks_exact_mut(SIDE).skip(2).zip(pixels.chunks_exact(28));
+    let rows = out.chunks_exact_mut(GRID_SIDE).skip(2).zip(pixels.chunks_exact(28));
     for (row, from) in rows {
         for (to, pixel) in row[2..].iter_mut().zip(from) {
             *to = f32::from(*pixel);
@@ -261,7 +261,7 @@ mod tests {
         (pixels[0], pixels[783]) = (1, 1);
         let framed = framed(&pixels);
         let ones: Vec<usize> = (0..PIXELS).filter(|i| framed[*i] == 1.0).collect();
-        assert_eq!(ones, [2 * SIDE + 2, 29 * SIDE + 29]);
+        assert_eq!(ones, [2 * GRID_SIDE + 2, 29 * GRID_SIDE + 29]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{Latent, PIXELS, arguments, batch_size, compile_growth, log_likelihoo
 use crate::engine::array::Array;
 use crate::engine::shape::{DType, Shape};
 use crate::error::valid;
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 use crate::model::grow::{self, Grids, first_channels};
 use crate::study::eval::Bound;
 use crate::study::session::{Session, SessionProgram};
@@ -33,16 +33,16 @@ impl Damage {
     /// When the square is not inside the grid, or the number of damages is out of range. The error names the option.
     pub fn check(&self) -> Result<()> {
         valid!(
-            (1..=SIDE).contains(&self.side),
+            (1..=GRID_SIDE).contains(&self.side),
             "sizes",
-            "{}: a square of 1 to {SIDE} cells fits the grid",
+            "{}: a square of 1 to {GRID_SIDE} cells fits the grid",
             self.side
         );
         let (row, column) = self.at.unwrap_or((0, 0));
         valid!(
-            row.max(column) + self.side <= SIDE,
+            row.max(column) + self.side <= GRID_SIDE,
             "at",
-            "{row},{column}: a square of {} cells from there leaves the grid of {SIDE}",
+            "{row},{column}: a square of {} cells from there leaves the grid of {GRID_SIDE}",
             self.side
         );
         valid!((1..=1000).contains(&self.count), "damages", "{}: it must be from 1 to 1000", self.count);
@@ -52,7 +52,7 @@ impl Damage {
     /// Returns the corner of each damage of a picture. As in the report's code, each damage splits the picture's key with
     /// `key, sub = split(key)` and draws the corner with `sub`.
     fn corners(&self, latent: &Latent) -> Vec<[i32; 2]> {
-        let positions = grow::damage_corners(self.side, SIDE) as i32;
+        let positions = grow::damage_corners(self.side, GRID_SIDE) as i32;
         let mut key = latent.key;
         let draw = |_| {
             let [next, sub] = key.split2();
@@ -139,7 +139,7 @@ impl<'s> Recovery<'s> {
         let channels = model.likelihood.outputs().channels;
         let grow = compile_growth(session, batch)?;
         let segment = session.compile("recover", |g, params| {
-            let cells = g.input("cells", &Shape::f32(&[batch, SIDE, SIDE, model.latent]));
+            let cells = g.input("cells", &Shape::f32(&[batch, GRID_SIDE, GRID_SIDE, model.latent]));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
             let corners = g.input("corners", &Shape::s32(&[batch, 2]));
             let side = g.input("side", &Shape::new(DType::S32, &[]));

@@ -143,7 +143,8 @@ impl Contestant {
 fn arguments(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<(Vec<Buffers>, Vec<Buffers>)> {
     let put = |arrays: &[Array]| arrays.iter().map(|a| mesh.replicate(a)).collect::<Result<Vec<_>>>();
     let leaves = case.model.vae().leaves();
-    let mut parameters: Vec<Array> = leaves.iter().zip(&inputs.weights).map(|(l, a)| l.to_inner(a)).collect();
+    let mut parameters: Vec<Array> =
+        leaves.iter().zip(&inputs.weights).map(|(l, a)| l.to_device_layout(a)).collect();
     let keys: Vec<u32> = case.key().split(case.batch).iter().flat_map(|k| k.0).collect();
     let keys = Array::new(&[case.batch, 2], &keys);
     Ok(match case.task {

@@ -10,7 +10,7 @@ use super::super::{
     Automaton, Source, eval, grow, images, interpolate, planes, probe, reconstruct, recover, sample, tsne,
 };
 use super::{Args, Run};
-use crate::model::SIDE;
+use crate::model::GRID_SIDE;
 
 /// Another command with its arguments.
 #[derive(Debug)]
@@ -167,7 +167,7 @@ fn recovery(run: &Run, args: &Args, out: &Path) -> recover::Args {
         samples: recover::SHOWN,
         steps: None,
         damages: 1,
-        sizes: vec![SIDE / 2],
+        sizes: vec![GRID_SIDE / 2],
         at: None,
     }
 }

@@ -243,13 +243,13 @@ impl Graph {
         let length = options.remat;
         let segments = max_trips.div_ceil(length);
         let last = trips.unwrap_or_else(|| self.scalar(DType::S32, max_trips as f64));
-        let count = trips.map(|trips| (trips + (length as f64 - 1.0)) / trips.like(length as f64));
+        let count = trips.map(|trips| (trips + (length as f64 - 1.0)) / trips.scalar_like(length as f64));
         let outer = RepeatOptions { remat: 1, ..options };
         let inner = RepeatOptions { remat: 0, ..options };
         let outer = Loop { options: outer, trips: count, max_trips: segments, init };
         let results = self.repeat_once(outer, |segment, carries| {
             let begin = segment * length as f64;
-            let left = (last - begin).min(begin.like(length as f64));
+            let left = (last - begin).min(begin.scalar_like(length as f64));
             let inner = Loop { options: inner, trips: Some(left), max_trips: length, init: carries };
             let mut results = self.repeat_once(inner, |i, c| body(begin + i, c));
             let stacked = results.split_off(carries.len());

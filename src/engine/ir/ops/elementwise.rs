@@ -140,7 +140,7 @@ impl Elementwise {
             E::Sqrt => at.each([&|| ct * 0.5 / y]),
             E::Tanh => at.each([&|| ct * (-(y * y) + 1.0)]),
             // In terms of the result, so that the operand need not be saved.
-            E::Elu => at.each([&|| ct * (y.min(y.like(0.0)) + 1.0)]),
+            E::Elu => at.each([&|| ct * (y.min(y.scalar_like(0.0)) + 1.0)]),
             E::Convert(_) => match x.dtype().is_float() {
                 true => at.each([&|| ct.convert(x.dtype())]),
                 false => none(),
@@ -311,14 +311,14 @@ impl<'g> Sym<'g> {
     }
 
     /// Adds a scalar constant of this value's element type.
-    pub fn like(self, value: f64) -> Sym<'g> {
+    pub fn scalar_like(self, value: f64) -> Sym<'g> {
         self.graph.scalar(self.dtype(), value)
     }
 
     /// Returns log(1 + exp(x)). At −∞ it and its gradient are 0.
     #[track_caller]
     pub fn softplus(self) -> Sym<'g> {
-        self.max(self.like(0.0)) + (-self.abs()).exp().log1p()
+        self.max(self.scalar_like(0.0)) + (-self.abs()).exp().log1p()
     }
 
     /// Returns 1 / (1 + exp(−x)).
@@ -348,7 +348,7 @@ macro_rules! operator {
             type Output = Sym<'g>;
             #[track_caller]
             fn $method(self, rhs: f64) -> Sym<'g> {
-                self.binary($op, self.like(rhs))
+                self.binary($op, self.scalar_like(rhs))
             }
         }
     )*};

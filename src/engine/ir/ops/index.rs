@@ -185,6 +185,6 @@ impl<'g> Sym<'g> {
 
 /// Returns the start indices of row `at`.
 fn row_starts<'g>(at: Sym<'g>, rank: usize) -> Vec<Sym<'g>> {
-    let zero = at.like(0.0);
+    let zero = at.scalar_like(0.0);
     (0..rank).map(|i| if i == 0 { at } else { zero }).collect()
 }

@@ -183,18 +183,18 @@ impl Layout {
                         Padding { low: start[i] as i64, high, interior: stride[i] as i64 - 1 }
                     })
                     .collect();
-                ct.pad(ct.like(0.0), &padding)
+                ct.pad(ct.scalar_like(0.0), &padding)
             }]),
             Layout::Pad { padding } => {
                 let kept = || {
                     let undo: Vec<Padding> = padding.iter().map(|p| Padding::new(-p.low, -p.high)).collect();
-                    let inner = ct.pad(ct.like(0.0), &undo);
+                    let inner = ct.pad(ct.scalar_like(0.0), &undo);
                     let stride: Vec<usize> = padding.iter().map(|p| p.interior as usize + 1).collect();
                     inner.slice_strided(&vec![0; stride.len()], &inner.dims(), &stride)
                 };
                 // The fill value's cotangent is the sum of the cotangents of all inserted elements.
                 let fill = || {
-                    let whole = ct.graph().full(&x.shape(), 0.0).pad(ct.like(1.0), padding);
+                    let whole = ct.graph().full(&x.shape(), 0.0).pad(ct.scalar_like(1.0), padding);
                     (ct * whole).sum_all()
                 };
                 at.each([&kept, &fill])
@@ -223,7 +223,7 @@ impl<'g> Sym<'g> {
         if let (Some(first), Some(own)) = (padding.first_mut(), dims.first()) {
             *first = Padding::new(0, rows as i64 - *own as i64);
         }
-        self.pad(self.like(0.0), &padding)
+        self.pad(self.scalar_like(0.0), &padding)
     }
 
     /// Repeats the array to sizes `dims`: its dimension `i` becomes dimension `axes[i]` of the result. `axes` are in rising
