@@ -115,6 +115,7 @@ pub fn run(args: &Args) -> Outcome {
     progress.finish_and_clear();
     match args.json {
         true => print(&serde_json::json!({ "programs": rows }).to_string())?,
+        false if rows.is_empty() => {}
         false => print(&table(&rows))?,
     }
     Ok(failed.then_some(Exit::Failure))

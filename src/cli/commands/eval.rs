@@ -105,8 +105,10 @@ pub fn evaluate(args: &Options) -> Result<Option<Summary>> {
     let (split, train) = images(args, source, part)?;
     let session = args.device.session(args.replicas, &weights)?;
     let began = Instant::now();
-    let evaluator =
-        Evaluator::new(&session.mesh, &session.model, args.batch_size, args.samples).tag(Error::Usage)?;
+    // A device call computes whole batches. Exported programs have the batch that they were exported with.
+    let most = split.len().next_multiple_of(args.replicas.max(1)).max(1);
+    let batch = if session.mesh.programs().is_some() { args.batch_size } else { args.batch_size.min(most) };
+    let evaluator = Evaluator::new(&session.mesh, &session.model, batch, args.samples).tag(Error::Usage)?;
     let shard = args.shard.unwrap_or(Shard::WHOLE);
     let part = measure(args, &evaluator, &session, task(args, &weights, &split)?, shard, &split, began)?;
     if let Some(out) = &args.out {

@@ -36,7 +36,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressFinish, ProgressState, ProgressStyle};
 use serde_json::Value;
 
 use crate::cli::config::TrainConfig;
@@ -286,7 +286,8 @@ pub fn to_stderr(text: &str) {
 
 /// A bar with rate and ETA on stderr, where that is a terminal.
 pub fn bar(length: usize, unit: &str) -> ProgressBar {
-    let bar = ProgressBar::new(length as u64);
+    // An error may end what the bar belongs to. Its message then begins on a line of its own.
+    let bar = ProgressBar::new(length as u64).with_finish(ProgressFinish::AndClear);
     if let Ok(style) = ProgressStyle::with_template("{bar:32} {far}  {msg}") {
         let unit = unit.to_string();
         let far = move |state: &ProgressState, w: &mut dyn std::fmt::Write| {

@@ -10,6 +10,7 @@ use super::run_data::ImageSource;
 use super::{On, Report, Source, Weights};
 use crate::data::{Part, Split};
 use crate::engine::npy;
+use crate::error::valid;
 use crate::files;
 use crate::study::gallery::{self, Latent};
 use crate::study::session::Session;
@@ -79,10 +80,17 @@ impl Common {
     /// Creates the folder for a command's files.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// When it cannot be created, or `--out` has the ending of another kind of picture.
     pub fn files(&self, verb: &'static str) -> Result<Files> {
+        let extension = self.out.as_deref().and_then(Path::extension).unwrap_or_default();
+        let is_other_picture = |other: &&str| extension.eq_ignore_ascii_case(other);
+        valid!(
+            !["gif", "jpg", "jpeg", "svg", "pdf", "bmp", "webp"].iter().any(is_other_picture),
+            "out",
+            "has the ending of another kind of file: pictures are written as FILE.png, or into a folder"
+        );
         let (folder, name) = match &self.out {
-            Some(path) if path.extension().is_some_and(|e| e == "png") => {
+            Some(path) if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) => {
                 let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 (path.parent().unwrap_or(Path::new("")).to_path_buf(), name)
             }

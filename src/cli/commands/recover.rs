@@ -217,7 +217,8 @@ fn write_numbers(files: &mut Files, points: &[Point], damages: &[Damage], steps:
                 name: format!("{0} x {0}", damage.side),
                 points: own_points().map(|p| (x(p), value(p).mean)).collect(),
                 band: own_points()
-                    .map(|p| (value(p).mean - value(p).stderr, value(p).mean + value(p).stderr))
+                    .map(|p| (value(p).mean, value(p).stderr.unwrap_or(0.0)))
+                    .map(|(mean, stderr)| (mean - stderr, mean + stderr))
                     .collect(),
             }
         };

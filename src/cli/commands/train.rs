@@ -295,9 +295,11 @@ impl Watch for Screen<'_> {
         self.prepare()?;
         let eval_samples = self.config.eval_samples;
         let Some(validation) = &self.validation else { return Ok(None) };
-        let Bound { mean, stderr, images } = validation.run(parameters, step)?;
+        let bound = validation.run(parameters, step)?;
+        let Bound { mean, images, .. } = bound;
         self.say(&format!(
-            "step {step}: test IWELBO {mean:.2} ± {stderr:.2} nats ({images} images, {eval_samples} samples)"
+            "step {step}: test IWELBO {} nats ({images} images, {eval_samples} samples)",
+            bound.text(2)
         ));
         Ok(Some(Score { name: "test/iwelbo", value: mean }))
     }

@@ -29,15 +29,16 @@ const DECODED_AT_ONCE: usize = 256;
 /// use vnca::study::eval::Bound;
 ///
 /// let bound = Bound::from_values(&[-84.0, -86.0])?;
-/// assert_eq!((bound.mean, bound.stderr, bound.images), (-85.0, 1.0, 2));
+/// assert_eq!((bound.mean, bound.stderr, bound.images), (-85.0, Some(1.0), 2));
+/// assert_eq!(bound.text(1), "-85.0 ± 1.0");
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Bound {
     /// Mean over the images. For a bound in nats: log p(x) ≥ this.
     pub mean: f64,
-    /// Standard error of the mean over the images.
-    pub stderr: f64,
+    /// Standard error of the mean over the images. One image has none.
+    pub stderr: Option<f64>,
     /// Number of images.
     pub images: usize,
 }
@@ -52,9 +53,20 @@ impl Bound {
         let n = values.len() as f64;
         let mean = values.iter().map(|v| (*v).into()).sum::<f64>() / n;
         let squares: f64 = values.iter().map(|v| ((*v).into() - mean).powi(2)).sum();
-        let stderr = if values.len() > 1 { (squares / (n - 1.0) / n).sqrt() } else { 0.0 };
+        let stderr = (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt());
         Ok(Bound { mean, stderr, images: values.len() })
     }
+
+    /// Formats the mean, with its standard error if it has one, to a number of decimals.
+    pub fn text(&self, decimals: usize) -> String {
+        plus_minus(self.mean, self.stderr, decimals)
+    }
+}
+
+/// Formats a value, with its standard error if it has one, to a number of decimals.
+pub fn plus_minus(value: f64, stderr: Option<f64>, decimals: usize) -> String {
+    let error = stderr.map(|error| format!(" ± {error:.decimals$}")).unwrap_or_default();
+    format!("{value:.decimals$}{error}")
 }
 
 /// The scores of some images, in their order, with the samples of one key. In nats.
@@ -195,7 +207,9 @@ mod tests {
     fn mean_and_standard_error() {
         let bound = Bound::from_values(&[1.0, 2.0, 3.0, 4.0]).unwrap();
         assert_eq!((bound.mean, bound.images), (2.5, 4));
-        assert!((bound.stderr - (5.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
+        assert!((bound.stderr.unwrap() - (5.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
+        let single = Bound::from_values(&[-3.0]).unwrap();
+        assert_eq!((single.stderr, single.text(2).as_str()), (None, "-3.00"));
         assert!(Bound::from_values::<f32>(&[]).is_err());
     }
 }

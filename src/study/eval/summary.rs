@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::Bound;
 use super::part::Part;
+use super::{Bound, plus_minus};
 use crate::engine::shape::Precision;
 
 /// The description of the model in a summary.
@@ -33,8 +33,8 @@ pub struct Summary {
     pub data: String,
     /// Mean of the IWELBO over images and seeds: log p(x) ≥ this.
     pub iwelbo: f64,
-    /// Standard error of `iwelbo` over the images.
-    pub stderr: f64,
+    /// Standard error of `iwelbo` over the images. One image has none.
+    pub stderr: Option<f64>,
     /// Number of images.
     pub images: usize,
     /// Latent samples per image.
@@ -44,7 +44,7 @@ pub struct Summary {
     /// The ELBO: `reconstruction` − `kl`.
     pub elbo: f64,
     /// Standard error of `elbo`.
-    pub elbo_stderr: f64,
+    pub elbo_stderr: Option<f64>,
     /// E[log p(x | z)] under q(z | x).
     pub reconstruction: f64,
     /// KL(q(z | x) ‖ p(z)).
@@ -78,11 +78,11 @@ pub struct Gap {
     /// IWELBO of training images minus the IWELBO of the same number of test images, in nats.
     pub gap: f64,
     /// Standard error of `gap`.
-    pub gap_stderr: f64,
+    pub gap_stderr: Option<f64>,
     /// IWELBO of the training images.
     pub train_iwelbo: f64,
     /// Standard error of `train_iwelbo`.
-    pub train_stderr: f64,
+    pub train_stderr: Option<f64>,
     /// Number of training images.
     pub train_images: usize,
 }
@@ -123,7 +123,7 @@ impl Summary {
             active_units: part.spread.active(),
             latent: info.latent,
             seeds: task.seeds.clone(),
-            stderr_over_seeds: several.then(|| Bound::from_values(&by_seed).map(|b| b.stderr)).transpose()?,
+            stderr_over_seeds: if several { Bound::from_values(&by_seed)?.stderr } else { None },
             iwelbo_by_seed: if several { by_seed } else { vec![] },
             nca_steps: info.nca_steps,
             doublings: info.doublings,
@@ -135,7 +135,7 @@ impl Summary {
     pub fn compared_to(mut self, train: &Summary) -> Summary {
         self.gap = Some(Gap {
             gap: train.iwelbo - self.iwelbo,
-            gap_stderr: train.stderr.hypot(self.stderr),
+            gap_stderr: train.stderr.zip(self.stderr).map(|(train, test)| train.hypot(test)),
             train_iwelbo: train.iwelbo,
             train_stderr: train.stderr,
             train_images: train.images,
@@ -155,14 +155,17 @@ impl Summary {
     pub fn text(&self) -> String {
         let Summary { iwelbo, stderr, images, samples, seconds, data, .. } = self;
         let mut lines = vec![format!(
-            "log p(x) >= {iwelbo:.3} ± {stderr:.3} nats ({images} images of {data}, {samples} samples, {seconds:.1} s)"
+            "log p(x) >= {} nats ({images} images of {data}, {samples} samples, {seconds:.1} s)",
+            plus_minus(*iwelbo, *stderr, 3)
         )];
         if let Some(over_seeds) = self.stderr_over_seeds {
             lines.push(format!("over {} seeds ± {over_seeds:.4} nats", self.seeds.len()));
         }
         lines.push(format!(
-            "ELBO {:.3} ± {:.3} nats = reconstruction {:.3} - KL {:.3}",
-            self.elbo, self.elbo_stderr, self.reconstruction, self.kl
+            "ELBO {} nats = reconstruction {:.3} - KL {:.3}",
+            plus_minus(self.elbo, self.elbo_stderr, 3),
+            self.reconstruction,
+            self.kl
         ));
         lines.push(format!(
             "{} of {} latent dimensions are active (variance of the mean over the images above 0.01)",
@@ -180,8 +183,9 @@ impl Summary {
         }
         if let Some(Gap { gap, gap_stderr, train_iwelbo, train_stderr, train_images }) = &self.gap {
             lines.push(format!(
-                "training images {train_iwelbo:.3} ± {train_stderr:.3} nats ({train_images} images): \
-                 a gap of {gap:.3} ± {gap_stderr:.3}"
+                "training images {} nats ({train_images} images): a gap of {}",
+                plus_minus(*train_iwelbo, *train_stderr, 3),
+                plus_minus(*gap, *gap_stderr, 3)
             ));
         }
         lines.join("\n")

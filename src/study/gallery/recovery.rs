@@ -322,9 +322,9 @@ pub fn csv(points: &[Point]) -> String {
             p.damage,
             p.step,
             p.iou.mean,
-            p.iou.stderr,
+            share(p.iou.stderr),
             p.log_likelihood.mean,
-            p.log_likelihood.stderr,
+            share(p.log_likelihood.stderr),
             share(p.iou_regained),
             share(p.log_likelihood_regained),
         );

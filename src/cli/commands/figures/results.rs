@@ -109,14 +109,19 @@ const ROWS: [&str; 15] = [
 fn column(run: &Run) -> Result<Vec<String>> {
     let eval = &run.numbers["eval"];
     let number = |name: &str| eval[name].as_f64().with_context(|| format!("vnca eval reported no {name}"));
+    let with_error = |name: &str, stderr: &str| -> Result<String> {
+        let value = minus(number(name)?, 2);
+        // One image has no standard error.
+        Ok(eval[stderr].as_f64().map_or(value.clone(), |error| format!("{value} \u{b1} {error:.2}")))
+    };
     let p = published_results(run.model.kind);
     let cells: [String; ROWS.len()] = [
         minus(p.iwelbo, 2),
         p.original.map_or(NONE.into(), |v| minus(v, 2)),
-        format!("{} \u{b1} {:.2}", minus(number("iwelbo")?, 2), number("stderr")?),
+        with_error("iwelbo", "stderr")?,
         with_commas(number("images")? as usize),
         with_commas(number("samples")? as usize),
-        format!("{} \u{b1} {:.2}", minus(number("elbo")?, 2), number("elbo_stderr")?),
+        with_error("elbo", "elbo_stderr")?,
         minus(number("kl")?, 2),
         format!("{} of {}", eval["active_units"], run.model.latent),
         with_commas(p.parameters),
