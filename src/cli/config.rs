@@ -460,7 +460,11 @@ impl TrainConfig {
         let text = std::fs::read(&path).with_context(|| {
             format!("{} is no run's folder: cannot read {}", run.display(), path.display())
         })?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is no run's configuration", path.display()))
+        let wrong = || format!("{} is no run's configuration", path.display());
+        let config: TrainConfig = serde_json::from_slice(&text).with_context(wrong)?;
+        // Whoever changed the file may have written sizes that no model has.
+        config.model.check().and_then(|()| config.check()).with_context(wrong)?;
+        Ok(config)
     }
 
     /// Writes the configuration into a run's folder, as a whole or not at all.
@@ -629,6 +633,24 @@ mod tests {
             assert!(read(&text.replace("\"inf\"", wrong)).is_err(), "{wrong}");
         }
         assert_eq!(TrainConfig::resumed(&config, &TrainOptions::default()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_changed_file_of_sizes_that_no_model_has_is_no_configuration() {
+        let run = tempfile::tempdir().unwrap();
+        let options = TrainOptions { model: Some("doubling".into()), ..TrainOptions::default() };
+        let config = TrainConfig::resolve(&options).unwrap();
+        config.save(run.path()).unwrap();
+        assert_eq!(TrainConfig::of_run(run.path()).unwrap(), config);
+        for (field, value) in [("latent", "18446744073709551615"), ("doublings", "64"), ("batch_size", "0")] {
+            let text = serde_json::to_string(&config).unwrap();
+            let (before, after) = text.split_once(&format!("\"{field}\":")).unwrap();
+            let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+            std::fs::write(run.path().join("config.json"), format!("{before}\"{field}\":{value}{after}"))
+                .unwrap();
+            let error = format!("{:#}", TrainConfig::of_run(run.path()).unwrap_err());
+            assert!(error.contains("no run's configuration"), "{field}: {error}");
+        }
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
     let length = file.metadata()?.len();
     let mut zip = ZipArchive::new(BufReader::new(file))?;
     ensure!(!zip.has_duplicate_names(), "two entries have the same name");
-    let mut arrays = Vec::new();
+    // What entries claim together: an archive may name the same bytes again and again.
+    let (mut arrays, mut left) = (Vec::new(), length);
     for i in 0..zip.len() {
         let mut entry = zip.by_index(i)?;
         let name = entry.name()?.trim_end_matches(".npy").to_string();
@@ -30,7 +31,8 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
             entry.compression() == CompressionMethod::Stored,
             "{name} is compressed: write it with np.savez"
         );
-        ensure!(entry.size() <= length, "{name} claims {} bytes in a file of {length}", entry.size());
+        ensure!(entry.size() <= left, "{name} claims {} bytes in a file of {length}", entry.size());
+        left -= entry.size();
         // Reading to the end verifies the entry's checksum.
         let mut bytes = Vec::with_capacity(entry.size() as usize);
         entry.read_to_end(&mut bytes).with_context(|| format!("{name} was changed"))?;

@@ -323,7 +323,8 @@ mod tests {
         let update = instruction(1, "dynamic-update-slice", f32s(&[10], 0), &[1], &[]);
         let huge = instruction(2, "copy", f32s(&[1 << 40, 1 << 40], 0), &[], &[]);
         let fused = computation(1, vec![update]);
-        let found = estimate(vec![computation(0, vec![instruction(1, "fusion", None, &[], &[1]), huge]), fused]);
+        let found =
+            estimate(vec![computation(0, vec![instruction(1, "fusion", None, &[], &[1]), huge]), fused]);
         assert_eq!(found.bytes, 4.0 * 2f64.powi(80));
     }
 
