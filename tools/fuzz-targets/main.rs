@@ -17,7 +17,7 @@ use std::path::Path;
 use std::{env, fs, process};
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
-use mutate::{Random, change};
+use mutate::{Random, change, changed};
 use targets::{Bench, TARGETS, Target};
 
 #[global_allocator]
@@ -26,6 +26,7 @@ static METER: meter::Meter = meter::Meter;
 struct Job {
     bench: Bench,
     target: &'static Target,
+    seeds: Vec<Vec<u8>>,
 }
 
 fn job() -> Job {
@@ -44,7 +45,8 @@ fn job() -> Job {
     }
     let name = env::var("VNCA_FUZZ_TARGET").unwrap_or_default();
     let target = TARGETS.iter().find(|t| t.name == name).expect("VNCA_FUZZ_TARGET names a reader");
-    Job { bench, target }
+    let seeds = (target.seeds)(&bench);
+    Job { bench, target, seeds }
 }
 
 thread_local! {
@@ -60,14 +62,22 @@ fuzz_target!(
     }
 );
 
-// libFuzzer's own changes seldom give text a number of another length: every third change is one of ours.
+// libFuzzer's own changes seldom give text a number of another length, and most inputs that it keeps are refused early: every
+// fourth change is one of ours, and every fourth begins with a valid input.
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     let mut random = Random(u64::from(seed));
-    if random.below(3) > 0 {
-        return fuzzer_mutate(data, size, max_size);
-    }
-    let mut bytes = data[..size].to_vec();
-    change(&mut random, &mut bytes, max_size);
+    let bytes = match random.below(4) {
+        0 => {
+            let mut bytes = data[..size].to_vec();
+            change(&mut random, &mut bytes, max_size);
+            bytes
+        }
+        1 => JOB.with(|job| {
+            let seed = &job.seeds[random.below(job.seeds.len())];
+            changed(&mut random, seed, max_size)
+        }),
+        _ => return fuzzer_mutate(data, size, max_size),
+    };
     data[..bytes.len()].copy_from_slice(&bytes);
     bytes.len()
 });
