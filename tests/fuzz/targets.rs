@@ -342,7 +342,7 @@ fn repeated_archive(bytes: &[u8], names: u16) -> Vec<u8> {
     [all, last].concat()
 }
 
-/// Names and bytes of large files of weights.
+/// Names and bytes of large files.
 pub fn large() -> Vec<(&'static str, Vec<u8>)> {
     const COUNT: usize = 1 << 24;
     let record = |order: &str| {
@@ -354,7 +354,15 @@ pub fn large() -> Vec<(&'static str, Vec<u8>)> {
             format!(r#"{{"x":{{"dtype":"F16","shape":[{COUNT}],"data_offsets":[0,{}]}}}}"#, 2 * COUNT);
         [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![60; 2 * COUNT]].concat()
     };
+    // A list of numbers where a model's description stands.
+    let tree = "0,".repeat(1 << 22);
+    let part = format!(
+        r#"{{"version":1,"task":{{"model":[{tree}0],"weights":"","data":"","pixels":"","images":0,"samples":1,"seeds":[],
+        "batch_size":1,"replicas":1}},"shard":{{"index":0,"of":2}},"seconds":0,"draws":[],"kl":[],"spread":{{"images":0,
+        "sums":[],"squares":[]}}}}"#
+    );
     vec![
+        ("tree.json", part.into_bytes()),
         ("large.eqx", record("False")),
         ("fortran.eqx", record("True")),
         ("large.npz", archive("x.npy", &record("False"))),
@@ -363,8 +371,12 @@ pub fn large() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Reads a large file as weights, which are no model's. Returns why it is refused.
+/// Reads a large file: weights, which are no model's, or a part of an evaluation, whose other part is missing. Returns why it
+/// is refused.
 pub fn read_large(path: &Path) -> String {
+    if path.extension().is_some_and(|e| e == "json") {
+        return format!("{:#}", part::merge(&[path.to_owned()]).expect_err("a part of an evaluation"));
+    }
     format!("{:#}", weights::read(path, &leaves()).expect_err("weights of no model"))
 }
 
