@@ -52,7 +52,7 @@ fn shortened(bench: &Bench, target: &Target, mut input: Vec<u8>) -> Vec<u8> {
 /// One test, so that no other allocates in the meantime.
 #[test]
 fn damaged_bytes_are_refused_or_read() {
-    let inputs = asked("VNCA_FUZZ_INPUTS", 6000);
+    let inputs = asked("VNCA_FUZZ_INPUTS", 10_000);
     let seed = asked("VNCA_FUZZ_SEED", 1);
     let bench = Bench::new();
     let hook = panic::take_hook();
