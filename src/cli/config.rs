@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use super::models::{Kind, Model};
@@ -127,6 +127,7 @@ impl TrainConfig {
     }
 
     fn check(&self) -> Result<()> {
+        TrainOptions::check(self)?;
         self.model.check()?;
         valid!(
             self.optimiser.clip_scope == ClipScope::All || self.optimiser.clip_order == ClipOrder::Before,
@@ -196,13 +197,17 @@ impl TrainConfig {
     /// [`Error::Data`] when the folder holds none; the error names the file.
     pub fn from_run(run: &Path) -> Result<TrainConfig> {
         let path = run.join("config.json");
-        let text = std::fs::read(&path)
-            .with_context(|| format!("{} is no run's folder: cannot read {}", run.display(), path.display()));
-        let config = text.and_then(|text| {
-            serde_json::from_slice(&text)
-                .with_context(|| format!("{} is no run's configuration", path.display()))
-        });
-        config.tag(Error::Data)
+        let at = || format!("{} is no run's configuration", path.display());
+        let read = || -> Result<TrainConfig> {
+            let text = std::fs::read(&path).with_context(|| {
+                format!("{} is no run's folder: cannot read {}", run.display(), path.display())
+            })?;
+            let config: TrainConfig = serde_json::from_slice(&text).with_context(at)?;
+            // Somebody may have edited the file and written sizes that no model has. The flags are not to blame.
+            config.check().map_err(|error| anyhow!("{}: {error:#}", at()))?;
+            Ok(config)
+        };
+        read().tag(Error::Data)
     }
 
     /// Writes the configuration into a run's folder, as a whole or not at all.
@@ -277,6 +282,24 @@ mod tests {
             assert!(read(&text.replace("\"inf\"", wrong)).is_err(), "{wrong}");
         }
         assert_eq!(TrainConfig::resumed(&config, &TrainOptions::default()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_changed_file_of_sizes_that_no_model_has_is_no_configuration() {
+        let run = tempfile::tempdir().unwrap();
+        let options = TrainOptions { model: Some(Kind::Doubling), ..TrainOptions::default() };
+        let config = TrainConfig::resolve(&options).unwrap();
+        config.save(run.path()).unwrap();
+        assert_eq!(TrainConfig::from_run(run.path()).unwrap(), config);
+        for (field, value) in [("latent", "18446744073709551615"), ("doublings", "64"), ("batch_size", "0")] {
+            let text = serde_json::to_string(&config).unwrap();
+            let (before, after) = text.split_once(&format!("\"{field}\":")).unwrap();
+            let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+            std::fs::write(run.path().join("config.json"), format!("{before}\"{field}\":{value}{after}"))
+                .unwrap();
+            let error = format!("{:#}", TrainConfig::from_run(run.path()).unwrap_err());
+            assert!(error.contains("no run's configuration"), "{field}: {error}");
+        }
     }
 
     #[test]

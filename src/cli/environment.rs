@@ -16,6 +16,7 @@ const HIDE_MESSAGES: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "3")];
 const SHOW_MESSAGES: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "0")];
 
 /// Keeps libtpu from querying TPU metadata on a computer that is no TPU VM.
+#[cfg(feature = "xla")]
 pub const WITHOUT_TPU: [(&str, &str); 5] = [
     ("TPU_SKIP_MDS_QUERY", "1"),
     ("TPU_ACCELERATOR_TYPE", "v3-8"),

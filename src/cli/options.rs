@@ -72,10 +72,23 @@ macro_rules! options {
                 }
             }
 
-            /// Writes the values that are set into a configuration.
+            /// Checks each value of a configuration by itself.
             ///
             /// # Errors
-            /// [`Error::Invalid`] when a value is out of range, belongs to another model, or may not change in a resumed run.
+            /// [`Error::Invalid`] when a value is out of range.
+            pub(super) fn check(config: &TrainConfig) -> Result<()> {
+                let mut config = config.clone();
+                $({
+                    let declaration: Declaration<$type> = $declaration;
+                    declaration.check_value(stringify!($name), &mut config)?;
+                })+
+                Ok(())
+            }
+
+            /// Writes the values that are set into a configuration. Does not check them.
+            ///
+            /// # Errors
+            /// [`Error::Invalid`] when a value belongs to another model, or may not change in a resumed run.
             pub(super) fn apply(&self, config: &mut TrainConfig, start: Start) -> Result<()> {
                 $(if let Some(value) = &self.$name {
                     let declaration: Declaration<$type> = $declaration;
@@ -307,12 +320,16 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
             name,
             "differs from the run that is resumed: leave it out, or start another run"
         );
-        if let Err(problem) = (self.check)(value) {
-            let problem = format!("is {}: {problem}", text(value));
-            return Err(Error::Invalid { field: name, problem }.into());
-        }
         place.set(value.clone());
         Ok(())
+    }
+
+    fn check_value(&self, name: &'static str, config: &mut TrainConfig) -> Result<()> {
+        let Some(value) = (self.place)(config).and_then(|place| place.get()) else { return Ok(()) };
+        (self.check)(&value).map_err(|problem| {
+            let problem = format!("is {}: {problem}", text(&value));
+            Error::Invalid { field: name, problem }.into()
+        })
     }
 
     /// The default for a model, if the model has the option.

@@ -297,8 +297,12 @@ impl<'a> Record<'a> {
         let Header { kind, width, .. } = self.header;
         let dtype = match (kind, width) {
             (Kind::Float, 2 | 8) => {
-                let floats = self.values.chunks_exact(width).map(|b| self.header.value(b) as f32);
-                return self.header.array(DType::F32, floats.flat_map(f32::to_ne_bytes).collect());
+                // Widened after the transposition, which needs a copy.
+                let same_width = if width == 2 { DType::Bf16 } else { DType::U64 };
+                let narrow = self.header.array(same_width, self.values.to_vec())?;
+                let floats = narrow.bytes().chunks_exact(width).map(|b| self.header.value(b) as f32);
+                let bytes = floats.flat_map(f32::to_ne_bytes).collect();
+                return Array::from_bytes(narrow.shape().with_dtype(DType::F32), bytes);
             }
             (Kind::Float, 4) => DType::F32,
             (Kind::Unsigned, 4) => DType::U32,

@@ -127,6 +127,17 @@ impl Program {
         let signature: Signature = serde_json::from_slice(&read(&json)?)
             .with_context(|| format!("{} is not the signature of a program", json.display()))?;
         ensure!(signature.name == name, "{} is the signature of {}", json.display(), signature.name);
+        // Whoever changed the file may have written sizes that no memory has.
+        let shapes =
+            signature.inputs.iter().map(|i| &i.shape).chain(signature.outputs.iter().map(|o| &o.shape));
+        for shape in shapes {
+            let bytes = shape.dims.iter().try_fold(shape.dtype.size(), |n, size| n.checked_mul(*size));
+            ensure!(
+                bytes.is_some_and(|n| n <= isize::MAX as usize),
+                "{}: {shape} is too large",
+                json.display()
+            );
+        }
         let (_, module) = Self::paths(folder, name, signature.format);
         Ok(Program { module: read(&module)?, signature })
     }
@@ -159,5 +170,35 @@ impl Program {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_of_sizes_that_no_memory_has_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |dims: &[usize]| {
+            let input = InputSpec { name: "x".into(), shape: Shape::f32(dims), donated: false };
+            let signature = Signature {
+                name: "f".into(),
+                format: Format::Hlo,
+                target: Target::Cpu,
+                replicas: 1,
+                graph: String::new(),
+                inputs: vec![input],
+                outputs: vec![],
+            };
+            let program = Program { signature, module: vec![1] };
+            program.save(folder.path()).unwrap();
+            Program::load(folder.path(), "f").map(|loaded| assert_eq!(loaded, program))
+        };
+        load(&[2, 0, 3]).unwrap();
+        for dims in [&[usize::MAX, 3][..], &[1 << 61], &[1 << 32, 1 << 32, 0]] {
+            let error = load(dims).unwrap_err().to_string();
+            assert!(error.contains("too large"), "{error}");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod cpu_conv;
 mod epilogue;
 mod matmul;
 mod patch;
+mod placeholders;
 
 use std::cell::Cell;
 

@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::engine::array::Array;
+use crate::engine::shape::Shape;
 
 /// Reads all arrays, with their names, from the bytes of a file. Converts their elements to f32; f64 is rounded.
 ///
@@ -20,20 +21,20 @@ pub fn read(bytes: &[u8]) -> Result<Vec<(String, Array)>> {
     let mut arrays = Vec::new();
     for (name, view) in file.iter() {
         let data = view.data();
-        let values: Vec<f32> = match view.dtype() {
+        let values = match view.dtype() {
             Dtype::F32 => each(data, f32::from_le_bytes),
             Dtype::F64 => each(data, |b| f64::from_le_bytes(b) as f32),
             Dtype::BF16 => each(data, |b| half::bf16::from_le_bytes(b).to_f32()),
             Dtype::F16 => each(data, |b| half::f16::from_le_bytes(b).to_f32()),
             other => bail!("{name}: expected elements of F32, F64, F16 or BF16, got {other:?}"),
         };
-        arrays.push((name.to_string(), Array::new(view.shape(), &values)));
+        arrays.push((name.to_string(), Array::from_bytes(Shape::f32(view.shape()), values)?));
     }
     Ok(arrays)
 }
 
-fn each<const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    data.as_chunks::<N>().0.iter().map(|b| value(*b)).collect()
+fn each<const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<u8> {
+    data.as_chunks::<N>().0.iter().flat_map(|b| value(*b).to_ne_bytes()).collect()
 }
 
 /// Checks that no name occurs twice. The crate `safetensors` keeps the last of two entries of one name.

@@ -71,7 +71,7 @@ impl FromStr for Shard {
         let (index, of): (usize, usize) =
             parsed.with_context(|| format!("expected I/N such as 0/8, got {text:?}"))?;
         ensure!(index < of, "shards of {text} are counted from 0 to {}", of.saturating_sub(1));
-        ensure!(of <= 1 << 20, "{of} shards are too many");
+        ensure!(of <= MOST_SHARDS, "{of} shards are too many");
         Ok(Shard { index, of })
     }
 }
@@ -107,6 +107,8 @@ pub struct Part {
 }
 
 const VERSION: u32 = 1;
+/// Shards of one evaluation at most.
+const MOST_SHARDS: usize = 1 << 20;
 
 impl Part {
     /// Creates a part from the scores of a shard, one for each seed.
@@ -157,8 +159,11 @@ impl Part {
     fn check(&self) -> Result<()> {
         ensure!(self.version == VERSION, "version {}, this program reads {VERSION}", self.version);
         let Shard { index, of } = self.shard;
-        ensure!(index < of, "shard {index} of {of}");
-        ensure!(self.task.batch_size > 0, "batches of 0 images");
+        ensure!(index < of && of <= MOST_SHARDS, "shard {index} of {of}");
+        let Task { images, batch_size, .. } = self.task;
+        ensure!(batch_size > 0, "batches of 0 images");
+        // Their products with the number of shards are numbers still.
+        ensure!(images.max(batch_size) <= 1 << 40, "{images} images in batches of {batch_size}");
         let images = self.shard.range(self.task.images, self.task.batch_size).len();
         ensure!(self.draws.len() == self.task.seeds.len(), "{} seeds' scores", self.draws.len());
         let lists = self.draws.iter().flat_map(|d| [&d.iwelbo, &d.reconstruction]).chain([&self.kl]);
@@ -213,10 +218,16 @@ fn merged(files: &[PathBuf]) -> Result<Part> {
             b.display()
         );
     }
-    let missing: Vec<String> = (0..of)
+    // The number of shards is a file's word: no more of them are listed than people read.
+    const SHOWN: usize = 20;
+    let mut missing: Vec<String> = (0..of)
         .filter(|i| parts.iter().all(|(_, part)| part.shard.index != *i))
         .map(|i| format!("{i}/{of}"))
+        .take(SHOWN + 1)
         .collect();
+    if let Some(more) = missing.get_mut(SHOWN) {
+        *more = "and more".into();
+    }
     ensure!(missing.is_empty(), "shards are missing: {}", missing.join(", "));
     join(task, parts.into_iter().map(|(_, part)| part))
 }
@@ -277,6 +288,28 @@ mod tests {
         for wrong in ["", "3", "3/3", "1/0", "-1/2", "a/b", "1/9999999999"] {
             assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_file_of_more_shards_or_images_than_there_can_be_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("part.json");
+        let none = r#"{"version":1,"task":{"model":0,"weights":"","data":"","pixels":"","images":0,"samples":1,
+            "seeds":[],"batch_size":1,"replicas":1},"shard":{"index":3,"of":8},"seconds":0,"draws":[],"kl":[],
+            "spread":{"images":0,"sums":[],"squares":[]}}"#;
+        let refused = |from: &str, to: &str| {
+            fs::write(&path, none.replace(from, to)).unwrap();
+            format!("{:#}", merge(std::slice::from_ref(&path)).unwrap_err())
+        };
+        for (from, to) in [
+            ("\"of\":8", "\"of\":9223372036854775807"),
+            ("\"images\":0,\"samples", "\"images\":18446744073709551615,\"samples"),
+            ("\"batch_size\":1", "\"batch_size\":18446744073709551615"),
+        ] {
+            assert!(refused(from, to).contains("is damaged"), "{to}: {}", refused(from, to));
+        }
+        let missing = refused("\"of\":8", "\"of\":1000000");
+        assert!(missing.contains("0/1000000, 1/1000000") && missing.ends_with("and more"), "{missing}");
     }
 
     #[test]

@@ -379,6 +379,6 @@ mod tests {
         assert!((share - 0.5).abs() < 1e-6, "{share}");
         let csv = csv(&points);
         assert_eq!(csv.lines().count(), 6);
-        assert!(csv.lines().nth(1).unwrap().starts_with("2,0,0,1,0,") && csv.ends_with(",,\n"));
+        assert!(csv.lines().nth(1).unwrap().starts_with("2,0,0,1,,") && csv.ends_with(",,\n"));
     }
 }

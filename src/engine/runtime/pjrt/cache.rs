@@ -47,6 +47,7 @@ impl Entry {
         Entry { path: folder.join(name) }
     }
 
+    /// The file.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -6,10 +6,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::wire::hlo::{Computation, Instruction, Module, Shape};
+
+/// Deepest nesting of calls, and most instructions, that are followed. Far more than any program has. Without limits a damaged
+/// module in which a computation calls itself would be followed without end.
+const DEEPEST: usize = 64;
+const MOST_STEPS: usize = 1 << 22;
 
 /// The collectives of one kind in a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -38,7 +43,7 @@ impl Estimate {
     /// When the module is not well-formed.
     pub fn from_module(module: &Module, inner_trips: f64) -> Result<Estimate> {
         let by_id = module.computations.iter().map(|c| (c.id, c)).collect();
-        let mut walk = Walk { by_id, inner_trips, sum: Estimate::default() };
+        let mut walk = Walk { by_id, inner_trips, sum: Estimate::default(), depth: 0, steps: 0 };
         walk.computation(module.entry_id, 1.0, true)?;
         Ok(walk.sum)
     }
@@ -48,6 +53,8 @@ struct Walk<'m> {
     by_id: HashMap<i64, &'m Computation>,
     inner_trips: f64,
     sum: Estimate,
+    depth: usize,
+    steps: usize,
 }
 
 impl<'m> Walk<'m> {
@@ -57,6 +64,11 @@ impl<'m> Walk<'m> {
 
     fn computation(&mut self, id: i64, times: f64, entry: bool) -> Result<()> {
         let computation = self.find(id)?;
+        (self.depth, self.steps) = (self.depth + 1, self.steps + 1 + computation.instructions.len());
+        ensure!(
+            self.depth <= DEEPEST && self.steps <= MOST_STEPS,
+            "the module's computations call each other without end"
+        );
         let values: HashMap<i64, &Instruction> = computation.instructions.iter().map(|i| (i.id, i)).collect();
         for instruction in &computation.instructions {
             match instruction.opcode.as_str() {
@@ -78,6 +90,7 @@ impl<'m> Walk<'m> {
                 _ => self.instruction(instruction, &values, times),
             }
         }
+        self.depth -= 1;
         Ok(())
     }
 
@@ -132,7 +145,8 @@ fn fusion_bytes(fused: &Computation, operands: &[f64], written: f64) -> f64 {
         moved += parts.map_or(whole, |parts| parts.min(whole));
     }
     let root = by_id.get(&fused.root_id).filter(|r| r.opcode == "dynamic-update-slice");
-    moved + root.map_or(written, |r| size(r.operand_ids[1]).min(written))
+    let update = root.and_then(|r| r.operand_ids.get(1));
+    moved + update.map_or(written, |update| size(*update).min(written))
 }
 
 /// Returns the constant with which a loop's condition compares its counter.
@@ -167,7 +181,7 @@ fn bytes(shape: &Shape) -> f64 {
         5 | 9 | 12 => 8.0,
         _ => return shape.tuple.iter().map(bytes).sum(),
     };
-    size * shape.dimensions.iter().product::<i64>() as f64
+    size * shape.dimensions.iter().map(|n| *n as f64).product::<f64>()
 }
 
 #[cfg(test)]
@@ -290,6 +304,28 @@ mod tests {
         let expected = [("all-reduce", 60.0), ("all-to-all", 40.0)];
         let expected = expected.map(|(name, bytes)| (name.to_string(), Collective { count: 1.0, bytes }));
         assert_eq!(found.collectives, BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn a_computation_that_calls_itself_is_an_error() {
+        let called = |id, calls: &[i64]| computation(id, vec![instruction(1, "call", None, &[], calls)]);
+        // In a circle, and so that each doubles the calls of the next.
+        let twice = |id| called(id, &[id + 1, id + 1]);
+        let doubling = (0..60).map(twice).chain([computation(60, vec![])]).collect();
+        for computations in [vec![called(0, &[1]), called(1, &[0])], doubling] {
+            let error = Estimate::from_module(&Module { computations, entry_id: 0 }, 1.0).unwrap_err();
+            assert!(error.to_string().contains("without end"), "{error}");
+        }
+    }
+
+    #[test]
+    fn damaged_instructions_count_for_something_finite_or_nothing() {
+        let update = instruction(1, "dynamic-update-slice", f32s(&[10], 0), &[1], &[]);
+        let huge = instruction(2, "copy", f32s(&[1 << 40, 1 << 40], 0), &[], &[]);
+        let fused = computation(1, vec![update]);
+        let found =
+            estimate(vec![computation(0, vec![instruction(1, "fusion", None, &[], &[1]), huge]), fused]);
+        assert_eq!(found.bytes, 4.0 * 2f64.powi(80));
     }
 
     #[test]

@@ -22,10 +22,15 @@ use anyhow::{Result, anyhow, ensure};
 pub use self::aot::{Compiled, Compiler, Usage};
 pub use self::api::Value;
 use self::api::{Api, Options};
+// For the tests that give their readers damaged bytes.
+#[doc(hidden)]
+pub use self::cache::Entry as KeptProgram;
 pub use self::estimate::{Collective, Estimate};
 use self::executable::UnloadedExecutable;
 pub use self::find::Plugin;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
+#[doc(hidden)]
+pub use self::wire::hlo::module_bytes;
 use super::{Buffer, Cache, Client, Loaded, Memory};
 use crate::engine::array::Array;
 use crate::engine::program::{Format, Program, Signature, Target};
