@@ -57,14 +57,20 @@ impl fmt::Display for Error {
             Error::Usage(error) | Error::Data(error) | Error::Device(error) => error.fmt(f),
             Error::NotFinite { step, loss, grad_norm, saved } => write!(
                 f,
-                "step {step}: loss {loss}, gradient norm {grad_norm}: not finite, so training stopped before the \
-                 update; {saved}"
+                "step {step}: loss {}, gradient norm {}: not finite, so training stopped before the update; {saved}",
+                number(*loss),
+                number(*grad_norm)
             ),
             Error::OtherExamples { part } => {
                 write!(f, "the {part} images are not those of the run that is resumed")
             }
         }
     }
+}
+
+/// Formats a number that may be huge.
+fn number(value: f32) -> String {
+    if value.is_finite() && value.abs() >= 1e7 { format!("{value:.3e}") } else { value.to_string() }
 }
 
 impl std::error::Error for Error {

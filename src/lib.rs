@@ -42,7 +42,7 @@
 //!     let mut run = Trainer::new(&mesh, Elbo::new(model))
 //!         .optimiser(chain![ClipByGlobalNorm(10.0), Adam::new(1e-3)])
 //!         .steps(2000)
-//!         .create("runs/mine".as_ref(), Some(images))?;
+//!         .create("runs/mine", Some(images))?;
 //!     run.train(&mut |step: usize, loss: f32| println!("step {step}: loss {loss:.1} nats"))?;
 //!     Ok(())
 //! }

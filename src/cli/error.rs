@@ -51,10 +51,21 @@ pub fn exit_code(error: &anyhow::Error) -> Exit {
     }
 }
 
+/// Returns the flag that sets a field.
+fn flag(field: &str) -> String {
+    match field {
+        "batch" => "batch-size".into(),
+        "loss.samples" => "train-samples".into(),
+        "pool.size" => "pool-size".into(),
+        "pool.steps_min" => "nca-steps-min".into(),
+        other => other.replace('_', "-"),
+    }
+}
+
 /// Formats an error for the terminal: its chain of causes, with flags in the place of field names.
 pub fn describe(error: &anyhow::Error) -> String {
     let link = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<Error>() {
-        Some(Error::Invalid { field, problem }) => format!("--{} {problem}", field.replace('_', "-")),
+        Some(Error::Invalid { field, problem }) => format!("--{} {problem}", flag(field)),
         Some(error @ Error::NotFinite { .. }) => {
             format!("{error}. Try a lower --learning-rate or --clip-norm")
         }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decoder::GrowOptions;
 use super::grow::{Damage, Growth};
+use super::likelihood::log_prob;
 use super::objective::{kl_to_standard_normal, noise, sample};
 use super::vae::Vae;
 use crate::engine::ir::{RepeatOptions, Sym};
@@ -101,7 +102,7 @@ impl Loss {
         let d = images.dims();
         let tiled = images.broadcast_in_dim(&[n, m, d[1], d[2], d[3]], &[0, 2, 3, 4]);
         let tiled = tiled.reshape(&[n * m, d[1], d[2], d[3]]);
-        self.from_latents(&latents, model.likelihood.log_prob(tiled, outputs).reshape(&[n, m]))
+        self.from_latents(&latents, log_prob(model.likelihood.as_ref(), tiled, outputs).reshape(&[n, m]))
     }
 }
 
@@ -154,7 +155,7 @@ impl Task for Elbo {
 
     fn check(&self, _sizes: &Sizes) -> Result<()> {
         self.model.check()?;
-        valid!(self.loss.samples > 0, "train_samples", "0: an image has at least one latent");
+        valid!(self.loss.samples > 0, "loss.samples", "is 0: an image has at least one latent");
         let doubles =
             self.model.decoder.automaton().is_some_and(|a| matches!(a.growth, Growth::Doublings { .. }));
         let most = if doubles { 1.0 } else { 0.0 };

@@ -116,6 +116,10 @@ impl<'g, 'a> Automaton<'g, 'a> {
     pub fn step(&self, grids: Grids<'g>) -> Grids<'g> {
         let Grids { cells, keys } = grids;
         let change = self.cell.update(&self.params, cells);
+        if change.shape() != cells.shape() {
+            let (got, grids) = (change.shape(), cells.shape());
+            cells.graph().reject(&format!("Cell::update returned {got}, and the grids are {grids}"));
+        }
         if self.update_prob == 1.0 {
             return Grids { cells: cells + change, keys };
         }

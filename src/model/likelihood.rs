@@ -2,7 +2,7 @@
 
 use crate::engine::ir::Sym;
 use crate::engine::random::graph as draw;
-use crate::engine::shape::DType;
+use crate::engine::shape::{DType, Shape};
 
 /// What a likelihood needs of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,4 +55,14 @@ impl Likelihood for Bernoulli {
     fn draw<'g>(&self, logits: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
         draw::bernoulli(keys, &logits.dims()[1..], logits.sigmoid()).convert(DType::F32)
     }
+}
+
+/// Returns [`Likelihood::log_prob`] of n images, and rejects a result of other sizes.
+pub(super) fn log_prob<'g>(likelihood: &dyn Likelihood, images: Sym<'g>, outputs: Sym<'g>) -> Sym<'g> {
+    let result = likelihood.log_prob(images, outputs);
+    let expected = Shape::f32(&[images.dims()[0]]);
+    if result.shape() != expected {
+        images.graph().reject(&format!("Likelihood::log_prob returned {}, not {expected}", result.shape()));
+    }
+    result
 }

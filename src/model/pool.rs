@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::GRID_SIDE;
 use super::elbo::{Elbo, Latents, damaged};
 use super::grow::{Damage, Grids, first_channels};
+use super::likelihood::log_prob;
 use super::pool_host::PoolHost;
 pub use super::pool_host::seeding;
 use super::vae::Vae;
@@ -255,33 +256,33 @@ impl Task for Pooled {
         );
         valid!(
             each.is_multiple_of(2),
-            "batch_size",
+            "batch",
             "{}: half of each replica's {each} images come from the pool, which takes an even number",
             sizes.batch
         );
         valid!(
             size > 0 && size.is_multiple_of(replicas),
-            "pool_size",
+            "pool.size",
             "{size} is not divided evenly by {replicas} replicas"
         );
         valid!(
             size / replicas >= each,
-            "pool_size",
+            "pool.size",
             "{size}: a replica's share of {} is less than the {each} images of its batch",
             size / replicas
         );
         valid!(
             size <= sizes.examples,
-            "pool_size",
+            "pool.size",
             "{size} is more than the {} training images that the pool starts with",
             sizes.examples
         );
         valid!(
             steps_min < steps_max && steps_max <= 10_000,
-            "nca_steps_min",
-            "{steps_min} and nca_steps_max {steps_max}: the least must be below the most, which is excluded and at most 10000"
+            "pool.steps_min",
+            "{steps_min} and steps_max {steps_max}: the least must be below the most, which is excluded and at most 10000"
         );
-        valid!(loss.samples == 1, "train_samples", "{}: with the pool it is 1", loss.samples);
+        valid!(loss.samples == 1, "loss.samples", "is {}: with the pool it is 1", loss.samples);
         Ok(())
     }
 
@@ -343,7 +344,7 @@ impl Task for Pooled {
         let automaton = grow.automaton(params).saving(*memory);
         let grids = automaton.steps_upto(Grids { cells, keys }, count, spec.steps_max - 1).cells;
         let outputs = first_channels(grids, model.likelihood.outputs().channels);
-        let log_likelihood = model.likelihood.log_prob(padded, outputs);
+        let log_likelihood = log_prob(model.likelihood.as_ref(), padded, outputs);
         let loss = loss.from_latents(&latents, log_likelihood.reshape(&[n, 1]));
         let next = move |healthy| {
             let Entries { images, grids } = pool.after(Entries { images, grids }, shuffle, healthy);

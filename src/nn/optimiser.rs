@@ -5,10 +5,13 @@
 //! orthogonal matrix nearest to it; and scaled as in Liu et al., "Muon is Scalable for LLM Training" (2025), so that its update
 //! is as large as Adam's at the same learning rate.
 
+use anyhow::Result;
+
 use super::params::Leaf;
 use super::tree::Tree;
 use crate::engine::ir::Sym;
 use crate::engine::shape::{DType, Shape};
+use crate::error::valid;
 
 /// Updates on their way from the gradients to what is added to the parameters: one for each, in their order.
 pub struct Updates<'g> {
@@ -54,12 +57,21 @@ impl<'g> Context<'g, '_> {
 }
 
 /// One part of an optimiser: it turns updates into others. The first of a chain gets the gradients, averaged over the
-/// replicas; what the last one gives is added to the parameters.
+/// replicas. The results of the last one are added to the parameters, so that one of the chain has to turn the sign: [`Adam`] or
+/// [`Sgd`].
 pub trait Transform: Send + Sync {
     /// Returns the names and shapes of what it remembers from step to step. All of it is zero at first, and the same on
     /// every replica.
     fn state(&self, _leaves: &[Leaf]) -> Vec<Slot> {
         vec![]
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that is out of range.
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Returns the next updates, and the next state under the names of [`Transform::state`]: the old one where the step
@@ -118,6 +130,10 @@ fn clip_factor<'g>(norm: Sym<'g>, limit: f64) -> Sym<'g> {
 pub struct ClipByGlobalNorm(pub f64);
 
 impl Transform for ClipByGlobalNorm {
+    fn check(&self) -> Result<()> {
+        check_limit(self.0)
+    }
+
     fn apply<'g>(
         &self,
         _context: &Context<'g, '_>,
@@ -135,6 +151,10 @@ impl Transform for ClipByGlobalNorm {
 pub struct ClipEach(pub f64);
 
 impl Transform for ClipEach {
+    fn check(&self) -> Result<()> {
+        check_limit(self.0)
+    }
+
     fn apply<'g>(
         &self,
         _context: &Context<'g, '_>,
@@ -144,6 +164,46 @@ impl Transform for ClipEach {
         let own = |u: &Sym<'g>| *u * clip_factor(global_norm(&[*u]), self.0);
         (Updates::new(updates.values.iter().map(own).collect()), Tree::default())
     }
+}
+
+fn check_limit(limit: f64) -> Result<()> {
+    valid!(limit > 0.0, "clip_norm", "is {limit}: it must be a positive number");
+    Ok(())
+}
+
+/// Stochastic gradient descent: the negative gradient times a learning rate.
+///
+/// ```
+/// use vnca::chain;
+/// use vnca::nn::optimiser::{ClipByGlobalNorm, Sgd};
+///
+/// let optimiser = chain![ClipByGlobalNorm(1.0), Sgd { learning_rate: 0.1 }];
+/// assert!(optimiser.iter().all(|transform| transform.check().is_ok()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    /// The learning rate, positive.
+    pub learning_rate: f64,
+}
+
+impl Transform for Sgd {
+    fn check(&self) -> Result<()> {
+        check_learning_rate(self.learning_rate)
+    }
+
+    fn apply<'g>(
+        &self,
+        _context: &Context<'g, '_>,
+        updates: Updates<'g>,
+        _state: &Tree<Sym<'g>>,
+    ) -> (Updates<'g>, Tree<Sym<'g>>) {
+        (Updates::new(updates.values.iter().map(|u| *u * -self.learning_rate).collect()), Tree::default())
+    }
+}
+
+fn check_learning_rate(rate: f64) -> Result<()> {
+    valid!(rate > 0.0 && rate.is_finite(), "learning_rate", "is {rate}: it must be a positive number");
+    Ok(())
 }
 
 /// A learning rate over the updates, of which the first is number 1.
@@ -213,6 +273,10 @@ impl Adam {
 }
 
 impl Transform for Adam {
+    fn check(&self) -> Result<()> {
+        check_learning_rate(self.schedule.learning_rate)
+    }
+
     fn state(&self, leaves: &[Leaf]) -> Vec<Slot> {
         let moments = |prefix| leaves.iter().map(move |leaf| Slot::Like { prefix, leaf: leaf.clone() });
         let count = Slot::Array { name: COUNT.into(), shape: Shape::s32(&[]) };

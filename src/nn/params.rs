@@ -25,6 +25,8 @@ pub enum Role {
     ConvBias,
     /// The bias of a linear layer: (out).
     LinearBias,
+    /// Any other parameter: of any sizes, the same in checkpoints and on devices.
+    Plain,
 }
 
 /// One parameter of a model.
@@ -55,6 +57,7 @@ impl Leaf {
             Role::ConvWeight => vec![s[2], s[3], s[1], s[0]],
             Role::PointWeight | Role::LinearWeight => vec![s[1], s[0]],
             Role::ConvBias | Role::LinearBias => vec![s[0]],
+            Role::Plain => s.clone(),
         }
     }
 
@@ -63,7 +66,7 @@ impl Leaf {
         let moved = match self.role {
             Role::ConvWeight | Role::PointWeight => array.transpose(&[2, 3, 1, 0]),
             Role::LinearWeight => array.transpose(&[1, 0]),
-            Role::ConvBias | Role::LinearBias => array.clone(),
+            Role::ConvBias | Role::LinearBias | Role::Plain => array.clone(),
         };
         moved.reshape(&self.device_shape())
     }
@@ -73,7 +76,7 @@ impl Leaf {
         let moved = match self.role {
             Role::ConvWeight => array.transpose(&[3, 2, 0, 1]),
             Role::PointWeight | Role::LinearWeight => array.transpose(&[1, 0]),
-            Role::ConvBias | Role::LinearBias => array.clone(),
+            Role::ConvBias | Role::LinearBias | Role::Plain => array.clone(),
         };
         moved.reshape(&self.shape)
     }
@@ -92,7 +95,7 @@ impl Leaf {
         match self.role {
             Role::ConvWeight | Role::PointWeight => values.transpose(&[2, 3, 1, 0]),
             Role::LinearWeight => values.transpose(&[1, 0]),
-            Role::ConvBias | Role::LinearBias => values,
+            Role::ConvBias | Role::LinearBias | Role::Plain => values,
         }
         .reshape(&self.device_shape())
     }
@@ -157,6 +160,7 @@ impl<'g> Params<'g> {
     ///
     /// # Panics
     /// When there is none: a mistake in the model's code.
+    #[track_caller]
     pub fn get(&self, name: &str) -> Sym<'g> {
         self.named[name]
     }
@@ -165,6 +169,7 @@ impl<'g> Params<'g> {
     ///
     /// # Panics
     /// When the model has no such layer: a mistake in the model's code.
+    #[track_caller]
     pub fn layer(&self, name: &str) -> (Sym<'g>, Sym<'g>) {
         (self.get(&format!("{name}.weight")), self.get(&format!("{name}.bias")))
     }

@@ -51,6 +51,7 @@ impl<T> IntoIterator for Tree<T> {
 impl<T> Index<&str> for Tree<T> {
     type Output = T;
 
+    #[track_caller]
     fn index(&self, name: &str) -> &T {
         self.get(name).unwrap_or_else(|| panic!("there is no {name}: there are {:?}", self.names()))
     }

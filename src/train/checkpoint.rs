@@ -17,7 +17,8 @@ use crate::error::{Error, Tag};
 use crate::files::{self, Draft};
 use crate::nn::weights::npz;
 
-const META: &str = "meta";
+/// The entry of a checkpoint that is no array of the state.
+pub(super) const META: &str = "meta";
 
 /// A checkpoint's metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

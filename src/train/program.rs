@@ -4,9 +4,10 @@
 //! average both over the replicas; the optimiser's transforms. A loss or gradient norm that is not finite on any replica
 //! leaves the state as it was, from there to the end of the call.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use super::task::{Outcome, Sizes, Spread, Step, Task};
+use super::checkpoint::META;
+use super::task::{Entry, Outcome, Sizes, Spread, Step, Task};
 use crate::engine::ir::{Function, Graph, Sym, gradient};
 use crate::engine::random::graph as draw;
 use crate::engine::shape::{DType, Shape};
@@ -57,16 +58,58 @@ impl TrainProgram<'_> {
         valid!(replicas > 0, "replicas", "0: at least one is needed");
         valid!(
             batch > 0 && batch.is_multiple_of(replicas),
-            "batch_size",
+            "batch",
             "{batch} is not divided evenly by {replicas} replicas"
         );
         valid!(chunk > 0, "chunk", "0: a device call makes at least one step");
         valid!(
             self.task.example().is_none() || examples >= batch,
-            "batch_size",
+            "batch",
             "{batch} is more than the {examples} examples of the training set"
         );
-        self.task.check(&self.sizes)
+        valid!(
+            !self.optimiser.is_empty(),
+            "optimiser",
+            "has no transform: nothing would turn the gradient into a descent"
+        );
+        self.optimiser.iter().try_for_each(|transform| transform.check())?;
+        self.task.check(&self.sizes)?;
+        self.check_names()
+    }
+
+    /// Checks that names are unique, and that no two parameters draw the same initial values.
+    fn check_names(&self) -> Result<()> {
+        let task = self.task.name();
+        let leaves = self.task.parameters();
+        let mut owners = Tree::default();
+        let named = |owner: &'static str| move |name: String| (name, owner);
+        let optimiser = self.optimiser.iter().flat_map(|t| t.state(&leaves));
+        let optimiser = optimiser.map(|slot| match slot {
+            Slot::Like { prefix, leaf } => format!("{prefix}{}", leaf.name),
+            Slot::Array { name, .. } => name,
+        });
+        let own = self.task.state(&self.sizes).into_iter().map(|e| e.name);
+        let reserved = [KEY, HEALTHY, META, "loss", "grad_norm"].map(String::from);
+        let all = (leaves.iter().map(|leaf| leaf.name.clone()).map(named("a parameter")))
+            .chain(optimiser.map(named("the optimiser")))
+            .chain(reserved.into_iter().map(named("every run")))
+            .chain(own.map(named("the task's state")));
+        for (name, owner) in all {
+            if let Some(other) = owners.set(&name, owner) {
+                bail!("task {task}: {owner} has the name {name:?}, which {other} has too");
+            }
+        }
+        for (i, leaf) in leaves.iter().enumerate() {
+            if let Some(other) = leaves[..i].iter().find(|other| other.path == leaf.path) {
+                bail!(
+                    "task {task}: parameters {} and {} have the same path {:?}, and so the same initial values",
+                    other.name,
+                    leaf.name,
+                    leaf.path
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Returns the state in the order of the program's inputs: parameters, what the optimiser remembers, the replica's
@@ -159,8 +202,12 @@ impl TrainProgram<'_> {
             keys: [first, second],
             feed,
         });
-        let gradients: Vec<Sym<'g>> = gradient(loss, &values).into_iter().map(|s| self.average(s)).collect();
-        let loss = self.average(loss);
+        if let Some(problem) = self.mistake(loss, &kept, &own) {
+            graph.reject(&format!("task {}: {problem}", self.task.name()));
+        }
+        let gradients: Vec<Sym<'g>> =
+            gradient(loss, &values).into_iter().map(|s| self.sizes.mean_over_replicas(s)).collect();
+        let loss = self.sizes.mean_over_replicas(loss);
         let norm = global_norm(&gradients);
         let healthy = state[HEALTHY].and(loss.is_finite()).and(norm.is_finite());
         let context = Context { leaves, healthy };
@@ -176,7 +223,9 @@ impl TrainProgram<'_> {
         }
         after.set(KEY, context.keep(next_key, state[KEY]));
         for (name, value) in kept {
-            after.set(&name, context.keep(value, state[&name]));
+            if let Some(old) = state.get(&name) {
+                after.set(&name, context.keep(value, *old));
+            }
         }
         after.extend(next.map(|next| next(healthy)).unwrap_or_default());
         after.set(HEALTHY, healthy);
@@ -185,11 +234,26 @@ impl TrainProgram<'_> {
         (in_order.collect(), loss, norm)
     }
 
-    /// The mean over the replicas.
-    fn average<'g>(&self, value: Sym<'g>) -> Sym<'g> {
-        match self.sizes.replicas {
-            1 => value,
-            replicas => value.all_reduce() * (1.0 / replicas as f64),
+    /// Finds what is wrong with a step's loss and new state.
+    fn mistake(&self, loss: Sym<'_>, state: &[(String, Sym<'_>)], entries: &[Entry]) -> Option<String> {
+        if loss.shape() != Shape::f32(&[]) {
+            return Some(format!(
+                "the loss is {}, not an f32 scalar: loss.mean(&[0]) averages it",
+                loss.shape()
+            ));
         }
+        state.iter().enumerate().find_map(|(i, (name, value))| {
+            let Some(entry) = entries.iter().find(|entry| entry.name == *name) else {
+                let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+                return Some(format!("the step returned the state {name:?}; there are {names:?}"));
+            };
+            if state[..i].iter().any(|(other, _)| other == name) {
+                return Some(format!("the step returned the state {name:?} twice"));
+            }
+            let differs = value.shape() != entry.shape;
+            differs.then(|| {
+                format!("the state {name:?} is {}, the step returned {}", entry.shape, value.shape())
+            })
+        })
     }
 }

@@ -132,8 +132,10 @@ impl State {
     /// When there is no such entry, or a device fails.
     pub fn get(&self, name: &str) -> Result<Vec<Array>> {
         let entry = self.entries.iter().find(|e| e.name == name);
-        let (entry, buffers) =
-            entry.zip(self.buffers.get(name)).with_context(|| format!("the state has no {name}"))?;
+        let (entry, buffers) = entry.zip(self.buffers.get(name)).with_context(|| {
+            let names: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
+            format!("the state has no {name}: there are {}", names.join(", "))
+        })?;
         match entry.spread {
             Spread::Same => Ok(vec![buffers.get(0)?]),
             Spread::Own => buffers.all(),

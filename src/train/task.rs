@@ -97,6 +97,23 @@ pub struct Step<'g, 'a> {
     pub feed: Tree<Sym<'g>>,
 }
 
+impl Step<'_, '_> {
+    /// Returns the mean of a value over the replicas, the same on each. State of [`Spread::Same`] is computed from such values:
+    /// each replica's own loss or examples differ.
+    pub fn mean_over_replicas<'g>(&self, value: Sym<'g>) -> Sym<'g> {
+        self.sizes.mean_over_replicas(value)
+    }
+}
+
+impl Sizes {
+    pub(super) fn mean_over_replicas<'g>(&self, value: Sym<'g>) -> Sym<'g> {
+        match self.replicas {
+            1 => value,
+            replicas => value.all_reduce() * (1.0 / replicas as f64),
+        }
+    }
+}
+
 /// How a task's state goes on after a step.
 pub type Next<'g> = Box<dyn FnOnce(Sym<'g>) -> Vec<(String, Sym<'g>)> + 'g>;
 
@@ -169,6 +186,44 @@ pub trait Task: Send + Sync {
     /// When a device fails.
     fn host(&self, _mesh: &Mesh, _sizes: &Sizes) -> Result<Box<dyn Host>> {
         Ok(Box::new(Idle))
+    }
+}
+
+impl<T: Task + ?Sized> Task for Box<T> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn parameters(&self) -> Vec<Leaf> {
+        (**self).parameters()
+    }
+
+    fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
+        (**self).step(step)
+    }
+
+    fn precision(&self) -> Precision {
+        (**self).precision()
+    }
+
+    fn example(&self) -> Option<(&'static str, Shape)> {
+        (**self).example()
+    }
+
+    fn check(&self, sizes: &Sizes) -> Result<()> {
+        (**self).check(sizes)
+    }
+
+    fn state(&self, sizes: &Sizes) -> Vec<Entry> {
+        (**self).state(sizes)
+    }
+
+    fn feeds(&self, sizes: &Sizes) -> Vec<Feed> {
+        (**self).feeds(sizes)
+    }
+
+    fn host(&self, mesh: &Mesh, sizes: &Sizes) -> Result<Box<dyn Host>> {
+        (**self).host(mesh, sizes)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::engine::compile::compile;
 use crate::engine::ir::Function;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
-use crate::error::{self, Error};
+use crate::error::{self, Error, Tag};
 use crate::nn::optimiser::{Adam, Chain};
 use crate::nn::tree::Tree;
 
@@ -118,13 +118,8 @@ pub struct Trainer<'t> {
 impl<'t> Trainer<'t> {
     /// Returns a trainer with Adam at a learning rate of 0.001 and the default options.
     pub fn new(mesh: &Mesh, task: impl Task + 't) -> Trainer<'t> {
-        Trainer::boxed(mesh, Box::new(task))
-    }
-
-    /// [`Trainer::new`] for a task whose type is not known.
-    pub fn boxed(mesh: &Mesh, task: Box<dyn Task + 't>) -> Trainer<'t> {
         let optimiser = crate::chain![Adam::new(1e-3)];
-        Trainer { mesh: mesh.clone(), task, optimiser, options: RunOptions::default() }
+        Trainer { mesh: mesh.clone(), task: Box::new(task), optimiser, options: RunOptions::default() }
     }
 
     /// Sets the optimiser, such as `chain![ClipByGlobalNorm(10.0), Adam::new(1e-4)]`.
@@ -153,25 +148,30 @@ impl<'t> Trainer<'t> {
     ///
     /// # Errors
     /// When the folder holds a run, sizes do not fit each other, or a device or file fails.
-    pub fn create(self, folder: &Path, examples: Option<Array>) -> Result<Run<'t>> {
-        let folder = RunFolder::lock(folder)?;
+    pub fn create(self, folder: impl AsRef<Path>, examples: Option<Array>) -> Result<Run<'t>> {
+        let folder = RunFolder::lock(folder.as_ref())?;
         ensure!(
             !folder.path().join("checkpoints").exists(),
-            "{} holds a run already: resume it, or name another folder",
+            "{} holds a run already: resume it, name another folder, or delete this one",
             folder.path().display()
         );
         self.start(folder, examples, None)
     }
 
-    /// Goes on with the run in a folder, bit for bit as if it had not stopped.
+    /// Goes on with the run in a folder, bit for bit as if it had not stopped. Takes the same task, optimiser and options, but for
+    /// the number of steps: the folder does not record them.
     ///
     /// # Errors
     /// When the folder holds no whole checkpoint of this task and these examples, or as [`Trainer::create`].
-    pub fn resume(self, folder: &Path, examples: Option<Array>) -> Result<Run<'t>> {
+    pub fn resume(self, folder: impl AsRef<Path>, examples: Option<Array>) -> Result<Run<'t>> {
+        let folder = folder.as_ref();
         ensure!(folder.exists(), "{} does not exist", folder.display());
         let folder = RunFolder::lock(folder)?;
         let Some(checkpoint) = Store::in_run(folder.path(), self.options.keep).latest()? else {
-            bail!("{} holds no checkpoint to go on from", folder.path().display())
+            bail!(
+                "{} holds no checkpoint to go on from: delete it and create the run",
+                folder.path().display()
+            )
         };
         self.start(folder, examples, Some(checkpoint))
     }
@@ -195,7 +195,7 @@ impl<'t> Trainer<'t> {
             chunk: options.chunk,
             examples: examples.as_ref().map_or(0, |e| e.dims().first().copied().unwrap_or(0)),
         };
-        check_examples(task.as_ref(), examples.as_ref())?;
+        check_examples(task.as_ref(), examples.as_ref()).tag(Error::Usage)?;
         let program = TrainProgram { task: task.as_ref(), optimiser: &optimiser, sizes };
         let executable = compile(&mesh, &program.function()?)?;
         let data_crc = examples.as_ref().map_or(0, |e| crc32fast::hash(e.bytes()));
@@ -261,7 +261,9 @@ fn check_examples(task: &dyn Task, examples: Option<&Array>) -> Result<()> {
     match (task.example(), examples) {
         (None, None) => Ok(()),
         (None, Some(_)) => bail!("the task {} takes no examples", task.name()),
-        (Some((name, shape)), None) => bail!("the task {} takes {name} of {shape} each", task.name()),
+        (Some((name, shape)), None) => {
+            bail!("the task {} takes {name} of {shape} each, got none", task.name())
+        }
         (Some((name, shape)), Some(given)) => {
             let rest = given.dims().get(1..);
             ensure!(

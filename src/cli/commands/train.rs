@@ -141,7 +141,7 @@ pub fn run(args: Args) -> Outcome {
         watch.prepare()?;
     }
     let trainer =
-        Trainer::boxed(&mesh, config.task()).optimiser(config.optimiser.chain(config.steps)).options(options);
+        Trainer::new(&mesh, config.task()).optimiser(config.optimiser.chain(config.steps)).options(options);
     let mut run = trainer.start(folder, Some(train.to_array()), checkpoint)?;
     // The configuration comes last: it holds for a run that has gone on with it.
     config.save(&path)?;

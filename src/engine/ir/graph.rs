@@ -168,7 +168,23 @@ impl Graph {
     }
 
     /// Adds a scalar constant of type `dtype`, converted from `value`.
+    /// A number that the type cannot hold, such as 0.5 for an integer type, is a build error. Infinity stands for the greatest
+    /// integer.
+    #[track_caller]
     pub fn scalar(&self, dtype: DType, value: f64) -> Sym<'_> {
+        let least_and_most = match dtype {
+            DType::S32 => Some((f64::from(i32::MIN), f64::from(i32::MAX))),
+            DType::U32 => Some((0.0, f64::from(u32::MAX))),
+            DType::U64 => Some((0.0, u64::MAX as f64)),
+            DType::U8 => Some((0.0, f64::from(u8::MAX))),
+            DType::F32 | DType::Bf16 | DType::Pred => None,
+        };
+        if let Some((least, most)) = least_and_most {
+            let holds = value.is_infinite() || value.fract() == 0.0 && (least..=most).contains(&value);
+            if !holds {
+                self.fail(&format!("{value} is no number of type {dtype}: convert the array to f32 before"));
+            }
+        }
         let array = match dtype {
             DType::F32 => Array::scalar(value as f32),
             DType::S32 => Array::scalar(value as i32),
@@ -182,6 +198,7 @@ impl Graph {
     }
 
     /// Adds an array filled with `value`.
+    #[track_caller]
     pub fn full(&self, shape: &Shape, value: f64) -> Sym<'_> {
         self.scalar(shape.dtype, value).broadcast_to(&shape.dims)
     }
@@ -201,6 +218,9 @@ impl Graph {
     /// When an operation had operands of wrong shapes. The error names the first one and its line in the source. Also when
     /// a donor is unknown, used twice or of another shape than its output.
     pub fn finish(&self, outputs: &[(String, Sym<'_>)], donors: &[(String, String)]) -> Result<Function> {
+        for (name, sym) in outputs {
+            ensure!(std::ptr::eq(sym.graph, self), "graph {}: output {name} is of another graph", self.name);
+        }
         let results: Vec<Value> = outputs.iter().map(|(_, sym)| self.resolve(*sym)).collect();
         let inner = self.inner.borrow();
         if let Some(error) = &inner.error {
@@ -235,6 +255,10 @@ impl Graph {
     /// Adds a node with one output, whose shape follows from the operands.
     #[track_caller]
     pub(super) fn push(&self, op: Op, operands: &[Sym<'_>]) -> Sym<'_> {
+        if operands.iter().any(|s| !std::ptr::eq(s.graph, self)) {
+            self.fail(&format!("{}: its operands are of different graphs", op.name()));
+            return self.push_raw(Source::poison().into(), vec![], vec![Shape::f32(&[])])[0];
+        }
         let values: Vec<Value> = operands.iter().map(|s| self.resolve(*s)).collect();
         let shapes: Vec<Shape> = operands.iter().map(|s| s.shape()).collect();
         match op.infer(&shapes) {
@@ -268,6 +292,11 @@ impl Graph {
         let caller = Location::caller();
         let mut inner = self.inner.borrow_mut();
         inner.error.get_or_insert_with(|| format!("{message} at {}:{}", caller.file(), caller.line()));
+    }
+
+    /// Records a build error, unless an earlier one is recorded. [`Graph::finish`] returns it. For checks of one's own.
+    pub fn reject(&self, message: &str) {
+        self.inner.borrow_mut().error.get_or_insert_with(|| message.to_string());
     }
 
     /// Returns the handle of a value of the innermost frame.

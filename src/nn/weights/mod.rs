@@ -11,7 +11,7 @@ pub mod safetensors;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::de::IgnoredAny;
 use strum::{IntoEnumIterator, IntoStaticStr};
 
@@ -68,7 +68,7 @@ pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
             FileType::Npz => {
                 let arrays = npz::read(path)?;
                 let is_checkpoint = arrays.iter().any(|(name, _)| name == "meta");
-                Ok(if is_checkpoint { parameters(arrays) } else { arrays })
+                Ok(if is_checkpoint { parameters(leaves, arrays) } else { arrays })
             }
             FileType::Eqx => records(&fs::read(path)?, leaves),
             FileType::Safetensors => safetensors::read(&fs::read(path)?),
@@ -83,7 +83,7 @@ pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
 /// # Errors
 /// [`Error::Data`] when entries are missing or of another shape.
 pub fn from_checkpoint(path: &Path, leaves: &[Leaf], arrays: Vec<(String, Array)>) -> Result<Vec<Array>> {
-    fitted(path, leaves, parameters(arrays))
+    fitted(path, leaves, parameters(leaves, arrays))
 }
 
 /// Arranges a file's arrays in the order and shapes of the leaves.
@@ -113,10 +113,14 @@ fn shared_prefix(leaves: &[Leaf], named: &[(String, Array)]) -> Option<String> {
     Some(prefix.to_string())
 }
 
-/// Keeps those of a checkpoint's arrays that are parameters.
-fn parameters(mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
-    let parts = ["encoder.", "decoder.", "cell."];
-    arrays.retain(|(name, _)| parts.iter().any(|part| name.starts_with(part)));
+/// Keeps those of a checkpoint's arrays that are parameters: by the leaves' names, and by the scopes of a [`Vae`](crate::model::Vae),
+/// so that parameters of another model are reported.
+fn parameters(leaves: &[Leaf], mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
+    let scopes = ["encoder.", "decoder.", "cell."];
+    let is_parameter = |name: &str| {
+        scopes.iter().any(|scope| name.starts_with(scope)) || leaves.iter().any(|leaf| leaf.name == name)
+    };
+    arrays.retain(|(name, _)| is_parameter(name));
     arrays
 }
 
@@ -147,8 +151,18 @@ fn records(mut bytes: &[u8], leaves: &[Leaf]) -> Result<Vec<(String, Array)>> {
 /// Writes the leaves' values to a file, completely or not at all.
 ///
 /// # Errors
-/// When the name has no known ending or the file cannot be written.
+/// When the name has no known ending, the arrays are not those of the leaves, or the file cannot be written.
 pub fn write(path: &Path, leaves: &[Leaf], arrays: &[Array]) -> Result<()> {
+    ensure!(leaves.len() == arrays.len(), "{} leaves and {} arrays", leaves.len(), arrays.len());
+    for (leaf, array) in leaves.iter().zip(arrays) {
+        ensure!(
+            array.dims() == leaf.shape,
+            "{}: expected {:?}, got {}",
+            leaf.name,
+            leaf.shape,
+            array.shape()
+        );
+    }
     let named = leaves.iter().map(|leaf| leaf.name.as_str()).zip(arrays);
     match FileType::from_path(path)? {
         FileType::Npz => npz::write(path, named),

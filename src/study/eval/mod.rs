@@ -134,7 +134,7 @@ impl Evaluator {
         );
         valid!(
             batch > 0 && batch.is_multiple_of(replicas),
-            "batch_size",
+            "batch",
             "{batch} is not divided evenly by {replicas} replicas"
         );
         let executable = compile(mesh, &function(model, batch / replicas, samples)?)?;

@@ -71,9 +71,11 @@ fn batch_size(count: usize) -> Result<usize> {
 /// Decodes latents. Returns the logits of the pictures, (n, 32, 32) in row-major order.
 ///
 /// # Errors
-/// When there are no latents, or the device fails.
+/// When there are no latents, the likelihood has more than one output per pixel, or the device fails.
 pub fn decode(session: &Session, latents: &[Latent]) -> Result<Vec<f32>> {
     let (model, batch) = (&session.model, batch_size(latents.len())?);
+    let channels = model.likelihood.outputs().channels;
+    ensure!(channels == 1, "the likelihood has {channels} outputs per pixel: there is no picture of logits");
     let program = session.compile("decode", |g, params| model.decoder_program(batch, g, params))?;
     let mut logits = Vec::with_capacity(latents.len() * PIXELS);
     for part in latents.chunks(batch) {

@@ -310,7 +310,8 @@ impl<'g> Sym<'g> {
         self.select(value, self.graph.scalar(value.dtype(), 0.0))
     }
 
-    /// Adds a scalar constant of this value's element type.
+    /// Returns a scalar constant of this value's element type. A number that the type cannot hold is a build error.
+    #[track_caller]
     pub fn scalar_like(self, value: f64) -> Sym<'g> {
         self.graph.scalar(self.dtype(), value)
     }
@@ -349,6 +350,14 @@ macro_rules! operator {
             #[track_caller]
             fn $method(self, rhs: f64) -> Sym<'g> {
                 self.binary($op, self.scalar_like(rhs))
+            }
+        }
+
+        impl<'g> $trait<Sym<'g>> for f64 {
+            type Output = Sym<'g>;
+            #[track_caller]
+            fn $method(self, rhs: Sym<'g>) -> Sym<'g> {
+                rhs.scalar_like(self).binary($op, rhs)
             }
         }
     )*};
