@@ -113,14 +113,15 @@ fn shared_prefix(leaves: &[Leaf], named: &[(String, Array)]) -> Option<String> {
     Some(prefix.to_string())
 }
 
-/// Keeps those of a checkpoint's arrays that are parameters: by the leaves' names, and by the scopes of a [`Vae`](crate::model::Vae),
-/// so that parameters of another model are reported.
+/// Keeps those of a checkpoint's arrays that are parameters: the leaves, and layers beside them that a model of these leaves does
+/// not have, so that they are reported.
 fn parameters(leaves: &[Leaf], mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
-    let scopes = ["encoder.", "decoder.", "cell."];
-    let is_parameter = |name: &str| {
-        scopes.iter().any(|scope| name.starts_with(scope)) || leaves.iter().any(|leaf| leaf.name == name)
-    };
-    arrays.retain(|(name, _)| is_parameter(name));
+    let scope = |name: &str| name.split('.').next().map(str::to_string);
+    let scopes: Vec<Option<String>> = leaves.iter().map(|leaf| scope(&leaf.name)).collect();
+    let is_layer = |name: &str| name.ends_with(".weight") || name.ends_with(".bias");
+    arrays.retain(|(name, _)| {
+        leaves.iter().any(|leaf| leaf.name == *name) || is_layer(name) && scopes.contains(&scope(name))
+    });
     arrays
 }
 
