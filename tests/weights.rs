@@ -177,7 +177,7 @@ fn a_line_of_json_may_stand_before_the_leaves() {
     let records = eqx(2, npy_of(&values()[2]));
     std::fs::write(&path, [b"{\"size\": 8, \"name\": \"a {b}\"}\n", &records[..]].concat()).unwrap();
     assert_eq!(read(&path, &leaves()).unwrap(), values());
-    for (line, word) in [("{size: 8}\n", "no JSON"), ("{\"size\": 8}", "no")] {
+    for (line, word) in [("{size: 8}\n", "not JSON"), ("{\"size\": 8}", "no")] {
         std::fs::write(&path, [line.as_bytes(), &records].concat()).unwrap();
         let error = format!("{:#}", read(&path, &leaves()).unwrap_err());
         assert!(error.contains("w.eqx") && error.contains("first line") && error.contains(word), "{error}");
@@ -265,21 +265,21 @@ fn a_malformed_file_gets_an_error_that_says_what_is_wrong() {
         ("changed npz", "a.npz", changed, "encoder.conv0.weight"),
         ("empty npz", "a.npz", vec![], "a.npz"),
         ("two of one name", "a.npz", twice_named(at), "same name"),
-        ("empty safetensors", "a.safetensors", vec![], "no safetensors file"),
-        ("cut safetensors", "a.safetensors", st[..st.len() - 1].to_vec(), "no safetensors file"),
-        ("trailing safetensors", "a.safetensors", [st, bytes(1)].concat(), "no safetensors file"),
-        ("absurd header", "a.safetensors", u64::MAX.to_le_bytes().to_vec(), "no safetensors file"),
+        ("empty safetensors", "a.safetensors", vec![], "not a safetensors file"),
+        ("cut safetensors", "a.safetensors", st[..st.len() - 1].to_vec(), "not a safetensors file"),
+        ("trailing safetensors", "a.safetensors", [st, bytes(1)].concat(), "not a safetensors file"),
+        ("absurd header", "a.safetensors", u64::MAX.to_le_bytes().to_vec(), "not a safetensors file"),
         (
             "long header",
             "a.safetensors",
             [&(1u64 << 26).to_le_bytes()[..], b"{}"].concat(),
-            "no safetensors file",
+            "not a safetensors file",
         ),
         (
             "two of one name",
             "a.safetensors",
             safetensors(&format!("{{\"a\":{{{entry}:[0,4]}},\"a\":{{{entry}:[0,4]}}}}"), &bytes(4)),
-            "a is there twice",
+            "a occurs twice",
         ),
         (
             "integers",
@@ -294,7 +294,7 @@ fn a_malformed_file_gets_an_error_that_says_what_is_wrong() {
                 "{\"a\":{\"dtype\":\"F32\",\"shape\":[9999999999,9999999999],\"data_offsets\":[0,4]}}",
                 &bytes(4),
             ),
-            "no safetensors file",
+            "not a safetensors file",
         ),
         ("PyTorch", "a.pt", npz, "safetensors.torch.save_file"),
         ("unknown", "a.doc", vec![], ".npz, .eqx, .safetensors"),
