@@ -107,7 +107,7 @@ impl Program {
     /// # Errors
     /// When a file cannot be written. The error names the file.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let (json, module) = Self::paths(folder, &self.signature.name, self.signature.format);
         files::write_bytes(&module, &self.module)?;
         files::write_bytes(&json, serde_json::to_vec_pretty(&self.signature)?)

@@ -126,7 +126,7 @@ impl Sizes {
             let (model, replicas) = (config.model.vae(), config.replicas);
             if let Some(pool) = &config.pool {
                 let share = pool.size / replicas;
-                let function = pool::seeding(&model, share, pool.rows(replicas))?;
+                let function = pool::initial_pool(&model, share, pool.rows(replicas))?;
                 made.push(Made { function, replicas, steps: 1 });
             }
             if !self.train_only {
