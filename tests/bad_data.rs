@@ -186,7 +186,7 @@ fn bad_idx() {
         (name, idx(0x803, &[0, 28, 28], &[]), &["byte 4", "at least one image, got 0"]),
         (name, huge.clone(), &["truncated", "10740800016 bytes in all, got 1016"]),
         (name, idx(0x803, &[u32::MAX, 28, 28], &[]), &["truncated", "got 16"]),
-        ("i-ubyte.gz", gz(&huge), &["header claims 13700000 images", "cannot hold that"]),
+        ("i-ubyte.gz", gz(&huge), &["header claims 13700000 images", "cannot hold them"]),
         ("i-ubyte.gz", gz(&cut(good.clone(), 2000)), &["truncated", "from byte 16", "got 1984"]),
         ("i-ubyte.gz", gz(&[&good[..], &[0]].concat()), &["too long", "expected the end at byte 2368"]),
         ("i-ubyte.gz", cut(gz(&good), 40), &["truncated or damaged", "gzip"]),
@@ -219,7 +219,7 @@ fn bad_npy() {
     check(&[
         ("a.npy", vec![], &["empty"]),
         ("a.npy", b"\x93NUM".to_vec(), &["truncated", "magic"]),
-        ("a.npy", b"PK\x03\x04 an .npz file".to_vec(), &["truncated or damaged", "no .npz file"]),
+        ("a.npy", b"PK\x03\x04 an .npz file".to_vec(), &["truncated or damaged", "not an .npz file"]),
         ("a.npy", b"GIF89a, a picture".to_vec(), &["byte 0", "NUMPY", "GIF89a"]),
         ("a.npy", npy("|u1", "(1, 784)", &with_grey), &["value 5 (index [0, 5])", "got 17", "grey", "IDX"]),
         ("a.npy", npy("|u1", "(1, 784)", &with_two_inks), &["value 9 (index [0, 9])", "0 or 255, got 1"]),

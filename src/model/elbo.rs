@@ -171,7 +171,8 @@ impl Task for Elbo {
     fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
         let [noise, damage_key] = step.keys;
         let images = self.model.padded(step.examples.expect("the task has examples"));
-        let damage = Some(Damage { grids: self.damaged_grids(step.sizes), key: damage_key }).filter(|d| d.grids > 0);
+        let damage =
+            Some(Damage { grids: self.damaged_grids(step.sizes), key: damage_key }).filter(|d| d.grids > 0);
         let options = GrowOptions { memory: self.memory, damage };
         Outcome::new(self.loss.from_images(&self.model, &step.params, images, noise, &options))
     }

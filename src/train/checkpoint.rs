@@ -95,7 +95,8 @@ impl Store {
     /// # Errors
     /// When the folder cannot be written to or has too little space.
     pub fn check_room(&self, bytes: usize, saves: usize) -> Result<()> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot create {}", self.folder.display()))?;
         let checked = self.has_room(bytes, saves);
         if checked.is_err() {
             // Fails if the folder contains checkpoints.
@@ -128,7 +129,8 @@ impl Store {
     /// # Errors
     /// When the folder cannot be created or a file in it cannot be renamed.
     pub fn begin(&mut self, from: Option<usize>) -> Result<()> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot create {}", self.folder.display()))?;
         files::remove_drafts(&self.folder);
         let later = self.steps()?.into_iter().filter(|step| from.is_none_or(|from| *step > from));
         let mut later: Vec<PathBuf> = later.map(|step| self.path(step)).collect();
@@ -139,7 +141,11 @@ impl Store {
             let aside = path.with_extension("npz.aside");
             fs::rename(&path, &aside).with_context(|| format!("cannot rename {}", path.display()))?;
             let step = from.unwrap_or(0);
-            log::warn!("the run continues from step {step}: renamed {} to {}", path.display(), aside.display());
+            log::warn!(
+                "the run continues from step {step}: renamed {} to {}",
+                path.display(),
+                aside.display()
+            );
         }
         self.intact = from.into_iter().map(|step| (step, true)).collect();
         Ok(())
