@@ -52,7 +52,7 @@ pub struct Vjp<'a, 'g> {
 impl<'g> Vjp<'_, 'g> {
     /// Returns the cotangent of an operation's only output.
     pub fn ct(&self) -> Sym<'g> {
-        self.cotangents[0].expect("a VJP is asked for only where a cotangent arrived")
+        self.cotangents[0].expect("a VJP is called only if a cotangent arrived")
     }
 
     /// Returns an operation's only output.
