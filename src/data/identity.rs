@@ -51,7 +51,7 @@ impl DataCrc {
     ///
     /// # Errors
     /// [`Error::OtherExamples`] when the images differ.
-    pub fn going_on(&self, now: &DataCrc) -> Result<DataCrc> {
+    pub fn resumed_with(&self, now: &DataCrc) -> Result<DataCrc> {
         if self.train != now.train {
             return Err(Error::OtherExamples { part: "training" }.into());
         }
@@ -80,12 +80,12 @@ mod tests {
     #[test]
     fn a_run_resumes_only_with_its_own_images() {
         let run = DataCrc { train: 1, test: Some(2) };
-        assert_eq!(run.going_on(&run).unwrap(), run);
-        assert_eq!(run.going_on(&DataCrc { test: None, ..run }).unwrap(), run);
-        assert_eq!(DataCrc { test: None, ..run }.going_on(&run).unwrap(), run);
-        let error = run.going_on(&DataCrc { test: Some(3), ..run }).unwrap_err().to_string();
+        assert_eq!(run.resumed_with(&run).unwrap(), run);
+        assert_eq!(run.resumed_with(&DataCrc { test: None, ..run }).unwrap(), run);
+        assert_eq!(DataCrc { test: None, ..run }.resumed_with(&run).unwrap(), run);
+        let error = run.resumed_with(&DataCrc { test: Some(3), ..run }).unwrap_err().to_string();
         assert!(error.contains("test images"), "{error}");
-        let error = run.going_on(&DataCrc { train: 3, ..run }).unwrap_err().to_string();
+        let error = run.resumed_with(&DataCrc { train: 3, ..run }).unwrap_err().to_string();
         assert!(error.contains("training images"), "{error}");
     }
 }

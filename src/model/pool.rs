@@ -29,7 +29,7 @@ use crate::train::task::{Entry, Feed, Host, Outcome, Sizes, Spread, Step, Task};
 pub enum Shuffle {
     /// The result of `global`, bit for bit, by moving only the entries that a replica needs next
     Exchange,
-    /// One permutation of all replicas' entries, after an all-gather: what the report describes
+    /// One permutation of all replicas' entries, after an all-gather, as the report describes
     Global,
     /// Each replica permutes its own entries
     Local,
