@@ -77,7 +77,7 @@ impl Vae {
     pub fn automaton(&self) -> Result<&Grow> {
         let none = || Error::Invalid {
             field: "model",
-            problem: format!("{} has no automaton in its decoder", self.name),
+            problem: format!("{} has no automaton: its decoder has no cells", self.name),
         };
         self.decoder.automaton().ok_or_else(|| none().into())
     }
