@@ -110,7 +110,7 @@ options! {
     /// NCA steps: after each doubling, or in evaluation (nondoubling)
     nca_steps: usize =
         Declaration::new().metavar("N").field(|c| when(c.model.grows(), &mut c.model.nca_steps));
-    /// Fewest NCA steps in training. The number is drawn anew for each gradient step (nondoubling)
+    /// Fewest NCA steps in training. The number is drawn for each gradient step (nondoubling)
     nca_steps_min: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.steps_min));
     /// Upper bound of that draw, itself excluded (nondoubling)
     nca_steps_max: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.steps_max));

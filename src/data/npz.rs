@@ -107,7 +107,7 @@ impl Archive {
 fn zip(path: &Path) -> Result<ZipArchive<BufReader<File>>> {
     let file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
     ZipArchive::new(BufReader::new(file))
-        .with_context(|| format!("{}: truncated, damaged or not an .npz file", path.display()))
+        .with_context(|| format!("{}: truncated or damaged, or not an .npz file", path.display()))
 }
 
 /// Returns the names of a part's images that are recognised. Keras's name comes first.

@@ -84,8 +84,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Returns the checkpoints in a run's folder, without writing anything. [`Store::save`] keeps the newest `keep` checkpoints, at
-    /// least one, besides the best one.
+    /// Returns the checkpoints in a run's folder, without writing anything. [`Store::save`] keeps the newest `keep` checkpoints,
+    /// at least one, besides the best one.
     pub fn in_run(run: &Path, keep: usize) -> Store {
         Store { folder: run.join("checkpoints"), keep: keep.max(1), intact: BTreeMap::new() }
     }
@@ -123,8 +123,8 @@ impl Store {
         Err(io::Error::new(ErrorKind::StorageFull, problem).into())
     }
 
-    /// Prepares the folder for a run that starts, or that resumes from the checkpoint of step `from`. Renames checkpoints of later
-    /// steps, such as a damaged one that the resume skipped, so that they are never mistaken for this run's newest one.
+    /// Prepares the folder for a run that starts, or that resumes from the checkpoint of step `from`. Renames checkpoints of
+    /// later steps, such as a damaged one that the resume skipped, so that they are never mistaken for this run's newest one.
     ///
     /// # Errors
     /// When the folder cannot be created or a file in it cannot be renamed.

@@ -300,7 +300,7 @@ impl Graph {
         (frame.block, frame.captures.into_iter().map(|(outside, _)| outside).collect())
     }
 
-    /// Returns the value that stands for `sym` in the innermost frame. A value of an enclosing frame becomes a parameter of
+    /// Returns the value that represents `sym` in the innermost frame. A value of an enclosing frame becomes a parameter of
     /// every frame in between.
     pub(super) fn resolve(&self, sym: Sym<'_>) -> Value {
         let mut inner = self.inner.borrow_mut();

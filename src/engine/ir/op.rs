@@ -70,7 +70,7 @@ impl Op {
     /// Returns the shapes of the outputs.
     ///
     /// # Errors
-    /// When the operands' shapes do not suit the operation. The error is a phrase that says why.
+    /// When the operands' shapes do not fit the operation. The error is a phrase with the reason.
     pub(super) fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
         match self {
             Op::Source(op) => op.infer().map(one),

@@ -6,8 +6,8 @@ use rand::{SeedableRng, TryRng};
 
 use super::Key;
 
-/// A generator of `rand` whose word `i` is element `i` of [`Key::bits32`], as in JAX's `random.bits(key)`. Its trait [`rand::Rng`]
-/// was called `RngCore` before version 0.10.
+/// A generator of `rand` whose word `i` is element `i` of [`Key::bits32`], as in JAX's `random.bits(key)`. Its trait
+/// [`rand::Rng`] was called `RngCore` before version 0.10.
 ///
 /// A [`Key`] is stateless: its copies draw the same numbers each time. A generator has a position, and cannot be copied by
 /// accident. For several generators, split the key. A key with a generator should make no other draws, which would use the same
