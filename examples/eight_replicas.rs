@@ -1,5 +1,5 @@
-//! Eight replicas and a collective by hand: each has four numbers, and an all-gather gives every replica all of them. On a CPU
-//! the replicas are virtual devices that share the cores; on a TPU or several GPUs they are the real ones.
+//! Eight replicas and a collective: each replica has four numbers, and an all-gather sends all of them to every replica. On a
+//! CPU the replicas are virtual devices that share the cores. On a TPU or several GPUs they are real devices.
 //!
 //! `cargo run --release --example eight_replicas`
 
@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     let device: Device = std::env::args().nth(1).as_deref().unwrap_or("cpu").parse()?;
 
     // ANCHOR: gather
-    // The program of every replica. There is no operation that gives a replica its index, so that it is an input.
+    // The program of every replica. No operation returns a replica's index, so that it is an input.
     let g = Graph::new("gather");
     let index = g.input("index", &Shape::s32(&[]));
     let mine = g.input("mine", &Shape::f32(&[4]));

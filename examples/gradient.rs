@@ -1,4 +1,4 @@
-//! A graph, its gradient, and a program that runs: a line is fitted to points by gradient descent.
+//! A graph, its gradient, and a program that fits a line to points by gradient descent.
 //!
 //! `cargo run --release --example gradient`
 
@@ -13,7 +13,7 @@ const POINTS: usize = 64;
 
 fn main() -> Result<()> {
     // ANCHOR: step
-    // One step: slope and offset in, the moved ones and the loss out.
+    // One step: maps slope and offset to their new values and the loss.
     let g = Graph::new("line");
     let slope = g.input("slope", &Shape::f32(&[]));
     let offset = g.input("offset", &Shape::f32(&[]));
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
         if i % 20 == 0 {
             println!("step {i:3}: loss {loss:.6}");
         }
-        state = results.try_into().ok().expect("slope and offset are left");
+        state = results.try_into().ok().expect("slope and offset remain");
     }
     // ANCHOR_END: run
     let [slope, offset] = [state[0].get(0)?.to_vec::<f32>()[0], state[1].get(0)?.to_vec::<f32>()[0]];

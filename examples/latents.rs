@@ -1,7 +1,7 @@
-//! Weights in, latents out: the means of q(z | x) of the embedded test digits, as a `.npy` file.
+//! Reads weights and writes latents: the means of q(z | x) for the embedded test digits, as a `.npy` file.
 //!
-//! `cargo run --release --example latents -- OUT.npy [WEIGHTS [LATENT]]`: weights of the report's doubling model in any of the
-//! kinds of file that `vnca convert` knows; without them, initial values.
+//! `cargo run --release --example latents -- OUT.npy [WEIGHTS [LATENT]]`. WEIGHTS is a file of the report's doubling model, of
+//! any type that `vnca convert` writes. Without it the weights are initial values.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! A cell of one's own: fixed filters see a cell's neighbours, a small network says how the cell changes. It is trained as
-//! the decoder of a VAE on the embedded digits.
+//! A new cell: fixed filters read a cell's neighbours, and a small network computes the change of the cell. It is trained as the
+//! decoder of a VAE on the embedded digits.
 //!
 //! `cargo run --release --example own_cell`
 
@@ -19,7 +19,7 @@ use vnca::nn::optimiser::{Adam, ClipByGlobalNorm};
 use vnca::nn::params::{Leaf, Params, Role, layer};
 use vnca::train::{RunOptions, Trainer};
 
-/// The cell itself, its two Sobel filters and its Laplacian, as in Mordvintsev and others (2020).
+/// The identity, two Sobel filters and the Laplacian, as in Mordvintsev and others (2020).
 const FILTERS: [[f32; 9]; 4] = [
     [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0],
     [-0.125, 0.0, 0.125, -0.25, 0.0, 0.25, -0.125, 0.0, 0.125],
@@ -28,7 +28,7 @@ const FILTERS: [[f32; 9]; 4] = [
 ];
 
 // ANCHOR: cell
-/// The update rule: filters, a layer of `hidden` numbers, and a layer back to the channels that starts at zero.
+/// The update rule: filters, a layer of `hidden` numbers, and a layer back to the channels, initially zero.
 struct FilterCell {
     hidden: usize,
 }
@@ -50,7 +50,7 @@ impl Cell for FilterCell {
 }
 // ANCHOR_END: cell
 
-/// The filters as a kernel (3, 3, channels, filters x channels) that applies each to every channel by itself.
+/// Returns the filters as a kernel (3, 3, channels, filters x channels) that applies each filter to every channel separately.
 fn kernel(channels: usize) -> Array {
     let outputs = FILTERS.len() * channels;
     let mut values = vec![0f32; 9 * channels * outputs];

@@ -1,5 +1,5 @@
-//! A likelihood of one's own: grey pixels of 256 levels as a discretised logistic distribution, of two numbers a pixel (Salimans,
-//! Karpathy, Chen, Kingma, "PixelCNN++", 2017). The embedded digits, blurred, are the grey images.
+//! A new likelihood: grey pixels of 256 levels with a discretised logistic distribution, which has two parameters per pixel
+//! (Salimans, Karpathy, Chen, Kingma, "PixelCNN++", 2017). The grey images are the embedded digits, blurred.
 //!
 //! `cargo run --release --example own_likelihood`
 
@@ -16,15 +16,15 @@ use vnca::engine::shape::DType;
 use vnca::model::baseline::ConvDecoder;
 use vnca::model::encoder::ConvEncoder;
 use vnca::model::likelihood::{Likelihood, Outputs};
-use vnca::model::{Elbo, Vae};
+use vnca::model::{Elbo, GRID_SIDE, Vae};
 use vnca::nn::optimiser::{Adam, ClipByGlobalNorm};
 use vnca::train::{RunOptions, Trainer};
 
-/// Channel 0 is the mean of a pixel from 0 to 1, channel 1 the logarithm of its scale less −2.
+/// Channel 0 is the mean of a pixel from 0 to 1. Channel 1 is the logarithm of its scale plus 2.
 struct DiscretisedLogistic;
 
 impl DiscretisedLogistic {
-    /// Mean and scale, (n, h, w, 1) each.
+    /// Returns mean and scale, (n, h, w, 1) each.
     fn parts<'g>(outputs: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
         let log_scale = (outputs.slice_axis(3, 1, 2) - 2.0).max(outputs.scalar_like(-6.0));
         (outputs.slice_axis(3, 0, 1), log_scale.exp())
@@ -45,9 +45,10 @@ impl Likelihood for DiscretisedLogistic {
         let (mean, scale) = Self::parts(outputs);
         let cdf = |x: Sym<'g>| ((x - mean) / scale).sigmoid();
         let half = 0.5 / 255.0;
-        // The outermost levels take all that lies beyond them.
-        let above = images.gt(images.scalar_like(1.0 - half)).select(images * 0.0 + 1.0, cdf(images + half));
-        let below = images.lt(images.scalar_like(half)).select(images * 0.0, cdf(images - half));
+        // The outermost levels include all values beyond them.
+        let above =
+            images.gt(images.scalar_like(1.0 - half)).select(images.scalar_like(1.0), cdf(images + half));
+        let below = images.lt(images.scalar_like(half)).select(images.scalar_like(0.0), cdf(images - half));
         (above - below).max(images.scalar_like(1e-12)).log().sum(&[1, 2, 3])
     }
 
@@ -64,7 +65,7 @@ impl Likelihood for DiscretisedLogistic {
 }
 // ANCHOR_END: likelihood
 
-/// Grey images (n, 28, 28) of binary ones: each pixel the mean of its 3 x 3 neighbours.
+/// Converts binary images to grey ones (n, 28, 28): each pixel becomes the mean of its 3 x 3 neighbourhood.
 fn blurred(pixels: &[u8], count: usize) -> Array {
     let grey = |i: usize| {
         let (image, y, x) = (i / 784 * 784, i / 28 % 28, i % 28);
@@ -91,7 +92,9 @@ fn main() -> Result<()> {
         .options(RunOptions { steps: 60, batch: 8, checkpoint_every: 0, ..RunOptions::default() })
         .create(&folder, Some(images))?;
     run.train(&mut |step: usize, loss: f32| {
-        println!("step {step:2}: loss {:.3} bits a pixel", loss / 784.0 / std::f32::consts::LN_2);
+        // The likelihood counts the border too.
+        let pixels = (GRID_SIDE * GRID_SIDE) as f32;
+        println!("step {step:2}: loss {:.3} bits per pixel", loss / pixels / std::f32::consts::LN_2);
         losses.push(loss);
     })?;
     anyhow::ensure!(losses[losses.len() - 1] < 0.8 * losses[0], "the loss has not fallen: {losses:?}");

@@ -1,5 +1,5 @@
-//! A task of one's own: Mordvintsev, Randazzo, Niklasson, Levin, "Growing Neural Cellular Automata" (2020). One picture, mean
-//! squared error, a pool of grids that live on, and damage. There is no VAE in it and no training set.
+//! A new task: growing one picture with a mean squared error, a pool and damage, without a VAE and a training set. Source:
+//! Mordvintsev, Randazzo, Niklasson, Levin, "Growing Neural Cellular Automata" (2020).
 //!
 //! `cargo run --release --example own_task`
 
@@ -31,7 +31,7 @@ struct Growing {
 }
 
 impl Growing {
-    /// A grid whose middle cell alone is 1, in all channels but the colours.
+    /// Returns a grid of zeros except for the middle cell, which is 1 in all channels but the colours.
     fn seed(&self) -> Vec<f32> {
         let mut cells = vec![0f32; SIDE * SIDE * CHANNELS];
         let middle = (SIDE / 2 * SIDE + SIDE / 2) * CHANNELS;
@@ -61,7 +61,7 @@ impl Task for Growing {
     }
 
     // ANCHOR: task
-    /// Each replica has its rows of the pool; all begin as seeds.
+    /// Each replica has its own rows of the pool. All grids are initially seeds.
     fn state(&self, sizes: &Sizes) -> Vec<Entry> {
         let rows = POOL / sizes.replicas;
         let seeds = Array::new(&[rows, SIDE, SIDE, CHANNELS], &self.seed().repeat(rows));
@@ -71,13 +71,13 @@ impl Task for Growing {
     fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
         let (g, n, pool) = (step.graph, step.sizes.each(), step.state["pool"]);
         let [order, hurt, count] = draw::split_each(step.keys[0]);
-        // Grids from the pool: the first begins anew, the last is damaged.
+        // Grids from the pool: the first one is replaced by a seed, the last one is damaged.
         let rows = draw::permutation(order, pool.dims()[0]).slice_axis(0, 0, n);
         let cells = pool.take(rows);
         let seed = g.constant(Array::new(&[1, SIDE, SIDE, CHANNELS], &self.seed()));
         let hurt = damage(cells.slice_axis(0, n - 1, n), draw::split(hurt, 1), SIDE / 2);
         let cells = Sym::concat(&[seed, cells.slice_axis(0, 1, n - 1), hurt], 0);
-        // From 12 to 19 steps, in which each cell takes part with a probability of a half.
+        // 12 to 19 steps, in each of which a cell is updated with probability 0.5.
         let automaton = Automaton::new(&self.cell, step.params).with_update_prob(0.5);
         let keys = draw::split(step.keys[1], n);
         let grown = automaton.steps_upto(Grids { cells, keys }, draw::randint(count, &[], 12, 20), 19).cells;

@@ -1,7 +1,7 @@
 //! Errors that a caller can act on.
 //!
-//! Functions of this crate return [`anyhow::Result`]. Where a caller may want to act, an [`Error`] is in the chain of causes;
-//! [`kind`] finds it, whatever context was added:
+//! Functions of this crate return [`anyhow::Result`]. If a caller may want to act on an error, its chain of causes contains an
+//! [`Error`]. [`kind`] finds it below any context:
 //!
 //! ```
 //! use vnca::error::{Kind, kind};
@@ -16,21 +16,21 @@
 
 use std::{fmt, io};
 
-/// Why something cannot be done.
+/// An error that a caller can act on.
 #[derive(Debug)]
 pub enum Error {
     /// A value that the caller passed is out of range or inconsistent with another one. Displays as `FIELD PROBLEM`.
     Invalid {
         /// Name of the field in the struct that holds the value.
         field: &'static str,
-        /// What is wrong, as a phrase that begins with the value or a verb: `"0 is not positive"`.
+        /// The problem, as a phrase that begins with the value or a verb: `"0 is not positive"`.
         problem: String,
     },
-    /// The caller asked for something that there is not, such as a device of an unknown kind.
+    /// The caller asked for something that does not exist, such as a device of an unknown kind.
     Usage(anyhow::Error),
-    /// A file cannot be read or is not what it should be.
+    /// A file cannot be read, or its content is not what was expected.
     Data(anyhow::Error),
-    /// A device or its library cannot be had.
+    /// A device or its library is not available.
     Device(anyhow::Error),
     /// A loss or gradient is not finite. Training stopped before the update.
     NotFinite {
@@ -40,12 +40,12 @@ pub enum Error {
         loss: f32,
         /// Global norm of the step's gradient.
         grad_norm: f32,
-        /// Whether the state before the step was saved, in words.
+        /// Text that reports whether the state before the step was saved.
         saved: String,
     },
-    /// The examples are not those that the run was trained on.
+    /// The examples differ from those that the run was trained on.
     OtherExamples {
-        /// Which ones: `"training"` or `"test"`.
+        /// The part of the data: `"training"` or `"test"`.
         part: &'static str,
     },
 }
@@ -76,7 +76,7 @@ fn number(value: f32) -> String {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // The error itself is what this one displays.
+            // Display shows the wrapped error itself, so its source is the next cause.
             Error::Usage(error) | Error::Data(error) | Error::Device(error) => error.chain().nth(1),
             Error::Invalid { .. } | Error::NotFinite { .. } | Error::OtherExamples { .. } => None,
         }
@@ -88,19 +88,19 @@ impl std::error::Error for Error {
 pub enum Kind {
     /// Pass another value.
     Usage,
-    /// Mend or replace a file.
+    /// Repair or replace a file.
     Data,
-    /// Look at the device, its library and who else uses it.
+    /// Check the device, its library and other processes that use it.
     Device,
-    /// Train with a lower learning rate or a lower limit of the gradient's norm.
+    /// Train with a lower learning rate or a lower limit on the gradient norm.
     NotFinite,
-    /// Look at the file system: the error's chain has the [`io::Error`].
+    /// Check the file system. The chain of causes contains the [`io::Error`].
     Io,
-    /// Nothing that the library knows.
+    /// No specific action.
     Other,
 }
 
-/// Returns what kind an error is of: that of the first [`Error`] in its chain of causes.
+/// Returns the kind of the first [`Error`] in a chain of causes.
 pub fn kind(error: &anyhow::Error) -> Kind {
     match find(error) {
         Some(Error::Invalid { .. } | Error::Usage(_)) => Kind::Usage,
@@ -118,9 +118,9 @@ pub fn find(error: &anyhow::Error) -> Option<&Error> {
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
-/// Gives errors a kind.
+/// Wraps errors in a variant of [`Error`].
 pub(crate) trait Tag<T> {
-    /// Wraps the error as this variant of [`Error`], unless its chain has one already.
+    /// Wraps the error in a variant of [`Error`], unless its chain already contains one.
     fn tag(self, variant: fn(anyhow::Error) -> Error) -> anyhow::Result<T>;
 }
 
@@ -133,7 +133,7 @@ impl<T, E: Into<anyhow::Error>> Tag<T> for Result<T, E> {
     }
 }
 
-/// Returns [`Error::Invalid`] for a field from the enclosing function unless a condition holds.
+/// Makes the enclosing function return [`Error::Invalid`] for a field unless a condition holds.
 macro_rules! valid {
     ($condition:expr, $field:expr, $($problem:tt)+) => {
         if !$condition {
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_stays_under_context_and_the_text_is_as_without_it() {
+    fn context_keeps_the_kind_and_tagging_keeps_the_text() {
         let plain = || -> anyhow::Result<()> { Err(anyhow!("the cause").context("the file")) };
         let tagged = plain().tag(Error::Data).context("outside");
         let error = tagged.tag(Error::Device).unwrap_err();

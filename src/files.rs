@@ -1,7 +1,7 @@
-//! Writes result files atomically: a file is complete or absent, also after a loss of power.
+//! Writes result files atomically: a file is complete or absent, even after a power failure.
 //!
-//! A file is written in its final folder under a temporary name that ends in `.part`, flushed to the disk and renamed. Then the
-//! folder is flushed. An older file of that name keeps its content until the rename. After an error the unfinished file is
+//! A file is written in its final folder under a temporary name that ends in `.part`, flushed to disk and renamed. Then the
+//! folder is flushed. An older file of the same name keeps its content until the rename. After an error the unfinished file is
 //! removed. No two writers share a temporary name.
 
 use std::fs::{self, File, Permissions};
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use tempfile::{Builder, NamedTempFile};
 
-const ENDING: &str = ".part";
-const BUFFER: usize = 1 << 20;
+const DRAFT_SUFFIX: &str = ".part";
+const BUFFER_BYTES: usize = 1 << 20;
 
-/// An unfinished file, for results that are written piece by piece. Dropping it removes the file.
+/// An unfinished file, for results that are written in pieces. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Draft {
     out: BufWriter<NamedTempFile>,
@@ -23,25 +23,25 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Creates an unfinished file that [`Draft::publish`] will give this name.
+    /// Creates an unfinished file, which [`Draft::publish`] will rename to `path`.
     ///
     /// # Errors
-    /// When the folder cannot be written to, or the name is that of a folder or device. The message names the file.
+    /// When the folder cannot be written to, or `path` is a folder or device. The message names the file.
     pub fn create(path: &Path) -> Result<Draft> {
         let begin = || -> Result<Draft> {
-            // Renaming to it would replace a device by a file.
+            // A rename would replace a device by a file.
             let free = fs::metadata(path).map_or(true, |found| found.is_file());
-            ensure!(free, "expected a file or nothing there, found a folder or device");
-            let mut prefix = path.file_name().context("it does not end in a file's name")?.to_owned();
+            ensure!(free, "expected a file or a free name, found a folder or device");
+            let mut prefix = path.file_name().context("the path does not end in a file name")?.to_owned();
             prefix.push(".");
-            // What every new file gets, the user's mask applied: a temporary file alone would be its owner's only.
+            // The usual mode of a new file; the kernel applies the umask. By default only the owner may read a temporary file.
             let permissions = Permissions::from_mode(0o666);
             let file = Builder::new()
                 .prefix(&prefix)
-                .suffix(ENDING)
+                .suffix(DRAFT_SUFFIX)
                 .permissions(permissions)
                 .tempfile_in(parent_folder(path))?;
-            Ok(Draft { out: BufWriter::with_capacity(BUFFER, file), path: path.to_owned() })
+            Ok(Draft { out: BufWriter::with_capacity(BUFFER_BYTES, file), path: path.to_owned() })
         };
         begin().with_context(|| cannot_write(path))
     }
@@ -51,7 +51,7 @@ impl Draft {
         &self.path
     }
 
-    /// Flushes the file to the disk. Returns the temporary name under which it can be read.
+    /// Flushes the file to disk and returns the temporary name under which it can be read.
     ///
     /// # Errors
     /// When the file cannot be written. The message names it.
@@ -61,7 +61,7 @@ impl Draft {
         Ok(self.out.get_ref().path())
     }
 
-    /// Flushes the finished file to the disk and gives it its name.
+    /// Flushes the finished file to disk and renames it to its final name.
     ///
     /// # Errors
     /// When the file cannot be written. The message names it.
@@ -89,7 +89,7 @@ impl Seek for Draft {
     }
 }
 
-/// Writes a file with the content that `fill` writes to it.
+/// Creates a file and calls `fill` to write its content.
 ///
 /// # Errors
 /// When `fill` fails or the file cannot be written. The message names the file.
@@ -99,7 +99,7 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut Draft) -> Result<()>) -> Result
     draft.publish()
 }
 
-/// Writes a file of these bytes.
+/// Writes bytes to a file.
 ///
 /// # Errors
 /// When the file cannot be written. The message names it.
@@ -107,27 +107,27 @@ pub fn write_bytes(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     write(path, |out| Ok(out.write_all(bytes.as_ref())?))
 }
 
-/// Gives a file a second name, and replaces a file that has it. Makes a hard link, or a copy on a file system without links.
+/// Gives a file a second name, replacing any file of that name. Creates a hard link, or a copy if the file system has no links.
 ///
 /// # Errors
-/// When the link cannot be made. The message has the second name.
+/// When the link cannot be created. The message contains the second name.
 pub fn link(from: &Path, to: &Path) -> Result<()> {
     let second = |at: &Path| fs::hard_link(from, at).or_else(|_| fs::copy(from, at).map(drop));
-    let linked = Builder::new().suffix(ENDING).make_in(parent_folder(to), second);
+    let linked = Builder::new().suffix(DRAFT_SUFFIX).make_in(parent_folder(to), second);
     publish(linked.with_context(|| cannot_write(to))?, to)
 }
 
-/// Returns the bytes that are free in a folder for this user; `None` where the file system does not say.
+/// Returns the number of bytes that this user can write to a folder's file system; `None` if the file system does not report it.
 pub fn free_space(folder: &Path) -> Option<u64> {
     let found = rustix::fs::statvfs(folder).ok()?;
     found.f_bavail.checked_mul(found.f_frsize)
 }
 
-/// Removes the unfinished files that killed processes left in a folder. No other process may be writing there.
+/// Removes the unfinished files that killed processes left in a folder. No other process may write to the folder meanwhile.
 pub fn remove_drafts(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().as_encoded_bytes().ends_with(ENDING.as_bytes()) {
-            // One that stays does no harm.
+        if entry.file_name().as_encoded_bytes().ends_with(DRAFT_SUFFIX.as_bytes()) {
+            // A file that cannot be removed does no harm.
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_there_as_a_whole_or_not_at_all() {
+    fn a_file_is_complete_or_absent() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("result.json");
         write_bytes(&path, b"old").unwrap();
@@ -182,7 +182,7 @@ mod tests {
         );
         write_bytes(&path, b"new").unwrap();
         assert_eq!((fs::read(&path).unwrap(), names(folder.path()).len()), (b"new".to_vec(), 1));
-        // Who may read it is what it is for a file that is made without these precautions.
+        // The permissions are those of a file that is written directly.
         let plain = folder.path().join("plain");
         fs::write(&plain, "").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_is_read_under_its_temporary_name_and_goes_when_it_is_dropped() {
+    fn a_draft_is_readable_under_its_temporary_name_and_removed_on_drop() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.npy");
         let mut draft = Draft::create(&path).unwrap();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_name_displaces_the_file_that_had_it() {
+    fn a_link_replaces_an_existing_file() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         write_bytes(&at("one"), b"1").unwrap();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn no_folder_or_device_is_replaced() {
+    fn folders_and_devices_are_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         for path in [folder.path(), Path::new("/dev/null"), Path::new("/")] {
             let error = write_bytes(path, b"").unwrap_err();

@@ -1,12 +1,12 @@
 //! Variational Neural Cellular Automata as XLA programs: build, train, evaluate and study them on TPUs, GPUs and CPUs.
 //!
-//! A model is a computation graph, written with plain functions; its gradient is a pass over the graph; what comes of both is
-//! compiled by XLA and runs on any number of replicas. A cell, a decoder, a likelihood or a whole task of one's own goes
-//! where the report's stand: the library's own models are written in the same terms.
+//! Plain functions build a model as a computation graph. A pass over the graph adds its gradient. XLA compiles both, and the
+//! program runs on any number of replicas. Your own cell, decoder, likelihood or task can replace those of the report: the
+//! library's models use the same public traits.
 //!
 //! # A program
 //!
-//! An automaton of one's own as the decoder of a VAE, trained on the embedded digits:
+//! A VAE whose decoder is an automaton with a new cell, trained on the embedded digits:
 //!
 //! ```no_run
 //! use vnca::chain;
@@ -48,12 +48,12 @@
 //! }
 //! ```
 //!
-//! `examples/` has more: a task that is no VAE, a likelihood, replicas with a collective, latents as arrays. `tools/new-project
-//! DIR` makes a crate that builds and links with this one.
+//! `examples/` has more programs: a task that is not a VAE, a likelihood, replicas with a collective, latents as arrays.
+//! `tools/new-project DIR` creates a crate that builds and links with this one.
 //!
-//! # The rooms
+//! # Modules
 //!
-//! Every arrow between these modules points down:
+//! A module uses only the modules below it:
 //!
 //! ```text
 //! cli ────────── verbs, options, exit codes, progress                        (feature `cli`)
@@ -71,8 +71,8 @@
 //!
 //! # Errors
 //!
-//! Functions return [`anyhow::Result`]. Where a caller may want to act, an [`Error`](error::Error) is in the chain of causes, and
-//! [`error::kind`] says what to do about it: another value, a file, a device, a lower learning rate.
+//! Functions return [`anyhow::Result`]. If a caller may want to act on an error, its chain of causes contains an
+//! [`Error`](error::Error). [`error::kind`] returns what the caller can change: a value, a file, a device, the learning rate.
 
 #![warn(missing_docs)]
 

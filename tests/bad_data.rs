@@ -1,5 +1,5 @@
-//! What `vnca::data::load` makes of input: every bad input gets an error that says where and what, and no panic; good
-//! input in every form gives the images that were put in.
+//! `vnca::data::load`: every malformed input gives an error with the position and the problem, and no panic. Valid input in
+//! every form gives the original images.
 
 #[path = "common/records.rs"]
 mod records;
@@ -15,7 +15,7 @@ use vnca::data::{self, PIXELS, Part, Split};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// Some images: `n * 784` bytes of 0 or 1, no two images equal.
+/// Returns `n * 784` bytes of 0 or 1, in which no two images are equal.
 fn images(n: usize) -> Vec<u8> {
     (0..n * PIXELS).map(|i| u8::from((i * 7 + i / PIXELS * 13 + i / 5).is_multiple_of(8))).collect()
 }
@@ -25,7 +25,7 @@ fn amat(images: &[u8]) -> Vec<u8> {
     images.chunks(PIXELS).map(line).collect::<String>().into_bytes()
 }
 
-/// An IDX file with any header.
+/// Builds an IDX file with any header.
 fn idx(magic: u32, sizes: &[u32], body: &[u8]) -> Vec<u8> {
     let header = std::iter::once(&magic).chain(sizes).flat_map(|n| n.to_be_bytes());
     header.chain(body.iter().copied()).collect()
@@ -54,14 +54,14 @@ fn cut(mut content: Vec<u8>, bytes: usize) -> Vec<u8> {
     content
 }
 
-/// The text of three images with one line (from 1) made another.
+/// Returns the text of three images after a change of one line, counted from 1.
 fn with_line(line: usize, f: impl Fn(&str) -> String) -> Vec<u8> {
     let text = String::from_utf8(amat(&images(3))).unwrap();
     let lines = text.lines().enumerate().map(|(i, l)| if i + 1 == line { f(l) } else { l.to_owned() });
     (lines.collect::<Vec<_>>().join("\n") + "\n").into_bytes()
 }
 
-/// The error of loading, its whole chain in one line.
+/// Loads a file and returns the error with its chain of causes in one line.
 fn error_of(path: &Path) -> String {
     match data::load(path.to_str().unwrap()) {
         Ok(_) => panic!("{} was loaded", path.display()),
@@ -69,7 +69,7 @@ fn error_of(path: &Path) -> String {
     }
 }
 
-/// Each row: a file name, its content, words that the error must have besides the file's name.
+/// Checks rows of a file name, its content, and words that the error must contain besides the file's name.
 fn check(rows: &[(&str, Vec<u8>, &[&str])]) {
     for (i, (name, content, words)) in rows.iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
@@ -141,7 +141,7 @@ fn bad_text() {
     ]);
 }
 
-/// Another back-reference can mean the same content, in text that repeats itself; anything else must not load.
+/// In repetitive text a changed back-reference can give the same content. Any other change must be refused.
 #[test]
 fn a_changed_byte_in_gzip_is_found() {
     let pixels = images(20);
@@ -176,17 +176,17 @@ fn bad_idx() {
         (name, vec![], &["empty"]),
         (name, cut(good.clone(), 3), &["truncated", "magic", "got 3"]),
         (name, cut(good.clone(), 10), &["truncated", "number of rows", "from byte 8", "got 2"]),
-        (name, cut(good.clone(), 16), &["truncated", "3 images", "2368 bytes in all, got 16"]),
-        (name, cut(good.clone(), 2367), &["truncated", "2368 bytes in all, got 2367"]),
-        (name, [&good[..], &[0]].concat(), &["too long", "2368 bytes in all, got 2369"]),
+        (name, cut(good.clone(), 16), &["truncated", "3 images", "2368 bytes, got 16"]),
+        (name, cut(good.clone(), 2367), &["truncated", "2368 bytes, got 2367"]),
+        (name, [&good[..], &[0]].concat(), &["too long", "2368 bytes, got 2369"]),
         (name, idx(0x804, &[3, 28, 28], &images(3)), &["byte 0", "0x00000803", "got 0x00000804"]),
         (name, idx(0xd03, &[3, 28, 28], &images(3)), &["byte 0", "0x00000803", "got 0x00000d03"]),
         (name, idx_labels(&[1, 2, 3]), &["expected the magic number 0x00000803", "a file of labels"]),
         (name, idx(0x803, &[3, 32, 32], &[0; 3072]), &["byte 8", "28 x 28, got 32 x 32"]),
         (name, idx(0x803, &[0, 28, 28], &[]), &["byte 4", "at least one image, got 0"]),
-        (name, huge.clone(), &["truncated", "10740800016 bytes in all, got 1016"]),
+        (name, huge.clone(), &["truncated", "10740800016 bytes, got 1016"]),
         (name, idx(0x803, &[u32::MAX, 28, 28], &[]), &["truncated", "got 16"]),
-        ("i-ubyte.gz", gz(&huge), &["header claims 13700000 images", "cannot hold that"]),
+        ("i-ubyte.gz", gz(&huge), &["header claims 13700000 images", "cannot hold them"]),
         ("i-ubyte.gz", gz(&cut(good.clone(), 2000)), &["truncated", "from byte 16", "got 1984"]),
         ("i-ubyte.gz", gz(&[&good[..], &[0]].concat()), &["too long", "expected the end at byte 2368"]),
         ("i-ubyte.gz", cut(gz(&good), 40), &["truncated or damaged", "gzip"]),
@@ -219,7 +219,7 @@ fn bad_npy() {
     check(&[
         ("a.npy", vec![], &["empty"]),
         ("a.npy", b"\x93NUM".to_vec(), &["truncated", "magic"]),
-        ("a.npy", b"PK\x03\x04 an .npz file".to_vec(), &["truncated or damaged", "no .npz file"]),
+        ("a.npy", b"PK\x03\x04 an .npz file".to_vec(), &["truncated or damaged", "not an .npz file"]),
         ("a.npy", b"GIF89a, a picture".to_vec(), &["byte 0", "NUMPY", "GIF89a"]),
         ("a.npy", npy("|u1", "(1, 784)", &with_grey), &["value 5 (index [0, 5])", "got 17", "grey", "IDX"]),
         ("a.npy", npy("|u1", "(1, 784)", &with_two_inks), &["value 9 (index [0, 9])", "0 or 255, got 1"]),
@@ -269,10 +269,10 @@ fn no_cut_file_panics() {
     ];
     for (name, whole) in files {
         let path = dir.path().join(name);
-        // Every byte of the headers, then steps; the text may lose its last line end.
+        // Every length within the headers, then in steps. The text may lack its last line end.
         let last = if name.ends_with("amat") { whole.len() - 1 } else { whole.len() };
         for bytes in (0..last.min(140)).chain((140..last).step_by(37)).chain([last - 1]) {
-            // Text that ends after its first whole line is a good file of one image.
+            // Text that ends after its first complete line is a valid file of one image.
             if name == "a.amat" && (bytes == 1567 || bytes == 1568) {
                 continue;
             }
@@ -282,7 +282,7 @@ fn no_cut_file_panics() {
     }
 }
 
-/// Each row: the files of a folder, words that the error must have.
+/// Checks rows of a folder's files and words that the error must contain.
 #[test]
 fn bad_folders() {
     type Files = Vec<(&'static str, Vec<u8>)>;
@@ -304,9 +304,9 @@ fn bad_folders() {
     }
 }
 
-/// Few verbs need labels. Wrong ones beside the images must not keep the others from their images.
+/// Few verbs need labels. Malformed labels must not prevent loading the images.
 #[test]
-fn images_are_read_beside_labels_that_are_wrong() {
+fn images_are_loaded_despite_malformed_labels() {
     let labels = |n: usize| idx_labels(&vec![3; n]);
     let npy_labels = |values: &[u8]| npy("|u1", &format!("({},)", values.len()), values);
     let (idx, array) = (idx_images(&images(3)), npy("|u1", "(3, 784)", &images(3)));
@@ -317,7 +317,7 @@ fn images_are_read_beside_labels_that_are_wrong() {
         fs::write(&labels, wrong).unwrap();
         let test = data::load_split(dir.path().to_str().unwrap(), Part::Test).unwrap();
         assert_eq!((test.pixels.clone(), &test.labels, test.sources.len()), (images(3), &None, 1));
-        // Who names the file gets the error.
+        // A caller that names the file of labels gets the error.
         let error = format!("{:#}", test.labelled(&labels).unwrap_err());
         assert!(error.contains("t10k-labels-idx1-ubyte: "), "{error}");
     }
@@ -331,7 +331,7 @@ fn images_are_read_beside_labels_that_are_wrong() {
 }
 
 #[test]
-fn folders_and_files_in_each_others_place() {
+fn folders_named_like_files() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("binarized_mnist_test.amat")).unwrap();
     let error = error_of(dir.path());
@@ -339,7 +339,7 @@ fn folders_and_files_in_each_others_place() {
         error.contains("no train images") && error.contains("found binarized_mnist_test.amat/"),
         "{error}"
     );
-    // Kaggle's archive has a folder of the file's name beside the file.
+    // Kaggle's archive contains a folder with the file's name beside the file.
     let labels = idx_labels(&[4, 5, 6]);
     for (name, content) in [("images", idx_images(&images(3))), ("labels", labels)] {
         let kind = if name == "images" { "idx3" } else { "idx1" };
@@ -413,7 +413,7 @@ fn good_text_in_every_form() {
 
 #[test]
 fn good_idx() {
-    // All or nothing is binarized to itself.
+    // Pixels 0 and 255 are binarized to 0 and 1 with certainty.
     let pixels = images(30);
     let grey: Vec<u8> = pixels.iter().map(|p| p * 255).collect();
     for (name, content) in
@@ -474,7 +474,7 @@ fn good_npy_of_every_type() {
     }
 }
 
-/// The lines of a table, each with a label in front of the pixels or behind them.
+/// Returns the lines of a table, each with a label before or after the pixels.
 fn table(pixels: &[u8], labels: &[u8], first: bool, separator: &str) -> String {
     let line = |(image, label): (&[u8], &u8)| {
         let mut numbers: Vec<String> = image.iter().map(u8::to_string).collect();
@@ -512,14 +512,14 @@ fn tables_with_labels() {
     let bare = String::from_utf8(amat(&bits)).unwrap().replace(' ', ",");
     let split = loaded("a.csv.gz", &gz(format!("{names}\n{bare}").as_bytes()));
     assert_eq!((split.pixels, split.labels), (bits.clone(), None));
-    // Grey values are binarized as those of IDX are; labels of letters are no digits.
+    // Grey values are binarized like those of IDX files. Labels of letters are not digits.
     let grey: Vec<u8> = (0..20 * PIXELS).map(|i| (i * 31 % 256) as u8).collect();
     let letters: Vec<u8> = (0..20).map(|i| i + 5).collect();
     let split = loaded("a.csv", format!("label,{names}\n{}", table(&grey, &letters, true, ",")).as_bytes());
     assert_eq!((split.pixels, split.labels), (loaded("a", &idx_images(&grey)).pixels, None));
 }
 
-/// An `.npz` file of these arrays.
+/// Builds an `.npz` file of these arrays.
 fn npz(arrays: &[(&str, Vec<u8>)], method: CompressionMethod) -> Vec<u8> {
     let options = SimpleFileOptions::default().compression_method(method);
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
@@ -531,7 +531,7 @@ fn npz(arrays: &[(&str, Vec<u8>)], method: CompressionMethod) -> Vec<u8> {
 }
 
 #[test]
-fn npz_as_keras_has_it() {
+fn npz_with_the_names_of_keras() {
     let grey: Vec<u8> = (0..3 * PIXELS).map(|i| (i * 31 % 256) as u8).collect();
     let labels = |values: &[u64]| {
         npy(
@@ -562,7 +562,7 @@ fn npz_as_keras_has_it() {
         assert_eq!(data::load_split(spec, Part::Test).unwrap().pixels, images(2));
         assert_eq!(data::load_grey(spec, Part::Train).unwrap().pixels, grey);
     }
-    // One array has no parts.
+    // A single array serves as both parts.
     fs::write(&path, npz(&arrays[..1], CompressionMethod::Deflated)).unwrap();
     let set = data::load(spec).unwrap();
     for part in [Part::Train, Part::Test] {
@@ -618,7 +618,7 @@ fn good_folders() {
     let error = data::load(spec).unwrap().split(Part::Train).unwrap_err().to_string();
     assert!(error.contains("looked for train.npy; found test.npy, test_labels.npy"), "{error}");
 
-    // IDX goes before .npy.
+    // IDX takes precedence over .npy.
     put("t10k-images.idx3-ubyte", idx_images(&a.iter().map(|p| p * 255).collect::<Vec<_>>()));
     put("t10k-labels-idx1-ubyte.gz", gz(&idx_labels(&[4, 5, 6, 7])));
     let test = data::load_split(spec, Part::Test).unwrap();
@@ -626,7 +626,7 @@ fn good_folders() {
     assert_eq!(test.sources.len(), 2);
     assert!(data::load_split(spec, Part::Train).is_err());
 
-    // Binarized text goes before both, and labels of other files are not its own.
+    // Binarized text takes precedence over both, and does not get their labels.
     put("binarized_mnist_train.amat", amat(a));
     assert_eq!(data::load_split(spec, Part::Train).unwrap().pixels, a);
     put("binarized_mnist_valid.amat.gz", gz(&amat(b)));
@@ -639,7 +639,7 @@ fn good_folders() {
     let test = set.split(Part::Test).unwrap();
     assert_eq!((&test.pixels[..], &test.labels), (c, &None));
 
-    // The grey images are still to be had.
+    // The grey images can still be loaded.
     let grey = data::load_grey(spec, Part::Test).unwrap();
     assert_eq!((grey.len(), grey.labels), (4, Some(vec![4, 5, 6, 7])));
     assert!(grey.pixels.iter().all(|&p| p == 0 || p == 255));

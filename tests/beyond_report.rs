@@ -1,5 +1,5 @@
-//! What training can do that the report's does not: cells that step by chance, damage while a grid doubles, the
-//! importance-weighted bound, automata that start from a few cells, and other ways to update and to clip.
+//! Features of training beyond the report's: random updates of cells, damage while a grid doubles, the importance-weighted
+//! bound, automata that start from a few cells, and other updates and clipping.
 
 mod common;
 
@@ -22,13 +22,13 @@ fn small(kind: Kind) -> Model {
     Model { nca_steps: 2, ..Model::new(kind, Some(6)).unwrap() }
 }
 
-/// Parameters that do something, the automaton's last layer included.
+/// Returns random parameters that are not zero even in the automaton's last layer.
 fn weights(model: &Model) -> Vec<Array> {
     let leaves = model.vae().leaves();
     leaves.iter().enumerate().map(|(i, l)| fill(&l.device_shape(), i as u64, (-0.1, 0.1))).collect()
 }
 
-/// The outputs of a graph over a model's parameters.
+/// Evaluates a graph over a model's parameters.
 fn outputs(
     model: &Model,
     build: impl for<'g> FnOnce(&'g Graph, &Params<'g>, &[Sym<'g>]) -> Vec<Sym<'g>>,
@@ -46,7 +46,7 @@ fn keys(g: &Graph, n: usize) -> Sym<'_> {
 }
 
 #[test]
-fn cells_step_by_chance_each_for_itself_and_anew_each_step() {
+fn cells_are_updated_at_random_independently_of_each_other() {
     let model = Model { update_prob: 0.5, ..small(Kind::NonDoubling) };
     let results = outputs(&model, |g, params, _| {
         let [vae, certain] = [model, Model { update_prob: 1.0, ..model }].map(|m| m.vae());
@@ -63,7 +63,7 @@ fn cells_step_by_chance_each_for_itself_and_anew_each_step() {
         let cells = of.chunks_exact(6).zip(values[0].chunks_exact(6)).zip(values[3].chunks_exact(6));
         cells
             .map(|((cell, before), after)| {
-                assert!(cell == before || cell == after, "a cell steps as a whole or not at all");
+                assert!(cell == before || cell == after, "a cell is updated in all channels or in none");
                 cell != before
             })
             .collect()
@@ -71,7 +71,7 @@ fn cells_step_by_chance_each_for_itself_and_anew_each_step() {
     let (first, second) = (stepped(&values[1]), stepped(&values[2]));
     let share = |of: &[bool]| of.iter().filter(|s| **s).count() as f64 / of.len() as f64;
     assert!((share(&first) - 0.5).abs() < 0.05, "{}", share(&first));
-    // Independent of each other: of the other image, and of the other step.
+    // The draws are independent between images and between steps.
     let agree =
         |a: &[bool], b: &[bool]| a.iter().zip(b).filter(|(a, b)| a == b).count() as f64 / a.len() as f64;
     assert!((agree(&first[..1024], &first[1024..]) - 0.5).abs() < 0.06);
@@ -79,7 +79,7 @@ fn cells_step_by_chance_each_for_itself_and_anew_each_step() {
 }
 
 #[test]
-fn damage_comes_at_every_doubling_in_its_turn_and_to_its_share_alone() {
+fn damage_affects_its_share_of_grids_at_every_doubling() {
     let model = Model { nca_steps: 0, ..small(Kind::Doubling) };
     let results = outputs(&model, |g, params, _| {
         let z = g.constant(fill(&[3, 6], 9, (0.5, 1.0)));
@@ -90,7 +90,7 @@ fn damage_comes_at_every_doubling_in_its_turn_and_to_its_share_alone() {
         };
         (0..40).map(grown).collect()
     });
-    // Without steps, damage at doubling i of 5 leaves zeros in a square of side 16, wherever it is, a quarter of all.
+    // Without steps, damage at any of the 5 doublings leaves a square of zeros of side 16, a quarter of the grid.
     let mut corners = std::collections::BTreeSet::new();
     for result in &results {
         let values = result.to_vec::<f32>();
@@ -100,13 +100,13 @@ fn damage_comes_at_every_doubling_in_its_turn_and_to_its_share_alone() {
         assert!(zeros.iter().all(|i| *i < 2048));
         corners.insert(zeros[0] % 32);
     }
-    // The first column lost is a multiple of the cells' size when they were lost: odd ones are of the last doubling.
+    // The first damaged column is a multiple of the cells' size at the time of damage. Odd columns come from the last doubling.
     assert!(corners.iter().any(|c| c % 2 == 1) && corners.iter().any(|c| c % 2 == 0), "{corners:?}");
     assert!(corners.len() > 5, "{corners:?}");
 }
 
 #[test]
-fn with_many_samples_the_importance_weighted_bound_is_trained_on() {
+fn training_with_many_samples_uses_the_importance_weighted_bound() {
     let model = small(Kind::Doubling);
     let pixels: Vec<u8> = Key::new(200).bernoulli(2 * 784, |_| 0.13).into_iter().map(u8::from).collect();
     let results = outputs(&model, |g, params, values| {
@@ -138,7 +138,7 @@ fn with_many_samples_the_importance_weighted_bound_is_trained_on() {
 }
 
 #[test]
-fn a_grid_starts_as_the_latent_in_the_middle_and_zeros_around() {
+fn a_grid_starts_as_the_latent_in_the_middle_and_zeros_elsewhere() {
     let z = fill(&[2, 6], 9, (0.5, 1.0));
     for side in [1, 2, 5, 32] {
         let model = Model { start_side: side, ..small(Kind::NonDoubling) };
@@ -157,13 +157,12 @@ fn a_grid_starts_as_the_latent_in_the_middle_and_zeros_around() {
     }
 }
 
-/// A parameter of so many numbers.
+/// Returns a parameter of a given shape.
 fn leaf(name: &str, shape: &[usize]) -> Leaf {
     Leaf { name: name.into(), shape: shape.to_vec(), role: Role::LinearWeight, limit: 0.0, path: vec![] }
 }
 
-/// What Adam adds to a parameter at update `count`, when its moments before were such that these are the moments after a
-/// gradient of zero.
+/// Returns the values that Adam adds to a parameter at update `count`, with a gradient of zero and `moments` after this update.
 fn update(adam: &Adam, count: i32, moments: [&Array; 2]) -> Vec<f32> {
     let g = Graph::new("updates");
     let leaves = [leaf("w", moments[0].dims())];
@@ -178,18 +177,18 @@ fn update(adam: &Adam, count: i32, moments: [&Array; 2]) -> Vec<f32> {
     evaluate(&finish(&g, &[("update".into(), updates.values()[0])]), &[])[0].to_vec()
 }
 
-/// The product of the transpose of a square matrix and another.
+/// Multiplies the transpose of a square matrix by another matrix.
 fn transposed_times(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
     (0..n * n).map(|at| (0..n).map(|k| a[k * n + at / n] * b[k * n + at % n]).sum()).collect()
 }
 
 #[test]
-fn muon_takes_the_orthogonal_matrix_that_is_nearest_to_the_momentum() {
+fn muon_uses_the_orthogonal_matrix_nearest_to_the_momentum() {
     const N: usize = 6;
     let momentum = fill(&[N, N], 11, (-1.0, 1.0));
     let muon = Adam { muon: |_| true, ..Adam::new(0.01) };
     let taken = update(&muon, 1, [&momentum, &momentum]);
-    // The factor of the polar decomposition, by the cubic iteration, which converges.
+    // The orthogonal factor of the polar decomposition, computed with the cubic iteration, which converges.
     let values: Vec<f64> = momentum.to_vec::<f32>().into_iter().map(f64::from).collect();
     let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
     let mut polar: Vec<f64> = values.iter().map(|v| v / norm).collect();
@@ -200,7 +199,7 @@ fn muon_takes_the_orthogonal_matrix_that_is_nearest_to_the_momentum() {
     }
     let scale = -0.01 * 0.2 * (N as f64).sqrt();
     let taken_f64: Vec<f64> = taken.iter().map(|u| f64::from(*u) / scale).collect();
-    // What is between the two is symmetric, and stretches nothing by much.
+    // The product with Muon's matrix is symmetric, with eigenvalues near 1.
     let between = transposed_times(&polar, &taken_f64, N);
     for at in 0..N * N {
         let mirrored = between[at % N * N + at / N];
@@ -212,7 +211,7 @@ fn muon_takes_the_orthogonal_matrix_that_is_nearest_to_the_momentum() {
         let ratio = stretched / v.iter().map(|v| v * v).sum::<f64>();
         assert!((0.6..1.3).contains(&ratio), "{ratio}");
     }
-    // The scale of the momentum does not matter, and nothing comes of nothing.
+    // The scale of the momentum has no effect, and zeros stay zeros.
     let larger = Array::new(&[N, N], &momentum.to_vec::<f32>().iter().map(|v| v * 1e3).collect::<Vec<f32>>());
     let of_larger = update(&muon, 1, [&larger, &momentum]);
     assert!(taken.iter().zip(&of_larger).all(|(a, b)| (a - b).abs() < 1e-6));
@@ -221,12 +220,12 @@ fn muon_takes_the_orthogonal_matrix_that_is_nearest_to_the_momentum() {
 }
 
 #[test]
-fn the_learning_rate_rises_and_falls_as_said() {
+fn the_learning_rate_follows_its_schedule() {
     let fall = Some(Fall { end_factor: 0.5, steps: 10 });
     let schedule = Schedule { learning_rate: 0.01, warmup: 4, fall };
     let adam = Adam { schedule, ..Adam::new(0.01) };
     for (count, expected) in [(1, 0.25 * 0.95), (2, 0.5 * 0.9), (4, 0.8), (7, 0.65), (10, 0.5), (20, 0.5)] {
-        // The moments of so many gradients that were all 1, for which Adam moves by the learning rate.
+        // The moments after `count` gradients of 1, for which Adam's update is the learning rate.
         let moment = |decay: f64| Array::new(&[1], &[(1.0 - decay.powi(count)) as f32]);
         let moved = update(&adam, count, [&moment(adam.b1), &moment(adam.b2)])[0];
         assert!((f64::from(moved) / -0.01 - expected).abs() < 1e-4, "step {count}: {moved}");

@@ -1,4 +1,4 @@
-//! The command line's contract: where options come from, what a mistake gets, what scripts read.
+//! The contract of the command line: sources of options, errors and exit codes, output for scripts.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -6,7 +6,7 @@ mod cli;
 use serde_json::Value;
 
 #[test]
-fn flags_win_over_the_environment_which_wins_over_the_file() {
+fn flags_override_the_environment_which_overrides_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let config = "latent = 4\nbatch-size = 4\nsteps = 9\nchunk = 3\neval-every = 0\n";
     std::fs::write(folder.path().join("run.toml"), config).unwrap();
@@ -21,7 +21,7 @@ fn flags_win_over_the_environment_which_wins_over_the_file() {
 }
 
 #[test]
-fn mistakes_name_what_is_wrong_and_have_their_exit_codes() {
+fn errors_name_the_wrong_value_and_have_their_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("bad.toml"), "stepz = 3\n").unwrap();
     std::fs::write(folder.path().join("weights.npz"), b"PK\x03\x04 no zip").unwrap();
@@ -49,11 +49,11 @@ fn mistakes_name_what_is_wrong_and_have_their_exit_codes() {
         assert!(error.contains(word), "vnca {arguments:?} does not name {word}: {error}");
     }
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 3, "mistakes left something behind: {left:?}");
+    assert_eq!(left.len(), 3, "failed commands left files behind: {left:?}");
 }
 
 #[test]
-fn a_wrong_value_of_a_variable_names_the_variable() {
+fn the_error_for_a_wrong_environment_variable_names_it() {
     let folder = tempfile::tempdir().unwrap();
     for (flags, names_it) in [(&[][..], true), (&["--steps", "xyz"], false), (&["--steps=xyz"], false)] {
         let run = cli::vnca(folder.path(), &[&["train"], flags].concat()).env("VNCA_STEPS", "abc").output();
@@ -66,7 +66,7 @@ fn a_wrong_value_of_a_variable_names_the_variable() {
 }
 
 #[test]
-fn a_number_that_is_none_is_refused_from_wherever_it_comes() {
+fn numbers_that_are_not_finite_are_refused_from_every_source() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("nan.toml"), "beta = nan\n").unwrap();
     std::fs::write(folder.path().join("inf.toml"), "learning-rate = inf\n").unwrap();
@@ -94,7 +94,7 @@ fn a_number_that_is_none_is_refused_from_wherever_it_comes() {
 }
 
 #[test]
-fn an_infinite_limit_clips_nothing_also_after_a_resume() {
+fn an_infinite_limit_clips_nothing_even_after_a_resume() {
     let folder = tempfile::tempdir().unwrap();
     let text = "latent = 4\nbatch-size = 4\neval-every = 0\nclip-norm = inf\n";
     std::fs::write(folder.path().join("inf.toml"), text).unwrap();
@@ -149,14 +149,14 @@ fn inspect_lists_the_initial_values_of_a_seed() {
 }
 
 #[test]
-fn the_doctor_finds_this_machine_healthy_and_nothing_of_xlas_log_shows() {
+fn the_doctor_passes_here_and_shows_no_messages_of_xla() {
     let folder = tempfile::tempdir().unwrap();
     let output = cli::run(folder.path(), &["doctor", "--json"]);
     assert!(output.status.success(), "{}", cli::text(&output.stdout));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["ok"], true);
     assert_eq!(cli::text(&output.stderr), "");
-    // What a TPU or GPU lacks is told with what to do about it, and is no failure where none was asked for.
+    // Problems of a TPU or GPU are reported with advice, but are no failure unless the device was chosen.
     let checks = report["checks"].as_array().unwrap();
     for name in ["tpu library", "tpu files", "tpu lock", "cuda plugin", "cuda files", "cuda driver", "device"]
     {
@@ -167,7 +167,7 @@ fn the_doctor_finds_this_machine_healthy_and_nothing_of_xlas_log_shows() {
 }
 
 #[test]
-fn the_doctor_says_what_a_device_lacks() {
+fn the_doctor_reports_what_a_device_lacks() {
     let folder = tempfile::tempdir().unwrap();
     for (device, file) in [("tpu", "/dev/accel0"), ("cuda", "/dev/nvidia0")] {
         if std::path::Path::new(file).exists() {
@@ -184,7 +184,7 @@ fn the_doctor_says_what_a_device_lacks() {
 }
 
 #[test]
-fn programs_are_refused_where_nothing_would_take_them() {
+fn verbs_that_run_no_programs_refuse_the_flag_for_them() {
     let folder = tempfile::tempdir().unwrap();
     for verb in
         ["inspect --model baseline", "export", "data verify x", "convert --model baseline --out x.npz"]

@@ -1,5 +1,5 @@
-//! Counts that do not depend on the machine's speed: what a training step computes and keeps, how large the modules are that
-//! say so, what the compiler makes of one, and that it is asked once.
+//! Counts that do not depend on the machine's speed: operations and memory of a training step, sizes of the modules, operations
+//! in a compiled module, and the number of compilations.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -15,8 +15,8 @@ use vnca::train::{Sizes, TrainProgram};
 
 const CHUNK: usize = 5;
 
-/// The train program of a model of the report, without a pool. `remat` is what its loops' gradients make again: nothing that
-/// is marked (0), or the whole body (1).
+/// Builds the train program of a model of the report, without a pool. With `remat` 0 the loops' gradients save the marked
+/// values; with 1 they recompute the whole body.
 fn training(kind: Kind, batch: usize, remat: usize) -> Function {
     let model = Model::new(kind, None).expect("a model of the report");
     let memory = RepeatOptions { remat, save_as: None };
@@ -26,12 +26,13 @@ fn training(kind: Kind, batch: usize, remat: usize) -> Function {
     program.function().expect("the graph is well formed")
 }
 
-/// Multiplications and additions of a convolution at so many places.
+/// Returns the multiplications and additions of a convolution with a number of output pixels.
 fn conv(batch: usize, places: usize, taps: usize, input: usize, output: usize) -> usize {
     2 * batch * places * taps * input * output
 }
 
-/// Of the encoder in a training step: each layer forwards and two gradients, but for the first, whose image needs none.
+/// Returns those of the encoder in a training step: each layer's forward pass and two gradients. The first layer's image needs no
+/// gradient.
 fn encoder(n: usize, z: usize) -> usize {
     let layers = [(16, 32, 64), (8, 64, 128), (4, 128, 256), (2, 256, 512)];
     let convs: usize = layers.iter().map(|(side, i, o)| conv(n, side * side, 25, *i, *o)).sum();
@@ -39,14 +40,14 @@ fn encoder(n: usize, z: usize) -> usize {
 }
 
 #[test]
-fn a_training_step_computes_what_its_layers_take() {
+fn the_operations_of_a_training_step_are_those_of_its_layers() {
     let baseline = |n: usize, z: usize| {
         let layers = [(2, 512, 256), (4, 256, 128), (8, 128, 64), (16, 64, 32)];
         let convs: usize = layers.iter().map(|(side, i, o)| conv(n, side * side, 25, *i, *o)).sum();
         let last = 2 * conv(n, 28 * 28, 25, 32, 1) + conv(n, 32 * 32, 25, 1, 32);
         3 * (conv(n, 1, 1, z, 2048) + convs) + last
     };
-    // Of a cell's layers the last is never made again, the others where the gradient keeps nothing but the grid.
+    // The last layer of a cell is never recomputed. The others are recomputed if the gradient saves only the grid.
     let cell = |cells: usize, z: usize, layers: usize, remat: usize| {
         (3 + remat) * conv(cells, 1, layers, z, z) + 3 * conv(cells, 1, 1, z, z)
     };
@@ -67,7 +68,7 @@ fn a_training_step_computes_what_its_layers_take() {
 }
 
 #[test]
-fn an_evaluation_encodes_once_and_composes_the_baselines_first_layers() {
+fn an_evaluation_encodes_once_and_merges_the_baselines_first_layers() {
     let (n, z, samples) = (2, 256, 256);
     let model = Model::new(Kind::Baseline, None).unwrap();
     let layers = |first: &[(usize, usize, usize)], n| -> usize {
@@ -82,17 +83,17 @@ fn an_evaluation_encodes_once_and_composes_the_baselines_first_layers() {
     assert_eq!(Cost::from_function(&function).flops, (encoder + composing + samples * decoder) as u64);
 }
 
-/// Cells of the doubling model's grids, one of each size.
+/// Returns the number of cells in the doubling model's grids, summed over their sizes.
 fn grown() -> usize {
     [2, 4, 8, 16, 32].iter().map(|side| side * side).sum()
 }
 
 #[test]
-fn the_gradient_keeps_the_grid_of_every_step_and_what_is_marked() {
+fn the_gradient_saves_the_grid_of_every_step_and_the_marked_values() {
     let metrics = 2 * 4 * CHUNK;
     for (kind, n, grids, marked) in [
         (Kind::Baseline, 32, 0, 0),
-        // After the first layer, and twice in each of four blocks.
+        // Marked values: one after the first layer, two in each of four blocks.
         (Kind::Doubling, 4, 4 * 8 * grown() * 256 * 4, 1 + 2 * 4),
         (Kind::NonDoubling, 4, 4 * 36 * 32 * 32 * 128 * 4, 1),
     ] {
@@ -103,7 +104,7 @@ fn the_gradient_keeps_the_grid_of_every_step_and_what_is_marked() {
     }
 }
 
-/// How often each operation stands in a module's text.
+/// Counts each operation in a module's text.
 fn operations(text: &str) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();
     for line in text.lines() {
@@ -122,12 +123,12 @@ fn operations(text: &str) -> BTreeMap<&str, usize> {
 }
 
 #[test]
-fn a_module_has_one_loop_for_the_steps_and_two_for_each_of_the_automaton() {
-    // Convolutions and products of the encoder: forwards and two gradients, but for the first layer's image.
+fn a_module_has_one_loop_of_steps_and_two_for_each_loop_of_the_automaton() {
+    // Convolutions and matmuls of the encoder: forward pass and two gradients, without that of the first layer's image.
     let (encoder_convs, encoder_dots) = (14, 3);
     for (kind, loops, convs, dots, bytes) in [
         (Kind::Baseline, 0, 15, 3, 400_000),
-        // A cell: forwards, made again, two gradients.
+        // A cell: forward pass, recomputation, two gradients.
         (Kind::Doubling, 5, 5 * 4, 5 * 4 * 9, 700_000),
         (Kind::NonDoubling, 1, 4, 4, 300_000),
     ] {
@@ -147,7 +148,7 @@ fn a_module_has_one_loop_for_the_steps_and_two_for_each_of_the_automaton() {
     }
 }
 
-/// What XLA's dump says of the programs that a process compiled: name, and the text after its optimisations.
+/// Reads name and optimised text of the programs that a process compiled from XLA's dump.
 fn compiled(dump: &std::path::Path) -> Vec<(String, String)> {
     let entries = std::fs::read_dir(dump).expect("XLA wrote its dump");
     let paths = entries.map(|entry| entry.expect("an entry").path());
@@ -188,9 +189,9 @@ fn a_run_compiles_each_program_once_and_the_compiler_adds_no_loops() {
     let counts = operations(text);
     let count = |name: &str| counts.get(name).copied().unwrap_or(0);
     assert_eq!(count("while"), 1 + 2, "{counts:?}");
-    // The encoder's five layers and the cell's first, forwards: an ELU is no pass of its own, nor made again for the gradient.
+    // The encoder's five layers and the cell's first one, in the forward pass. An ELU is neither a separate loop nor recomputed.
     assert_eq!(text.matches("\"ELU\"").count(), 5 + 1, "calls of oneDNN with a bias and an ELU");
-    // Found when this was written, and a fifth more for other processors: a change that goes beyond wants a look.
+    // Limits: the counts when this test was written, plus a fifth for other processors. Examine a change that exceeds them.
     for (name, most) in [("fusion", 260), ("copy", 45), ("transpose", 27), ("concatenate", 28)] {
         assert!(count(name) <= most, "{} {name}: {counts:?}", count(name));
     }

@@ -1,4 +1,4 @@
-//! The IWELBO of a test set depends neither on the batch nor on the number of replicas, and is JAX's definition.
+//! The IWELBO of a test set depends neither on the batch nor on the number of replicas.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -19,7 +19,7 @@ fn neither_batch_nor_replicas_change_the_result() {
     let folder = tempfile::tempdir().unwrap();
     let data = cli::data_folder(folder.path());
     cli::succeed(folder.path(), &cli::training(&data, "--steps 5 --eval-every 0"));
-    // 21 images: none of these batches divides them.
+    // No batch size below divides the 21 images, except 21.
     let one = evaluate(folder.path(), &["--batch-size", "21"]);
     assert_eq!((one["images"].as_u64(), one["samples"].as_u64()), (Some(21), Some(6)));
     assert!(one["stderr"].as_f64().unwrap() > 0.0 && one["seconds"].as_f64().unwrap() > 0.0);
@@ -33,14 +33,14 @@ fn neither_batch_nor_replicas_change_the_result() {
             );
         }
     }
-    // Another seed is another estimate of the same bound, and a limit takes the first images.
+    // Another seed gives another estimate of the same bound. A limit selects the first images.
     let seed = evaluate(folder.path(), &["--seed", "9"])["iwelbo"].as_f64().unwrap();
     assert!(seed != one["iwelbo"].as_f64().unwrap());
     assert_eq!(evaluate(folder.path(), &["--limit", "3"])["images"].as_u64(), Some(3));
 }
 
 #[test]
-fn a_run_knows_its_images_from_any_folder_and_takes_no_others_for_them() {
+fn a_run_finds_its_images_from_any_folder_and_refuses_others() {
     let folder = tempfile::tempdir().unwrap();
     let [own, other] = ["own", "other"].map(|name| folder.path().join(name));
     for (folder, test) in [(&own, 901), (&other, 5)] {
@@ -58,7 +58,7 @@ fn a_run_knows_its_images_from_any_folder_and_takes_no_others_for_them() {
     assert_eq!(iwelbo(&["--data", "../own/images"]), its_own);
     assert_ne!(iwelbo(&["--data", "images"]), its_own);
 
-    // Other test images lie in its folder.
+    // The run's folder of images now has other test images.
     let refused = |arguments: &[&str], words: &[&str]| {
         let error = cli::fail(&other, arguments, 3);
         for word in [words, &["own/run", "--data PATH"]].concat() {
@@ -78,7 +78,7 @@ fn a_run_knows_its_images_from_any_folder_and_takes_no_others_for_them() {
     iwelbo(&["--data", "../own/images"]);
     std::fs::rename(&kept, &test).unwrap();
 
-    // A run of before has a relative path and its training images' checksum only.
+    // An older run has a relative path and only the checksum of its training images.
     let path = own.join("run/config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config["data"] = "images".into();
@@ -94,7 +94,7 @@ fn a_run_knows_its_images_from_any_folder_and_takes_no_others_for_them() {
 }
 
 #[test]
-fn a_damaged_best_checkpoint_is_told_of_and_the_newest_whole_one_taken() {
+fn a_damaged_best_checkpoint_gives_a_warning_and_the_newest_intact_one_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let data = cli::data_folder(folder.path());
     cli::succeed(folder.path(), &cli::training(&data, "--steps 2 --eval-every 0"));
@@ -109,7 +109,7 @@ fn a_damaged_best_checkpoint_is_told_of_and_the_newest_whole_one_taken() {
 }
 
 #[test]
-fn the_composed_first_layers_of_the_baseline_decode_the_same() {
+fn the_merged_first_layers_of_the_baseline_give_the_same_images() {
     let model = Model::new(Kind::Baseline, Some(5)).unwrap().vae();
     let leaves = model.leaves();
     let g = Graph::new("composed");
@@ -126,7 +126,7 @@ fn the_composed_first_layers_of_the_baseline_decode_the_same() {
     let [few, many] = [0, 1].map(|i| common::evaluate(&function, &inputs)[i].to_vec::<f32>());
     assert!(few.iter().any(|p| (0.1..0.4).contains(p)) && few.iter().any(|p| (0.6..0.9).contains(p)));
     let differing = few.iter().zip(&many).filter(|(a, b)| a != b).count();
-    assert!(differing > 0, "both are computed in the same way");
+    assert!(differing > 0, "both programs compute the layers in the same way");
     let most = few.iter().zip(&many).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(most < 1e-4, "probabilities differ by {most}");
 }

@@ -1,11 +1,11 @@
-//! Every example builds, runs to its end, and finds what it says that it finds: each checks its own result.
+//! Every example builds and runs successfully. Each example checks its own result.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 const PROFILE: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
 
-/// Examples, and whether they take the path of what they write.
+/// Examples, and whether they take the path of an output file.
 const EXAMPLES: [(&str, bool); 6] = [
     ("gradient", false),
     ("own_cell", true),
@@ -26,7 +26,7 @@ fn cargo(arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn examples_run_and_find_what_they_say() {
+fn examples_run_and_pass_their_own_checks() {
     let built = cargo(&["build", "--quiet", "--examples"]).status().expect("cargo starts");
     assert!(built.success(), "the examples do not build");
     let folder = tempfile::tempdir().unwrap();
@@ -39,7 +39,7 @@ fn examples_run_and_find_what_they_say() {
         let output = command.output().expect("cargo starts");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{name} fails: {errors}");
-        assert!(!output.stdout.is_empty(), "{name} says nothing");
+        assert!(!output.stdout.is_empty(), "{name} prints nothing");
         assert!(!writes || out.exists(), "{name} has not written {}", out.display());
     }
 }
@@ -48,12 +48,12 @@ fn examples_run_and_find_what_they_say() {
 fn every_example_is_listed_and_short() {
     let mut names: Vec<String> = EXAMPLES.iter().map(|(name, _)| format!("{name}.rs")).collect();
     names.sort();
-    let files = std::fs::read_dir(root().join("examples")).expect("there are examples");
+    let files = std::fs::read_dir(root().join("examples")).expect("the folder of examples exists");
     let mut found: Vec<String> = files.map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
     found.sort();
     assert_eq!(names, found);
     for name in names {
         let lines = std::fs::read_to_string(root().join("examples").join(&name)).unwrap().lines().count();
-        assert!(lines <= 120, "{name} has {lines} lines: an example is read at once");
+        assert!(lines <= 120, "{name} has {lines} lines: an example has at most 120");
     }
 }

@@ -1,9 +1,9 @@
-//! Exported programs train as those made on the spot do, and are refused where they compute something else.
+//! Training with exported programs gives the same results, and programs that compute something else are refused.
 
 #[path = "common/cli.rs"]
 mod cli;
 
-/// The non-doubling model's training takes one more program, which fills its pool. Its collectives have a text form too.
+/// The non-doubling model needs one more program, which fills its pool. Its collectives can also be exported as text.
 #[test]
 fn all_programs_of_a_training_are_exported() {
     let folder = tempfile::tempdir().unwrap();
@@ -30,7 +30,7 @@ fn training_from_exported_programs() {
     let data = cli::data_folder(folder.path());
     let sizes =
         ["--model", "baseline", "--latent", "8", "--replicas", "1", "--batch-size", "8", "--chunk", "4"];
-    // What has no flag of its own in `vnca export`.
+    // Options that have no flag in `vnca export`.
     std::fs::write(folder.path().join("more.toml"), "beta = 0.7\ntrain-samples = 2\n").unwrap();
     let export = "export --images 64 --target cpu --out programs --text --config more.toml";
     let export: Vec<&str> = export.split(' ').collect();
@@ -56,11 +56,11 @@ fn training_from_exported_programs() {
     let (made, exported) = (losses("made"), losses("exported"));
     assert_eq!(made.len(), exported.len());
     for (made, exported) in made.iter().zip(&exported) {
-        // Programs made here may have their products from oneDNN, which adds up in another order.
+        // Programs that are lowered at start may use oneDNN's matmuls, which sum in another order.
         assert!((made - exported).abs() < 1e-5 * made.abs(), "{made} and {exported}");
     }
 
-    // A picture verb's program is there too, if it shows as many as a grid of the report's figures has.
+    // The program of the picture verbs is exported too, for the number of samples in the report's figures.
     let sample = ["sample", "--run", "exported", "--programs", "programs", "--out", "sample.png"];
     cli::succeed(folder.path(), &sample);
     assert!(folder.path().join("sample.png").is_file());

@@ -1,4 +1,4 @@
-//! A crate of somebody else builds, links, runs and tests with this library, without environment variables.
+//! Another crate builds, links, runs and tests with this library, without environment variables.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a command without what a developer's shell or this test's cargo has set for building.
+/// Runs a command without the variables for building that a developer's shell or this test's cargo has set.
 fn run(folder: &Path, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.current_dir(folder).args(arguments);
@@ -18,7 +18,7 @@ fn run(folder: &Path, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) 
             command.env_remove(name);
         }
     }
-    // Dependencies are compiled once for both; the place of the results is the only thing that is shared.
+    // Both builds share only the target folder, so that dependencies are compiled once.
     command.env("CARGO_TARGET_DIR", root().join("target"));
     let output = command.output().expect("the program starts");
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -27,17 +27,17 @@ fn run(folder: &Path, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) 
 }
 
 #[test]
-fn an_empty_project_runs_the_example_of_a_cell_of_its_own() {
+fn a_new_project_runs_the_example_of_a_new_cell() {
     let folder = tempfile::tempdir().unwrap();
     let project = folder.path().join("my-automaton");
     let tool = root().join("tools/new-project");
     run(folder.path(), tool, &[project.to_str().unwrap()]);
 
-    // As it was made.
+    // First the project as it was created.
     let made = run(&project, env!("CARGO"), &["run", "--release", "--quiet"]);
     assert!(String::from_utf8_lossy(&made.stdout).contains("cores"), "{made:?}");
 
-    // With the automaton of the documentation, and a test beside it.
+    // Then with the automaton of the documentation and a test.
     let example = fs::read_to_string(root().join("examples/own_cell.rs")).unwrap();
     let test = "\n#[test]\nfn the_device_is_there() {\n    Mesh::open(&Device::Cpu, 1).unwrap();\n}\n";
     fs::write(project.join("src/main.rs"), example + test).unwrap();

@@ -1,4 +1,4 @@
-//! `tools/gpu-check`, as far as it goes without a GPU: what it refuses, and all that it does in tiny sizes on a CPU plugin.
+//! `tools/gpu-check` without a GPU: its error messages, and a dry run of all parts with tiny sizes on a CPU plugin.
 
 #[path = "common/plugin.rs"]
 mod plugin;
@@ -10,7 +10,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_vnca");
 
 fn gpu_check(arguments: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu-check");
-    Command::new(script).args(arguments).output().expect("python3 is there: the set-up needs it")
+    Command::new(script).args(arguments).output().expect("python3 exists, because the set-up needs it")
 }
 
 fn refused(arguments: &[&str], code: i32, part: &str) {
@@ -36,7 +36,7 @@ fn what_cannot_be_checked_is_refused() {
 }
 
 #[test]
-fn a_dry_run_goes_through_everything() {
+fn a_dry_run_covers_all_parts() {
     let Some(device) = plugin::device() else { return };
     let bench_step = Path::new(BINARY).with_file_name("examples/bench_step");
     if !bench_step.exists() {

@@ -1,5 +1,5 @@
-//! Gradients are right: every operation, along a random direction, against central differences; loops against their
-//! unrolled twin.
+//! Tests gradients: every operation along a random direction against central differences, and loops against their unrolled
+//! form.
 
 mod common;
 
@@ -13,7 +13,7 @@ use vnca::engine::ir::ops::linalg::Dot;
 use vnca::engine::ir::{Block, Function, Graph, Loop, Op, RepeatOptions, Sym, gradient};
 use vnca::engine::shape::{DType, Shape};
 
-/// A row of the table: inputs' sizes, the range they are drawn from, and a function of them.
+/// A row of the table: the sizes of the inputs, the range of their random values, and a function of them.
 struct Row {
     name: &'static str,
     inputs: &'static [&'static [usize]],
@@ -170,7 +170,7 @@ fn array_rows(any: (f32, f32)) -> Vec<Row> {
     ]
 }
 
-/// Scalar function of the row: its result weighted elementwise with fixed numbers, so that no direction is special.
+/// Returns the sum of a result weighted elementwise with fixed numbers, so that no direction is special.
 fn weighted<'g>(g: &'g Graph, y: Sym<'g>) -> Sym<'g> {
     let shape = y.shape();
     let weights = fill(&shape.dims, 77, (0.2, 1.0));
@@ -186,7 +186,7 @@ fn names_in(block: &Block, into: &mut BTreeSet<&'static str>) {
     }
 }
 
-/// The row's value, and its gradient's product with a direction, as one computation.
+/// Builds one computation of a row's value and of the product of its gradient with a direction.
 fn build(row: &Row, differentiate: bool) -> Function {
     let g = Graph::new("row");
     let x: Vec<Sym<'_>> =
@@ -252,8 +252,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// Seven steps of a small recurrence with captured weights: as a loop whose number of trips is fixed or comes as an
-/// input, or written out.
+/// Builds seven steps of a small recurrence with captured weights: unrolled, or as a loop whose number of trips is fixed or an
+/// input.
 fn recurrence(form: Option<(RepeatOptions, bool)>) -> Function {
     let g = Graph::new("recurrence");
     let x = g.input("x", &Shape::f32(&[4, 3]));
@@ -289,7 +289,7 @@ fn recurrence(form: Option<(RepeatOptions, bool)>) -> Function {
 }
 
 #[test]
-fn loops_agree_with_their_unrolled_twin() {
+fn loops_agree_with_their_unrolled_form() {
     let inputs = [fill(&[4, 3], 5, (-1.0, 1.0)), fill(&[3, 3], 6, (-1.0, 1.0)), Array::scalar(7i32)];
     let forms = [0, 1, 2, 3, 7, 20].into_iter().flat_map(|k| [(k, false), (k, true)]);
     for (target, (remat, dynamic)) in
@@ -309,7 +309,7 @@ fn loops_agree_with_their_unrolled_twin() {
     }
 }
 
-/// Shapes of everything that the loops of a block stack.
+/// Returns the shapes of the stacks of a block's loops.
 fn stacks(block: &Block) -> Vec<String> {
     let repeats = block.nodes.iter().filter_map(|node| match &node.op {
         Op::Repeat(repeat) => Some((repeat.as_ref(), &node.shapes)),
@@ -324,13 +324,13 @@ fn stacks(block: &Block) -> Vec<String> {
 }
 
 #[test]
-fn loops_save_what_they_were_told_to() {
+fn loops_save_the_requested_values() {
     let saved = |remat, save_as| stacks(&recurrence(Some((RepeatOptions { remat, save_as }, false))).block);
-    // Told values, carries, and the marked value where it is kept.
+    // Stacked values of the body, carries, and the marked value if it is saved.
     assert_eq!(saved(0, None), ["f32[7,4]", "f32[7,4,3]", "f32[7,4,3]"]);
     assert_eq!(saved(1, None), ["f32[7,4]", "f32[7,4,3]"]);
     assert_eq!(saved(0, Some(DType::Bf16)), ["f32[7,4]", "bf16[7,4,3]", "bf16[7,4,3]"]);
-    // Segments of 3: theirs in the forward loop, then those of the trips of one at a time.
+    // Segments of 3 trips: the carries of each segment in the forward loop, then those of one segment's trips at a time.
     let segments = saved(3, None);
     assert!(segments.contains(&"f32[3,4,3]".to_string()), "{segments:?}");
     assert!(segments.iter().all(|s| !s.starts_with("f32[7")), "{segments:?}");

@@ -1,5 +1,5 @@
-//! `graphs/` holds the graphs of the report's three train steps, with their gradients, and the signatures of their programs:
-//! a change of what training computes shows as a difference of text. With VNCA_BLESS=1 they are written.
+//! Compares the report's three train steps, with their gradients, and the signatures of their programs with the files in
+//! `graphs/`. Every change of the computation shows as a difference of text. VNCA_BLESS=1 writes the files.
 
 use std::fs;
 use std::path::Path;
@@ -8,9 +8,9 @@ use vnca::cli::config::{TrainConfig, TrainOptions};
 use vnca::engine::ir::Function;
 use vnca::engine::lower::{Target, signature};
 
-/// The report's: a v3-8's cores share each batch.
+/// Number of replicas in the report, in which the cores of a v3-8 share each batch.
 const REPLICAS: usize = 8;
-/// Images of the training set, as `vnca export` has it.
+/// Images of the training set, the default of `vnca export`.
 const IMAGES: usize = 60_000;
 
 fn train_step(preset: &str) -> Function {
@@ -21,7 +21,7 @@ fn train_step(preset: &str) -> Function {
     config.train_function(IMAGES).expect("the sizes fit each other")
 }
 
-/// The first line that differs, of both.
+/// Describes the first line that differs.
 fn difference(kept: &str, made: &str) -> String {
     let mut pairs = kept.lines().zip(made.lines()).enumerate();
     match pairs.find(|(_, (a, b))| a != b) {
@@ -54,8 +54,8 @@ fn the_reports_train_steps_are_those_in_graphs() {
     }
     assert!(
         changed.is_empty(),
-        "training computes something else than graphs/ says; if that was meant, VNCA_BLESS=1 cargo test --test graphs writes \
-         them:\n{}",
+        "training computes something else than the files in graphs/; to accept the change, run VNCA_BLESS=1 cargo test --test \
+         graphs:\n{}",
         changed.join("\n")
     );
 }

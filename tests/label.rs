@@ -11,7 +11,7 @@ use vnca::engine::random::Key;
 use vnca::engine::runtime::{Device, Mesh};
 use vnca::study::analysis::originals::likeliest;
 
-/// Grey images with pixels that are 0, 255 and between.
+/// Returns grey images with pixels that are 0, 255 and between.
 fn grey(n: usize) -> Vec<u8> {
     let draw = Key::new(5).randint(n * PIXELS, -128, 384);
     draw.into_iter().map(|p| p.clamp(0, 255) as u8).collect()
@@ -48,7 +48,7 @@ fn labels_indices_and_margins_are_written_for_images_drawn_from_known_originals(
     assert_eq!(indices, (0..30).collect::<Vec<i32>>());
     assert_eq!(result["sha256"]["labels.npy"].as_str().map(str::len), Some(64));
 
-    // A file of originals brings no labels with it.
+    // A single file of originals has no labels.
     let alone = ["label", "--data", images, "--original", images, "--out", "again", "--json"];
     assert!(cli::fail(folder.path(), &alone, 3).contains("--labels"));
     assert!(!at("again").exists());
@@ -69,9 +69,9 @@ fn originals(pixels: Vec<u8>) -> Grey {
 }
 
 #[test]
-fn pixels_that_an_original_rules_out_and_equal_originals() {
+fn impossible_originals_and_equal_originals() {
     let mesh = Mesh::open(&Device::Cpu, 1).unwrap();
-    // All pixels at 128 but the first: 0 in A, 255 in B, 64 in C and D.
+    // All pixels are 128 except the first: 0 in A, 255 in B, 64 in C and D.
     let original = |first: u8| {
         let mut pixels = vec![128; PIXELS];
         pixels[0] = first;
@@ -85,19 +85,19 @@ fn pixels_that_an_original_rules_out_and_equal_originals() {
     let images = split([image(0), image(1)].concat());
     let all = originals([original(0), original(255), original(64), original(64)].concat());
     let found = likeliest(&mesh, &images, &all, |_| {}).unwrap();
-    // An original that makes a pixel certain is likeliest where it is right, and impossible where it is wrong.
+    // An original with a certain pixel is the most likely one if the pixel agrees, and impossible if it differs.
     assert_eq!((found.indices.as_slice(), found.impossible), ([0, 1].as_slice(), 0));
     let expected = [(255.0f32 / 191.0).ln(), (255.0f32 / 64.0).ln()];
     for (margin, expected) in found.margins.iter().zip(expected) {
         assert!((margin - expected).abs() < 1e-6, "{margin}, not {expected}");
     }
-    // The first of equals; and where the others are impossible, the margin is infinite.
+    // Equal originals: the first one is chosen. If all others are impossible, the margin is infinite.
     let found = likeliest(&mesh, &images, &originals([original(64), original(64)].concat()), |_| {}).unwrap();
     assert_eq!((found.indices, found.margins), (vec![0, 0], vec![0.0, 0.0]));
     let found =
         likeliest(&mesh, &images, &originals([original(255), original(64)].concat()), |_| {}).unwrap();
     assert_eq!((found.indices[0], found.margins[0]), (1, f32::INFINITY));
-    // Where all are impossible, the one that rules out the fewest pixels, at no margin.
+    // If all are impossible, the one with the fewest impossible pixels is chosen, with a margin of 0.
     let mut worse = original(255);
     worse[1] = 255;
     let found = likeliest(&mesh, &images, &originals([worse, original(255)].concat()), |_| {}).unwrap();

@@ -1,4 +1,4 @@
-//! Latents and states leave as arrays: the same whatever the batch, and those that the bound is made of.
+//! Exported latents and states do not depend on the batch, and are those of the bound.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -53,7 +53,7 @@ fn arrays_do_not_depend_on_the_batch_and_states_grow_from_samples_or_means() {
     for (a, b) in read_means.iter().zip(&means) {
         assert!((a - b).abs() < 1e-5, "{a}, not {b}");
     }
-    // An automaton before its training stands still: each cell is its image's latent.
+    // An untrained automaton changes nothing: each cell is its image's latent.
     let from_means = read("states.npy");
     for (i, cell) in from_means.chunks_exact(4).enumerate() {
         let mean = &read_means[i / 1024 * 4..][..4];

@@ -1,6 +1,6 @@
-//! Seeds give JAX's numbers: draws, initial values, forward passes, losses and gradients of all three models.
+//! Equal seeds give the same numbers as JAX: draws, initial values, forward passes, losses and gradients of all three models.
 //!
-//! `goldens/` holds what JAX 0.10.2 gave on a CPU for seed 0.
+//! `goldens/` contains the results of JAX 0.10.2 on a CPU for seed 0.
 
 mod common;
 
@@ -85,7 +85,7 @@ fn draws_in_a_graph_equal_jax() {
 }
 
 #[test]
-fn batched_keys_draw_what_each_draws_alone() {
+fn batched_keys_draw_the_same_numbers_as_single_keys() {
     let g = Graph::new("batched");
     let keys = draw::split(draw::constant(&g, Key::new(9)), 3);
     let draws = draw::normal(keys, &[2, 4]);
@@ -133,7 +133,7 @@ fn f64s_usize(values: &[usize]) -> Vec<f64> {
     values.iter().map(|v| *v as f64).collect()
 }
 
-/// Two images of independent pixels.
+/// Returns two images of independent random pixels.
 fn images() -> Array {
     let pixels: Vec<u8> = Key::new(200).bernoulli(2 * 784, |_| 0.13).into_iter().map(u8::from).collect();
     Array::new(&[2, 28, 28], &pixels)

@@ -1,4 +1,4 @@
-//! What a decoder goes through is what JAX's goes through: last logits, stages of growth, damage and recovery.
+//! The stages of decoding equal JAX's: final logits, growth, damage and recovery.
 
 mod common;
 
@@ -18,7 +18,7 @@ use vnca::nn::params::Params;
 use vnca::nn::weights::npz::read as read_npz;
 use vnca::study::gallery::probability;
 
-/// JAX's arrays whose names begin with `model.`, by the rest of their names.
+/// Returns JAX's arrays of a model, without the model in their names.
 fn goldens(model: &str) -> Vec<(String, Array)> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/forward.npz");
     let arrays = read_npz(&path).expect("the golden file can be read").into_iter();
@@ -26,11 +26,11 @@ fn goldens(model: &str) -> Vec<(String, Array)> {
     arrays.filter_map(of_model).collect()
 }
 
-/// Logits (or, to be compared after the sigmoid, probabilities) of one latent: what `name` says of the model.
+/// Builds the output `name` of a model for one latent: logits, or probabilities if these are compared.
 fn output<'g>(name: &str, model: &Model, params: &Params<'g>, g: &'g Graph) -> Sym<'g> {
     let key = |seed: u64| draw::constant(g, Key::new(seed));
     let prior = |seed: u64| draw::normal(key(seed), &[model.latent]).reshape(&[1, model.latent]);
-    // Every cell takes every step: these keys serve nothing.
+    // Every step updates every cell, so that these keys are unused.
     let unused = key(0).reshape(&[1, 2]);
     let vae = model.vae();
     match name {
@@ -56,7 +56,7 @@ fn output<'g>(name: &str, model: &Model, params: &Params<'g>, g: &'g Graph) -> S
             let ones = g.full(&Shape::f32(&[1, GRID_SIDE, GRID_SIDE, 2]), 1.0);
             damage(ones, key(800).reshape(&[1, 2]), 16).transpose(&[0, 3, 1, 2])
         }
-        other => panic!("{other} is compared with nothing"),
+        other => panic!("no comparison for {other}"),
     }
 }
 
@@ -93,9 +93,9 @@ fn decoders_growth_and_damage_equal_jax() {
     }
 }
 
-/// One program damages squares of any size at any place.
+/// One program damages squares of any size at any position.
 #[test]
-fn a_square_of_the_given_size_is_damaged_where_it_is_said() {
+fn a_square_of_the_given_size_is_damaged_at_the_given_corner() {
     let g = Graph::new("damage");
     let corners = g.input("corners", &Shape::s32(&[2, 2]));
     let side = g.input("side", &Shape::new(DType::S32, &[]));

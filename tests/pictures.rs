@@ -1,4 +1,4 @@
-//! The picture verbs: the files that they write hold what the model says, whatever the layout, and numbers fit them.
+//! The picture verbs: the files contain the model's outputs in every layout, and the reported numbers agree with them.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -20,10 +20,10 @@ const SIZE: usize = 32 * 32;
 const DOUBLING: [&str; 8] =
     ["--weights", "doubling.npz", "--model", "doubling", "--latent", "16", "--nca-steps", "2"];
 
-/// Writes the weights of a tiny model whose cells do something.
+/// Writes the weights of a tiny model whose steps change the cells.
 fn write_weights(folder: &Path, kind: &str) -> Model {
     let name = format!("tiny.{kind}");
-    let (_, model) = models::models().into_iter().find(|(n, _)| *n == name).expect("there is such a model");
+    let (_, model) = models::models().into_iter().find(|(n, _)| *n == name).expect("the model exists");
     let inner = models::woken(&model);
     let leaves = model.vae().leaves();
     let arrays: Vec<(String, Array)> =
@@ -36,12 +36,12 @@ fn write_weights(folder: &Path, kind: &str) -> Model {
     model
 }
 
-/// Runs a verb on the doubling model, its files in a folder of their own; gives its numbers.
+/// Runs a verb on the doubling model, which writes its files to the folder `out`. Returns its numbers.
 fn show(folder: &Path, out: &str, verb: &[&str]) -> Value {
     let text = cli::succeed(folder, &[verb, &DOUBLING, &["--out", out, "--npy", "--json"]].concat());
     let numbers: Value = serde_json::from_str(&text).expect("the verb prints JSON");
     for file in numbers["files"].as_array().expect("a list of files") {
-        let bytes = std::fs::read(folder.join(file.as_str().unwrap())).expect("the file is there");
+        let bytes = std::fs::read(folder.join(file.as_str().unwrap())).expect("the file exists");
         let name = file.as_str().unwrap();
         if name.ends_with(".png") {
             assert_eq!(bytes[..8], *b"\x89PNG\r\n\x1a\n", "{name}");
@@ -76,7 +76,7 @@ fn one_seed_shows_the_same_samples_in_every_verb() {
     let mean = samples.iter().map(|p| f64::from(*p)).sum::<f64>() / samples.len() as f64;
     assert!((numbers["mean_value"].as_f64().unwrap() - mean).abs() < 1e-6);
 
-    // 0 and 1, drawn with those probabilities; another name; in another layout.
+    // Drawn pixels, under another name and in another layout.
     show(folder, "b/drawn.png", &["sample", "--rows", "1", "--columns", "6", "--seed", "7", "--bernoulli"]);
     let drawn = values(folder, "b/drawn.npy", &[1, 6, 32, 32]);
     assert!(drawn.iter().all(|p| *p == 0.0 || *p == 1.0));
@@ -94,14 +94,14 @@ fn one_seed_shows_the_same_samples_in_every_verb() {
     assert_eq!(numbers["rows"][1]["to"]["sample"].as_u64(), Some(3));
     assert_eq!(numbers["rows"][0]["changes"].as_array().unwrap().len(), 3);
 
-    // Growth ends with the sample: 5 doublings, each shown before and after 2 steps.
+    // Growth ends with the sample. It has 5 doublings with 2 steps each, and every stage is shown.
     let numbers = show(folder, "a", &["grow", "--samples", "2", "--seed", "7"]);
     let stages = values(folder, "a/grow.npy", &[15, 2, 32, 32]);
     assert_near("the last stage", &stages[14 * 2 * SIZE..], &samples[..2 * SIZE]);
     let listed = numbers["stages"].as_array().unwrap();
     let at = |i: usize| ["doubling", "step", "side"].map(|name| listed[i][name].as_u64().unwrap());
     assert_eq!((listed.len(), at(0), at(4), at(14)), (15, [1, 0, 2], [2, 1, 4], [5, 2, 32]));
-    // Around a grid that is smaller than the picture there is nothing.
+    // The margin around a smaller grid is empty.
     assert!(
         stages[..SIZE]
             .iter()
@@ -111,7 +111,7 @@ fn one_seed_shows_the_same_samples_in_every_verb() {
 }
 
 #[test]
-fn damage_is_done_where_and_as_often_as_it_is_said() {
+fn damage_has_the_given_position_size_and_number() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     write_weights(folder, "doubling");
@@ -139,7 +139,7 @@ fn damage_is_done_where_and_as_often_as_it_is_said() {
         assert_eq!(point["iou"]["mean"].as_f64(), Some(1.0));
         assert!(point["log_likelihood_regained"].is_null());
     }
-    // A larger square takes more.
+    // A larger square lowers the likelihood more.
     let likelihood = |i: usize| points[i]["log_likelihood"]["mean"].as_f64().unwrap();
     assert!(
         likelihood(0) > likelihood(1) && likelihood(1) > likelihood(10),
@@ -176,7 +176,7 @@ fn images_stand_above_their_reconstructions() {
         "{reported}, from the picture {likelihood}"
     );
 
-    // A line between images begins with the first one's reconstruction.
+    // An interpolation between images begins with the first image's reconstruction.
     let verb = ["interpolate", "--from", "7,label:4", "--to", "1999", "--rows", "2", "--columns", "3"];
     let numbers = show(folder, "a", &verb);
     let lines = values(folder, "a/interpolate.npy", &[2, 3, 32, 32]);
@@ -184,7 +184,7 @@ fn images_stand_above_their_reconstructions() {
     assert_near("the other end", &lines[2 * SIZE..3 * SIZE], &pictures[SIZE..2 * SIZE]);
     assert_eq!(numbers["rows"][1]["from"]["label"].as_u64(), Some(4));
 
-    // Labels of a file take the place of the data's own.
+    // Labels from a file replace those of the data.
     let mut labels = vec![0u8; test.len()];
     labels[1234] = 9;
     npy::save(&folder.join("labels.npy"), &[labels.len()], &labels).unwrap();
@@ -202,7 +202,7 @@ fn the_nondoubling_model_shows_its_start_and_every_step() {
     let out = cli::succeed(folder.path(), &[&verb[..], &more].concat());
     assert_eq!(out.lines().collect::<Vec<_>>(), ["figures/grow.png", "figures/grow.gif", "figures/grow.npy"]);
     let stages = values(folder.path(), "figures/grow.npy", &[5, 1, 32, 32]);
-    // At the start all cells are equal; a step later the edges are not what the middle is.
+    // At the start all cells are equal. After a step the border differs from the middle.
     assert!(stages[..SIZE].iter().all(|p| *p == stages[0]));
     assert!(stages[SIZE..2 * SIZE].iter().any(|p| *p != stages[SIZE]));
 }

@@ -1,5 +1,5 @@
-//! Devices of a plugin: training on one gives what the CPU gives, and one that cannot be had is an error that says what to
-//! do. A small plugin, compiled here, goes wrong in the ways that real ones do.
+//! Devices of a plugin: training gives the same results as on the CPU, and the error for an unavailable device contains advice. A
+//! small plugin, compiled here, fails in the same ways as real ones.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -11,7 +11,7 @@ use std::process::Command;
 
 use vnca::engine::runtime::{Device, Mesh};
 
-/// A plugin that has `slots` functions, speaks version `major`.1, and whose client says `message`.
+/// Compiles a plugin with `slots` functions and version `major`.1, whose client fails with `message`.
 fn broken(folder: &Path, major: i32, slots: usize, message: &str) -> PathBuf {
     let text = format!(
         r#"#include <stddef.h>
@@ -36,13 +36,13 @@ fn broken(folder: &Path, major: i32, slots: usize, message: &str) -> PathBuf {
     std::fs::write(&source, text).unwrap();
     let mut cc = Command::new("cc");
     cc.args(["-shared", "-fPIC", "-w", "-o"]).arg(&library).arg(&source);
-    assert!(cc.status().expect("a C compiler is there: Rust links with it").success());
+    assert!(cc.status().expect("a C compiler exists, because Rust links with it").success());
     library
 }
 
 fn refused(device: &str) -> String {
     let device: Device = device.parse().expect("it is the name of a device");
-    format!("{:#}", Mesh::open(&device, 1).err().expect("it cannot be had"))
+    format!("{:#}", Mesh::open(&device, 1).err().expect("the device is not available"))
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_plugin_that_does_not_fit_is_refused_with_versions_and_file() {
 }
 
 #[test]
-fn a_busy_device_says_what_to_do() {
+fn the_error_for_a_busy_device_contains_advice() {
     let folder = tempfile::tempdir().unwrap();
     let message = "ABORTED: The TPU is already in use by process with pid 77";
     let path = broken(folder.path(), 0, 120, message);
@@ -96,7 +96,7 @@ fn names_of_devices() {
 }
 
 #[test]
-fn a_device_that_cannot_be_had_leaves_no_run_behind() {
+fn an_unavailable_device_leaves_no_run_behind() {
     let folder = tempfile::tempdir().unwrap();
     let error = cli::fail(folder.path(), &["train", "--latent", "8", "--device", "no/such.so"], 4);
     assert!(error.contains("no/such.so"), "{error}");
@@ -104,7 +104,7 @@ fn a_device_that_cannot_be_had_leaves_no_run_behind() {
 }
 
 #[test]
-fn training_on_a_plugin_gives_what_the_cpu_gives() {
+fn training_on_a_plugin_equals_training_on_the_cpu() {
     let Some(device) = plugin::device() else { return };
     let folder = tempfile::tempdir().unwrap();
     let data = cli::data_folder(folder.path());
@@ -138,7 +138,7 @@ fn training_on_a_plugin_gives_what_the_cpu_gives() {
 }
 
 #[test]
-fn a_second_run_on_a_plugin_takes_what_the_first_compiled_and_computes_the_same() {
+fn a_second_run_on_a_plugin_reuses_compiled_programs_with_equal_results() {
     let Some(device) = plugin::device() else { return };
     let folder = tempfile::tempdir().unwrap();
     let data = cli::data_folder(folder.path());

@@ -1,5 +1,5 @@
-//! The pool: exchanging what is needed next gives what a global shuffle gives, bit for bit, and moves less; a run with a
-//! pool resumes exactly, also from a chunk's middle, and on another number of replicas.
+//! The pool: the `exchange` shuffle equals the global one bit for bit and moves fewer bytes. A run with a pool resumes exactly,
+//! even within a chunk, and on another number of replicas.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -22,18 +22,18 @@ fn arguments<'a>(replicas: &'a str, shuffle: &'a str, out: &'a str, steps: &'a s
     arguments
 }
 
-/// The whole of a run's last checkpoint: parameters, moments, keys, and the pool in its order.
+/// Returns the bytes of a run's last checkpoint: parameters, moments, keys, and the pool in its order.
 fn last(run: &Path) -> Vec<u8> {
-    std::fs::read(run.join(format!("checkpoints/step-{STEPS:08}.npz"))).expect("the last checkpoint is there")
+    std::fs::read(run.join(format!("checkpoints/step-{STEPS:08}.npz"))).expect("the last checkpoint exists")
 }
 
 fn assert_same(a: &Path, b: &Path) {
     assert_eq!(cli::metrics(a), cli::metrics(b));
-    assert!(last(a) == last(b), "{} and {} end otherwise", a.display(), b.display());
+    assert!(last(a) == last(b), "{} and {} end differently", a.display(), b.display());
 }
 
 #[test]
-fn an_exchange_gives_what_a_global_shuffle_gives_on_any_number_of_replicas() {
+fn exchange_equals_a_global_shuffle_on_any_number_of_replicas() {
     let folder = tempfile::tempdir().unwrap();
     cli::data_folder(folder.path());
     let steps = STEPS.to_string();
@@ -46,13 +46,13 @@ fn an_exchange_gives_what_a_global_shuffle_gives_on_any_number_of_replicas() {
         assert_same(&runs[0], &runs[1]);
     }
 
-    // Stopped in the middle of a chunk, and gone on with.
+    // Stopped within a chunk and resumed.
     let whole = folder.path().join("exchange-2");
     cli::succeed(folder.path(), &arguments("2", "exchange", "parts", "5"));
     cli::succeed(folder.path(), &["train", "--resume", "--out", "parts", "--steps", &steps]);
     assert_same(&whole, &folder.path().join("parts"));
 
-    // On another number of replicas: the same images in the same order, with other draws.
+    // Resumed on another number of replicas: the same images in the same order, with other draws.
     cli::succeed(folder.path(), &arguments("2", "exchange", "moved", "5"));
     cli::succeed(
         folder.path(),
@@ -64,7 +64,7 @@ fn an_exchange_gives_what_a_global_shuffle_gives_on_any_number_of_replicas() {
     assert!(kept[5..].iter().zip(&moved[5..]).all(|(a, b)| a["loss"] != b["loss"]));
 }
 
-/// Bytes that a replica receives from others in one step, by collective, from the text of the module.
+/// Returns the bytes that a replica receives from others in a step, by collective, from the text of the module.
 fn received(shuffle: Shuffle, replicas: usize) -> Vec<(&'static str, usize)> {
     let pool = PoolSpec { shuffle, ..PoolSpec::REPORT };
     let task = Pooled { pool, ..Pooled::new(report::nondoubling(128, 36)) };
@@ -79,7 +79,7 @@ fn received(shuffle: Shuffle, replicas: usize) -> Vec<(&'static str, usize)> {
     vec![of("all-gather"), of("all-to-all")]
 }
 
-/// Bytes of an instruction's result: `%x = f32[2,3]{1,0} opcode(...)`.
+/// Returns the bytes of an instruction's result: `%x = f32[2,3]{1,0} opcode(...)`.
 fn bytes(line: &str) -> usize {
     let shape = line.split(" = ").nth(1).expect("an instruction has a result");
     let (dtype, rest) = shape.split_once('[').expect("of a shape");
@@ -93,10 +93,10 @@ fn bytes(line: &str) -> usize {
 }
 
 #[test]
-fn an_exchange_moves_a_sixteenth_of_what_a_global_shuffle_moves() {
+fn exchange_moves_a_sixteenth_of_the_bytes_of_a_global_shuffle() {
     const ENTRY: usize = 28 * 28 + 32 * 32 * 128 * 4;
     let total = |shuffle| received(shuffle, 8).iter().map(|(_, bytes)| bytes).sum::<usize>();
-    // All entries of the seven others; their entries for the next half of this one's batch.
+    // Global: all entries of the seven others. Exchange: only entries for the next half batch.
     assert_eq!(received(Shuffle::Global, 8), [("all-gather", 7 * 128 * ENTRY), ("all-to-all", 0)]);
     assert_eq!(received(Shuffle::Exchange, 8), [("all-gather", 0), ("all-to-all", 7 * 8 * ENTRY)]);
     assert_eq!(total(Shuffle::Global), 16 * total(Shuffle::Exchange));

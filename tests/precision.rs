@@ -1,5 +1,5 @@
-//! `--precision bf16`: products of rounded operands, everything else in f32. Gradients differ from those in f32 by what the
-//! rounding makes, a training stays beside the one in f32, and a run keeps the precision that it began with.
+//! `--precision bf16`: matmuls and convolutions with rounded operands, everything else in f32. Gradients differ from f32 ones by
+//! the rounding, losses stay near those in f32, and a run keeps its precision.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -18,11 +18,11 @@ use vnca::model::decoder::GrowOptions;
 use vnca::model::elbo::Loss;
 use vnca::nn::params::Params;
 
-/// Half of the distance from 1 to the next number of 8 significant bits: the most that rounding changes a number, relatively.
+/// Largest relative error of rounding: half of the distance from 1 to the next number with 8 significant bits.
 const ROUNDING: f64 = 1.0 / 256.0;
 const BATCH: usize = 4;
 
-/// Loss and gradients of a batch.
+/// Builds loss and gradients of a batch.
 fn training(model: &Model) -> Function {
     let model = model.vae();
     let leaves = model.leaves();
@@ -50,8 +50,8 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// A product of two rounded operands is off by twice the rounding at most. Roundings are independent of each other, so that
-/// sums average them out, and the whole gradient is no further off either, however many products it goes through.
+/// The relative error of a product of two rounded operands is at most twice the rounding error. Rounding errors are independent
+/// and average out in sums, so that the error of the whole gradient is no larger, through any number of matmuls.
 #[test]
 fn gradients_differ_from_f32_by_the_rounding() {
     let mesh = mesh(1);
@@ -59,7 +59,7 @@ fn gradients_differ_from_f32_by_the_rounding() {
         let bf16 = Model { precision: Precision::Bf16, ..model };
         let (loss, expected) = gradients(&model, Target::Cpu);
         let allowed = 2.0 * ROUNDING;
-        // What other devices get, which is compiled here too; and what is made for this CPU.
+        // The form for other devices, which this CPU can compile too, and the form for this CPU.
         for target in [Target::Native, compile::target(&mesh, Precision::Bf16)] {
             let (got_loss, got) = gradients(&bf16, target);
             let error = norm(expected.iter().zip(&got).map(|(e, g)| e - g)) / norm(expected.iter().copied());
@@ -69,16 +69,16 @@ fn gradients_differ_from_f32_by_the_rounding() {
                 (got_loss - loss).abs() < ROUNDING * loss,
                 "{name} for {target:?}: {got_loss}, not {loss}"
             );
-            // A CPU without bf16 computes in f32, but for what loops save.
+            // A CPU without bf16 computes in f32, except for the values that loops save.
             let rounded = target != Target::Cpu;
             assert!(!rounded || error > 0.01 * ROUNDING, "{name} for {target:?}: nothing was rounded");
         }
     }
 }
 
-/// The same images and noise: the losses of both runs fall together, and their difference is far below what is learned.
+/// With the same images and noise the losses of both runs fall together. Their difference is far below the total decrease.
 #[test]
-fn a_training_run_stays_beside_the_one_in_f32_and_keeps_its_precision() {
+fn a_run_in_bf16_stays_near_the_one_in_f32_and_keeps_its_precision() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let small = "--latent 8 --batch-size 8 --learning-rate 0.0003 --eval-every 0";
@@ -107,7 +107,7 @@ fn a_training_run_stays_beside_the_one_in_f32_and_keeps_its_precision() {
     let error = cli::fail(folder, &[&resume[..], &["--precision", "f32"]].concat(), 2);
     assert!(error.contains("--precision"), "{error}");
 
-    // What the run says holds for its evaluation, unless another precision is asked for.
+    // An evaluation uses the run's precision by default.
     let evaluated = |flags: &[&str]| -> serde_json::Value {
         let eval =
             ["eval", "--run", "bf16", "--limit", "16", "--batch-size", "16", "--samples", "2", "--json"];

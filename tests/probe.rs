@@ -1,4 +1,4 @@
-//! A linear probe of single cells: better than chance, the same for a seed, and refused where there are no cells.
+//! A linear probe of single cells: better than chance, equal for equal seeds, and refused for models without cells.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -8,7 +8,7 @@ use vnca::cli::models::Kind;
 use vnca::nn::weights::npz::read as read_npz;
 
 #[test]
-fn a_probe_tells_labels_from_cells_of_images_that_it_has_not_seen() {
+fn a_probe_predicts_labels_from_cells_of_unseen_images() {
     let folder = tempfile::tempdir().unwrap();
     let weights = cli::weights(folder.path(), Kind::Doubling, 16);
     let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
@@ -23,7 +23,7 @@ fn a_probe_tells_labels_from_cells_of_images_that_it_has_not_seen() {
     let accuracy = images["accuracy"].as_f64().unwrap();
     let interval: Vec<f64> = serde_json::from_value(images["interval_95"].clone()).unwrap();
     assert!(interval[0] <= accuracy && accuracy <= interval[1]);
-    // Cells of the report's split stand beside cells of the same image that the probe was trained on.
+    // In the report's split the probe was trained on other cells of the same images.
     let cells = probe(&["--out", "cells", "--epochs", "20", "--split", "cells"]);
     let leaked = cells["accuracy"].as_f64().unwrap();
     assert_eq!(cells["images_tested"].as_u64(), Some(80));

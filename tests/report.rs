@@ -1,4 +1,4 @@
-//! `vnca figures` makes one page that needs nothing else, with every section, from runs.
+//! `vnca figures` writes one self-contained page with all sections from runs.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -17,7 +17,7 @@ fn train(folder: &Path, kind: &str, more: &[&str]) {
 }
 
 #[test]
-fn one_page_holds_all_figures_of_runs() {
+fn one_page_contains_all_figures_of_runs() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     cli::data_folder(folder);
@@ -43,17 +43,17 @@ fn one_page_holds_all_figures_of_runs() {
         assert!(html.contains(&format!("<h2 id=\"{section}\">")), "{section}");
         assert!(html.contains(&format!("href=\"#{section}\"")), "{section}");
     }
-    // Nothing is asked for from elsewhere, and nothing runs.
+    // The page loads no other resources and runs no scripts.
     let lower = html.to_lowercase();
     for outside in ["<script", "<link", "<iframe", "http://", "https://", "url(", "@import", "javascript:"] {
         assert!(!lower.contains(outside), "the page has {outside}");
     }
     let pictures = html.matches("<img ").count();
     assert_eq!(pictures, html.matches("src=\"data:image/").count());
-    // Four of each model, seven more of what has cells, and two plots of training.
+    // Four pictures of each model, seven more of the model with cells, and two plots of training.
     assert_eq!(pictures, 2 * 4 + 7 + 2);
 
-    // The bound in the table is the one that the command beneath it gives.
+    // The bound in the table equals the result of the command below it.
     let iwelbo = made["models"]["doubling"]["eval"]["iwelbo"].as_f64().unwrap();
     assert!(html.contains(&format!("{iwelbo:.2}").replace('-', "\u{2212}")), "{iwelbo}");
     let again =

@@ -1,4 +1,4 @@
-//! A run's folder has one owner, and what ends a run does not lose its state.
+//! A run's folder has one owner, and errors do not lose the run's state.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A training of small steps into `out`.
+/// Returns the arguments of a training with small steps in the folder `out`.
 fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let small =
         "train --model doubling --nca-steps 1 --batch-size 2 --latent 8 --eval-images 2 --eval-samples 1";
@@ -21,7 +21,7 @@ fn wait_for_step(child: &mut Child, run: &Path, step: usize) {
     let path = run.join("metrics.jsonl");
     while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < step {
         assert!(child.try_wait().unwrap().is_none(), "the run ended early");
-        assert!(began.elapsed() < Duration::from_secs(120), "the run does not come to step {step}");
+        assert!(began.elapsed() < Duration::from_secs(120), "the run does not reach step {step}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -40,13 +40,13 @@ fn signal(child: &Child, name: &str) {
 }
 
 #[test]
-fn a_second_process_is_refused_with_the_first_ones_name_and_a_dead_ones_lock_is_taken_over() {
+fn a_second_process_is_refused_and_the_lock_of_a_dead_one_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let long = train("run", &["--steps", "100000", "--eval-every", "0", "--checkpoint-every", "5"]);
     let mut first = cli::vnca(folder.path(), &long).stderr(Stdio::null()).spawn().unwrap();
     wait_for_step(&mut first, &run, 6);
-    // It stands still, so that the second one has all the time to do harm.
+    // Pause the first process, so that it cannot end before the second one starts.
     signal(&first, "-STOP");
     let before = fs::read(run.join("config.json")).unwrap();
     let resume = ["train", "--resume", "--out", "run", "--steps", "100"];
@@ -65,7 +65,7 @@ fn a_second_process_is_refused_with_the_first_ones_name_and_a_dead_ones_lock_is_
 }
 
 #[test]
-fn runs_that_begin_at_once_get_folders_of_their_own() {
+fn runs_that_start_at_the_same_time_get_separate_folders() {
     let folder = tempfile::tempdir().unwrap();
     let words = train("", &["--steps", "1", "--eval-every", "0"]);
     let words: Vec<&str> = words.into_iter().filter(|word| !["--out", ""].contains(word)).collect();
@@ -78,11 +78,11 @@ fn runs_that_begin_at_once_get_folders_of_their_own() {
 }
 
 #[test]
-fn an_evaluation_that_fails_ends_the_run_with_its_state_saved() {
+fn a_failed_evaluation_ends_the_run_after_saving_its_state() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     fs::create_dir(&run).unwrap();
-    // Pictures cannot be written into a file.
+    // A file with the name of the pictures' folder makes the evaluation fail.
     fs::write(run.join("pictures"), "").unwrap();
     let error = cli::fail(folder.path(), &train("run", &["--steps", "4", "--eval-every", "3"]), 1);
     assert!(error.contains("after step 3") && error.contains("pictures"), "{error}");
@@ -94,7 +94,7 @@ fn an_evaluation_that_fails_ends_the_run_with_its_state_saved() {
 }
 
 #[test]
-fn a_lost_or_cut_log_does_not_hold_back_the_run() {
+fn a_missing_or_truncated_log_does_not_stop_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let four = train("run", &["--steps", "4", "--eval-every", "0", "--checkpoint-every", "2"]);
@@ -113,7 +113,7 @@ fn a_lost_or_cut_log_does_not_hold_back_the_run() {
     assert_eq!(steps, [1, 2, 3, 5]);
     fs::remove_file(run.join("metrics.jsonl")).unwrap();
     assert!(resume("6").contains("lacks 5"));
-    // Without any checkpoint the run begins again, and says so.
+    // Without any checkpoint the run starts again with a warning.
     let all = checkpoints(&run);
     all.iter().for_each(|name| fs::remove_file(run.join("checkpoints").join(name)).unwrap());
     let warning = resume("6");
@@ -122,7 +122,7 @@ fn a_lost_or_cut_log_does_not_hold_back_the_run() {
 }
 
 #[test]
-fn training_goes_on_when_nobody_can_read_its_messages() {
+fn training_continues_when_its_messages_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
     let two = train("run", &["--steps", "2", "--eval-every", "1"]);
@@ -134,7 +134,7 @@ fn training_goes_on_when_nobody_can_read_its_messages() {
 }
 
 #[test]
-fn what_a_run_will_need_is_checked_before_its_first_step() {
+fn the_needs_of_a_run_are_checked_before_its_first_step() {
     let folder = tempfile::tempdir().unwrap();
     let too_many = ["train", "--out", "run", "--steps", "1", "--eval-images", "3000"];
     let error = cli::fail(folder.path(), &too_many, 2);
@@ -143,9 +143,9 @@ fn what_a_run_will_need_is_checked_before_its_first_step() {
     fs::write(folder.path().join("small.toml"), "nca-steps = 1\neval-samples = 2\n").unwrap();
     let words: Vec<&str> = sizes.split(' ').chain(["--config", "small.toml"]).collect();
     cli::succeed(folder.path(), &words);
-    // The programs of training fit; that of evaluation is for two samples.
+    // The programs of training fit. That of evaluation is for another number of samples.
     let words = train("run", &["--steps", "1", "--eval-every", "1", "--programs", "programs"]);
     let error = cli::fail(folder.path(), &words, 3);
     assert!(error.contains("eval_doubling"), "{error}");
-    assert!(!folder.path().join("run").exists(), "something was left behind");
+    assert!(!folder.path().join("run").exists(), "the failed run left its folder behind");
 }

@@ -1,5 +1,5 @@
-//! Every runtime at hand passes the conformance suite (`src/conformance`): the CPU, a plugin, and programs that were exported;
-//! and programs are saved and loaded.
+//! Every available runtime passes the conformance suite (`src/engine/conformance`): the CPU, a plugin, and exported programs.
+//! Programs can be saved and loaded.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -46,13 +46,13 @@ fn conforms(device: &str, target: Option<Target>) {
     let checks = conformance::run(&mesh.open(1).unwrap(), |_| ());
     let failed: Vec<&Check> = checks.iter().filter(|check| check.error.is_some()).collect();
     assert!(failed.is_empty(), "{device}: {failed:#?}");
-    // Two devices at least, and the families beside the collectives.
+    // The suite must include at least two devices and all families of cases.
     for family in ["elementwise", "loops", "collectives_r1", "collectives_r2", "calls"] {
         assert!(checks.iter().any(|check| check.family == family), "{device}: {family} is left out");
     }
 }
 
-/// In the forms that users get, with oneDNN where there is one.
+/// Tests the default forms, which use oneDNN if it is available.
 #[test]
 fn the_cpu_conforms() {
     conforms("cpu", None);
@@ -63,13 +63,13 @@ fn the_cpu_conforms_in_xlas_own_forms() {
     conforms("cpu", Some(Target::Cpu));
 }
 
-/// As accelerators get them.
+/// Tests the forms for accelerators.
 #[test]
 fn the_cpu_conforms_in_native_forms() {
     conforms("cpu", Some(Target::Native));
 }
 
-/// Each mesh that is opened has its own client, sizes and choices; siblings share theirs. The environment stays as it was.
+/// Each opened mesh has its own client, sizes and forms. Meshes from `with_replicas` share them. The environment stays unchanged.
 #[test]
 fn meshes_own_their_client() {
     let before: Vec<_> = std::env::vars_os().collect();
@@ -96,7 +96,7 @@ fn a_plugin_conforms() {
     conforms(&device, None);
 }
 
-/// As a machine without the XLA library runs them: XLA's own operations in the place of the CPU's forms.
+/// Tests programs as a machine without the XLA library runs them, in the forms for accelerators.
 #[test]
 fn exported_programs_conform() {
     let folder = tempfile::tempdir().unwrap();
@@ -107,7 +107,7 @@ fn exported_programs_conform() {
     assert_eq!(told["failed"], 0);
     assert!(told["passed"].as_u64().unwrap() > 100, "{told}");
 
-    // A program that is missing fails its cases, and only those.
+    // A missing program fails only its own cases.
     std::fs::remove_file(folder.path().join("programs/conformance_loops.json")).unwrap();
     let output = cli::run(folder.path(), &call[..5]);
     let table = cli::text(&output.stdout);
@@ -117,7 +117,7 @@ fn exported_programs_conform() {
 }
 
 #[test]
-fn collectives_that_the_builder_lacks_are_put_into_the_module() {
+fn collectives_that_the_builder_lacks_are_added_to_the_module() {
     let of_two = |(f, replicas): &(Function, usize)| *replicas == 2 && f.name.contains("collectives");
     let (function, replicas) = conformance::functions().unwrap().into_iter().find(of_two).unwrap();
     let program = lower(&function, Target::Native, replicas).unwrap();

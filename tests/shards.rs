@@ -1,4 +1,4 @@
-//! A sharded evaluation, merged, is the unsharded one bit for bit; what does not belong together is refused by name.
+//! A merged sharded evaluation equals the unsharded one bit for bit. Errors name shards that do not belong together.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -45,8 +45,8 @@ fn shards_merge_to_the_whole_bit_for_bit() {
         assert!(result["seconds"].take().as_f64().unwrap() > 0.0);
     }
     assert_eq!(whole, merged);
-    let number = |name: &str| whole[name].as_f64().unwrap_or_else(|| panic!("{name} is no number"));
-    // The identities between the figures.
+    let number = |name: &str| whole[name].as_f64().unwrap_or_else(|| panic!("{name} is not a number"));
+    // Identities between the results.
     assert!((number("elbo") - (number("reconstruction") - number("kl"))).abs() < 1e-9);
     assert!(number("iwelbo") > number("elbo"));
     let by_seed: Vec<f64> =
@@ -60,7 +60,7 @@ fn shards_merge_to_the_whole_bit_for_bit() {
     schedulers(at, &merged);
 }
 
-/// The ready examples for schedulers, run dry, give the same figures.
+/// Dry runs of the scripts for schedulers give the same results.
 fn schedulers(at: &Path, whole: &Value) {
     for tool in ["eval-slurm", "eval-kubernetes"] {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(tool);
@@ -80,7 +80,7 @@ fn schedulers(at: &Path, whole: &Value) {
     }
 }
 
-/// Sets of files that are no evaluation, and the words that the error must have.
+/// Sets of files that are not one evaluation, and the words that the error must contain.
 fn refused(at: &Path) {
     shard(at, "0/2", "other-split.json");
     std::fs::write(at.join("cut.json"), &std::fs::read(at.join("part-1.json")).unwrap()[..300]).unwrap();
@@ -118,7 +118,7 @@ fn refused(at: &Path) {
 }
 
 #[test]
-fn the_gap_is_that_of_as_many_training_images() {
+fn the_gap_uses_the_same_number_of_training_images() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     trained(at);

@@ -1,5 +1,5 @@
-//! The boundaries of the architecture, read off the `use` lines; the README and the book: generated text,
-//! links, included code and commands.
+//! The boundaries between modules, read from their `use` lines. Generated text, links, included code and commands in the README
+//! and the book.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The rooms, and what each of their modules may name besides `error`: a room, or a module of one. A module is a file or folder in its room;
-/// the room's own name stands for its `mod.rs`.
+/// Each module, and what it may use besides `error`: a layer, or a module of one. A module is a file or folder in its layer. The
+/// name of a layer alone stands for its `mod.rs`.
 const ARROWS: &[(&str, &[&str])] = &[
     ("files", &[]),
     ("error", &[]),
@@ -97,7 +97,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli::values", &["engine", "model"]),
 ];
 
-/// The module that a source file belongs to, such as `engine::ir`; none for the crate's own two files.
+/// Returns the module of a source file, such as `engine::ir`; `None` for `lib.rs` and `main.rs`.
 fn module_of(place: &Path) -> Option<String> {
     let parts: Vec<String> =
         place.with_extension("").iter().map(|p| p.to_string_lossy().into_owned()).collect();
@@ -105,7 +105,7 @@ fn module_of(place: &Path) -> Option<String> {
     (!matches!(parts[..], ["lib"] | ["main"])).then(|| parts.join("::"))
 }
 
-/// Rooms and modules of ours that a file names with `crate::`, outside of its tests.
+/// Returns the layers and modules that a file names with `crate::`, outside of its tests.
 fn named_in(text: &str) -> Vec<String> {
     let code = text.split("#[cfg(test)]\nmod").next().unwrap_or_default();
     let is_name = |c: &char| c.is_ascii_lowercase() || *c == '_' || *c == ':';
@@ -119,7 +119,7 @@ fn named_in(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn arrows_between_modules_point_one_way() {
+fn modules_use_only_allowed_modules() {
     let allows = |allowed: &[&str], named: &str| {
         allowed
             .iter()
@@ -130,12 +130,12 @@ fn arrows_between_modules_point_one_way() {
         let place = file.strip_prefix(root().join("src")).unwrap();
         let Some(module) = module_of(place) else { continue };
         let Some((_, allowed)) = ARROWS.iter().find(|(m, _)| *m == module) else {
-            problems.push(format!("{} is of a module that is not listed: {module}", place.display()));
+            problems.push(format!("{} belongs to an unlisted module: {module}", place.display()));
             continue;
         };
         for named in named_in(&fs::read_to_string(&file).unwrap()) {
             if !allows(allowed, &named) && !allows(&[&module, "error"], &named) {
-                problems.push(format!("{} names {named}; it may name {allowed:?}", place.display()));
+                problems.push(format!("{} uses {named}; allowed are {allowed:?}", place.display()));
             }
         }
     }
@@ -143,7 +143,7 @@ fn arrows_between_modules_point_one_way() {
 }
 
 #[test]
-fn the_xla_crate_is_named_in_the_lowering_only() {
+fn only_the_lowering_uses_the_xla_crate() {
     for file in sources(&root().join("src")) {
         let text = fs::read_to_string(&file).unwrap();
         let place = file.strip_prefix(root().join("src")).unwrap().to_path_buf();
@@ -153,7 +153,7 @@ fn the_xla_crate_is_named_in_the_lowering_only() {
 }
 
 #[test]
-fn unsafe_code_stands_in_the_modules_for_it() {
+fn only_some_modules_contain_unsafe_code() {
     for file in sources(&root().join("src")) {
         let text = fs::read_to_string(&file).unwrap();
         let place = file.strip_prefix(root().join("src")).unwrap().to_path_buf();
@@ -162,14 +162,14 @@ fn unsafe_code_stands_in_the_modules_for_it() {
     }
 }
 
-/// With VNCA_BLESS=1 the table is written into the README; without, it is compared.
+/// Compares the table with that in the README. VNCA_BLESS=1 writes it.
 #[test]
 fn the_readme_lists_the_verbs() {
     let path = root().join("README.md");
     let text = fs::read_to_string(&path).unwrap();
     let (begin, end) = ("<!-- verbs -->\n", "<!-- /verbs -->");
-    let from = text.find(begin).expect("the README has a place for the verbs") + begin.len();
-    let to = text.find(end).expect("the place ends");
+    let from = text.find(begin).expect("the README has the marker for the verbs") + begin.len();
+    let to = text.find(end).expect("the README has the end marker");
     let table = vnca::cli::verbs_table() + "\n";
     if std::env::var_os("VNCA_BLESS").is_some() {
         fs::write(&path, format!("{}{table}{}", &text[..from], &text[to..])).unwrap();
@@ -178,7 +178,7 @@ fn the_readme_lists_the_verbs() {
     }
 }
 
-/// The pages of the book, by their paths in docs/.
+/// Returns the pages of the book as paths in docs/.
 fn pages() -> Vec<String> {
     fn below(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -198,12 +198,12 @@ fn pages() -> Vec<String> {
     names
 }
 
-/// What stands between `open` and `close`, each time.
+/// Returns each text between `open` and `close`.
 fn between<'t>(text: &'t str, open: &'t str, close: char) -> impl Iterator<Item = &'t str> {
     text.split(open).skip(1).filter_map(move |rest| Some(rest.split_once(close)?.0))
 }
 
-/// Paths from the root of the README, the changelog and every page, with their text.
+/// Returns path and text of the README, the changelog and every page.
 fn texts() -> Vec<(PathBuf, String)> {
     let own = pages().into_iter().chain(["SUMMARY.md".into()]).map(|page| Path::new("docs").join(page));
     let paths = own.chain(["README.md".into(), "CHANGELOG.md".into()]);
@@ -218,7 +218,7 @@ fn the_summary_has_every_page() {
     assert_eq!(listed, pages());
 }
 
-/// The identifiers that mdBook and GitHub give the headings of a page.
+/// Returns the identifiers of a page's headings, as mdBook and GitHub derive them.
 fn headings(page: &str) -> Vec<String> {
     let kept = |c: char| c.is_alphanumeric() || "-_ ".contains(c);
     let id = |title: &str| title.to_lowercase().replace(|c| !kept(c), "").replace(' ', "-");
@@ -226,7 +226,7 @@ fn headings(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn links_and_includes_of_pages_lead_somewhere() {
+fn links_and_includes_of_pages_have_targets() {
     let mut broken = Vec::new();
     for (path, text) in texts() {
         let folder = root().join(&path).parent().unwrap().to_path_buf();
@@ -250,7 +250,7 @@ fn links_and_includes_of_pages_lead_somewhere() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
-/// The commands of this program that a page shows: lines of its shell blocks, and words in backquotes that have options.
+/// Returns the commands of this program on a page: lines of shell blocks, and text in backquotes with options.
 fn commands(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     let is_ours = |c: &str| ["vnca ", "tools/vnca ", "target/release/vnca "].iter().any(|p| c.starts_with(p));
@@ -268,7 +268,7 @@ fn commands(text: &str) -> Vec<String> {
     found
 }
 
-/// Every command of the README and of the book is one that the program understands.
+/// The program can parse every command of the README and of the book.
 #[test]
 fn commands_of_the_pages_parse() {
     use clap::Parser;
@@ -287,7 +287,7 @@ fn commands_of_the_pages_parse() {
     assert!(count > 60, "only {count} commands were found");
 }
 
-/// The README's program is that of the library's front page, which is compiled as a documentation test.
+/// The README's program equals that of the library's front page, which is compiled as a documentation test.
 #[test]
 fn the_readmes_program_is_the_librarys() {
     let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
@@ -299,7 +299,7 @@ fn the_readmes_program_is_the_librarys() {
     assert_eq!(between(&readme, "```rust\n", '`').next(), Some(program.as_str()));
 }
 
-/// Every command of the table of figures is one that the program understands.
+/// The program can parse every command of the table of figures.
 #[test]
 fn the_reports_figures_have_commands_that_parse() {
     use clap::Parser;

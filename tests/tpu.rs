@@ -1,4 +1,4 @@
-//! Compiling for a TPU that is not there, where its compiler is at hand.
+//! Compiles for a TPU without one, if its compiler is installed.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -8,7 +8,7 @@ use vnca::engine::runtime::Plugin;
 #[test]
 fn training_and_evaluation_compile_for_a_tpu() {
     if let Err(error) = Plugin::Tpu.find() {
-        eprintln!("left out: {error:#}");
+        eprintln!("skipped: {error:#}");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

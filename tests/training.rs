@@ -1,4 +1,4 @@
-//! `vnca train` makes JAX's training steps, whatever the form of the data, and stops rather than spoil its state.
+//! `vnca train` runs the same training steps as JAX for every form of the data, and stops before an invalid update.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -10,11 +10,11 @@ use vnca::engine::random::Key;
 
 fn golden(entry: &str) -> Value {
     let path = format!("{}/tests/goldens/train.json", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(path).expect("the golden file is there");
+    let text = std::fs::read_to_string(path).expect("the golden file exists");
     serde_json::from_str::<Value>(&text).expect("it is JSON")[entry].take()
 }
 
-/// Losses to a relative `tolerance`; parameters' sizes and first values to an absolute `slack`.
+/// Compares losses with the relative `tolerance`, and norms and first values of parameters with the absolute `slack`.
 fn assert_run_equals(run: &Path, golden: &Value, tolerance: f64, slack: f64) {
     let losses: Vec<f64> = cli::metrics(run).iter().map(|l| l["loss"].as_f64().expect("a loss")).collect();
     let expected: Vec<f64> =
@@ -96,7 +96,7 @@ fn sixteen_steps_on_two_replicas_equal_jax_in_both_clip_orders() {
         ];
         let printed = cli::succeed(folder.path(), &[&arguments, model].concat());
         assert_eq!(printed.trim(), out);
-        // What Adam makes of gradients near zero differs in any other order of sums, and NCA steps amplify it.
+        // Adam's updates from gradients near zero depend on the order of sums, and NCA steps amplify the difference.
         let pooled = entry.starts_with("nondoubling");
         let (tolerance, slack) = if pooled { (1e-3, 5e-4) } else { (1e-4, 2e-6) };
         assert_run_equals(&folder.path().join(out), &golden(entry), tolerance, slack);
@@ -114,7 +114,7 @@ fn a_loss_that_is_not_finite_stops_the_run_before_the_update() {
     let failed = lines.len() + 1;
     assert!(error.contains(&format!("step {failed}:")) && error.contains("--learning-rate"), "{error}");
     assert!(lines.iter().all(|l| l["loss"].is_number() && l["grad_norm"].is_number()));
-    // The saved state is the one before that step, and finite.
+    // The saved state is that before this step, and is finite.
     let name = format!("run/checkpoints/step-{:08}.npz", failed - 1);
     let listing = cli::succeed(
         folder.path(),
@@ -136,7 +136,7 @@ fn pictures_and_events_are_written_when_an_evaluation_is_due() {
     let due: Vec<bool> = cli::metrics(&run).iter().map(|l| l["test_iwelbo"].is_number()).collect();
     assert_eq!(due, [false, true, false, true]);
     for name in ["samples-00000002.png", "reconstructions-00000004.png"] {
-        let bytes = std::fs::read(run.join("pictures").join(name)).expect("the picture is there");
+        let bytes = std::fs::read(run.join("pictures").join(name)).expect("the picture exists");
         assert_eq!(bytes[..8], *b"\x89PNG\r\n\x1a\n", "{name}");
     }
     assert!(run.join("checkpoints/best.npz").exists());

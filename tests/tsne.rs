@@ -1,4 +1,4 @@
-//! A map of latents: a seed gives one, its numbers come with it, and labels may come from a file.
+//! A t-SNE map of latents: equal seeds give equal maps, accuracies are reported, and labels may come from a file.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use vnca::cli::models::Kind;
 
 #[test]
-fn a_seed_gives_one_map_with_its_accuracies() {
+fn equal_seeds_give_equal_maps_and_accuracies_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let weights = cli::weights(folder.path(), Kind::Baseline, 8);
     let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
@@ -19,14 +19,14 @@ fn a_seed_gives_one_map_with_its_accuracies() {
     let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
     let one = make(&["--out", "one"]);
     assert_eq!((one["points"].as_u64(), one["latent"].as_u64()), (Some(150), Some(8)));
-    // Even an encoder before its training keeps digits apart better than by chance: a tenth, with a standard error of 0.025.
+    // Even an untrained encoder separates digits better than chance, which is 0.1 with a standard error of 0.025.
     for name in ["accuracy_latent", "accuracy_map"] {
         let accuracy = one[name].as_f64().unwrap();
         assert!((0.175..=1.0).contains(&accuracy), "{name}: {accuracy}");
     }
     assert!(read("one/map.png").starts_with(b"\x89PNG"));
     assert_eq!(read("one/map.npy").len(), 128 + 150 * 2 * 4);
-    // The labels that were written serve as a file of labels for the same images only.
+    // The written labels can be used as a file of labels only for the same images.
     make(&["--out", "two", "--seed", "0"]);
     assert_eq!(read("one/map.npy"), read("two/map.npy"));
     make(&["--out", "three", "--seed", "1"]);

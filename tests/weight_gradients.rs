@@ -1,5 +1,5 @@
-//! Weight gradients of convolutions on CPUs are a call of a library of its own, divided among threads: whatever the window,
-//! the sizes and the precision, they are what XLA's own convolutions give.
+//! On CPUs weight gradients of convolutions call a separate library and are divided among threads. For every window, size and
+//! precision they equal the results of XLA's own convolutions.
 
 mod common;
 
@@ -18,7 +18,7 @@ struct Case {
     kernel: [usize; 2],
 }
 
-/// Images more and fewer than threads, channels that fill no block of the library's, and windows of all kinds.
+/// More and fewer images than threads, numbers of channels that fill no block of the library, and all kinds of windows.
 fn cases() -> Vec<Case> {
     let case = |window: Window, image: [usize; 4], kernel: [usize; 2], out: usize| {
         let [h, w] = [0, 1].map(|d| window.output_size(d, image[d + 1], kernel[d]).expect("the kernel fits"));
@@ -37,7 +37,7 @@ fn cases() -> Vec<Case> {
         case(apart, [2, 20, 20, 16], [3, 2], 16),
         case(cut, [2, 20, 20, 16], [3, 3], 16),
         case(Window::transposed(5, 2, 2, 1), [8, 8, 8, 24], [5, 5], 16),
-        // Rows of the first and the last threads lie in the padding but for some.
+        // Most rows of the first and the last thread lie in the padding.
         case(Window::new(1, (4, 4)), [1, 32, 32, 8], [9, 9], 8),
     ]
 }
@@ -48,23 +48,23 @@ fn gradient(case: &Case, precision: Precision) -> Function {
     finish(&g, &[("gradient".to_string(), x.conv_weight_grad(y, case.window, case.kernel))])
 }
 
-/// Small whole numbers: all sums are exact in both precisions.
+/// Returns small integers, whose sums are exact in both precisions.
 fn numbers(dims: &[usize], seed: u64) -> Array {
     let values = fill(dims, seed, (-3.0, 3.0)).to_vec::<f32>();
     Array::new(dims, &values.into_iter().map(f32::round).collect::<Vec<f32>>())
 }
 
 #[test]
-fn they_are_those_of_xlas_own_convolutions() {
+fn weight_gradients_equal_those_of_xlas_convolutions() {
     let mesh = mesh(1);
     for precision in [Precision::F32, Precision::Bf16] {
         let target = compile::target(&mesh, precision);
         if target == Target::Cpu {
-            println!("{precision:?}: this CPU has no such library");
+            println!("{precision:?}: the library is not available on this CPU");
             continue;
         }
         for case in cases() {
-            // Two at once, which share the threads.
+            // Two replicas at once, which share the threads.
             let inputs = [1, 3].map(|seed| vec![numbers(&case.image, seed), numbers(&case.result, seed + 1)]);
             let of = |target, precision| run(&gradient(&case, precision), target, &inputs);
             let expected = of(Target::Native, Precision::F32);

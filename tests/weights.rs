@@ -1,4 +1,4 @@
-//! Weights go through every kind of file unchanged; Equinox's own file is read; what is wrong with a file is said by name.
+//! Every type of weight file preserves the values, a file of Equinox can be read, and errors name the problem of a file.
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -17,7 +17,7 @@ use vnca::nn::weights::{npz, read, write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// A model of two layers: small enough that its files can be made by hand.
+/// Returns a model of two layers, small enough that its files can be built by hand.
 fn leaves() -> Vec<Leaf> {
     let mut leaves = layer("encoder.conv0", Role::ConvWeight, &[3, 2, 2, 2], &[0]).to_vec();
     leaves.extend(layer("encoder.linear", Role::LinearWeight, &[5, 4], &[1]));
@@ -29,17 +29,17 @@ fn values() -> Vec<Array> {
 }
 
 #[test]
-fn every_kind_of_file_gives_back_what_was_written() {
+fn every_type_of_file_preserves_the_values() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["w.npz", "w.eqx", "w.safetensors"] {
         let path = folder.path().join(name);
         write(&path, &leaves(), &values()).unwrap();
         assert_eq!(read(&path, &leaves()).unwrap(), values(), "{name}");
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "a file was left aside");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "a temporary file was left behind");
 }
 
-/// `tiny.eqx` is what Equinox 0.13.8 wrote of a module with these two layers, made with its key 0, and two plain numbers.
+/// `tiny.eqx` was written by Equinox 0.13.8 for a module with these two layers, created with key 0, and two plain numbers.
 #[test]
 fn a_file_of_equinox_has_the_values_of_the_same_key_here() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/tiny.eqx");
@@ -51,7 +51,7 @@ fn a_file_of_equinox_has_the_values_of_the_same_key_here() {
     assert!(theirs.starts_with(&ours), "Equinox writes other bytes for the same arrays");
 }
 
-/// The records of the four leaves, the one at `at` replaced.
+/// Returns the records of the four leaves, with the one at `at` replaced.
 fn eqx(at: usize, replaced: Vec<u8>) -> Vec<u8> {
     let mut records: Vec<Vec<u8>> = values().iter().map(npy_of).collect();
     records[at] = replaced;
@@ -76,7 +76,7 @@ fn any_byte_order_memory_order_and_width_of_floats_is_read() {
         std::fs::write(&path, eqx(2, replaced)).unwrap();
         assert_eq!(read(&path, &leaves()).unwrap(), values(), "{what}");
     }
-    // Half precision has fewer digits: exactly those come back.
+    // Half precision has fewer digits. The rounded values are read back exactly.
     let rounded: Vec<half::f16> = floats.iter().map(|v| half::f16::from_f32(*v)).collect();
     let narrow: Vec<u8> = rounded.iter().flat_map(|v| v.to_be_bytes()).collect();
     std::fs::write(&path, eqx(2, record(&header(">f2", "False", "(5, 4)"), &narrow))).unwrap();
@@ -93,7 +93,7 @@ fn any_byte_order_memory_order_and_width_of_floats_is_read() {
     assert_eq!(read(&st, &[leaf]).unwrap()[0].to_vec::<f32>(), [1.0, -1.0]);
 }
 
-/// The bytes of a zip archive of these entries, as `np.savez_compressed` packs them.
+/// Returns a zip archive of these entries, compressed as by `np.savez_compressed`.
 fn compressed(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
@@ -136,7 +136,7 @@ fn a_small_file_that_unpacks_to_much_is_refused() {
     std::fs::write(&path, compressed(&[("a", zeros.clone())])).unwrap();
     let error = format!("{:#}", read(&path, &leaves()).unwrap_err());
     assert!(error.contains("w.npz") && error.contains("np.savez, without compression"), "{error}");
-    // The archive's directory may claim less than there is.
+    // The archive's directory may claim fewer bytes than an entry has.
     let mut bytes = compressed(&[("a", zeros.clone())]);
     let size = (zeros.len() as u32).to_le_bytes();
     for at in 0..bytes.len() - 4 {
@@ -149,9 +149,9 @@ fn a_small_file_that_unpacks_to_much_is_refused() {
     assert!(error.contains("w.npz") && error.contains("was changed"), "{error}");
 }
 
-/// `torch.compile` puts `_orig_mod.` before every name, `DataParallel` puts `module.` there.
+/// `torch.compile` puts `_orig_mod.` before every name, and `DataParallel` puts `module.`.
 #[test]
-fn a_prefix_that_all_names_share_is_left_off() {
+fn a_prefix_that_all_names_share_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     for file in ["w.npz", "w.safetensors"] {
         let path = folder.path().join(file);
@@ -171,13 +171,13 @@ fn a_prefix_that_all_names_share_is_left_off() {
 
 /// Equinox's documentation writes a module's settings as a line of JSON before the leaves.
 #[test]
-fn a_line_of_json_may_stand_before_the_leaves() {
+fn a_line_of_json_before_the_leaves_is_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.eqx");
     let records = eqx(2, npy_of(&values()[2]));
     std::fs::write(&path, [b"{\"size\": 8, \"name\": \"a {b}\"}\n", &records[..]].concat()).unwrap();
     assert_eq!(read(&path, &leaves()).unwrap(), values());
-    for (line, word) in [("{size: 8}\n", "no JSON"), ("{\"size\": 8}", "no")] {
+    for (line, word) in [("{size: 8}\n", "not JSON"), ("{\"size\": 8}", "no")] {
         std::fs::write(&path, [line.as_bytes(), &records].concat()).unwrap();
         let error = format!("{:#}", read(&path, &leaves()).unwrap_err());
         assert!(error.contains("w.eqx") && error.contains("first line") && error.contains(word), "{error}");
@@ -200,7 +200,7 @@ fn whole(folder: &Path, name: &str) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// The bytes of an .npz whose second entry has the name of the first.
+/// Returns an .npz file whose second entry has the name of the first.
 fn twice_named(folder: &Path) -> Vec<u8> {
     let path = folder.join("twice.npz");
     let named = ["aa", "ab"].into_iter().zip(&values()[..2]).map(|(n, a)| (n, a.clone())).collect::<Vec<_>>();
@@ -215,7 +215,7 @@ fn twice_named(folder: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_malformed_file_gets_an_error_that_says_what_is_wrong() {
+fn the_error_for_a_malformed_file_names_the_problem() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let (npz, st) = (whole(at, "whole.npz"), whole(at, "whole.safetensors"));
@@ -265,21 +265,21 @@ fn a_malformed_file_gets_an_error_that_says_what_is_wrong() {
         ("changed npz", "a.npz", changed, "encoder.conv0.weight"),
         ("empty npz", "a.npz", vec![], "a.npz"),
         ("two of one name", "a.npz", twice_named(at), "same name"),
-        ("empty safetensors", "a.safetensors", vec![], "no safetensors file"),
-        ("cut safetensors", "a.safetensors", st[..st.len() - 1].to_vec(), "no safetensors file"),
-        ("trailing safetensors", "a.safetensors", [st, bytes(1)].concat(), "no safetensors file"),
-        ("absurd header", "a.safetensors", u64::MAX.to_le_bytes().to_vec(), "no safetensors file"),
+        ("empty safetensors", "a.safetensors", vec![], "not a safetensors file"),
+        ("cut safetensors", "a.safetensors", st[..st.len() - 1].to_vec(), "not a safetensors file"),
+        ("trailing safetensors", "a.safetensors", [st, bytes(1)].concat(), "not a safetensors file"),
+        ("absurd header", "a.safetensors", u64::MAX.to_le_bytes().to_vec(), "not a safetensors file"),
         (
             "long header",
             "a.safetensors",
             [&(1u64 << 26).to_le_bytes()[..], b"{}"].concat(),
-            "no safetensors file",
+            "not a safetensors file",
         ),
         (
             "two of one name",
             "a.safetensors",
             safetensors(&format!("{{\"a\":{{{entry}:[0,4]}},\"a\":{{{entry}:[0,4]}}}}"), &bytes(4)),
-            "a is there twice",
+            "a occurs twice",
         ),
         (
             "integers",
@@ -294,7 +294,7 @@ fn a_malformed_file_gets_an_error_that_says_what_is_wrong() {
                 "{\"a\":{\"dtype\":\"F32\",\"shape\":[9999999999,9999999999],\"data_offsets\":[0,4]}}",
                 &bytes(4),
             ),
-            "no safetensors file",
+            "not a safetensors file",
         ),
         ("PyTorch", "a.pt", npz, "safetensors.torch.save_file"),
         ("unknown", "a.doc", vec![], ".npz, .eqx, .safetensors"),
@@ -311,7 +311,7 @@ fn a_malformed_file_gets_an_error_that_says_what_is_wrong() {
 }
 
 #[test]
-fn a_model_goes_through_all_kinds_of_file_from_the_command_line() {
+fn the_command_line_converts_a_model_between_all_types_of_files() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     let model = ["--model", "nondoubling", "--latent", "4"];

@@ -19,7 +19,7 @@ use crate::model::pool::PoolSpec;
 use crate::model::{Elbo, Pooled};
 use crate::train::{RunOptions, Sizes, Task, TrainProgram};
 
-/// A run's resolved options, as `config.json` in its folder holds them.
+/// The resolved options of a run, as stored in `config.json` in its folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// The model and its sizes.
@@ -35,11 +35,11 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Number of replicas, one device each.
     pub replicas: usize,
-    /// Gradient steps that share one shuffle of keys and images, and the most in one device call.
+    /// Number of gradient steps that share one order of images. A device call runs at most this number of steps.
     pub chunk: usize,
     /// The bound that is maximised.
     pub loss: Loss,
-    /// What the backward pass of the automaton's loop keeps in memory.
+    /// Which values of the automaton's loop are saved for the backward pass.
     pub memory: RepeatOptions,
     /// Share of each batch whose grids are damaged.
     pub damage: f64,
@@ -47,7 +47,7 @@ pub struct TrainConfig {
     pub pool: Option<PoolSpec>,
     /// The optimiser's settings.
     pub optimiser: Optimiser,
-    /// Seed of the initial values.
+    /// Seed of the initial parameters.
     pub seed_model: u64,
     /// Seed of the order of images and of the latents' noise.
     pub seed_data: u64,
@@ -55,15 +55,15 @@ pub struct TrainConfig {
     pub seed_test: u64,
     /// Seed of the latents in pictures.
     pub seed_logging: u64,
-    /// Steps between test IWELBOs and pictures. `None`: 1000 if there are test images, else never.
+    /// Steps between test IWELBOs and pictures. `None` means 1000 if the data set has test images, else never.
     pub eval_every: Option<usize>,
     /// Latent samples per image in a test IWELBO.
     pub eval_samples: usize,
     /// Test images in a test IWELBO, evenly spaced.
     pub eval_images: usize,
-    /// Steps between checkpoints. 0: never, not even at the end.
+    /// Steps between checkpoints; 0 for none, not even at the end.
     pub checkpoint_every: usize,
-    /// Number of checkpoints that are kept besides the best one.
+    /// Number of checkpoints to keep besides the best one.
     pub keep: usize,
     /// The device, as `--device` takes it.
     pub device: String,
@@ -83,7 +83,7 @@ impl TrainConfig {
             chunk: 125,
             loss: Loss::ELBO,
             memory: RepeatOptions::default(),
-            // The report damages half of the grids that come from the pool.
+            // The report damages half of the grids from the pool, which are half of a batch.
             damage: if pool.is_some() { 0.25 } else { 0.0 },
             pool,
             optimiser: Optimiser::REPORT,
@@ -92,7 +92,7 @@ impl TrainConfig {
             seed_test: 2,
             seed_logging: 3,
             eval_every: None,
-            // Enough to see where a run goes, at the cost of some ten steps.
+            // Enough to follow a run. Costs about as much as ten steps.
             eval_samples: 16,
             eval_images: 512,
             checkpoint_every: 1000,
@@ -101,7 +101,7 @@ impl TrainConfig {
         }
     }
 
-    /// Makes the configuration of a new run: the report's, with the options that are given.
+    /// Returns the configuration of a new run: the report's with the given options.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::error::Error::Invalid) when a value is out of its range or belongs to another model.
@@ -115,10 +115,10 @@ impl TrainConfig {
         Ok(config)
     }
 
-    /// Makes the configuration of a resumed run: the saved one, with the options that are given.
+    /// Returns the configuration of a resumed run: the saved one with the given options.
     ///
     /// # Errors
-    /// As of [`TrainConfig::resolve`], and when a value would make it another run.
+    /// The errors of [`TrainConfig::resolve`], and when an option may not change in a resumed run.
     pub fn resumed(saved: &TrainConfig, options: &TrainOptions) -> Result<TrainConfig> {
         let mut config = saved.clone();
         options.apply(&mut config, Start::Resumed)?;
@@ -132,14 +132,16 @@ impl TrainConfig {
         valid!(
             self.optimiser.clip_scope == ClipScope::All || self.optimiser.clip_order == ClipOrder::Before,
             "clip_scope",
-            "each clips gradients: it does not go with --clip-order after"
+            "each clips gradients: it cannot be combined with --clip-order after"
         );
         self.device()?;
         Ok(())
     }
 
+    /// Parses the device's name.
+    ///
     /// # Errors
-    /// [`Error::Usage`] when the device's name is unknown.
+    /// [`Error::Usage`] when the name is unknown.
     pub fn device(&self) -> Result<Device> {
         self.device.parse().context("--device").tag(Error::Usage)
     }
@@ -157,15 +159,15 @@ impl TrainConfig {
     /// Builds the train program for a training set of `images` images.
     ///
     /// # Errors
-    /// When the sizes do not fit each other.
+    /// When the sizes are inconsistent.
     pub fn train_function(&self, images: usize) -> Result<Function> {
         self.with_program(images, |program| program.function())
     }
 
-    /// Checks that the sizes fit each other and a training set of `images` images.
+    /// Checks that the sizes are consistent and fit a training set of `images` images.
     ///
     /// # Errors
-    /// When they do not; the error names the field.
+    /// When they do not fit. The message names the field.
     pub fn check_sizes(&self, images: usize) -> Result<()> {
         self.with_program(images, |program| program.check())
     }
@@ -176,7 +178,8 @@ impl TrainConfig {
         f(&TrainProgram { task: self.task().as_ref(), optimiser: &self.optimiser.chain(self.steps), sizes })
     }
 
-    /// Returns the run's length and its schedule of evaluations and checkpoints. `eval_every` is the default.
+    /// Returns the run's length and its schedule of evaluations and checkpoints. `eval_every` applies if the configuration has
+    /// none.
     pub fn run_options(&self, eval_every: usize) -> Result<RunOptions> {
         Ok(RunOptions {
             steps: self.steps,
@@ -194,13 +197,13 @@ impl TrainConfig {
     /// Reads the configuration of a run.
     ///
     /// # Errors
-    /// [`Error::Data`] when the folder holds none; the error names the file.
+    /// [`Error::Data`] when the folder contains none. The message names the file.
     pub fn from_run(run: &Path) -> Result<TrainConfig> {
         let path = run.join("config.json");
-        let at = || format!("{} is no run's configuration", path.display());
+        let at = || format!("{} is not the configuration of a run", path.display());
         let read = || -> Result<TrainConfig> {
             let text = std::fs::read(&path).with_context(|| {
-                format!("{} is no run's folder: cannot read {}", run.display(), path.display())
+                format!("{} is not a run folder: cannot read {}", run.display(), path.display())
             })?;
             let config: TrainConfig = serde_json::from_slice(&text).with_context(at)?;
             // Somebody may have edited the file and written sizes that no model has. The flags are not to blame.
@@ -210,10 +213,10 @@ impl TrainConfig {
         read().tag(Error::Data)
     }
 
-    /// Writes the configuration into a run's folder, as a whole or not at all.
+    /// Writes the configuration to a run's folder, completely or not at all.
     ///
     /// # Errors
-    /// When the file cannot be written; the error names it.
+    /// When the file cannot be written. The message names it.
     pub fn save(&self, run: &Path) -> Result<()> {
         files::write_bytes(&run.join("config.json"), serde_json::to_string_pretty(self)? + "\n")
     }
@@ -226,7 +229,7 @@ mod tests {
     use crate::engine::shape::DType;
 
     #[test]
-    fn what_is_said_wins_over_what_stands_below() {
+    fn higher_sources_override_lower_ones() {
         let flags = TrainOptions { steps: Some(5), ..TrainOptions::default() };
         let file: TrainOptions =
             toml::from_str("steps = 7\nbatch-size = 64\nclip-order = \"after\"").unwrap();
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_is_lost_among_other_options() {
+    fn merging_keeps_every_value() {
         let (zero, one) = (Some(0.0), Some(1.0));
         for value in [f64::INFINITY, f64::NAN, f64::NEG_INFINITY] {
             let given = TrainOptions { beta: Some(value), clip_norm: Some(value), ..TrainOptions::default() };
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_are_refused_by_name_and_an_infinite_limit_is_none() {
+    fn numbers_that_are_not_finite_are_refused_but_an_infinite_limit_is_allowed() {
         let resolved = |text: &str| {
             let options: TrainOptions = toml::from_str(&format!("model = \"doubling\"\n{text}")).unwrap();
             let config = TrainConfig::resolve(&options)?;
@@ -264,7 +267,7 @@ mod tests {
                 assert!(error.contains(&format!("--{flag}")), "{flag} = {value}: {error}");
             }
         }
-        // In f32 these are 0.
+        // These numbers are 0 in f32.
         for flag in ["learning-rate", "clip-norm"] {
             let error = describe(&resolved(&format!("{flag} = 1e-60")).unwrap_err());
             assert!(error.contains(&format!("--{flag} is ")), "{error}");
@@ -275,7 +278,7 @@ mod tests {
         assert!(text.contains("\"clip_norm\":\"inf\""), "{text}");
         let read = |text: &str| serde_json::from_str::<TrainConfig>(text);
         assert_eq!(read(&text).unwrap(), config);
-        // As older runs have it.
+        // Older runs store a number.
         assert_eq!(read(&text.replace("\"inf\"", "10.0")).unwrap().optimiser.clip_norm, 10.0);
         assert_eq!(read(&text.replace("\"inf\"", "10")).unwrap().optimiser.clip_norm, 10.0);
         for wrong in ["\"ten\"", "null"] {
@@ -285,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_of_sizes_that_no_model_has_is_no_configuration() {
+    fn a_changed_file_with_sizes_that_no_model_has_is_refused() {
         let run = tempfile::tempdir().unwrap();
         let options = TrainOptions { model: Some(Kind::Doubling), ..TrainOptions::default() };
         let config = TrainConfig::resolve(&options).unwrap();
@@ -298,18 +301,18 @@ mod tests {
             std::fs::write(run.path().join("config.json"), format!("{before}\"{field}\":{value}{after}"))
                 .unwrap();
             let error = format!("{:#}", TrainConfig::from_run(run.path()).unwrap_err());
-            assert!(error.contains("no run's configuration"), "{field}: {error}");
+            assert!(error.contains("not the configuration of a run"), "{field}: {error}");
         }
     }
 
     #[test]
-    fn an_unknown_key_is_an_error_that_lists_the_known() {
+    fn the_error_for_an_unknown_key_lists_the_known_keys() {
         let error = toml::from_str::<TrainOptions>("stepz = 7").unwrap_err().to_string();
         assert!(error.contains("stepz") && error.contains("`steps`"), "{error}");
     }
 
     #[test]
-    fn a_resumed_run_may_be_longer_and_nothing_else() {
+    fn a_resumed_run_may_change_its_length_but_not_its_results() {
         let saved = TrainConfig::resolve(&TrainOptions::default()).unwrap();
         let longer = TrainOptions { steps: Some(7), ..TrainOptions::default() };
         assert_eq!(TrainConfig::resumed(&saved, &longer).unwrap(), TrainConfig { steps: 7, ..saved.clone() });
@@ -326,7 +329,7 @@ mod tests {
         }
         let options: TrainOptions = toml::from_str("model = \"nondoubling\"").unwrap();
         let saved = TrainConfig::resolve(&options).unwrap();
-        // The two shuffles give the same numbers.
+        // Global gives the same results as exchange.
         for (shuffle, may) in [("global", true), ("local", false)] {
             let other: TrainOptions = toml::from_str(&format!("pool-shuffle = {shuffle:?}")).unwrap();
             assert_eq!(TrainConfig::resumed(&saved, &other).is_ok(), may, "{shuffle}");
@@ -334,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fall_of_the_learning_rate_is_read_from_older_runs() {
+    fn the_decay_of_the_learning_rate_is_read_from_older_runs() {
         let falling = TrainOptions { end_factor: Some(0.1), ..TrainOptions::default() };
         let text = serde_json::to_string(&TrainConfig::resolve(&falling).unwrap()).unwrap();
         let (new, old) = ("\"fall\":{\"end_factor\":0.1}", "\"fall\":{\"end_factor\":0.1,\"steps\":100000}");
@@ -345,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_of_another_model_is_refused_and_the_help_has_its_default() {
+    fn an_option_of_another_model_is_refused_and_the_help_shows_the_defaults() {
         for (option, kinds) in [
             ("pool-size = 1024", "nondoubling"),
             ("doublings = 5", "doubling"),
@@ -354,7 +357,7 @@ mod tests {
         ] {
             let error = TrainConfig::resolve(&toml::from_str(option).unwrap()).unwrap_err();
             let (flag, _) = option.split_once(' ').unwrap();
-            let expected = format!("--{flag} is of the {kinds} model, not of the baseline");
+            let expected = format!("--{flag} is an option of the {kinds} model, not of the baseline");
             assert_eq!(describe(&error), expected);
         }
         let arguments = TrainOptions::arguments();
@@ -369,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_gradients_save_follows_the_precision() {
+    fn gradients_save_in_the_precision() {
         let saved = |text: &str| {
             let options: TrainOptions = toml::from_str(text).unwrap();
             TrainConfig::resolve(&options).unwrap().memory.save_as
@@ -380,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn presets_are_whole_configurations() {
+    fn presets_are_complete_configurations() {
         for name in preset_names() {
             let named = TrainOptions { preset: Some(name.into()), ..TrainOptions::default() };
             let config = TrainConfig::resolve(&named.over(&named.from_preset().unwrap())).unwrap();

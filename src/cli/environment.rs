@@ -12,21 +12,21 @@ use crate::engine::xla_log;
 /// Hides the messages of XLA and of plugins.
 const HIDE_MESSAGES: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "3")];
 
-/// Shows all of them.
+/// Shows all messages of XLA and of plugins.
 const SHOW_MESSAGES: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "0")];
 
-/// Keeps libtpu from querying TPU metadata on a computer that is no TPU VM.
+/// Keeps libtpu from querying TPU metadata on a computer that is not a TPU VM.
 #[cfg(feature = "xla")]
 pub const WITHOUT_TPU: [(&str, &str); 5] = [
     ("TPU_SKIP_MDS_QUERY", "1"),
     ("TPU_ACCELERATOR_TYPE", "v3-8"),
     ("TPU_WORKER_HOSTNAMES", "localhost"),
     ("TPU_WORKER_ID", "0"),
-    // No device is taken, so that several such processes may run.
+    // Several of these processes may run at once, because none uses a device.
     ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
 ];
 
-/// Starts the log. Hides XLA's own messages unless `verbose` or `RUST_LOG` asks for them.
+/// Starts the log. Hides XLA's own messages unless `verbose` or `RUST_LOG` requests them.
 pub fn start_log(verbose: bool) {
     let asked = verbose || env::var_os("RUST_LOG").is_some();
     let default = if verbose { "info" } else { "warn" };
@@ -45,7 +45,7 @@ pub fn start_log(verbose: bool) {
 /// threads: another thread could read the environment at the same time.
 pub fn set_defaults(variables: &[(&str, &str)]) {
     if !is_alone() {
-        log::info!("the process has several threads: its environment stays as it is");
+        log::info!("the process has several threads: its environment stays unchanged");
         return;
     }
     for (name, value) in variables.iter().filter(|(name, _)| env::var_os(name).is_none()) {
@@ -54,7 +54,7 @@ pub fn set_defaults(variables: &[(&str, &str)]) {
     }
 }
 
-/// Reports whether the process was started with a signal ignored, as `nohup` does, by `/proc/self/status`.
+/// Reports whether the process was started with a signal ignored, as under `nohup`. Reads `/proc/self/status`.
 pub fn ignores(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -76,7 +76,7 @@ pub fn end_on_signals_as_first_process() {
     }
 }
 
-/// Reports whether the process has one thread, by `/proc/self/task`.
+/// Reports whether the process has only one thread. Reads `/proc/self/task`.
 fn is_alone() -> bool {
     std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
 }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_set_beside_other_threads() {
+    fn nothing_is_set_in_a_process_with_several_threads() {
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || ended.recv());
         set_defaults(&[("VNCA_OF_A_TEST", "1")]);

@@ -1,21 +1,21 @@
-//! Exit codes, and the texts of errors for the terminal.
+//! Exit codes, and the formatting of errors for the terminal.
 
 use crate::error::{Error, Kind, kind};
 
 /// The exit codes of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Something went wrong that is none of the below.
+    /// An error that has no other code.
     Failure = 1,
     /// The command line, the environment or the configuration file is wrong.
     Usage = 2,
-    /// A file that was given cannot be read or is not what it should be.
+    /// A file cannot be read, or its content is not what was expected.
     BadInput = 3,
-    /// A device or its library cannot be had.
+    /// A device or its library is not available.
     Device = 4,
     /// Training stopped before an update, because the loss or the gradient was not finite.
     NotFinite = 5,
-    /// Stopped by SIGHUP, when its terminal had gone, after the state was saved.
+    /// Stopped by SIGHUP, because its terminal was closed, after the state was saved.
     HungUp = 129,
     /// Stopped by Ctrl-C after the state was saved.
     Interrupted = 130,
@@ -31,7 +31,7 @@ impl Exit {
         (Exit::Failure, "something else went wrong"),
         (Exit::Usage, "the command line, environment or configuration file is wrong"),
         (Exit::BadInput, "a file cannot be read or is not what it should be"),
-        (Exit::Device, "a device or its library cannot be had"),
+        (Exit::Device, "a device or its library is not available"),
         (Exit::NotFinite, "the loss or gradient was not finite: training stopped before the update"),
         (Exit::HungUp, "SIGHUP: the state was saved"),
         (Exit::Interrupted, "Ctrl-C: the state was saved"),
@@ -62,14 +62,16 @@ fn flag(field: &str) -> String {
     }
 }
 
-/// Formats an error for the terminal: its chain of causes, with flags in the place of field names.
+/// Formats an error for the terminal: its chain of causes, with flags instead of field names.
 pub fn describe(error: &anyhow::Error) -> String {
     let link = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<Error>() {
         Some(Error::Invalid { field, problem }) => format!("--{} {problem}", flag(field)),
         Some(error @ Error::NotFinite { .. }) => {
             format!("{error}. Try a lower --learning-rate or --clip-norm")
         }
-        Some(error @ Error::OtherExamples { .. }) => format!("{error}: give it the same --data"),
+        Some(error @ Error::OtherExamples { .. }) => {
+            format!("{error}: pass the run's own images with --data")
+        }
         Some(Error::Usage(_) | Error::Data(_) | Error::Device(_)) | None => cause.to_string(),
     };
     error.chain().map(link).collect::<Vec<_>>().join(": ")

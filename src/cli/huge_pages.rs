@@ -1,8 +1,8 @@
 //! Huge pages for the memory that XLA allocates.
 //!
 //! Every device call allocates its working memory again, up to gigabytes. With pages of 4 KiB the page faults make a gradient
-//! step of an automaton about a fifth slower. glibc's allocator requests huge pages only if the environment says so when the
-//! process starts.
+//! step of an automaton about a fifth slower. glibc's allocator requests huge pages only if an environment variable is set when
+//! the process starts.
 
 /// The environment variable that glibc reads when a process starts, and its value for huge pages.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -11,7 +11,7 @@ const TUNABLES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
 /// Restarts this process with the same arguments and with huge pages requested from glibc's allocator.
 ///
 /// Does nothing if `GLIBC_TUNABLES` is already set, by the user or by an earlier call, or if the kernel's setting is not
-/// `madvise`: then it either hands out huge pages unasked or never does. On failure the process simply goes on, only slower.
+/// `madvise`: then the kernel provides huge pages always or never. If the restart fails, the process continues, only slower.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn restart_with_huge_pages() {
     use std::os::unix::process::CommandExt;

@@ -1,7 +1,7 @@
 //! The command line of the program `vnca`: parses arguments, runs a verb, prints errors and sets the exit code.
 //!
-//! Public are the parts that tests and tools share with the program: the parser, the options of training, and the report's
-//! models and optimiser by name.
+//! The public parts are those that tests and tools share with the program: the parser, the options of training, and the
+//! report's models and optimiser by name.
 
 mod commands;
 pub mod config;
@@ -34,10 +34,10 @@ use error::{Exit, describe, exit_code};
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Show the XLA library's own messages too
+    /// Also show the messages of the XLA library
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// Take programs from a folder that `vnca export` wrote instead of making them
+    /// Load programs from a folder that `vnca export` wrote instead of building them
     #[arg(long, global = true, value_name = "DIR", env = "VNCA_PROGRAMS")]
     #[allow(dead_code, reason = "the verbs that run programs take it as an option of the device")]
     programs: Option<std::path::PathBuf>,
@@ -51,35 +51,35 @@ enum Command {
     Eval(eval::Args),
     /// Find the labels of binarized images from their grey originals
     ///
-    /// Each image gets the label of the original that it is likeliest to have been drawn from: the one that maximises
-    /// the sum over pixels of log Bernoulli(pixel; grey / 255).
+    /// Each image gets the label of its most likely original, which maximises the sum over pixels of
+    /// log Bernoulli(pixel; grey / 255).
     ///
-    /// Into the folder --out go labels.npy (u8), indices.npy (i32: which original) and margins.npy (f32: by how many
-    /// nats it is likelier than the next best; infinite where no other original is possible).
+    /// Writes to the folder --out: labels.npy (u8), indices.npy (i32, the index of the original) and margins.npy (f32, by how
+    /// many nats the original is more likely than the next best one; infinite if no other original is possible).
     Label(label::Args),
     /// Write the latents of images, and the cells that grow from them, as arrays
     ///
-    /// Arrays of n images, float32: means, logvars and samples of the latents' distribution, (n, Z) each; with --states
-    /// the cells' final states, (n, 32, 32, Z): the vector of each cell by row and column, channel 0 the pixel's logit.
-    /// Labels (n,), uint8, where they are known. Arrays are written as they come, so that they may exceed the memory.
+    /// Arrays for n images, float32: means, logvars and samples of the latents' distribution, (n, Z) each; with --states also
+    /// the cells' final states, (n, 32, 32, Z), whose channel 0 is the pixel's logit. Labels (n,), uint8, if they are known.
+    /// Arrays are written in parts, so that they may exceed the memory.
     Latents(latents::Args),
-    /// Draw a t-SNE map of latents, and measure how cleanly it separates the classes
+    /// Draw a t-SNE map of latents, and measure how well it separates the classes
     ///
-    /// The accuracies are the share of points whose label is that of most of their nearest neighbours, among the latents'
-    /// means and in the map. A seed gives one map, bit for bit.
+    /// The accuracies are the share of points with the label of most of their nearest neighbours, among the latents' means and
+    /// in the map. Equal seeds give equal maps, bit for bit.
     Tsne(tsne::Args),
-    /// Learn to tell an image's label from each single cell: a linear probe
+    /// Train a linear probe that predicts an image's label from each single cell
     ///
-    /// A softmax regression on every cell's final state, (32 x 32 cells of Z numbers) an image, trained on 80 % of the
-    /// images and tested on the others. Into --out go probe.npz (weight (10, Z) and bias (10,)), positions.npy and
-    /// positions.png (accuracy at each place of the grid) and prior.png: channel 0 of samples of the prior, the class
-    /// told from each cell, and its softmax value.
+    /// The probe is a softmax regression on every cell's final state (32 x 32 cells of Z numbers per image), trained on 80 % of
+    /// the images and tested on the others. Writes to --out: probe.npz (weight (10, Z) and bias (10,)), positions.npy and
+    /// positions.png (accuracy at each position of the grid) and prior.png (channel 0 of samples of the prior, the class
+    /// predicted from each cell, and its softmax value).
     Probe(probe::Args),
     /// Show samples of the prior
     Sample(sample::Args),
     /// Show images above their reconstructions
     Reconstruct(reconstruct::Args),
-    /// Show what lies between two samples or two images
+    /// Show the interpolation between two samples or two images
     Interpolate(interpolate::Args),
     /// Show how samples grow, as a grid and an animation
     Grow(grow::Args),
@@ -87,9 +87,9 @@ enum Command {
     Recover(recover::Args),
     /// Show channels of grown cells as stacked planes
     Planes(planes::Args),
-    /// Make the report's figures and table of results from runs, as files and as one page, report.html
+    /// Draw the report's figures and table of results from runs, as files and as one page, report.html
     Figures(figures::Args),
-    /// Write weights to a file of another kind: .npz, .safetensors, Equinox's .eqx
+    /// Convert weights to another file type: .npz, .safetensors or Equinox's .eqx
     Convert(convert::Args),
     /// List the parameters of a model or a checkpoint
     Inspect(inspect::Args),
@@ -98,24 +98,24 @@ enum Command {
     /// Write a model's programs to files
     #[cfg(feature = "xla")]
     Export(export::Args),
-    /// Run an exported program by itself
+    /// Run a single exported program
     RunExported(run_exported::Args),
     /// Compile for TPUs without one: memory, work and time of each program
     #[cfg(feature = "xla")]
     Compile(compile::Args),
-    /// Check that a device computes what it should and refuses what it should
+    /// Check that a device computes right results and refuses wrong arguments
     ///
-    /// Every operation, loops and their gradients, draws, collectives over 1, 2, 4 and 8 devices as far as there are so many,
-    /// transfers, donation, wrong arguments. What must come out was worked out without any device.
+    /// Checks every operation, loops and their gradients, random draws, collectives over 1, 2, 4 and 8 devices (as many as
+    /// exist), transfers, donation and wrong arguments. The expected results were computed without any device.
     Conformance(conformance::Args),
     /// Check the library, the devices and the memory
     ///
-    /// The device that is named has to work; what others lack is told, and is no failure.
+    /// The chosen device must work. Problems of other devices are reported, but are no failure.
     Doctor(doctor::Args),
 }
 
 impl Command {
-    /// Reports whether the verb may run for much longer than a restart of the process takes.
+    /// Reports whether the verb may run much longer than a restart of the process takes.
     fn is_long(&self) -> bool {
         use Command::{Eval, Figures, Latents, Probe, Train};
         matches!(self, Train(_) | Eval(_) | Figures(_) | Latents(_) | Probe(_))
@@ -175,20 +175,20 @@ pub fn verbs_table() -> String {
     rows.join("\n")
 }
 
-/// Parses the command line. Refuses `--programs` for a verb that has no use for it; the environment variable may be meant for
-/// other verbs and is ignored.
+/// Parses the command line. Refuses the flag `--programs` for verbs that run no programs. Ignores the environment variable for
+/// them, because it may be set for other verbs.
 fn checked(matches: &ArgMatches) -> Result<Cli, clap::Error> {
     let cli = Cli::from_arg_matches(matches)?;
     let is_given = matches.value_source("programs") == Some(ValueSource::CommandLine);
     if is_given && !cli.command.takes_programs() {
         let verb = matches.subcommand_name().unwrap_or_default();
-        let message = format!("{verb} runs no program that --programs could replace; leave it out");
+        let message = format!("{verb} runs no programs that --programs could replace; omit the flag");
         return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
     }
     Ok(cli)
 }
 
-/// Adds the name of the environment variable that a wrong value came from. Clap names the flag only.
+/// Adds the name of the environment variable that a wrong value came from. Clap names only the flag.
 fn named_variable(mut error: clap::Error) -> clap::Error {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
@@ -205,7 +205,7 @@ fn named_variable(mut error: clap::Error) -> clap::Error {
         arg.get_long() == name.strip_prefix("--") && arg.get_env().is_some_and(has_value)
     });
     if let Some(variable) = from_variable.and_then(|arg| arg.get_env()).filter(|_| !is_given) {
-        let tip = format!("the value is that of the environment variable {}", variable.display());
+        let tip = format!("the value comes from the environment variable {}", variable.display());
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
     error
@@ -220,7 +220,7 @@ pub fn main() -> ExitCode {
     }
     environment::start_log(cli.verbose);
     if !matches!(cli.command, Command::Train(_)) {
-        // Training handles signals itself.
+        // Training has its own handling of signals.
         environment::end_on_signals_as_first_process();
     }
     match cli.command.run() {

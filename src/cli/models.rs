@@ -16,11 +16,11 @@ use crate::model::{GRID_SIDE, Grow, Vae, report};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// Transposed convolutions, no automaton.
+    /// Transposed convolutions without an automaton.
     Baseline,
-    /// An automaton on a grid that doubles its sides between runs of steps.
+    /// An automaton on a grid that doubles several times, with steps after each doubling.
     Doubling,
-    /// An automaton on a grid of the image's size throughout.
+    /// An automaton on a grid that always has the image's size.
     NonDoubling,
 }
 
@@ -45,7 +45,7 @@ impl Kind {
         }
     }
 
-    /// Returns the report's number of NCA steps in evaluation: after each doubling, or in total. The baseline has none.
+    /// Returns the report's number of NCA steps in evaluation: after each doubling, or in total; 0 for the baseline.
     pub fn default_nca_steps(self) -> usize {
         match self {
             Kind::Baseline => 0,
@@ -71,7 +71,7 @@ impl ValueEnum for Kind {
     }
 }
 
-/// A model's sizes, and how it is computed. Models of equal sizes have parameters of equal names and shapes.
+/// A model's sizes and precision. Models of equal sizes have parameters of equal names and shapes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     /// The decoder.
@@ -102,10 +102,10 @@ fn whole_grid() -> usize {
 const MOST_DOUBLINGS: usize = GRID_SIDE.trailing_zeros() as usize;
 
 impl Model {
-    /// Returns the report's model of a kind, with another latent size if one is given.
+    /// Returns the report's model of a kind, with the given latent size if any.
     ///
     /// # Errors
-    /// When the latent size is 0 or beyond what memory could hold.
+    /// When the latent size is out of range.
     pub fn new(kind: Kind, latent: Option<usize>) -> Result<Model> {
         let report = Model::report(kind);
         let latent = latent.unwrap_or(report.latent);
@@ -134,12 +134,11 @@ impl Model {
     /// Checks the sizes.
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::error::Error::Invalid) when a size is out of range, or is one that the kind of model does not
-    /// have.
+    /// [`Error::Invalid`](crate::error::Error::Invalid) when a size is out of range, or does not apply to this kind of model.
     pub fn check(&self) -> Result<()> {
         let report = Model::new(self.kind, Some(self.latent))?;
         let only = |field: &'static str, other: bool, kinds: &str| -> Result<()> {
-            valid!(!other, field, "is of the {kinds} model, not of the {}", self.kind);
+            valid!(!other, field, "is an option of the {kinds} model, not of the {}", self.kind);
             Ok(())
         };
         if self.kind != Kind::Doubling {
@@ -152,7 +151,7 @@ impl Model {
             only("nca_steps", self.nca_steps != report.nca_steps, "doubling or nondoubling")?;
             only("update_prob", self.update_prob != report.update_prob, "doubling or nondoubling")?;
         }
-        // Numbers that the kind does not have are the report's, and so in their range.
+        // Sizes that do not apply to the kind have the report's values, which are in range.
         self.vae().check()
     }
 
@@ -166,7 +165,7 @@ impl Model {
         Vae { precision: self.precision, ..vae }
     }
 
-    /// The model with this one's way of growing.
+    /// Returns the model with the growth options of this configuration.
     fn grown(&self, vae: Vae) -> Vae {
         let Some(grow) = vae.decoder.automaton() else { return vae };
         let grow = Grow { start_side: self.start_side, update_prob: self.update_prob, ..grow.clone() };

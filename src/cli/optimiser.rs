@@ -1,12 +1,12 @@
-//! The optimiser's options: Adam, with Muon for the cell if wanted, and clipping before or after.
+//! The optimiser's options: Adam, optionally Muon for the cell, and clipping before or after it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::chain;
 use crate::nn::optimiser::{Adam, Chain, ClipByGlobalNorm, ClipEach, Fall, Schedule};
 
-/// Where the norm is clipped: the gradient before Adam, or the update after it (as the report's code does, where a
-/// limit of 10 never bites).
+/// Where the norm is clipped: the gradient before Adam, or the update after it. The report's code clips the update, whose norm
+/// never reaches its limit of 10.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ClipOrder {
@@ -20,10 +20,10 @@ pub enum ClipOrder {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ClipScope {
-    /// That of all parameters' gradients together
+    /// The norm of all parameters' gradients together
     #[default]
     All,
-    /// Each parameter's own: a gradient that explodes in one leaves the others as they are
+    /// The norm of each parameter's gradient: an exploding gradient of one parameter does not affect the others
     Each,
 }
 
@@ -31,30 +31,30 @@ pub enum ClipScope {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum CellRule {
-    /// As all other parameters
+    /// With Adam, like all other parameters
     #[default]
     Adam,
-    /// By their orthogonalised momentum: learns in fewer steps
+    /// With their orthogonalised momentum: learns in fewer steps
     Muon,
 }
 
-/// The optimiser's settings, as a run's `config.json` has them.
+/// The optimiser's settings, as stored in a run's `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Optimiser {
-    /// The learning rate, after warmup and before the fall.
+    /// The learning rate after warm-up and without decay.
     pub learning_rate: f64,
     /// Adam's decay rate of the first moment.
     pub b1: f64,
     /// Adam's decay rate of the second moment.
     pub b2: f64,
-    /// The number that Adam adds to the denominator.
+    /// The term that Adam adds to the denominator.
     pub eps: f64,
-    /// The largest norm that is left as it is. Infinite: no clipping.
+    /// The largest norm that is not clipped. Infinite for no clipping.
     #[serde(with = "limit")]
     pub clip_norm: f64,
     /// Whether the gradient or the update is clipped.
     pub clip_order: ClipOrder,
-    /// Whether all parameters share one norm.
+    /// Whether all parameters are clipped by one norm.
     #[serde(default)]
     pub clip_scope: ClipScope,
     /// The rule for the automaton's cell.
@@ -63,12 +63,12 @@ pub struct Optimiser {
     /// Number of updates over which the learning rate rises linearly from zero.
     #[serde(default)]
     pub warmup: usize,
-    /// Share of the learning rate that is left at the last step, after a linear fall. 1: no fall.
+    /// Final share of the learning rate, after a linear decay; 1 for no decay.
     #[serde(rename = "fall", with = "fall", default = "fall::none")]
     pub end_factor: f64,
 }
 
-/// The fall of the learning rate as JSON: null where there is none.
+/// The decay of the learning rate as JSON; null for no decay.
 mod fall {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -91,7 +91,7 @@ mod fall {
     }
 }
 
-/// A limit that may be infinite, as JSON, which has no such number: the text "inf" stands for it.
+/// A limit as JSON. JSON has no infinity, so that the text "inf" represents it.
 mod limit {
     use serde::de::{Error, Unexpected};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -152,7 +152,7 @@ impl Optimiser {
             },
         };
         match (self.clip_order, self.clip_scope) {
-            // In the f32 of devices no norm is over such a limit.
+            // Devices compute in f32, where no norm exceeds such a limit.
             _ if (self.clip_norm as f32).is_infinite() => chain![adam],
             (ClipOrder::After, _) => chain![adam, ClipByGlobalNorm(self.clip_norm)],
             (ClipOrder::Before, ClipScope::All) => chain![ClipByGlobalNorm(self.clip_norm), adam],

@@ -1,8 +1,8 @@
 //! The options of training, one declaration each.
 //!
-//! A declaration has the option's name, type and help, its place in [`TrainConfig`], the check of its value, and whether a
-//! resumed run may change it. The rest follows: the flag (`--batch-size`), the environment variable (`VNCA_BATCH_SIZE`), the
-//! TOML key (`batch-size`), and the default, which is what [`TrainConfig::report`] has in that place.
+//! A declaration has the option's name, type and help, its field in [`TrainConfig`], the check of its value, and whether a
+//! resumed run may change it. The rest follows from it: the flag (`--batch-size`), the environment variable
+//! (`VNCA_BATCH_SIZE`), the TOML key (`batch-size`), and the default, which is the field's value in [`TrainConfig::report`].
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use crate::error::{Error, Tag, valid};
 use crate::model::elbo::ManySamples;
 use crate::model::pool::Shuffle;
 
-/// Options of named runs, as TOML.
+/// Options of the presets, as TOML.
 const PRESETS: [(&str, &str); 6] = [
     ("report-baseline", include_str!("presets/report-baseline.toml")),
     ("report-doubling", include_str!("presets/report-doubling.toml")),
@@ -34,17 +34,17 @@ pub fn preset_names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| *name)
 }
 
-/// Whether a configuration is made for a new run or for one that goes on.
+/// Whether a run is new or resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
     New,
     Resumed,
 }
 
-/// Makes [`TrainOptions`] of declarations: `/// help`, name, type, [`Declaration`].
+/// Defines [`TrainOptions`] from declarations: `/// help`, name, type, [`Declaration`].
 macro_rules! options {
     ($($(#[doc = $help:literal])+ $name:ident: $type:ty = $declaration:expr;)+) => {
-        /// The options as given: `None` where nothing was given.
+        /// The given options; `None` for those that are not given.
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(deny_unknown_fields, rename_all = "kebab-case")]
         pub struct TrainOptions {
@@ -57,7 +57,7 @@ macro_rules! options {
                 TrainOptions { $($name: self.$name.clone().or_else(|| lower.$name.clone())),+ }
             }
 
-            /// Makes the arguments of the command line.
+            /// Returns the arguments of the command line.
             pub(super) fn arguments() -> Vec<Arg> {
                 vec![$({
                     let declaration: Declaration<$type> = $declaration;
@@ -65,7 +65,7 @@ macro_rules! options {
                 }),+]
             }
 
-            /// Reads those arguments that the command line has.
+            /// Reads the options from the arguments of the command line.
             pub(super) fn from_arguments(matches: &ArgMatches) -> TrainOptions {
                 TrainOptions {
                     $($name: matches.try_get_one(stringify!($name)).ok().flatten().cloned()),+
@@ -101,140 +101,140 @@ macro_rules! options {
 }
 
 options! {
-    /// Named run: the report's, or a demonstration that learns in two minutes. Other options win over it
+    /// Named run: the report's, or a demonstration that learns in two minutes. Other options override it
     preset: String = Declaration::new().parser(PossibleValuesParser::new(preset_names()));
     /// Model: baseline, doubling or nondoubling
-    model: Kind = Declaration::new().default("baseline").place(|c| Some(&mut c.model.kind));
+    model: Kind = Declaration::new().default("baseline").field(|c| Some(&mut c.model.kind));
     /// Images: a file, a folder with files of the usual names, or `glyphs`, the embedded digits
-    data: String = Declaration::new().metavar("PATH").place(|c| Some(&mut c.data)).resumable();
+    data: String = Declaration::new().metavar("PATH").field(|c| Some(&mut c.data)).resumable();
     /// Run folder
     out: PathBuf = Declaration::new().metavar("DIR").default("the first free one of runs/MODEL-1, runs/MODEL-2, ...");
     /// Gradient steps in total
-    steps: usize = Declaration::new().metavar("N").place(|c| Some(&mut c.steps)).check(count).resumable();
+    steps: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.steps)).check(count).resumable();
     /// Images per gradient step, over all replicas
-    batch_size: usize = Declaration::new().metavar("N").place(|c| Some(&mut c.batch_size)).check(count);
+    batch_size: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.batch_size)).check(count);
     /// Devices that share each batch. On the CPU they are virtual
     replicas: usize =
-        Declaration::new().metavar("R").place(|c| Some(&mut c.replicas)).check(count).resumable();
-    /// Gradient steps per shuffle of keys and images, and the most in one device call
-    chunk: usize = Declaration::new().metavar("N").place(|c| Some(&mut c.chunk)).check(count);
+        Declaration::new().metavar("R").field(|c| Some(&mut c.replicas)).check(count).resumable();
+    /// Gradient steps per shuffle of keys and images, and at most in one device call
+    chunk: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.chunk)).check(count);
     /// Latent size
-    latent: usize = Declaration::new().metavar("Z").place(|c| Some(&mut c.model.latent));
+    latent: usize = Declaration::new().metavar("Z").field(|c| Some(&mut c.model.latent));
     /// NCA steps: after each doubling, or in evaluation (nondoubling)
     nca_steps: usize =
-        Declaration::new().metavar("N").place(|c| when(c.model.grows(), &mut c.model.nca_steps));
-    /// Fewest NCA steps in training. The number is drawn anew for each gradient step (nondoubling)
-    nca_steps_min: usize = Declaration::new().metavar("N").place(|c| Some(&mut c.pool.as_mut()?.steps_min));
+        Declaration::new().metavar("N").field(|c| when(c.model.grows(), &mut c.model.nca_steps));
+    /// Fewest NCA steps in training. The number is drawn for each gradient step (nondoubling)
+    nca_steps_min: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.steps_min));
     /// Upper bound of that draw, itself excluded (nondoubling)
-    nca_steps_max: usize = Declaration::new().metavar("N").place(|c| Some(&mut c.pool.as_mut()?.steps_max));
+    nca_steps_max: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.steps_max));
     /// Number of doublings (doubling). The first grid is 32 / 2^K cells wide
     doublings: usize = Declaration::new()
         .metavar("K")
         .default("5, from one cell")
-        .place(|c| when(c.model.kind == Kind::Doubling, &mut c.model.doublings));
+        .field(|c| when(c.model.kind == Kind::Doubling, &mut c.model.doublings));
     /// Probability that a cell is updated in an NCA step
     update_prob: f64 =
-        Declaration::new().metavar("P").place(|c| when(c.model.grows(), &mut c.model.update_prob));
+        Declaration::new().metavar("P").field(|c| when(c.model.grows(), &mut c.model.update_prob));
     /// Side, in cells, of the central square of the grid that starts as the latent. The cells around it start as zeros
     /// (nondoubling)
     start_side: usize = Declaration::new()
         .metavar("N")
         .default("32, the whole grid")
-        .place(|c| when(c.model.kind == Kind::NonDoubling, &mut c.model.start_side));
+        .field(|c| when(c.model.kind == Kind::NonDoubling, &mut c.model.start_side));
     /// Entries of the pool, over all replicas (nondoubling)
-    pool_size: usize = Declaration::new().metavar("N").place(|c| Some(&mut c.pool.as_mut()?.size));
+    pool_size: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.size));
     /// How the pool's entries are permuted after a gradient step (nondoubling)
     pool_shuffle: Shuffle = Declaration::new()
-        .place(|c| Some(&mut c.pool.as_mut()?.shuffle))
+        .field(|c| Some(&mut c.pool.as_mut()?.shuffle))
         .resumable_if(|old, new| old.result() == new.result());
     /// Share of each batch whose grids are damaged: among those from the pool (nondoubling, up to 0.5), or at a random
     /// doubling (doubling)
     damage: f64 = Declaration::new()
         .metavar("FRACTION")
         .default("0.25 for nondoubling, else 0")
-        .place(|c| Some(&mut c.damage));
-    /// What the gradient saves of the NCA steps: 0 all that it needs, 1 each step's grid, k every k-th step's grid. It
-    /// recomputes the rest: less memory, more time
-    remat: usize = Declaration::new().metavar("k").place(|c| Some(&mut c.memory.remat)).resumable();
-    /// Element type in which the gradient saves: bf16 halves the memory
+        .field(|c| Some(&mut c.damage));
+    /// Values of the NCA steps that are saved for the gradient: 0 all values, 1 each step's grid, k every k-th step's grid. The
+    /// rest is recomputed, which saves memory and costs time
+    remat: usize = Declaration::new().metavar("k").field(|c| Some(&mut c.memory.remat)).resumable();
+    /// Element type of the saved values: bf16 halves the memory
     save_as: Precision = Declaration::new()
         .default("that of --precision")
-        .place(|c| Some(&mut c.memory.save_as))
+        .field(|c| Some(&mut c.memory.save_as))
         .resumable();
-    /// Element type of the operands of matmuls and convolutions; parameters, sums, optimiser and loss are f32 in any
-    /// case. A CPU without bf16 computes in f32
-    precision: Precision = Declaration::new().place(|c| Some(&mut c.model.precision));
+    /// Element type of the operands of matmuls and convolutions; parameters, sums, optimiser and loss are always f32. A CPU
+    /// without bf16 computes in f32
+    precision: Precision = Declaration::new().field(|c| Some(&mut c.model.precision));
     /// Optimiser of the weights of the automaton's cell. The other parameters use Adam
     cell_optimiser: CellRule =
-        Declaration::new().place(|c| when(c.model.grows(), &mut c.optimiser.cell));
+        Declaration::new().field(|c| when(c.model.grows(), &mut c.optimiser.cell));
     /// Learning rate
     learning_rate: f64 = Declaration::new()
         .metavar("X")
-        .place(|c| Some(&mut c.optimiser.learning_rate))
+        .field(|c| Some(&mut c.optimiser.learning_rate))
         .check(|x| finite(x).and(positive(x)));
     /// Steps over which the learning rate rises linearly to its full value
-    warmup: usize = Declaration::new().metavar("N").place(|c| Some(&mut c.optimiser.warmup));
-    /// Share of the learning rate that is left at the last of `--steps`, after a linear fall
+    warmup: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.optimiser.warmup));
+    /// Share of the learning rate at the last of `--steps`, after a linear decay
     end_factor: f64 = Declaration::new()
         .metavar("X")
-        .default("1, no fall")
-        .place(|c| Some(&mut c.optimiser.end_factor))
+        .default("1, no decay")
+        .field(|c| Some(&mut c.optimiser.end_factor))
         .check(|x| if (0.0..=1.0).contains(x) { Ok(()) } else { Err("it must be from 0 to 1") });
     /// Largest norm that is not clipped; inf clips nothing
     clip_norm: f64 =
-        Declaration::new().metavar("X").place(|c| Some(&mut c.optimiser.clip_norm)).check(positive);
+        Declaration::new().metavar("X").field(|c| Some(&mut c.optimiser.clip_norm)).check(positive);
     /// Clip the gradient before Adam, or the update after it as the report's code does
-    clip_order: ClipOrder = Declaration::new().place(|c| Some(&mut c.optimiser.clip_order));
-    /// Whose norm is clipped: that of all parameters together, or each one's own
-    clip_scope: ClipScope = Declaration::new().place(|c| Some(&mut c.optimiser.clip_scope));
+    clip_order: ClipOrder = Declaration::new().field(|c| Some(&mut c.optimiser.clip_order));
+    /// Which norm is clipped: that of all parameters together, or that of each parameter
+    clip_scope: ClipScope = Declaration::new().field(|c| Some(&mut c.optimiser.clip_scope));
     /// Latent samples per image in training. With more than one, the importance-weighted bound is maximised
     train_samples: usize =
-        Declaration::new().metavar("M").place(|c| Some(&mut c.loss.samples)).check(count);
-    /// What is maximised with more than one sample per image
-    many_samples: ManySamples = Declaration::new().place(|c| Some(&mut c.loss.many));
+        Declaration::new().metavar("M").field(|c| Some(&mut c.loss.samples)).check(count);
+    /// The objective with more than one sample per image
+    many_samples: ManySamples = Declaration::new().field(|c| Some(&mut c.loss.many));
     /// Weight of the KL part of the loss
     beta: f64 = Declaration::new()
         .metavar("X")
-        .place(|c| Some(&mut c.loss.beta))
+        .field(|c| Some(&mut c.loss.beta))
         .check(|x| finite(x).and(if *x >= 0.0 { Ok(()) } else { Err("it must not be negative") }));
-    /// Seed of the initial values
-    seed_model: u64 = Declaration::new().metavar("N").place(|c| Some(&mut c.seed_model));
+    /// Seed of the initial parameters
+    seed_model: u64 = Declaration::new().metavar("N").field(|c| Some(&mut c.seed_model));
     /// Seed of the order of images and of the latents' noise
-    seed_data: u64 = Declaration::new().metavar("N").place(|c| Some(&mut c.seed_data));
+    seed_data: u64 = Declaration::new().metavar("N").field(|c| Some(&mut c.seed_data));
     /// Seed of the test IWELBO's latents
-    seed_test: u64 = Declaration::new().metavar("N").place(|c| Some(&mut c.seed_test)).resumable();
+    seed_test: u64 = Declaration::new().metavar("N").field(|c| Some(&mut c.seed_test)).resumable();
     /// Seed of the pictures' latents
-    seed_logging: u64 = Declaration::new().metavar("N").place(|c| Some(&mut c.seed_logging)).resumable();
+    seed_logging: u64 = Declaration::new().metavar("N").field(|c| Some(&mut c.seed_logging)).resumable();
     /// Steps between test IWELBOs and pictures; 0: never
     eval_every: usize = Declaration::new()
         .metavar("N")
         .default("1000, or 0 if there are no test images")
-        .place(|c| Some(&mut c.eval_every))
+        .field(|c| Some(&mut c.eval_every))
         .resumable();
     /// Latent samples per image in a test IWELBO
     eval_samples: usize =
-        Declaration::new().metavar("K").place(|c| Some(&mut c.eval_samples)).check(count).resumable();
+        Declaration::new().metavar("K").field(|c| Some(&mut c.eval_samples)).check(count).resumable();
     /// Test images in a test IWELBO, evenly spaced
     eval_images: usize =
-        Declaration::new().metavar("N").place(|c| Some(&mut c.eval_images)).check(count).resumable();
+        Declaration::new().metavar("N").field(|c| Some(&mut c.eval_images)).check(count).resumable();
     /// Steps between checkpoints; 0: never, not even at the end
     checkpoint_every: usize =
-        Declaration::new().metavar("N").place(|c| Some(&mut c.checkpoint_every)).resumable();
-    /// Checkpoints that are kept besides the best one
-    keep: usize = Declaration::new().metavar("N").place(|c| Some(&mut c.keep)).check(count).resumable();
+        Declaration::new().metavar("N").field(|c| Some(&mut c.checkpoint_every)).resumable();
+    /// Checkpoints to keep besides the best one
+    keep: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.keep)).check(count).resumable();
     /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
-    device: String = Declaration::new().place(|c| Some(&mut c.device)).resumable();
+    device: String = Declaration::new().field(|c| Some(&mut c.device)).resumable();
 }
 
-/// The place of an option that only some models have.
-fn when<T>(has_option: bool, place: &mut dyn Place<T>) -> Option<&mut dyn Place<T>> {
-    has_option.then_some(place)
+/// Returns the field of an option that only some models have.
+fn when<T>(has_option: bool, field: &mut dyn ConfigField<T>) -> Option<&mut dyn ConfigField<T>> {
+    has_option.then_some(field)
 }
 
 fn count(n: &usize) -> Result<(), &'static str> {
     match *n {
         0 => Err("it must be at least 1"),
-        n if n > i32::MAX as usize => Err("that is too many"),
+        n if n > i32::MAX as usize => Err("it is too large"),
         _ => Ok(()),
     }
 }
@@ -248,35 +248,35 @@ fn finite(x: &f64) -> Result<(), &'static str> {
     if (*x as f32).is_finite() { Ok(()) } else { Err("it must be a finite number") }
 }
 
-/// What an option is beside its name, type and help.
+/// The properties of an option besides its name, type and help.
 struct Declaration<T: 'static> {
     metavar: Option<&'static str>,
     default: Option<&'static str>,
     parser: Option<ValueParser>,
-    place: fn(&mut TrainConfig) -> Option<&mut dyn Place<T>>,
+    field: fn(&mut TrainConfig) -> Option<&mut dyn ConfigField<T>>,
     check: fn(&T) -> Result<(), &'static str>,
     resumable: fn(&T, &T) -> bool,
 }
 
 impl<T: Clone + PartialEq + Serialize> Declaration<T> {
-    /// An option without a place in the configuration, of any value, and fixed for a run.
+    /// Returns an option without a field in the configuration, that accepts any value and is fixed for a run.
     fn new() -> Declaration<T> {
         Declaration {
             metavar: None,
             default: None,
             parser: None,
-            place: |_| None,
+            field: |_| None,
             check: |_| Ok(()),
             resumable: |old, new| old == new,
         }
     }
 
-    /// The name of the value in the help.
+    /// Sets the name of the value in the help.
     fn metavar(self, name: &'static str) -> Self {
         Declaration { metavar: Some(name), ..self }
     }
 
-    /// The default in words, where the report's values alone do not explain it.
+    /// Sets the text of the default, if the report's values alone do not explain it.
     fn default(self, words: &'static str) -> Self {
         Declaration { default: Some(words), ..self }
     }
@@ -285,56 +285,61 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
         Declaration { parser: Some(parser.into()), ..self }
     }
 
-    /// Where the configuration has the value: nowhere, if the model has no such option.
-    fn place(self, place: fn(&mut TrainConfig) -> Option<&mut dyn Place<T>>) -> Self {
-        Declaration { place, ..self }
+    /// Sets the field in the configuration. The function returns `None` if the model has no such option.
+    fn field(self, field: fn(&mut TrainConfig) -> Option<&mut dyn ConfigField<T>>) -> Self {
+        Declaration { field, ..self }
     }
 
-    /// What is wrong with a value, said after it.
+    /// Sets the check of the value. Its error text follows the value in the message.
     fn check(self, check: fn(&T) -> Result<(), &'static str>) -> Self {
         Declaration { check, ..self }
     }
 
-    /// A resumed run may change the value.
+    /// Allows a resumed run to change the value.
     fn resumable(self) -> Self {
         self.resumable_if(|_, _| true)
     }
 
-    /// A resumed run may change the old value to the new one where this says so.
+    /// Allows a resumed run to change the old value to the new one if the function returns true for them.
     fn resumable_if(self, resumable: fn(&T, &T) -> bool) -> Self {
         Declaration { resumable, ..self }
     }
 
     fn apply(&self, name: &'static str, value: &T, config: &mut TrainConfig, start: Start) -> Result<()> {
         let kind = config.model.kind;
-        let Some(place) = (self.place)(config) else {
+        let Some(field) = (self.field)(config) else {
             let kinds = Kind::ALL.into_iter().filter(|kind| self.report_default(*kind).is_some());
             let kinds: Vec<&str> = kinds.map(Kind::name).collect();
-            // An option without any place is none of the configuration's.
-            valid!(kinds.is_empty(), name, "is of the {} model, not of the {kind}", kinds.join(" or "));
+            // An option without a field for any model does not belong to the configuration.
+            valid!(
+                kinds.is_empty(),
+                name,
+                "is an option of the {} model, not of the {kind}",
+                kinds.join(" or ")
+            );
             return Ok(());
         };
-        let may_change = || place.get().is_none_or(|old| (self.resumable)(&old, value));
+        let may_change = || field.get().is_none_or(|old| (self.resumable)(&old, value));
         valid!(
             start == Start::New || may_change(),
             name,
-            "differs from the run that is resumed: leave it out, or start another run"
+            "differs from the resumed run: omit it, or start another run"
         );
-        place.set(value.clone());
+        field.set(value.clone());
         Ok(())
     }
 
     fn check_value(&self, name: &'static str, config: &mut TrainConfig) -> Result<()> {
-        let Some(value) = (self.place)(config).and_then(|place| place.get()) else { return Ok(()) };
+        let Some(value) = (self.field)(config).and_then(|field| field.get()) else { return Ok(()) };
         (self.check)(&value).map_err(|problem| {
             let problem = format!("is {}: {problem}", text(&value));
             Error::Invalid { field: name, problem }.into()
         })
     }
 
-    /// The default for a model, if the model has the option.
+    /// Returns the default for a model, if the model has the option.
     fn report_default(&self, kind: Kind) -> Option<T> {
-        (self.place)(&mut TrainConfig::report(kind))?.get()
+        (self.field)(&mut TrainConfig::report(kind))?.get()
     }
 
     fn default_text(&self) -> Option<String> {
@@ -362,9 +367,9 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
     }
 }
 
-/// A value as the command line has it.
+/// Formats a value as on the command line.
 fn text<T: Serialize>(value: &T) -> String {
-    // Not through JSON, which has no infinity and no NaN.
+    // JSON would not work: it has no infinity and no NaN.
     match toml::Value::try_from(value) {
         Ok(toml::Value::String(text)) => text,
         Ok(toml::Value::Float(number)) => number.to_string(),
@@ -373,14 +378,14 @@ fn text<T: Serialize>(value: &T) -> String {
     }
 }
 
-/// Holds the value of an option.
-trait Place<T> {
+/// A field that holds the value of an option.
+trait ConfigField<T> {
     fn get(&self) -> Option<T>;
 
     fn set(&mut self, value: T);
 }
 
-impl<T: Clone> Place<T> for T {
+impl<T: Clone> ConfigField<T> for T {
     fn get(&self) -> Option<T> {
         Some(self.clone())
     }
@@ -390,7 +395,7 @@ impl<T: Clone> Place<T> for T {
     }
 }
 
-impl<T: Clone> Place<T> for Option<T> {
+impl<T: Clone> ConfigField<T> for Option<T> {
     fn get(&self) -> Option<T> {
         self.clone()
     }
@@ -400,8 +405,8 @@ impl<T: Clone> Place<T> for Option<T> {
     }
 }
 
-/// The type in which gradients save: none where each value keeps its own.
-impl Place<Precision> for Option<DType> {
+/// The element type of values saved for gradients; `None` if each value keeps its type.
+impl ConfigField<Precision> for Option<DType> {
     fn get(&self) -> Option<Precision> {
         Some(if self.is_some() { Precision::Bf16 } else { Precision::F32 })
     }
@@ -436,11 +441,11 @@ impl TrainOptions {
     /// Reads options from a TOML file.
     ///
     /// # Errors
-    /// When the file cannot be read, is no TOML, or has a key that is no option; the error names file and line.
+    /// When the file cannot be read, is not TOML, or has a key that is not an option. The message names file and line.
     pub fn from_toml(path: &Path) -> Result<TrainOptions> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
         let options = text.and_then(|text| {
-            toml::from_str(&text).with_context(|| format!("{} is no configuration", path.display()))
+            toml::from_str(&text).with_context(|| format!("{} is not a configuration", path.display()))
         });
         options.tag(Error::Usage)
     }
@@ -448,12 +453,12 @@ impl TrainOptions {
     /// Returns the options of the named preset, or no options if none is named.
     ///
     /// # Errors
-    /// When there is no preset of that name.
+    /// When no preset has the name.
     pub fn from_preset(&self) -> Result<TrainOptions> {
         let Some(name) = &self.preset else { return Ok(TrainOptions::default()) };
         let found = PRESETS.iter().find(|(known, _)| known == name);
         let names = || preset_names().collect::<Vec<_>>().join(", ");
-        let found = found.ok_or_else(|| anyhow!("no preset {name:?}: there are {}", names()));
+        let found = found.ok_or_else(|| anyhow!("unknown preset {name:?}: the presets are {}", names()));
         let (_, text) = found.tag(Error::Usage)?;
         toml::from_str(text).with_context(|| format!("preset {name}"))
     }

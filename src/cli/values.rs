@@ -1,4 +1,4 @@
-//! Values that options take by name: how the command line reads and explains the library's enums.
+//! Names and help texts of the library's enums on the command line.
 
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
@@ -8,7 +8,7 @@ use crate::engine::shape::Precision;
 use crate::model::elbo::ManySamples;
 use crate::model::pool::Shuffle;
 
-/// Names an enum's values for the command line, each with its help.
+/// Defines the names of an enum's values on the command line, each with its help.
 macro_rules! values {
     ($type:ty { $($value:ident: $name:literal $(, $help:literal)?;)+ }) => {
         impl ValueEnum for $type {
@@ -33,22 +33,22 @@ values!(Precision {
 values!(Target {
     Cpu: "cpu", "For XLA's CPU compiler: matmuls where it is slow at convolutions, all in f32";
     OneDnn: "onednn",
-        "For the same, with calls of the oneDNN that most builds of XLA's CPU library contain, and of another one";
-    Native: "native", "For TPUs and GPUs: every operation as XLA's own";
+        "For XLA's CPU compiler, with calls of the oneDNN that most builds of its library contain, and of a separate one";
+    Native: "native", "For TPUs and GPUs: only XLA's own operations";
 });
 
 values!(Shuffle {
     Exchange: "exchange",
         "The result of `global`, bit for bit, by moving only the entries that a replica needs next";
     Global: "global",
-        "One permutation of all replicas' entries, after an all-gather: what the report describes";
+        "One permutation of all replicas' entries, after an all-gather, as the report describes";
     Local: "local", "Each replica permutes its own entries";
-    Replica: "replica", "Whole shares change places among the replicas: what the report's code does";
+    Replica: "replica", "The replicas exchange whole shares, as in the report's code";
 });
 
 values!(ManySamples {
     Importance: "importance",
         "The importance-weighted bound: log mean of p(x | z) p(z) / q(z | x)";
     Report: "report",
-        "What the report's code does, which bounds nothing: log mean of p(x | z), less the KL";
+        "The objective of the report's code, which is not a bound: log mean of p(x | z), less the KL";
 });

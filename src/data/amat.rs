@@ -1,5 +1,6 @@
-//! Text: an image a line, 784 numbers. Larochelle's `.amat` has 0 and 1 separated by blanks; tables of other programs have commas,
-//! a line of names before the images, grey values, and the label as a first or last column.
+//! Reads images from text with one image of 784 numbers per line. Larochelle's `.amat` files contain 0 and 1 separated by
+//! blanks. Tables of other programs have commas, and may have a line of names, grey values, and a label in the first or last
+//! column.
 
 use anyhow::{Result, bail};
 
@@ -7,27 +8,27 @@ use super::PIXELS;
 use super::input::Input;
 use super::npy::GREY_HELP;
 
-/// A line in the form of the published files: digit, blank, digit, ..., digit, line feed.
+/// Bytes of a line in the published files: digit, blank, digit, ..., digit, line feed.
 const LINE: usize = 2 * PIXELS;
-/// The longest line accepted (numbers may be written out, as in `1.000000000000000000e+00`), and the bytes read at once.
+/// Bytes read at a time, and the longest accepted line. Numbers may be as long as `1.000000000000000000e+00`.
 const WINDOW: usize = 1 << 18;
-/// Numbers in a line that has a label besides the pixels.
+/// Numbers in a line with a label.
 const WITH_LABEL: usize = PIXELS + 1;
 
-/// The images of a text.
+/// The images of a text file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Text {
-    /// `n * 784` bytes: each 0 or 1, or grey from 0 to 255 where the separators are commas.
+    /// `n * 784` bytes: 0 or 1; with commas as separators also grey values from 0 to 255.
     pub pixels: Vec<u8>,
-    /// One for each image, if the lines have 785 numbers. Not yet known to be from 0 to 9.
+    /// A label for each image, if the lines have 785 numbers. The caller must check that they are from 0 to 9.
     pub labels: Option<Vec<u8>>,
 }
 
 /// Reads all images.
 ///
 /// # Errors
-/// Name the file, the line and the column (both from 1) of the first thing that is not as it should be; nothing after
-/// that is read.
+/// When the text is malformed. The message names the file, and line and column (counted from 1) of the first problem, where
+/// reading stops.
 pub fn read(mut input: Input) -> Result<Text> {
     let mut parser = Parser::default();
     let mut window = vec![0; WINDOW];
@@ -53,21 +54,21 @@ pub fn read(mut input: Input) -> Result<Text> {
     if parser.values.is_empty() {
         bail!(input.error("no images: expected lines of 784 numbers 0 or 1, got blank lines only"));
     }
-    let (text, word) = parser.finish().map_err(|e| input.error(e))?;
-    if let Some(word) = word {
-        log::warn!("{}", input.error(word));
+    let (text, message) = parser.finish().map_err(|e| input.error(e))?;
+    if let Some(message) = message {
+        log::warn!("{}", input.error(message));
     }
     Ok(text)
 }
 
-/// Where a line of 785 numbers has its label.
+/// The position of the label in a line of 785 numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum LabelAt {
     First,
     Last,
 }
 
-/// The value of a pixel with ink, as far as the lines tell.
+/// The value of a pixel with ink, as far as it is known from the lines read.
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Ink {
     /// All pixels are 0 so far.
@@ -75,12 +76,12 @@ enum Ink {
     Unknown,
     One,
     Full,
-    /// There are grey values.
+    /// Some values are grey.
     Grey,
 }
 
 impl Ink {
-    /// What it is after one more pixel.
+    /// Returns the value after one more pixel.
     fn after(self, pixel: u8) -> Ink {
         match (self, pixel) {
             (ink, 0) => ink,
@@ -95,25 +96,25 @@ impl Ink {
 struct Parser {
     /// All numbers, line after line.
     values: Vec<u8>,
-    /// Numbers in a line, 784 or 785; 0 before the first.
+    /// Numbers per line, 784 or 785; 0 before the first line.
     columns: usize,
-    /// Whether commas separate the numbers, instead of blanks.
+    /// Whether the separators are commas. Otherwise they are blanks.
     commas: bool,
-    /// Whether the first line has names.
+    /// Whether the first line contains names.
     names: bool,
-    /// What the names say.
+    /// The position of the label according to the names.
     label_at: Option<LabelAt>,
     ink: Ink,
     /// Lines read so far.
     line: usize,
-    /// The first blank line: nothing but blank lines may follow.
+    /// The first blank line. Only blank lines may follow it.
     blank: Option<usize>,
-    /// Where the numbers of the present line stand in it: begin and end.
+    /// Begin and end of each number in the current line.
     tokens: Vec<(usize, usize)>,
 }
 
 impl Parser {
-    /// Reads the whole lines in `text`; with `last` also one that has no line end. Returns the bytes used.
+    /// Reads the complete lines in `text`, and with `last` also a final line without line end. Returns the number of bytes read.
     fn lines(&mut self, text: &[u8], last: bool) -> Result<usize> {
         let mut at = 0;
         while at < text.len() {
@@ -139,8 +140,8 @@ impl Parser {
         Ok(at)
     }
 
-    /// Reads a line in the published files' form, or changes nothing. Without branches, so that it is done in vectors:
-    /// the text of the training set has 78 MB.
+    /// Reads a line in the form of the published files. Returns false and changes nothing if it has another form. The loop has
+    /// no branches, so that the compiler vectorizes it: the text of the training set has 78 MB.
     fn published_form(&mut self, line: &[u8; LINE]) -> bool {
         let fits = matches!(self.columns, 0 | PIXELS) && matches!(self.ink, Ink::Unknown | Ink::One);
         if self.blank.is_some() || self.commas || !fits {
@@ -166,7 +167,7 @@ impl Parser {
         true
     }
 
-    /// Reads a line without its line end: numbers in any form, between commas, or blanks and tabs in any number.
+    /// Reads a line without its line end: numbers in any notation, separated by commas or by blanks and tabs.
     fn any_form(&mut self, line: &[u8]) -> Result<()> {
         self.line += 1;
         let first = self.columns == 0 && !self.names;
@@ -197,7 +198,7 @@ impl Parser {
             (0, _) if count == PIXELS || count == WITH_LABEL => self.columns = count,
             (columns, _) if columns == count => {}
             (0, _) => {
-                // Text that is wrong in its first line is most often no image at all.
+                // Text with a malformed first line is usually not an image file. Name both forms.
                 bail!(
                     "line {}: expected {PIXELS} numbers, or {WITH_LABEL} with a label, got {count}",
                     self.line
@@ -205,7 +206,7 @@ impl Parser {
             }
             (columns, _) => bail!("line {}: expected {columns} numbers, got {count}", self.line),
         }
-        // The first and the last of 785 numbers may be the label: `finish` looks at them.
+        // The first or last of 785 numbers may be the label. `finish` checks them.
         let inside = if count == PIXELS { 0..count } else { 1..PIXELS };
         for i in inside {
             let after = self.ink.after(self.values[start + i]);
@@ -217,7 +218,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Finds where the line's numbers stand.
+    /// Finds the begin and end of each number in a line.
     fn split(&mut self, line: &[u8]) {
         self.tokens.clear();
         let commas = self.commas;
@@ -232,7 +233,7 @@ impl Parser {
         }
     }
 
-    /// Reads a first line that has the names of the columns; returns false of one that has numbers.
+    /// Reads a first line with the names of the columns. Returns false if it contains numbers.
     fn read_names(&mut self, line: &[u8]) -> Result<bool> {
         const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
         if line.starts_with(BYTE_ORDER_MARK) {
@@ -270,7 +271,7 @@ impl Parser {
         Ok(true)
     }
 
-    /// The error for the `i`-th number of a line.
+    /// Returns the error for the `i`-th number of a line.
     fn unexpected(&self, line: &[u8], i: usize) -> anyhow::Error {
         let (from, to) = self.tokens[i];
         let token = &line[from..to];
@@ -288,21 +289,21 @@ impl Parser {
             self.line,
             from + 1,
             i + 1,
-            quoted(token)
+            quote_token(token)
         )
     }
 
-    /// Takes the labels out, and makes ink 1 where there are no grey values. Returns also what the user should know of it.
+    /// Separates the labels from the pixels, and maps ink to 1 if no value is grey. Also returns a message for the user, if the
+    /// label's position was guessed.
     fn finish(mut self) -> Result<(Text, Option<String>)> {
-        let (mut labels, mut word) = (None, None);
+        let (mut labels, mut message) = (None, None);
         if self.columns == WITH_LABEL {
             let at = match self.label_at {
                 Some(at) => at,
                 None => {
                     let at = self.find_label()?;
                     let place = if at == LabelAt::First { "first" } else { "last" };
-                    word =
-                        Some(format!("{WITH_LABEL} numbers in a line: the {place} is taken for the label"));
+                    message = Some(format!("{WITH_LABEL} numbers in a line: using the {place} one as label"));
                     at
                 }
             };
@@ -332,11 +333,11 @@ impl Parser {
             Ink::Grey => super::check_grey(&self.values)?,
             Ink::Unknown | Ink::One => {}
         }
-        Ok((Text { pixels: self.values, labels }, word))
+        Ok((Text { pixels: self.values, labels }, message))
     }
 
-    /// Finds the column of labels: the only one of the two ends that can be one, else that with the usual place. That is
-    /// the first in tables with commas, and the last in `.amat` files.
+    /// Finds the column of labels: the first or the last column, whichever alone can contain labels. If both can, the usual one:
+    /// the first in tables with commas, the last in `.amat` files.
     fn find_label(&self) -> Result<LabelAt> {
         let is_pixel =
             |column| self.ink == Ink::Grey || self.column(column).all(|v| self.ink.after(v) != Ink::Grey);
@@ -347,7 +348,7 @@ impl Parser {
         let tests: [Test; 3] = [
             &|_, pixel| is_pixel(pixel),
             &|label, _| is_label(label),
-            // The corner of an image is background in most sets.
+            // In most data sets the corner pixel is always background.
             &|label, pixel| varies(label) && !varies(pixel),
         ];
         for (i, test) in tests.iter().enumerate() {
@@ -378,8 +379,8 @@ fn whole_number(token: &[u8]) -> Option<u8> {
     }
 }
 
-/// A token for an error message: short, and without control characters.
-fn quoted(token: &[u8]) -> String {
+/// Quotes a token for an error message, shortened and without control characters.
+fn quote_token(token: &[u8]) -> String {
     let shown = &token[..token.len().min(24)];
     let dots = if shown.len() < token.len() { "..." } else { "" };
     format!("'{}{dots}'", shown.escape_ascii())

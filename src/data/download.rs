@@ -1,7 +1,7 @@
-//! Fetching public data sets over HTTP(S), such that what is there afterwards is right, or is not there.
+//! Downloads public data sets over HTTP(S) and verifies them.
 //!
-//! A file takes its name only when it is whole (`crate::files`) and its checksum was compared. Mirrors are tried in turn; when none has the file, the error lists each address
-//! and why it failed.
+//! A file gets its final name only when it is complete (`crate::files`) and its checksum is right. Mirrors are tried in turn.
+//! If all fail, the error lists each address with the reason.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -17,25 +17,25 @@ use crate::files::Draft;
 
 pub use super::known::verify;
 
-/// How far the download of a file is.
+/// Progress of a file's download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
     /// Name of the file.
     pub file: &'a str,
-    /// Bytes that have come.
+    /// Bytes received.
     pub bytes: u64,
-    /// Bytes of the whole file.
+    /// Size of the file in bytes.
     pub total: u64,
 }
 
-/// How to fetch.
+/// Options of a download.
 #[derive(Clone, Copy)]
 pub struct Options<'a> {
-    /// Where the files are, instead of the known mirrors: `http://`, `https://` or `file://`, without the file's name.
+    /// Address to use instead of the known mirrors: `http://`, `https://` or `file://`, without the file name.
     pub url: Option<&'a str>,
-    /// Is called after each piece of a file has come.
+    /// Called after each received part of a file.
     pub progress: &'a dyn Fn(&Progress<'_>),
-    /// How long to wait for a connection, and at any later time for the next bytes.
+    /// Time limit for a connection, and for each wait for more bytes.
     pub patience: Duration,
 }
 
@@ -45,31 +45,32 @@ impl Default for Options<'_> {
     }
 }
 
-/// A file that is now there.
+/// A file that is present and verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetched {
-    /// Where it is now.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Where it came from; `None` if it was there already, and right.
+    /// Address that it was downloaded from; `None` if it was already present and right.
     pub url: Option<String>,
 }
 
-/// Fetches a data set's files into a folder, which is made if need be: `binarized-mnist`, `mnist` or `fashion-mnist`.
+/// Downloads the files of a data set into a folder: `binarized-mnist`, `mnist` or `fashion-mnist`. Creates the folder if it does
+/// not exist.
 ///
-/// Files that are there and right are left alone. A file that is there with other content is replaced once the right
-/// one has come, and kept beside it as `NAME.bad`. Files that are unpacked where the published one is packed, or the
-/// other way round, are right too, where the content's checksum is known; an address given in `options` may offer them.
+/// Keeps files that are present and right. Replaces a file with other content once the right one has been downloaded, and keeps
+/// the old one as `NAME.bad`. If the checksum of the unpacked content is known, a file may be unpacked where the published one
+/// is packed, or the other way round. An address in `options` may offer either form.
 ///
 /// # Errors
-/// [`Error::Usage`] for an unknown name. [`Error::Data`] for the first file that cannot be had: each address that was tried, and
-/// why it failed. What came before stays.
+/// [`Error::Usage`] for an unknown name. [`Error::Data`] for the first file that cannot be downloaded. The message lists each
+/// address with the reason. Files downloaded before are kept.
 pub fn fetch(name: &str, dir: &Path, options: &Options) -> Result<Vec<Fetched>> {
     let set = known::find(name).tag(Error::Usage)?;
     fetch_files(set.files, set.mirrors, dir, options).tag(Error::Data)
 }
 
 fn fetch_files(files: &[Known], mirrors: &[&str], dir: &Path, options: &Options) -> Result<Vec<Fetched>> {
-    fs::create_dir_all(dir).with_context(|| format!("{}: the folder cannot be made", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("{}: cannot create the folder", dir.display()))?;
     let config = Agent::config_builder()
         .user_agent(concat!("vnca/", env!("CARGO_PKG_VERSION")))
         .timeout_resolve(Some(options.patience))
@@ -81,7 +82,7 @@ fn fetch_files(files: &[Known], mirrors: &[&str], dir: &Path, options: &Options)
     for file in files {
         let fetched = fetch_file(file, mirrors, dir, options, &agent).with_context(|| {
             format!(
-                "{} of {} files are in {}; the next could not be had",
+                "{} of {} files are in {}; the next one cannot be downloaded",
                 done.len(),
                 files.len(),
                 dir.display()
@@ -104,7 +105,7 @@ fn fetch_file(
     if let Some(path) = here.iter().find(|path| file.check(path).is_ok()) {
         return Ok(Fetched { path: path.clone(), url: None });
     }
-    // The mirrors have each file under its published name only.
+    // Mirrors offer each file only under its published name.
     let (bases, names) = match options.url {
         Some(url) => (vec![url], file.names()),
         None => (mirrors.to_vec(), vec![file.name.to_owned()]),
@@ -115,11 +116,10 @@ fn fetch_file(
             let url = format!("{}/{name}", base.trim_end_matches('/'));
             match fetch_from(&url, file, dir, name, options, agent) {
                 Ok(part) => {
-                    // Else a wrong file that is there in the other packing would still be found first.
+                    // A wrong file in the other packing would otherwise still be found first.
                     for path in &here {
-                        fs::rename(path, with_suffix(path, ".bad")).with_context(|| {
-                            format!("{}: the wrong file cannot be moved away", path.display())
-                        })?;
+                        fs::rename(path, with_suffix(path, ".bad"))
+                            .with_context(|| format!("{}: cannot rename the wrong file", path.display()))?;
                     }
                     let path = part.path().to_owned();
                     part.publish()?;
@@ -129,10 +129,10 @@ fn fetch_file(
             }
         }
     }
-    bail!("{}: no address gave the file:{failures}", file.name);
+    bail!("{}: no address has the right file:{failures}", file.name);
 }
 
-/// Brings a file to the disk under a temporary name, and checks it.
+/// Downloads a file under a temporary name and checks it.
 fn fetch_from(
     url: &str,
     file: &Known,
@@ -141,7 +141,7 @@ fn fetch_from(
     options: &Options,
     agent: &Agent,
 ) -> Result<Draft> {
-    // In the other packing it is another size: no larger than the larger of the two.
+    // The file may have the other packing. Its size is limited by the larger of the two.
     let expected =
         if name == file.name { file.bytes } else { file.plain.map_or(file.bytes, |(bytes, _)| bytes) };
     let limit = expected.max(file.bytes);
@@ -165,7 +165,7 @@ fn fetch_from(
     Ok(part)
 }
 
-/// Opens an address for reading; with its size, if that is announced.
+/// Opens an address for reading. Also returns its size, if the server announces it.
 fn open(url: &str, agent: &Agent) -> Result<(Box<dyn Read>, Option<u64>)> {
     if let Some(path) = url.strip_prefix("file://") {
         let file = File::open(path)?;

@@ -1,22 +1,22 @@
-//! The embedded data set: handwritten-looking digits that the program draws itself, for use without any file.
+//! The embedded data set: drawn digits that look handwritten. It needs no files.
 //!
-//! Each digit is a few pen strokes, defined below as points that a smooth curve passes through. An image takes one of
-//! the digit's forms, moves its points a little, slants, turns and stretches it, fits it into a box of about 20 pixels as
-//! MNIST does, and draws it with a pen of random width. Pixels at the edge of the ink are 1 with the probability by which
-//! the ink covers them: the look of binarized MNIST.
+//! Each digit consists of pen strokes, defined below by points on smooth curves. An image takes one of the digit's forms, moves
+//! its points a little, slants, rotates and stretches it, fits it into a box of about 20 pixels as MNIST does, and draws it with
+//! a pen of random width. Pixels at the edge of the ink are 1 with a probability equal to their coverage, so that the images
+//! look like binarized MNIST.
 //!
-//! All numbers come from `Key`s and from additions, multiplications, divisions and square roots in f32, which IEEE 754
-//! defines to the last bit: the set is the same on every platform (a test holds its checksum).
+//! All numbers come from `Key`s and from additions, multiplications, divisions and square roots in f32, which IEEE 754 defines
+//! to the last bit. The set is therefore the same on every platform. A test compares its checksum.
 
 use super::{GLYPHS, IMAGE_SIDE, PIXELS, Part, Split};
 use crate::engine::random::host::{Key, unit};
 
-/// Images of the training and of the test part.
+/// Number of embedded training digits.
 pub const TRAIN: usize = 10_000;
 /// Number of embedded test digits.
 pub const TEST: usize = 2_000;
 
-/// The embedded digits' seed: of no meaning, and never to be changed.
+/// Seed of the embedded digits. An arbitrary value that must never change.
 const SEED: u64 = 0x6769_7479;
 
 /// A point of a stroke, in a box of 1 x 1: x to the right, y downwards.
@@ -26,7 +26,7 @@ type Stroke = &'static [Point];
 /// One way to write a digit.
 type Form = &'static [Stroke];
 
-/// For each digit the ways in which people write it; each is equally likely, so a common one may stand twice.
+/// For each digit the forms in which people write it. Each entry is equally likely, so that common forms may occur twice.
 #[rustfmt::skip]
 const FORMS: [&[Form]; 10] = [
     &[
@@ -92,13 +92,13 @@ const FORMS: [&[Form]; 10] = [
     ],
 ];
 
-/// The images of a part: as many of each digit, in random order, with labels.
+/// Returns the images of a part with labels, in random order, with equally many of each digit.
 pub fn split(part: Part) -> Split {
     let (pixels, labels) = first(part, usize::MAX);
     Split { name: format!("{GLYPHS} {}", part.name()), pixels, labels: Some(labels), sources: Vec::new() }
 }
 
-/// The first `n` images of a part, or all if it has fewer, and their labels.
+/// Returns the first `n` images of a part, or all if it has fewer, and their labels.
 fn first(part: Part, n: usize) -> (Vec<u8>, Vec<u8>) {
     let [train, test] = Key::new(SEED).split2();
     let (key, all) = match part {
@@ -115,7 +115,7 @@ fn first(part: Part, n: usize) -> (Vec<u8>, Vec<u8>) {
     (pixels, labels)
 }
 
-/// A piece of a pen stroke, straight, from a point to the next; in pixels.
+/// A straight piece of a pen stroke, from one point to the next, in pixels.
 struct Piece {
     from: Point,
     to: Point,
@@ -137,7 +137,7 @@ fn draw(key: Key, digit: u8, image: &mut [u8]) {
     }
 }
 
-/// One image's source of randomness.
+/// The random numbers of one image.
 struct Hand {
     key: Key,
     drawn: u64,
@@ -151,7 +151,7 @@ impl Hand {
         min + unit(bits[0]) * (max - min)
     }
 
-    /// About normal: the sum of four uniform numbers (no logarithm, which platforms compute differently).
+    /// Draws an approximately normal number as a sum of four uniform ones. Avoids logarithms, which differ between platforms.
     fn normal(&mut self, mean: f32, deviation: f32) -> f32 {
         let sum = self.uniform(-1.0, 1.0)
             + self.uniform(-1.0, 1.0)
@@ -161,11 +161,11 @@ impl Hand {
     }
 }
 
-/// Writes a digit: its strokes as pieces, placed in the image.
+/// Returns the pieces of a digit's strokes, placed in the image.
 fn write(hand: &mut Hand, digit: u8) -> Vec<Piece> {
     let forms = FORMS[usize::from(digit)];
     let form = forms[(hand.uniform(0.0, forms.len() as f32) as usize).min(forms.len() - 1)];
-    // A pen's width varies by writer, more to the broad side.
+    // The width of the pen varies between writers, with a longer tail towards broad pens.
     let radius = 1.0 + hand.normal(0.0, 0.13) + hand.uniform(0.0, 1.0) * hand.uniform(0.0, 1.0);
     let strokes: Vec<Vec<Point>> = {
         let place = Placing::new(hand);
@@ -174,7 +174,7 @@ fn write(hand: &mut Hand, digit: u8) -> Vec<Piece> {
     let (scale, shift) = fit(&strokes, radius, hand);
     let mut pieces = Vec::new();
     for stroke in &strokes {
-        // Pressure: a stroke's end is thinner or thicker than its start.
+        // Pressure makes the end of a stroke thinner or thicker than its start.
         let (start, end) = (radius * hand.normal(1.0, 0.07), radius * hand.normal(0.96, 0.09));
         let last = (stroke.len() - 1) as f32;
         for (i, pair) in stroke.windows(2).enumerate() {
@@ -185,7 +185,7 @@ fn write(hand: &mut Hand, digit: u8) -> Vec<Piece> {
     pieces
 }
 
-/// How an image's digit is slanted, turned and stretched: a linear map.
+/// The linear map that slants, rotates and stretches an image's digit.
 struct Placing {
     x: Point,
     y: Point,
@@ -195,7 +195,7 @@ impl Placing {
     fn new(hand: &mut Hand) -> Placing {
         let slant = hand.normal(0.16, 0.2);
         let (width, height) = (hand.normal(0.86, 0.13), 1.0);
-        // The tangent of half the angle gives sine and cosine by division alone.
+        // The tangent of half the angle gives sine and cosine with divisions only.
         let half = hand.normal(0.0, 0.06);
         let (cos, sin) = ((1.0 - half * half) / (1.0 + half * half), 2.0 * half / (1.0 + half * half));
         let slanted = -slant * height;
@@ -210,7 +210,7 @@ impl Placing {
     }
 }
 
-/// The curve through a stroke's points, each moved a little, as a polyline.
+/// Returns the curve through a stroke's points as a polyline, after moving each point a little.
 fn curve(stroke: Stroke, hand: &mut Hand, place: &Placing) -> Vec<Point> {
     const STEPS: u8 = 6;
     const TREMOR: f32 = 0.035;
@@ -228,7 +228,7 @@ fn curve(stroke: Stroke, hand: &mut Hand, place: &Placing) -> Vec<Point> {
         if b == c {
             continue;
         }
-        // Beyond an end or a corner the curve goes on straight.
+        // Beyond an end or a corner the curve continues straight.
         let a = if i > 0 && points[i - 1] != b { points[i - 1] } else { reflected(c, b) };
         let d = if i + 2 < points.len() && points[i + 2] != c { points[i + 2] } else { reflected(b, c) };
         for step in 1..=STEPS {
@@ -239,12 +239,12 @@ fn curve(stroke: Stroke, hand: &mut Hand, place: &Placing) -> Vec<Point> {
     line
 }
 
-/// The point as far beyond `centre` as `point` is before it.
+/// Returns the reflection of `point` at `centre`.
 fn reflected(point: Point, centre: Point) -> Point {
     (2.0 * centre.0 - point.0, 2.0 * centre.1 - point.1)
 }
 
-/// The cubic that passes `b` at t = 0 and `c` at t = 1 in the directions from `a` to `c` and from `b` to `d`.
+/// Evaluates the cubic through `b` at t = 0 and `c` at t = 1, with the directions from `a` to `c` and from `b` to `d`.
 fn catmull_rom([a, b, c, d]: [f32; 4], t: f32) -> f32 {
     let first = c - a;
     let second = 2.0 * a - 5.0 * b + 4.0 * c - d;
@@ -252,14 +252,14 @@ fn catmull_rom([a, b, c, d]: [f32; 4], t: f32) -> f32 {
     b + 0.5 * t * (first + t * (second + t * third))
 }
 
-/// Scale and shift by which the ink fits MNIST's box of 20 pixels, with its centre of mass near the image's centre.
+/// Returns the scale and shift that fit the ink into MNIST's box of 20 pixels, with the centre of mass near the image's centre.
 fn fit(strokes: &[Vec<Point>], radius: f32, hand: &mut Hand) -> (f32, Point) {
     let points = || strokes.iter().flatten();
     let min = points().fold((f32::MAX, f32::MAX), |m, p| (m.0.min(p.0), m.1.min(p.1)));
     let max = points().fold((f32::MIN, f32::MIN), |m, p| (m.0.max(p.0), m.1.max(p.1)));
     let size = (max.0 - min.0).max(max.1 - min.1);
     let scale = (hand.uniform(18.8, 20.2) - 2.0 * radius) / size;
-    // Centre of mass of the line, a piece weighing its length.
+    // Centre of mass of the line, with the length of each piece as its weight.
     let (mut x, mut y, mut total) = (0.0, 0.0, 0.0);
     for pair in strokes.iter().flat_map(|stroke| stroke.windows(2)) {
         let (dx, dy) = (pair[1].0 - pair[0].0, pair[1].1 - pair[0].1);
@@ -269,7 +269,7 @@ fn fit(strokes: &[Vec<Point>], radius: f32, hand: &mut Hand) -> (f32, Point) {
         total += length;
     }
     let centre = IMAGE_SIDE as f32 / 2.0;
-    // Kept inside the image, whatever the centre of mass; the outermost pixels stay free even of the broadest ink.
+    // Keep the ink inside the image, whatever its centre of mass. The outermost pixels stay free even of the broadest ink.
     let place = |mass: f32, min: f32, max: f32, jitter: f32| {
         let shift = centre + jitter - scale * mass / total;
         let margin = 1.3 * radius + 1.6;
@@ -279,9 +279,9 @@ fn fit(strokes: &[Vec<Point>], radius: f32, hand: &mut Hand) -> (f32, Point) {
     (scale, (place(x, min.0, max.0, jx), place(y, min.1, max.1, jy)))
 }
 
-/// Adds a piece's ink: for each pixel the larger of the ink there and of what this piece covers of it, 0 to 1.
+/// Adds a piece's ink: each pixel gets the larger of its present ink and its coverage by this piece, from 0 to 1.
 fn cover(ink: &mut [f32; PIXELS], piece: &Piece) {
-    /// Pixels over which the ink's edge fades, for MNIST's digits were drawn larger and made smaller.
+    /// Width of the ink's soft edge in pixels. MNIST's digits have one because they were drawn larger and scaled down.
     const FADE: f32 = 1.15;
     let (from, to) = (piece.from, piece.to);
     let reach = piece.radius + FADE / 2.0;
@@ -315,10 +315,10 @@ mod tests {
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Runs and figures name this set: whoever changes these sums on purpose makes another data set.
+    /// Runs and figures refer to this set by name. A change of these checksums would make it another data set.
     #[test]
     fn the_set_is_the_same_on_every_platform() {
-        // Not all: without optimisation an image takes most of a millisecond.
+        // A part suffices: without optimisation an image takes almost a millisecond.
         let (pixels, labels) = first(Part::Train, 500);
         assert_eq!(sha256(&pixels), "cf0af776e09abfb4ef022029637cfac568928e9d8488325d6a0211f2c28ad2c9");
         assert_eq!(sha256(&labels), "f9ff83d3e941e76a096547291d5e4c8ff3f8c5a0309165ed045602c821601971");
@@ -335,12 +335,12 @@ mod tests {
         for digit in 0..10 {
             assert_eq!(labels.iter().filter(|&&label| label == digit).count(), TEST / 10);
         }
-        assert!(labels[..20] != labels[20..40], "labels in random order");
+        assert!(labels[..20] != labels[20..40], "the labels are in random order");
         assert!(test.pixels.iter().all(|&p| p <= 1));
         let mut distinct = std::collections::HashSet::new();
         for i in 0..test.len() {
             let ink: usize = test.image(i).iter().map(|&p| usize::from(p)).sum();
-            assert!(distinct.insert(test.image(i)), "image {i} is there twice");
+            assert!(distinct.insert(test.image(i)), "image {i} occurs twice");
             assert!((20..250).contains(&ink), "image {i} has {ink} pixels of ink");
             let image = test.image(i);
             let border =
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn curves_pass_their_points() {
+    fn curves_pass_through_their_points() {
         let points = [0.3, 0.5, 0.2, 0.9];
         assert!((catmull_rom(points, 0.0) - 0.5).abs() < 1e-6);
         assert!((catmull_rom(points, 1.0) - 0.2).abs() < 1e-6);

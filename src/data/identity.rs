@@ -1,4 +1,4 @@
-//! How a run knows its images again: where they lie, whatever the working folder is, and what they are.
+//! The identity of a run's images: their location, independent of the working folder, and their checksums.
 
 use std::path::absolute;
 
@@ -8,27 +8,27 @@ use serde::{Deserialize, Serialize};
 use super::{GLYPHS, Part, Split};
 use crate::error::Error;
 
-/// A user's word for a data set, as it holds in any working folder: a path becomes absolute, the name `glyphs` stays. Links
-/// in it stay too, for what they lead to may move.
+/// Converts the user's name of a data set to one that is valid in any working folder. A path becomes absolute; the name
+/// `glyphs` stays. Links in the path stay, because their targets may move.
 pub fn located(spec: &str) -> String {
     if spec == GLYPHS {
         return spec.into();
     }
     let path = absolute(spec).ok().and_then(|path| path.to_str().map(String::from));
-    // What is no text cannot be written down; the images' checksums still tell them from others.
+    // A path that is not valid text cannot be recorded. The checksums still identify the images.
     path.unwrap_or_else(|| spec.into())
 }
 
 /// Checksums of a run's images: CRC-32 of their pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataCrc {
-    /// Of the training images.
+    /// Checksum of the training images.
     pub train: u32,
-    /// `None` where there are no test images.
+    /// Checksum of the test images; `None` if the set has none.
     pub test: Option<u32>,
 }
 
-/// The checksum of some images.
+/// Returns the checksum of images.
 pub fn crc(images: &Split) -> u32 {
     crc32fast::hash(&images.pixels)
 }
@@ -39,7 +39,7 @@ impl DataCrc {
         DataCrc { train: crc(train), test: test.map(crc) }
     }
 
-    /// The checksum of a part. The images of a single file serve as either part.
+    /// Returns the checksum of a part. The images of a single file serve as both parts.
     pub fn part(&self, part: Part) -> u32 {
         match part {
             Part::Train => self.train,
@@ -47,11 +47,11 @@ impl DataCrc {
         }
     }
 
-    /// These of a run, which goes on with the images of `now`. Test images may be missing now, or may have been before.
+    /// Returns the checksums of a run that resumes with the images of `now`. Test images may be missing on either side.
     ///
     /// # Errors
-    /// [`Error::OtherExamples`] when `now` are other images.
-    pub fn going_on(&self, now: &DataCrc) -> Result<DataCrc> {
+    /// [`Error::OtherExamples`] when the images differ.
+    pub fn resumed_with(&self, now: &DataCrc) -> Result<DataCrc> {
         if self.train != now.train {
             return Err(Error::OtherExamples { part: "training" }.into());
         }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_holds_in_any_folder_and_a_name_stays() {
+    fn a_path_becomes_absolute_and_a_name_stays() {
         assert_eq!(located("glyphs"), "glyphs");
         assert_eq!(located("/a/b"), "/a/b");
         let here = std::env::current_dir().unwrap();
@@ -78,14 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn a_run_goes_on_with_its_own_images_only() {
+    fn a_run_resumes_only_with_its_own_images() {
         let run = DataCrc { train: 1, test: Some(2) };
-        assert_eq!(run.going_on(&run).unwrap(), run);
-        assert_eq!(run.going_on(&DataCrc { test: None, ..run }).unwrap(), run);
-        assert_eq!(DataCrc { test: None, ..run }.going_on(&run).unwrap(), run);
-        let error = run.going_on(&DataCrc { test: Some(3), ..run }).unwrap_err().to_string();
+        assert_eq!(run.resumed_with(&run).unwrap(), run);
+        assert_eq!(run.resumed_with(&DataCrc { test: None, ..run }).unwrap(), run);
+        assert_eq!(DataCrc { test: None, ..run }.resumed_with(&run).unwrap(), run);
+        let error = run.resumed_with(&DataCrc { test: Some(3), ..run }).unwrap_err().to_string();
         assert!(error.contains("test images"), "{error}");
-        let error = run.going_on(&DataCrc { train: 3, ..run }).unwrap_err().to_string();
+        let error = run.resumed_with(&DataCrc { train: 3, ..run }).unwrap_err().to_string();
         assert!(error.contains("training images"), "{error}");
     }
 }

@@ -1,23 +1,23 @@
-//! MNIST's IDX files: a big-endian header, then bytes.
+//! Reads MNIST's IDX files: a big-endian header, then bytes.
 
 use anyhow::{Result, bail};
 
 use super::input::Input;
 use super::{IMAGE_SIDE, PIXELS};
 
-/// `0, 0`, element type (8: unsigned byte), number of dimensions.
+/// Magic number: `0, 0`, element type (8: unsigned byte), number of dimensions.
 const IMAGES: [u8; 4] = [0, 0, 8, 3];
 const LABELS: [u8; 4] = [0, 0, 8, 1];
 
-/// Whether a file's first bytes are those of an IDX file of any type.
+/// Reports whether a file's first bytes are those of an IDX file of any type.
 pub fn is_idx(head: &[u8]) -> bool {
     matches!(head, [0, 0, 0x08 | 0x09 | 0x0b..=0x0e, 1..=4, ..])
 }
 
-/// Reads grey images, one after the other: `n * 784` bytes, 0 (background) to 255.
+/// Reads grey images: `n * 784` bytes from 0 (background) to 255, image after image.
 ///
 /// # Errors
-/// Name the file and the byte at which it is not an IDX file of 28 x 28 images.
+/// When the file is not an IDX file of 28 x 28 images. The message names the file and the byte.
 pub fn read_images(mut input: Input) -> Result<Vec<u8>> {
     read_magic(&mut input, IMAGES, "images")?;
     let n = read_u32(&mut input, "number of images")?;
@@ -34,10 +34,10 @@ pub fn read_images(mut input: Input) -> Result<Vec<u8>> {
     input.read_body(u64::from(n) * PIXELS as u64, &format!("{n} images of {IMAGE_SIDE} x {IMAGE_SIDE}"))
 }
 
-/// Reads labels, `n` bytes of 0 to 9.
+/// Reads labels: `n` bytes from 0 to 9.
 ///
 /// # Errors
-/// Name the file and the byte at which it is not an IDX file of such labels.
+/// When the file is not an IDX file of such labels. The message names the file and the byte.
 pub fn read_labels(mut input: Input) -> Result<Vec<u8>> {
     read_magic(&mut input, LABELS, "labels")?;
     let n = read_u32(&mut input, "number of labels")?;

@@ -1,5 +1,5 @@
-//! An opened data file, or one array of an `.npz` file: its content as one stream, unpacked where it is packed, which knows how
-//! far it has been read.
+//! An opened data file, or one array of an `.npz` file. Its content is a stream, unpacked if necessary, that counts the bytes
+//! read.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
@@ -8,33 +8,33 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flate2::bufread::GzDecoder;
 
-/// Deflate makes at most 258 bytes from 2 bits: no gzip stream unpacks to more than this many times its size.
+/// Largest ratio of unpacked to packed size. Deflate makes at most 258 bytes from 2 bits.
 const DEFLATE_RATIO: u64 = 1032;
-/// A packed file's pixels may take this many times its size, and [`ROOM`] more.
-const MOST_TIMES: u64 = 4;
-/// Bytes of pixels that any packed file may have. Binary images shrink to a sixteenth, and MNIST's 70,000 images have 55 MB.
-const ROOM: u64 = 64 << 20;
+/// A packed file's pixels may take this many times its size plus [`EXPANSION_ALLOWANCE`].
+const MAX_EXPANSION: u64 = 4;
+/// Bytes of pixels that any packed file may have. Binary images compress to a sixteenth; MNIST's 70,000 images have 55 MB.
+const EXPANSION_ALLOWANCE: u64 = 64 << 20;
 
-/// A data file opened for reading. Every error names the file, and the place in its (unpacked) content.
+/// A data file opened for reading. Every error names the file and the position in its unpacked content.
 pub struct Input<'a> {
-    /// The file, and the array in it, for errors.
+    /// Name of the file, and of the array in it, for errors.
     name: String,
     reader: Box<dyn BufRead + 'a>,
     /// The first bytes of the content, up to 8.
     head: Vec<u8>,
-    /// What the content is packed with, for errors: `None` where it is not packed.
+    /// Name of the compression, for errors; `None` if the content is not packed.
     packing: Option<&'static str>,
-    /// Size as it lies on the disk, in bytes.
+    /// Size on disk, in bytes.
     size: u64,
     /// Bytes of content read so far.
     offset: u64,
 }
 
 impl Input<'static> {
-    /// Opens a file. Its first two bytes say whether it is gzip; its name does not.
+    /// Opens a file. Its first two bytes, not its name, decide whether it is gzip.
     ///
     /// # Errors
-    /// When it is no file, is empty or cannot be read; the error names it.
+    /// When the path is not a file, or the file is empty or cannot be read. The message names it.
     pub fn open(path: &Path) -> Result<Input<'static>> {
         let name = path.display();
         let meta = std::fs::metadata(path).with_context(|| format!("{name}: cannot be read"))?;
@@ -54,16 +54,16 @@ impl Input<'static> {
 }
 
 impl<'a> Input<'a> {
-    /// Takes an array of an `.npz` file, which has `size` bytes there, packed or not.
+    /// Wraps an array of an `.npz` file. It takes `size` bytes of the file, packed or not.
     ///
     /// # Errors
-    /// When it is empty or cannot be read; the error begins with the name.
+    /// When the array is empty or cannot be read. The message begins with the name.
     pub fn from_entry(name: String, entry: impl Read + 'a, packed: bool, size: u64) -> Result<Input<'a>> {
         let reader = Box::new(BufReader::with_capacity(1 << 17, entry));
         Input::begin(name, reader, packed.then_some("zip"), size)
     }
 
-    /// Looks at the first bytes.
+    /// Reads the first bytes into `head`.
     fn begin(
         name: String,
         reader: Box<dyn BufRead + 'a>,
@@ -81,17 +81,17 @@ impl<'a> Input<'a> {
         Ok(input)
     }
 
-    /// The first bytes of the content, up to 8, whatever has been read since.
+    /// Returns the first bytes of the content, up to 8, independent of the reading position.
     pub fn head(&self) -> &[u8] {
         &self.head
     }
 
-    /// `PATH: MESSAGE`, as an error.
+    /// Returns the error `PATH: MESSAGE`.
     pub fn error(&self, message: impl std::fmt::Display) -> anyhow::Error {
         anyhow!("{}: {message}", self.name)
     }
 
-    /// Reads until `buffer` is full or the content ends; returns the bytes read.
+    /// Reads until `buffer` is full or the content ends. Returns the number of bytes read.
     pub fn read_up_to(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut got = 0;
         while got < buffer.len() {
@@ -106,7 +106,7 @@ impl<'a> Input<'a> {
         Ok(got)
     }
 
-    /// Fills `buffer`, or says that the file ends within `what`.
+    /// Fills `buffer`. If the file ends before, returns an error that it is truncated in `what`.
     pub fn read_all(&mut self, buffer: &mut [u8], what: &str) -> Result<()> {
         let start = self.offset;
         let got = self.read_up_to(buffer)?;
@@ -119,14 +119,14 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Refuses a header's claim of `claimed` more bytes which the file cannot hold, before anything is allocated.
+    /// Checks before any allocation that the file can hold the `claimed` further bytes of a header.
     pub fn check_claim(&self, claimed: u64, what: &str) -> Result<()> {
         let total = self.offset.saturating_add(claimed);
         if let Some(packing) = self.packing {
             let most = self.size.saturating_mul(DEFLATE_RATIO);
             if total > most {
                 bail!(self.error(format_args!(
-                    "the header claims {what}, {claimed} bytes: {packing} data of {} bytes cannot hold that",
+                    "the header claims {what}, {claimed} bytes: {packing} data of {} bytes cannot hold them",
                     self.size
                 )));
             }
@@ -134,21 +134,21 @@ impl<'a> Input<'a> {
             let (relation, got) =
                 if total > self.size { ("truncated", self.size) } else { ("too long", self.size) };
             bail!(self.error(format_args!(
-                "{relation}: the header claims {what}, which makes {total} bytes in all, got {got}"
+                "{relation}: the header claims {what}, a file of {total} bytes, got {got}"
             )));
         }
         Ok(())
     }
 
-    /// Refuses to keep `bytes` of pixels or labels of a packed file that is much smaller, before they are allocated.
+    /// Checks before any allocation that `bytes` of pixels or labels are plausible for the size of a packed file.
     ///
     /// # Errors
-    /// When that is more than four times the file's size and 64 MiB.
+    /// When `bytes` is more than four times the file's size plus 64 MiB.
     pub fn check_memory(&self, bytes: u64) -> Result<()> {
-        let most = MOST_TIMES.saturating_mul(self.size).saturating_add(ROOM);
+        let most = MAX_EXPANSION.saturating_mul(self.size).saturating_add(EXPANSION_ALLOWANCE);
         if self.packing.is_some() && bytes > most {
             bail!(self.error(format_args!(
-                "unpacks to {bytes} bytes of images or more: at most {most} are taken from {} packed bytes; if the images are \
+                "unpacks to {bytes} bytes of images or more: the limit for {} packed bytes is {most}; if the images are \
                  right, unpack the file first",
                 self.size
             )));
@@ -156,7 +156,7 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Reads exactly the `claimed` bytes that are left of the file. Memory grows with what is there.
+    /// Reads exactly the `claimed` remaining bytes of the file. Memory grows with the bytes read, not with the claim.
     pub fn read_body(&mut self, claimed: u64, what: &str) -> Result<Vec<u8>> {
         self.check_claim(claimed, what)?;
         self.check_memory(claimed)?;
@@ -177,7 +177,7 @@ impl<'a> Input<'a> {
         Ok(body)
     }
 
-    /// Checks that the content ends here (and with it gzip's checksum).
+    /// Checks that the content ends here. This also verifies gzip's checksum.
     pub fn finish(&mut self, what: &str) -> Result<()> {
         let end = self.offset;
         if self.read_up_to(&mut [0])? > 0 {
@@ -191,7 +191,7 @@ impl<'a> Input<'a> {
     fn broken(&self, error: io::Error, got: usize) -> anyhow::Error {
         let at = self.offset + got as u64;
         match self.packing {
-            // The stream itself is whole.
+            // The stream itself is intact.
             Some(_) if error.kind() == io::ErrorKind::InvalidInput => {
                 self.error(format_args!("{error}, after {at} unpacked bytes"))
             }
@@ -206,14 +206,14 @@ impl<'a> Input<'a> {
 /// The first two bytes of a gzip file.
 pub const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// Unpacks gzip streams that follow each other. Zeros behind a stream are padding, as tapes and block devices leave it.
+/// Unpacks consecutive gzip streams. Skips zeros after a stream, which are padding from tapes and block devices.
 pub struct Gzip<R> {
     /// `None` after the last stream.
     stream: Option<GzDecoder<R>>,
 }
 
 impl<R: BufRead> Gzip<R> {
-    /// Unpacks what the reader gives.
+    /// Unpacks the content of a reader.
     pub fn new(packed: R) -> Gzip<R> {
         Gzip { stream: Some(GzDecoder::new(packed)) }
     }

@@ -1,8 +1,7 @@
-//! The public data files that the program knows: where they are to be had, their sizes and checksums; and the check
-//! of a folder against them.
+//! The known public data files with their addresses, sizes and checksums, and the verification of a folder against them.
 //!
-//! The sha256 are those published with TensorFlow Datasets (binarized MNIST, Fashion-MNIST) and in many MNIST loaders;
-//! those of binarized MNIST, of MNIST's test files and training labels were also computed from the files themselves.
+//! The sha256 are those published with TensorFlow Datasets (binarized MNIST, Fashion-MNIST) and in many MNIST loaders. Those of
+//! binarized MNIST, of MNIST's test files and of its training labels were also computed from the files.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -17,11 +16,11 @@ use super::{amat, idx, mean, npy};
 
 /// A public data set.
 pub struct DataSet {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub name: &'static str,
-    /// Folders on the network that have all the files, in the order in which they are tried.
+    /// Addresses of folders with all files, in the order in which they are tried.
     pub mirrors: &'static [&'static str],
-    /// Its files.
+    /// The files of the set.
     pub files: &'static [Known],
 }
 
@@ -30,11 +29,11 @@ pub struct DataSet {
 pub struct Known {
     /// The file's name.
     pub name: &'static str,
-    /// The file as it is published.
+    /// Size of the published file in bytes.
     pub bytes: u64,
-    /// Digest of the file as it is published, in hexadecimal digits.
+    /// Digest of the published file, in hexadecimal digits.
     pub sha256: &'static str,
-    /// Its unpacked content, where that is known: the same for files that are published as they are.
+    /// Size and digest of the unpacked content, if known. Equal to those of the file if it is published unpacked.
     pub plain: Option<(u64, &'static str)>,
 }
 
@@ -42,7 +41,7 @@ const fn plain(name: &'static str, bytes: u64, sha256: &'static str) -> Known {
     Known { name, bytes, sha256, plain: Some((bytes, sha256)) }
 }
 
-/// What `fetch` knows.
+/// The data sets that can be downloaded.
 pub const SETS: [DataSet; 3] = [
     DataSet {
         name: "binarized-mnist",
@@ -133,10 +132,10 @@ pub const SETS: [DataSet; 3] = [
     },
 ];
 
-/// The data set of that name.
+/// Returns a data set by name.
 ///
 /// # Errors
-/// Lists the names that there are.
+/// When the name is unknown. The message lists the known names.
 pub fn find(name: &str) -> Result<&'static DataSet> {
     SETS.iter().find(|set| set.name == name).with_context(|| {
         let names = SETS.map(|set| set.name).join(", ");
@@ -145,7 +144,7 @@ pub fn find(name: &str) -> Result<&'static DataSet> {
 }
 
 impl Known {
-    /// The names under which the file may stand: as published, and packed or unpacked where that can be checked.
+    /// Returns the names that the file may have: the published one, and that of the other packing if it can be verified.
     pub fn names(&self) -> Vec<String> {
         let mut names = vec![self.name.to_owned()];
         if self.plain.is_some() {
@@ -157,10 +156,10 @@ impl Known {
         names
     }
 
-    /// Checks that a file is this one, in whatever packing.
+    /// Checks that a file has this content, packed or unpacked.
     ///
     /// # Errors
-    /// The checksum and size that were expected, and those found (without the file's name).
+    /// When it differs. The message has the expected and the actual checksum and size, without the file's name.
     pub fn check(&self, path: &Path) -> Result<()> {
         let found = Digest::from_file(path)?;
         if found.sha256 == self.sha256 {
@@ -174,7 +173,7 @@ impl Known {
             None => ("", found, self.bytes, self.sha256),
         };
         if found.sha256 != sha256 {
-            // More than the expected size is not counted to its end.
+            // Reading stops soon after the expected size.
             let more = if found.bytes > bytes { "at least " } else { "" };
             bail!(
                 "wrong content: expected {what}sha256 {sha256} ({bytes} bytes), got {} ({more}{} bytes)",
@@ -186,7 +185,7 @@ impl Known {
     }
 }
 
-/// Size and sha256, the latter in hexadecimal digits.
+/// Size and sha256 of a file.
 pub struct Digest {
     /// Size in bytes.
     pub bytes: u64,
@@ -195,12 +194,12 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// Of a file as it lies there.
+    /// Computes the digest of a file as stored.
     pub fn from_file(path: &Path) -> Result<Digest> {
         Digest::from_stream(open(path)?).with_context(|| format!("{}: cannot be read", path.display()))
     }
 
-    /// Of the content of a gzip file, or `None` for another file. Stops after one byte more than expected.
+    /// Computes the digest of a gzip file's content; `None` for other files. Stops after one byte more than expected.
     fn from_unpacked(path: &Path, expected: u64) -> Result<Option<Digest>> {
         let mut magic = Vec::new();
         open(path)?.take(2).read_to_end(&mut magic)?;
@@ -232,25 +231,25 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))
 }
 
-/// What `verify` found of a file.
+/// The result of [`verify`] for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Status {
-    /// It is the published file, or the same content in another packing.
+    /// The file is the published one, or has its content in another packing.
     Ok,
-    /// It has a published file's name and other content.
+    /// The file has a published name but other content.
     Mismatch,
     /// No published file has this name.
     Unknown,
 }
 
-/// One data file of a folder.
+/// A data file of a folder.
 #[derive(Clone, Debug, Serialize)]
 pub struct FileReport {
     /// The file's name.
     pub file: String,
-    /// Whether it is a known file, whole or damaged.
+    /// Whether it is a published file.
     pub status: Status,
     /// The data set that it belongs to, for status `ok`.
     pub set: Option<&'static str>,
@@ -258,13 +257,13 @@ pub struct FileReport {
     pub bytes: u64,
     /// Digest in hexadecimal digits.
     pub sha256: String,
-    /// How many images it holds, if it holds images and can be read.
+    /// Number of images, if the file contains images and can be read.
     pub images: Option<usize>,
-    /// How many labels it holds, if it holds labels and can be read.
+    /// Number of labels, if the file contains labels and can be read.
     pub labels: Option<usize>,
-    /// The mean pixel, 0 to 1 (of grey images: before binarization).
+    /// Mean pixel from 0 to 1; for grey images before binarization.
     pub mean: Option<f64>,
-    /// What is wrong with it.
+    /// The problem with the file, if any.
     pub problem: Option<String>,
 }
 
@@ -273,18 +272,17 @@ pub struct FileReport {
 pub struct Report {
     /// The folder.
     pub folder: PathBuf,
-    /// In the order of their names.
+    /// The files, sorted by name.
     pub files: Vec<FileReport>,
-    /// Whether there are data files, and none has a problem.
+    /// Whether the folder contains data files and none has a problem.
     pub ok: bool,
 }
 
-/// Checks all data files of a folder (by name: `.amat`, `-ubyte`, `.npy`, also with `.gz`) against the table of known
-/// ones, and reads them.
+/// Compares all data files of a folder with the known ones and reads them. Data files are recognised by name: `.amat`, `.csv`,
+/// `-ubyte`, `.npy`, also with `.gz`.
 ///
 /// # Errors
-/// When the folder cannot be listed, or a file in it not be read from the disk. What is wrong with a file's content is
-/// in the report.
+/// When the folder cannot be listed or a file cannot be read from disk. Problems with a file's content are in the report.
 pub fn verify(dir: &Path) -> Result<Report> {
     let folder = super::Folder::open(dir)?;
     let names = folder.names.iter().filter(|name| reader_for(name).is_some());
@@ -296,7 +294,7 @@ pub fn verify(dir: &Path) -> Result<Report> {
 fn verify_file(dir: &Path, name: &str) -> Result<FileReport> {
     let path = dir.join(name);
     let Digest { bytes, sha256 } = Digest::from_file(&path)?;
-    // The other spelling that is in use: train-images.idx3-ubyte.
+    // The other common spelling: train-images.idx3-ubyte.
     let spelled = name.replace(".idx", "-idx");
     let candidates = SETS
         .iter()
@@ -332,8 +330,8 @@ enum Content {
 
 type Reader = fn(Input) -> Result<Vec<u8>>;
 
-/// How the content of a data file is to be read, by its name: whether it holds labels, its reader, the value of a
-/// white pixel. `None` for other files.
+/// Chooses by name how to read a data file: whether it contains labels, its reader, and the value of a white pixel. `None` for
+/// other files.
 fn reader_for(name: &str) -> Option<(bool, Reader, f64)> {
     let stem = name.strip_suffix(".gz").unwrap_or(name);
     if stem.ends_with(".amat") || stem.ends_with(".csv") {
@@ -354,7 +352,7 @@ fn reader_for(name: &str) -> Option<(bool, Reader, f64)> {
 fn read(path: &Path, name: &str) -> Result<Content> {
     let (labels, read, white) = reader_for(name).context("not a data file")?;
     let values = read(Input::open(path)?)?;
-    // Text may have grey values.
+    // Text may contain grey values.
     let white = if values.iter().any(|value| *value > 1) { 255.0 } else { white };
     match labels {
         true => Ok(Content::Labels(values.len())),
@@ -416,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_data_is_not_well() {
+    fn a_folder_without_data_is_not_ok() {
         assert!(!verify(tempfile::tempdir().unwrap().path()).unwrap().ok);
         let error = verify(Path::new("/no/such/folder")).unwrap_err().to_string();
         assert!(error.contains("/no/such/folder"), "{error}");

@@ -1,4 +1,4 @@
-//! Files of labels, and labels for images that came without.
+//! Reads files of labels and adds them to images.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use super::input::Input;
 use super::{Split, idx, npy};
 use crate::error::{Error, Tag};
 
-/// Reads labels, one of 0 to 9 for each image: IDX or `.npy` of shape (n,), gzip or not.
+/// Reads labels from 0 to 9, one for each image: IDX or `.npy` of shape (n,), gzip or not.
 ///
 /// # Errors
-/// When the file is neither or holds other numbers; the error names it and the place.
+/// When the file is neither or contains other numbers. The message names the file and the position.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let input = Input::open(path)?;
     if input.head().starts_with(npy::MAGIC) {
@@ -26,10 +26,10 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Reads labels for `images` images.
+/// Reads labels for `images` images. `of` names the images in messages.
 ///
 /// # Errors
-/// As of [`read`], or when their number is another.
+/// The errors of [`read`], and when the number of labels differs.
 pub fn read_for(path: &Path, images: usize, of: &str) -> Result<Vec<u8>> {
     read_counted(path, images, of).tag(Error::Data)
 }
@@ -47,10 +47,10 @@ fn read_counted(path: &Path, images: usize, of: &str) -> Result<Vec<u8>> {
 }
 
 impl Split {
-    /// The images with the labels of a file, in place of those that they may have.
+    /// Returns the images with the labels of a file, which replace any labels that they have.
     ///
     /// # Errors
-    /// As of [`read_for`].
+    /// The errors of [`read_for`].
     pub fn labelled(mut self, path: &Path) -> Result<Split> {
         self.labels = Some(read_for(path, self.len(), &self.name)?);
         self.sources.push(path.to_owned());

@@ -1,15 +1,15 @@
-//! Binary images to learn from: static binarized MNIST, any other set of 28 x 28 images, or the embedded digits.
+//! Binary images for training: static binarized MNIST, any other set of 28 x 28 images, or the embedded digits.
 //!
-//! `load` reads whatever a user names: the word `glyphs` (see `glyphs`), a folder with the usual file names, or one
-//! file. Files are recognised by content, gzip or not. Bad input gives an error that names the file and the place in
-//! it, what was expected and what was there; memory grows with the data that is read, never with what a header claims.
+//! `load` reads the data set that a user names: `glyphs` (the embedded digits), a folder with the usual file names, or a file.
+//! Files are recognised by content, gzip or not. Errors name the file, the position, what was expected and what was found.
+//! Memory grows with the data read, never with a header's claim.
 //!
-//! A folder's binary images are, first of these that it has: `binarized_mnist_{train,valid,test}.amat` (training set:
-//! train, followed by valid if it is there), IDX images as of MNIST (binarized here, see [`Grey::binarize`]), or
-//! `{train,test}.npy`. Kinds are never mixed; labels go with the images of their own kind only. Labels that are wrong are
-//! left out with a word in the log, for few uses of the images need them.
+//! A folder may contain several kinds of binary images. The first kind found is used: `binarized_mnist_{train,valid,test}.amat`
+//! (the training set is train, followed by valid if present), IDX images like MNIST's (binarized here, see [`Grey::binarize`]),
+//! or `{train,test}.npy`. Kinds are never mixed, and labels must be of the same kind as the images. Malformed labels are
+//! ignored with a warning, because few uses of the images need them.
 //!
-//! An `.npz` file has training and test images as Keras has them: `x_train`, `x_test` and the labels `y_train`, `y_test`.
+//! An `.npz` file contains training and test images under Keras's names: `x_train`, `x_test` and the labels `y_train`, `y_test`.
 //!
 //! ```
 //! use vnca::data::{self, Part};
@@ -46,22 +46,22 @@ use npz::Archive;
 pub const IMAGE_SIDE: usize = 28;
 /// Pixels of an image.
 pub const PIXELS: usize = IMAGE_SIDE * IMAGE_SIDE;
-/// Rows and columns of an image as the models see it: zeros are added on every side.
+/// Rows and columns of an image after padding with zeros, as models take it.
 pub const PADDED: usize = 32;
-/// The name that stands for the embedded digits.
+/// The name of the embedded digits.
 pub const GLYPHS: &str = "glyphs";
 
 /// The two parts of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The images that models learn from.
+    /// The images for training.
     Train,
-    /// The images that models are evaluated on.
+    /// The images for evaluation.
     Test,
 }
 
 impl Part {
-    /// `train` or `test`.
+    /// Returns `train` or `test`.
     pub fn name(self) -> &'static str {
         match self {
             Part::Train => "train",
@@ -73,11 +73,11 @@ impl Part {
 /// Binary images.
 #[derive(Clone, Debug)]
 pub struct Split {
-    /// What the images are, for people: `binarized_mnist_test`, `glyphs train`.
+    /// Description of the images for people, such as `binarized_mnist_test` or `glyphs train`.
     pub name: String,
     /// `n * 784` bytes, each 0 or 1: image after image, row after row.
     pub pixels: Vec<u8>,
-    /// One of 0 to 9 for each image.
+    /// A label from 0 to 9 for each image.
     pub labels: Option<Vec<u8>>,
     /// The files that the images and labels come from.
     pub sources: Vec<PathBuf>,
@@ -89,21 +89,21 @@ impl Split {
         Array::new(&[self.len(), IMAGE_SIDE, IMAGE_SIDE], &self.pixels)
     }
 
-    /// At most `n` images, evenly spaced: test sets are often sorted by class, and their beginning is then one class.
+    /// Returns at most `n` images, evenly spaced. In a set sorted by class, the first images would all be of one class.
     pub fn spread(&self, n: usize) -> Split {
         self.chosen(&self.spread_indices(n))
     }
 
-    /// Indices of at most `n` images, evenly spaced.
+    /// Returns the indices of at most `n` images, evenly spaced.
     pub fn spread_indices(&self, n: usize) -> Vec<usize> {
         let count = self.len().min(n);
         (0..count).map(|i| i * self.len() / count).collect()
     }
 
-    /// The images of these indices, in this order.
+    /// Returns the images of these indices, in this order.
     ///
     /// # Panics
-    /// When there is no such image.
+    /// When an index is out of range.
     pub fn chosen(&self, indices: &[usize]) -> Split {
         Split {
             name: self.name.clone(),
@@ -113,7 +113,7 @@ impl Split {
         }
     }
 
-    /// Returns the images with rows and columns exchanged. EMNIST's files have their images so.
+    /// Returns the images with rows and columns exchanged. EMNIST's files store transposed images.
     pub fn transposed(mut self) -> Split {
         for image in self.pixels.chunks_exact_mut(PIXELS) {
             for row in 0..IMAGE_SIDE {
@@ -143,7 +143,7 @@ impl Split {
         &self.pixels[i * PIXELS..][..PIXELS]
     }
 
-    /// The part of all pixels that is 1; 0 when there are none.
+    /// Returns the share of pixels that are 1; 0 if there are no images.
     pub fn mean(&self) -> f64 {
         mean(&self.pixels)
     }
@@ -152,13 +152,13 @@ impl Split {
 /// Grey images.
 #[derive(Clone, Debug)]
 pub struct Grey {
-    /// What the images are, for people.
+    /// Description of the images for people.
     pub name: String,
     /// `n * 784` bytes from 0 (background) to 255: image after image, row after row.
     pub pixels: Vec<u8>,
-    /// One of 0 to 9 for each image.
+    /// A label from 0 to 9 for each image.
     pub labels: Option<Vec<u8>>,
-    /// The files that they were read from.
+    /// The files that the images and labels come from.
     pub sources: Vec<PathBuf>,
 }
 
@@ -181,10 +181,10 @@ impl Grey {
         &self.pixels[i * PIXELS..][..PIXELS]
     }
 
-    /// The static binarization: pixel by pixel 1 with probability grey / 255, from `key(42)`, drawn over the images as
-    /// an array of shape (n, 1, 32, 32), in which they stand with a border of two zeros.
+    /// Returns the static binarization: each pixel is 1 with probability grey / 255. The draw uses `key(42)` and has the shape
+    /// (n, 1, 32, 32), in which the images have a border of two zeros.
     ///
-    /// Images in which no pixel is above 1 are binary already, and are taken as they are. Of pixels 0 and 255 only, 255 is 1.
+    /// If no pixel is above 1, the images are already binary and stay unchanged. If all pixels are 0 or 255, 255 becomes 1.
     pub fn binarize(self) -> Split {
         let mut pixels = self.pixels;
         if pixels.iter().any(|&p| p > 1) {
@@ -199,7 +199,7 @@ fn binarize(pixels: &mut [u8]) {
     let border = (PADDED - IMAGE_SIDE) / 2;
     let mut bits = [0; IMAGE_SIDE * PADDED];
     for (i, image) in pixels.chunks_exact_mut(PIXELS).enumerate() {
-        // From the first pixel inside the border to the end of its last row.
+        // Draw from the first pixel inside the border to the last one.
         let start = i * PADDED * PADDED + border * PADDED + border;
         key.bits32_from(start as u64, &mut bits);
         for (row, bits) in image.chunks_exact_mut(IMAGE_SIDE).zip(bits.chunks_exact(PADDED)) {
@@ -215,12 +215,12 @@ fn mean(pixels: &[u8]) -> f64 {
     sum as f64 / pixels.len().max(1) as f64
 }
 
-/// All that a user's word for a data set leads to. At least one part is there.
+/// A loaded data set, with at least one part.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// The name it was asked by.
+    /// The user's name of the data set.
     pub name: String,
-    /// The training images; the images of a single file.
+    /// The training images, or the images of a single file.
     pub train: Option<Split>,
     /// The test images, if the set has any.
     pub test: Option<Split>,
@@ -228,10 +228,10 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// The images of a part. A single file has no parts: its images serve as either.
+    /// Returns the images of a part. The images of a single file serve as both parts.
     ///
     /// # Errors
-    /// [`Error::Data`] when a folder does not have the part: what was looked for and what is there.
+    /// [`Error::Data`] when a folder lacks the part. The message lists the expected and the existing files.
     pub fn split(&self, part: Part) -> Result<&Split> {
         self.find(part).tag(Error::Data)
     }
@@ -252,11 +252,11 @@ impl Dataset {
     }
 }
 
-/// Loads all of a data set: `glyphs`, a file (`train` is its images and `test` is `None`, see `Dataset::split`) or a
-/// folder. A folder named `glyphs` is `./glyphs`.
+/// Loads a data set: `glyphs`, a file or a folder. The images of a file are in `train`, and `test` is `None`; see
+/// `Dataset::split`. Write a folder named `glyphs` as `./glyphs`.
 ///
 /// # Errors
-/// [`Error::Data`]; see the head of this module.
+/// [`Error::Data`] when the images cannot be found or read; see the module's documentation.
 pub fn load(spec: &str) -> Result<Dataset> {
     read_dataset(spec).tag(Error::Data)
 }
@@ -281,10 +281,10 @@ fn read_dataset(spec: &str) -> Result<Dataset> {
     Ok(Dataset { name: spec.to_owned(), train, test, origin })
 }
 
-/// Loads one part only. A single file has no parts: its images serve as either.
+/// Loads one part of a data set. The images of a single file serve as both parts.
 ///
 /// # Errors
-/// As of `load`; and when a folder does not have the part.
+/// The errors of `load`, and when a folder lacks the part.
 pub fn load_split(spec: &str, part: Part) -> Result<Split> {
     read_split(spec, part).tag(Error::Data)
 }
@@ -300,18 +300,18 @@ fn read_split(spec: &str, part: Part) -> Result<Split> {
     }
 }
 
-/// Loads the grey images (IDX) of a part of a folder, also where the folder has binary images besides; or those of a
-/// single file (IDX, `.npz`, text with commas). Not binarized.
+/// Loads the grey images of a part without binarization: IDX images of a folder, even if it also contains binary images, or
+/// those of a single file (IDX, `.npz`, text with commas).
 ///
 /// # Errors
-/// As of `load_split`; the embedded digits have no grey images.
+/// The errors of `load_split`, and for the embedded digits, which have no grey images.
 pub fn load_grey(spec: &str, part: Part) -> Result<Grey> {
     read_grey(spec, part).tag(Error::Data)
 }
 
 fn read_grey(spec: &str, part: Part) -> Result<Grey> {
     match Origin::find(spec)? {
-        Origin::Glyphs => bail!("{GLYPHS}: the embedded digits are binary: there are no grey images of them"),
+        Origin::Glyphs => bail!("{GLYPHS}: the embedded digits are binary and have no grey images"),
         Origin::File(path) => read_file(&path),
         Origin::Archive(archive) => archive.grey(part)?.ok_or_else(|| archive.missing(part)),
         Origin::Folder(folder) => folder.grey(part)?.ok_or_else(|| {
@@ -323,7 +323,7 @@ fn read_grey(spec: &str, part: Part) -> Result<Grey> {
     }
 }
 
-/// Where a data set comes from.
+/// The source of a data set.
 #[derive(Clone, Debug)]
 enum Origin {
     Glyphs,
@@ -344,7 +344,7 @@ impl Origin {
     }
 }
 
-/// A single file: images, or an archive of them.
+/// Finds out whether a single file contains images or is an archive of them.
 fn find_file(path: &Path) -> Result<Origin> {
     match Input::open(path)?.head().starts_with(npz::MAGIC) {
         true => Ok(Origin::Archive(Archive::open(path)?)),
@@ -352,18 +352,18 @@ fn find_file(path: &Path) -> Result<Origin> {
     }
 }
 
-/// Reads one file of images of any known kind.
+/// Reads one file of images of any known kind and binarizes them.
 fn read_binary(path: &Path) -> Result<Split> {
     Ok(read_file(path)?.binarize())
 }
 
-/// Reads one file of images of any known kind. Images that are binary in the file have pixels 0 and 1.
+/// Reads one file of images of any known kind. Images that are binary in the file get pixels 0 and 1.
 fn read_file(path: &Path) -> Result<Grey> {
     let input = Input::open(path)?;
     let name = file_name(path);
     let sources = vec![path.to_owned()];
     let head = input.head();
-    // The name decides only what a broken file is taken for, so that its error speaks of what the user meant.
+    // The name matters only for malformed files: the error then describes the type that the user meant.
     let stem = name.strip_suffix(".gz").unwrap_or(&name);
     let text = [".amat", ".csv"].iter().any(|ending| stem.ends_with(ending));
     let (pixels, labels) = if head.starts_with(npy::MAGIC) || stem.ends_with(".npy") {
@@ -373,7 +373,7 @@ fn read_file(path: &Path) -> Result<Grey> {
     } else if text || matches!(head.trim_ascii_start().first(), Some(b'0'..=b'9')) {
         let text = amat::read(input)?;
         let place = path.display().to_string();
-        let labels = text.labels.and_then(|labels| labels_beside(digits(labels), &text.pixels, &place));
+        let labels = text.labels.and_then(|labels| labels_beside(check_labels(labels), &text.pixels, &place));
         (text.pixels, labels)
     } else {
         bail!(input.error(format_args!(
@@ -384,16 +384,16 @@ fn read_file(path: &Path) -> Result<Grey> {
     Ok(Grey { name, pixels, labels, sources })
 }
 
-/// Labels that are all from 0 to 9.
-fn digits(labels: Vec<u8>) -> Result<Vec<u8>> {
+/// Checks that all labels are from 0 to 9.
+fn check_labels(labels: Vec<u8>) -> Result<Vec<u8>> {
     match labels.iter().position(|label| *label > 9) {
         Some(i) => bail!("expected a label from 0 to 9 for image {i}, got {}", labels[i]),
         None => Ok(labels),
     }
 }
 
-/// The labels that stand beside images, if they fit. Few verbs need them: what is wrong with them is said, and does not
-/// keep the images from being read.
+/// Returns the labels that belong to images, if they fit. Otherwise logs a warning: few commands need labels, so that the images
+/// are loaded without them.
 fn labels_beside(labels: Result<Vec<u8>>, pixels: &[u8], place: &str) -> Option<Vec<u8>> {
     let images = pixels.len() / PIXELS;
     let checked = labels.and_then(|labels| {
@@ -404,11 +404,11 @@ fn labels_beside(labels: Result<Vec<u8>>, pixels: &[u8], place: &str) -> Option<
         );
         Ok(labels)
     });
-    checked.inspect_err(|error| log::warn!("{error:#}: the images of {place} are used without labels")).ok()
+    checked.inspect_err(|error| log::warn!("{error:#}: using the images of {place} without labels")).ok()
 }
 
-/// Refuses grey images that are too dark to be any: pixels such as 2 among 0 and 1 are a mistake, and binarization would
-/// make them almost all background.
+/// Checks that grey images are not implausibly dark. Pixels such as 2 among 0 and 1 are a mistake, and binarization would turn
+/// almost all of them into background.
 fn check_grey(pixels: &[u8]) -> Result<()> {
     let most = pixels.iter().max().copied().unwrap_or(0);
     ensure!(
@@ -422,11 +422,11 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// A folder and the names of what is in it.
+/// A folder and the names in it.
 #[derive(Clone, Debug)]
 struct Folder {
     path: PathBuf,
-    /// Sorted. Those of folders end with a slash.
+    /// Sorted names. Names of folders end with a slash.
     names: Vec<String>,
 }
 
@@ -449,7 +449,7 @@ impl Folder {
                         || kind.is_symlink()
                             && std::fs::metadata(entry.path()).is_ok_and(|meta| meta.is_dir());
                     let name = entry.file_name().to_string_lossy().into_owned();
-                    // A folder is no data file, whatever its name: the ending makes that no file is looked for by it.
+                    // The slash keeps a folder from matching the name of a data file.
                     Ok(if is_folder { name + "/" } else { name })
                 })
                 .collect()
@@ -459,7 +459,7 @@ impl Folder {
         Ok(Folder { path: path.to_owned(), names })
     }
 
-    /// The path of a file in this folder, unpacked or gzip.
+    /// Returns the path of a file in this folder, unpacked or gzip.
     fn file(&self, name: &str) -> Option<PathBuf> {
         [name.to_owned(), format!("{name}.gz")]
             .iter()
@@ -467,12 +467,12 @@ impl Folder {
             .map(|name| self.path.join(name))
     }
 
-    /// An IDX file, in either spelling that is in use.
+    /// Returns the path of an IDX file, in either common spelling.
     fn idx_file(&self, part: Part, what: &str) -> Option<PathBuf> {
         ['-', '.'].iter().find_map(|&dot| self.file(&idx_name(part, what, dot)))
     }
 
-    /// The first kind of binary images of which the folder has any.
+    /// Returns the first kind of binary images that the folder contains.
     fn kind(&self) -> Option<Kind> {
         let amat = ["train", "valid", "test"].map(amat_name);
         if amat.iter().any(|name| self.file(name).is_some()) {
@@ -486,7 +486,7 @@ impl Folder {
         }
     }
 
-    /// The binary images of a part, if the folder has them.
+    /// Reads the binary images of a part, if the folder has them.
     fn binary(&self, part: Part) -> Result<Option<Split>> {
         match self.kind() {
             Some(Kind::Amat) => self.amat(part),
@@ -536,12 +536,12 @@ impl Folder {
         Ok(Some(Split { name, pixels, labels, sources }))
     }
 
-    /// The error that the folder does not have the binary images of a part.
+    /// Returns the error that the folder lacks the binary images of a part.
     fn missing(&self, part: Part) -> anyhow::Error {
         let amat = format!("{}[.gz]", amat_name(part.name()));
         let idx = format!("{}[.gz]", idx_name(part, "images-idx3", '-'));
         let npy = format!("{}.npy", part.name());
-        // Once one kind is there, another's files would not be used.
+        // If the folder has one kind, files of other kinds would be ignored.
         let looked_for = match self.kind() {
             Some(Kind::Amat) => amat,
             Some(Kind::Idx) => idx,
@@ -570,7 +570,7 @@ fn amat_name(part: &str) -> String {
     format!("binarized_mnist_{part}.amat")
 }
 
-/// The published name of an IDX file: `train-images-idx3-ubyte`, or with a dot as second separator.
+/// Returns the published name of an IDX file: `train-images-idx3-ubyte`, or with a dot as second separator.
 fn idx_name(part: Part, what: &str, dot: char) -> String {
     let part = match part {
         Part::Train => "train",
@@ -582,7 +582,7 @@ fn idx_name(part: Part, what: &str, dot: char) -> String {
     }
 }
 
-/// Reads the labels beside images, if they fit, and adds their file to the sources.
+/// Adds the labels of a file to images, if they fit, and their file to the sources.
 fn with_labels(
     path: PathBuf,
     reader: fn(Input) -> Result<Vec<u8>>,
@@ -604,7 +604,7 @@ mod tests {
         let pixels: Vec<u8> = (0..3 * PIXELS).map(|i| (i * 31 % 256) as u8).collect();
         let grey = Grey { name: "ramp".into(), pixels: pixels.clone(), labels: None, sources: vec![] };
         let binary = grey.binarize();
-        // Written down as the definition says it: pad, draw all, cut.
+        // Follows the definition literally: pad, draw all pixels, crop.
         let border = (PADDED - IMAGE_SIDE) / 2;
         let place = |i: usize| {
             let (image, row, column) = (i / PIXELS, i % PIXELS / IMAGE_SIDE, i % IMAGE_SIDE);
@@ -621,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn images_that_are_binary_already_stay() {
+    fn binary_images_stay_unchanged() {
         let pixels: Vec<u8> = (0..PIXELS).map(|i| (i % 2) as u8).collect();
         let grey = Grey { name: String::new(), pixels: pixels.clone(), labels: None, sources: vec![] };
         assert_eq!(grey.binarize().pixels, pixels);
@@ -649,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn both_spellings_of_idx_names() {
+    fn idx_names_have_two_spellings() {
         assert_eq!(idx_name(Part::Train, "images-idx3", '-'), "train-images-idx3-ubyte");
         assert_eq!(idx_name(Part::Test, "labels-idx1", '.'), "t10k-labels.idx1-ubyte");
     }

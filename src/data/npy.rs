@@ -1,4 +1,4 @@
-//! Images and labels in NumPy's `.npy` arrays: a file, or an entry of an `.npz` file.
+//! Reads images and labels from NumPy's `.npy` arrays: a file, or an entry of an `.npz` file.
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -8,25 +8,25 @@ pub use crate::engine::npy::MAGIC;
 use crate::engine::npy::{Header, Source};
 use crate::engine::shape::DType;
 
-/// Elements that are read at a time.
+/// Number of elements read at a time.
 const CHUNK: usize = 1 << 13;
 
-/// Reads binary images of shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1): `n * 784` bytes, each 0 or 1. In the
-/// file the pixels are 0 and 1, or 0 and 255, of any type of number.
+/// Reads binary images of shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1). Returns `n * 784` bytes, each 0 or 1.
+/// In the file the pixels are 0 and 1, or 0 and 255, of any number type.
 ///
 /// # Errors
-/// Name the file, what its header says instead of what was expected, or the index of a value that is neither background nor
-/// ink.
+/// When the header is malformed or of another shape, or a value is neither background nor ink. The message names the file, and
+/// the header's entry or the index of the value.
 pub fn read_images(input: Input) -> Result<Vec<u8>> {
     let mut pixels = read_pixels(input, Values::Binary)?;
     pixels.iter_mut().for_each(|pixel| *pixel = (*pixel).min(1));
     Ok(pixels)
 }
 
-/// Reads grey images of such shapes: `n * 784` bytes, from 0 to 255. In the file they are whole numbers.
+/// Reads grey images of the shapes of [`read_images`]. Returns `n * 784` bytes from 0 to 255. In the file they are whole numbers.
 ///
 /// # Errors
-/// As of [`read_images`].
+/// The errors of [`read_images`].
 pub fn read_grey(input: Input) -> Result<Vec<u8>> {
     let place = input.error("");
     let pixels = read_pixels(input, Values::Grey)?;
@@ -46,17 +46,17 @@ fn read_pixels(mut input: Input, values: Values) -> Result<Vec<u8>> {
             header.shape
         ))),
     };
-    ensure!(n > 0, input.error("expected at least one image, got the shape of none"));
+    ensure!(n > 0, input.error("expected at least one image, got none"));
     read_values(&header, &mut input, values)
 }
 
-/// Reads labels of shape (n,) or (n, 1): `n` bytes of 0 to 9.
+/// Reads labels of shape (n,) or (n, 1). Returns `n` bytes from 0 to 9.
 ///
 /// # Errors
-/// As of [`read_images`].
+/// The errors of [`read_images`].
 pub fn read_labels(mut input: Input) -> Result<Vec<u8>> {
     let header = Header::read(&mut input)?;
-    // Keras has the labels of some sets as a column.
+    // Keras stores the labels of some sets as a column.
     if !matches!(header.shape[..], [_] | [_, 1]) {
         bail!(
             input.error(format_args!("expected labels of the shape (n,) or (n, 1), got {:?}", header.shape))
@@ -75,10 +75,10 @@ impl Source for Input<'_> {
     }
 }
 
-/// The values that an array may have.
+/// The values that an array may contain.
 #[derive(Clone, Copy, PartialEq)]
 enum Values {
-    /// 0, and either 1 or 255 but not both.
+    /// 0 and 1, or 0 and 255.
     Binary,
     /// 0 to 255.
     Grey,
@@ -87,7 +87,7 @@ enum Values {
 }
 
 impl Values {
-    /// Returns the value as a byte if it is allowed after the pixel of ink, which is 0 as long as there was none.
+    /// Returns the value as a byte, if it is allowed. `ink` is the ink value of earlier pixels, or 0 if all were background.
     fn byte(self, value: f64, ink: u8) -> Option<u8> {
         let byte = (value.fract() == 0.0 && (0.0..=255.0).contains(&value)).then_some(value as u8)?;
         let allowed = match self {
@@ -98,12 +98,12 @@ impl Values {
         allowed.then_some(byte)
     }
 
-    /// Describes what was expected instead of a value.
+    /// Describes the expected values and the value found.
     fn expected(self, value: f64, ink: u8) -> String {
         match (self, ink) {
             (Values::Binary, _) => {
                 let expected = if ink == 255 { "0 or 255" } else { "0 or 1" };
-                // A fraction, and what is no grey value at all, is nothing that a reader of grey images would take.
+                // Mention grey images only if the value could be a grey value.
                 match Values::Grey.byte(value, 0) {
                     Some(_) => format!("{expected}, got {value}: {GREY_HELP}"),
                     None => format!("{expected}, got {value}"),
@@ -115,11 +115,11 @@ impl Values {
     }
 }
 
-/// What helps where binary images were expected and grey ones are there.
+/// Advice for grey images where binary ones were expected.
 pub const GREY_HELP: &str = "grey images are binarized from IDX files, from .npz files of x_train and x_test, and from text with \
                              commas";
 
-/// Reads all values to the end of the file; gives them in C order.
+/// Reads all values to the end of the file. Returns them in C order.
 fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec<u8>> {
     let elements = header.shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n as u64));
     let bytes = elements.and_then(|n| n.checked_mul(header.width as u64));

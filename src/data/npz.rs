@@ -1,4 +1,4 @@
-//! Images and labels as arrays of one `.npz` file, under the names that Keras and others give them.
+//! Reads images and labels from the arrays of an `.npz` file, under the names that Keras and other programs use.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -10,15 +10,15 @@ use zip::{CompressionMethod, ZipArchive};
 use super::input::Input;
 use super::{Grey, Part, file_name, labels_beside, npy};
 
-/// The first bytes of a zip archive, and so of an `.npz` file.
+/// The first bytes of a zip archive, which an `.npz` file is.
 pub const MAGIC: &[u8] = b"PK\x03\x04";
 
 /// An `.npz` file and the names of its arrays.
 #[derive(Clone, Debug)]
 pub struct Archive {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Without `.npy`, in the file's order.
+    /// Names of the arrays without `.npy`, in the file's order.
     names: Vec<String>,
 }
 
@@ -26,26 +26,25 @@ impl Archive {
     /// Reads the names of a file's arrays.
     ///
     /// # Errors
-    /// When it cannot be read or is no zip archive; the error names it.
+    /// When the file cannot be read or is not a zip archive. The message names it.
     pub fn open(path: &Path) -> Result<Archive> {
         let names = zip(path)?
             .file_names()
             .map(|name| Ok(name?.trim_end_matches(".npy").to_owned()))
             .collect::<Result<Vec<_>>>()
-            .with_context(|| format!("{}: its names cannot be read", path.display()))?;
+            .with_context(|| format!("{}: cannot read the names of its arrays", path.display()))?;
         Ok(Archive { path: path.to_owned(), names })
     }
 
-    /// Reports whether there can be training and test images: a single array is neither.
+    /// Reports whether the file can have separate training and test images. A single array serves as both parts.
     pub fn has_parts(&self) -> bool {
         self.names.len() != 1
     }
 
-    /// Reads the images of a part, with their labels if the file has them. The only array of a file serves as either
-    /// part.
+    /// Reads the images of a part, with their labels if the file has them. A single array serves as both parts.
     ///
     /// # Errors
-    /// When the arrays are not images; the error names the file and the array.
+    /// When the arrays are not images. The message names the file and the array.
     pub fn grey(&self, part: Part) -> Result<Option<Grey>> {
         let (images, labels) = match &self.names[..] {
             [only] => (Some(only.clone()), None),
@@ -60,7 +59,7 @@ impl Archive {
         Ok(Some(Grey { name, pixels, labels, sources: vec![self.path.clone()] }))
     }
 
-    /// Makes the error that the file does not have the images of a part.
+    /// Returns the error that the file lacks the images of a part.
     pub fn missing(&self, part: Part) -> anyhow::Error {
         const SHOWN: usize = 12;
         let mut found = self.names[..self.names.len().min(SHOWN)].join(", ");
@@ -79,7 +78,7 @@ impl Archive {
         names.into_iter().find(|name| self.names.contains(name))
     }
 
-    /// The file and an array in it, for messages.
+    /// Names the file and an array in it, for messages.
     fn place(&self, array: &str) -> String {
         format!("{}, {array}", self.path.display())
     }
@@ -98,7 +97,7 @@ impl Archive {
             matches!(method, CompressionMethod::Stored | CompressionMethod::Deflated),
             "{place}: compressed with {method}, which NumPy does not write: write the file with np.savez"
         );
-        // An entry cannot be larger than its file, whatever it claims.
+        // An entry cannot be larger than its file, whatever its header claims.
         let file = self.path.metadata().map_or(0, |meta| meta.len());
         let (packed, size) = (method != CompressionMethod::Stored, entry.compressed_size().min(file));
         reader(Input::from_entry(place, entry, packed, size)?)
@@ -108,10 +107,10 @@ impl Archive {
 fn zip(path: &Path) -> Result<ZipArchive<BufReader<File>>> {
     let file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
     ZipArchive::new(BufReader::new(file))
-        .with_context(|| format!("{}: truncated or damaged: no .npz file", path.display()))
+        .with_context(|| format!("{}: truncated or damaged, or not an .npz file", path.display()))
 }
 
-/// Keras's name first.
+/// Returns the names of a part's images that are recognised. Keras's name comes first.
 fn image_names(part: Part) -> [String; 3] {
     let part = part.name();
     [format!("x_{part}"), format!("{part}_images"), part.to_owned()]

@@ -60,7 +60,7 @@ impl Array {
         Array::new(&[], &[value])
     }
 
-    /// Creates an array of zeros; of type `pred`, of `false`.
+    /// Creates an array of zeros, which are `false` for the type `pred`.
     pub fn zeros(shape: &Shape) -> Array {
         Array { shape: shape.clone(), bytes: vec![0; shape.bytes()] }
     }

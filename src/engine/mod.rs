@@ -1,4 +1,4 @@
-//! Arrays, computation graphs with gradients, programs and the devices that run them. Knows no models.
+//! Arrays, computation graphs with gradients, programs and the devices that run them. Independent of any model.
 
 pub mod array;
 pub mod compile;

@@ -1,10 +1,11 @@
-//! NumPy's `.npy` format, versions 1 to 3: one header, then one array. The specification is NEP 1.
+//! NumPy's `.npy` format, versions 1 to 3: one header, then one array. Specification: NEP 1.
 //!
-//! Files come from anywhere. Nothing is allocated on a header's word, a nested header cannot exhaust the stack, and what
-//! NumPy itself reads without doubt is read: either byte order, C or Fortran order, f2 to f8, Python 2's long integers.
-//! This is why the header is parsed here: the parser of the crate `ndarray-npy` allocates as many bytes as the header
-//! claims to have, descends into nested literals, and knows neither `6L` nor half precision; its writer needs the whole
-//! array. The tests read what is written here with that crate.
+//! Files are not trusted. No memory is allocated for a header's claims alone, and a nested header cannot exhaust the stack. The
+//! reader accepts either byte order, C and Fortran order, f2 to f8, and Python 2's long integers.
+//!
+//! The crate `ndarray-npy` is not used here, because its parser allocates as many bytes as the header claims, descends into
+//! nested literals, and supports neither `6L` nor half precision; its writer needs the whole array. The tests read the files
+//! that are written here with this crate.
 
 use std::io::Write;
 use std::path::Path;
@@ -18,17 +19,17 @@ use crate::files::Draft;
 
 /// The first bytes of every `.npy` file.
 pub const MAGIC: &[u8] = b"\x93NUMPY";
-/// NumPy's own headers have 118 bytes; anything near this is not one.
-const LONGEST_HEADER: usize = 1 << 14;
+/// Limit on the header's length in bytes. NumPy's headers have 118 bytes.
+const MAX_HEADER_BYTES: usize = 1 << 14;
 /// Bytes before the text of a version 1 header.
-const PREFIX: usize = 10;
-/// NumPy begins the values at a multiple of this.
-const ALIGNED: usize = 64;
+const PREFIX_BYTES: usize = 10;
+/// NumPy aligns the values to this number of bytes.
+const ALIGNMENT: usize = 64;
 
 /// The kind of number that an array holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
-    /// Unsigned integers, and truth values.
+    /// Unsigned integers and booleans.
     Unsigned,
     /// Signed integers.
     Signed,
@@ -36,7 +37,7 @@ pub enum Kind {
     Float,
 }
 
-/// A source of bytes for the header. It words the errors, with the name of its file.
+/// A source of bytes for the header. It formats the errors, with the name of its file.
 pub trait Source {
     /// Fills the buffer.
     ///
@@ -44,7 +45,7 @@ pub trait Source {
     /// When the source ends within `what`.
     fn fill(&mut self, buffer: &mut [u8], what: &str) -> Result<()>;
 
-    /// Makes the error for a header that is wrong, from a message that says what is.
+    /// Returns the error for a malformed header, from a message that describes the problem.
     fn wrong(&self, message: String) -> anyhow::Error;
 }
 
@@ -85,9 +86,9 @@ impl Header {
             }
         }
         let length = u32::from_le_bytes(length) as usize;
-        if length > LONGEST_HEADER {
+        if length > MAX_HEADER_BYTES {
             return Err(source.wrong(format!(
-                "byte 8: expected a .npy header of up to {LONGEST_HEADER} bytes, got a claim of {length}"
+                "byte 8: expected a .npy header of up to {MAX_HEADER_BYTES} bytes, got a claim of {length}"
             )));
         }
         let mut text = vec![0; length];
@@ -103,18 +104,18 @@ impl Header {
     fn parse(text: &[u8]) -> Result<Header> {
         let text =
             std::str::from_utf8(text).ok().context("expected a dictionary in ASCII, got other bytes")?;
-        let descr = value_of(text, "descr")?;
+        let descr = text_after_key(text, "descr")?;
         let descr = descr
             .strip_prefix(['\'', '"'])
             .and_then(|rest| rest.split(['\'', '"']).next())
             .with_context(|| format!("expected one element type, got {}", first_chars(descr)))?;
-        let (kind, big_endian, width) = element(descr)?;
-        let order = value_of(text, "fortran_order")?;
+        let (kind, big_endian, width) = parse_element_type(descr)?;
+        let order = text_after_key(text, "fortran_order")?;
         let fortran = order.starts_with("True");
         if !fortran && !order.starts_with("False") {
             bail!("expected fortran_order False or True, got {}", first_chars(order));
         }
-        let shape = value_of(text, "shape")?;
+        let shape = text_after_key(text, "shape")?;
         let inner = shape
             .strip_prefix('(')
             .and_then(|rest| rest.split_once(')'))
@@ -125,7 +126,7 @@ impl Header {
             .map(str::trim)
             .filter(|number| !number.is_empty())
             .map(|number| {
-                // Python 2 wrote long integers so.
+                // Python 2 writes long integers with an L.
                 let digits = number.strip_suffix('L').unwrap_or(number);
                 digits.parse().with_context(|| format!("expected integers as shape, got ({inner})"))
             })
@@ -181,10 +182,10 @@ impl Header {
         index
     }
 
-    /// Makes an array of elements in the file's order.
+    /// Creates an array from elements in the file's order.
     ///
     /// # Errors
-    /// When there are more or fewer bytes than the shape needs.
+    /// When the number of bytes differs from the shape's.
     pub fn array(&self, dtype: DType, bytes: Vec<u8>) -> Result<Array> {
         let mut dims = self.shape.clone();
         if !self.fortran {
@@ -196,8 +197,8 @@ impl Header {
     }
 }
 
-/// The element type of a NumPy name such as `<f4`: kind, whether big-endian, bytes.
-fn element(descr: &str) -> Result<(Kind, bool, usize)> {
+/// Parses a NumPy type name such as `<f4`. Returns the kind, whether it is big-endian, and the bytes per element.
+fn parse_element_type(descr: &str) -> Result<(Kind, bool, usize)> {
     const KNOWN: &str = "b1, u1, i1, and u2 to u8, i2 to i8, f2 to f8 in either byte order";
     let unknown = || format!("expected an element type among {KNOWN}, got '{descr}'");
     let (order, name) = descr.split_at_checked(1).with_context(unknown)?;
@@ -218,14 +219,14 @@ fn element(descr: &str) -> Result<(Kind, bool, usize)> {
     match order {
         "<" => Ok((kind, false, width)),
         ">" => Ok((kind, true, width)),
-        // '=' is never written by NumPy; '|' means that the order does not matter.
+        // NumPy never writes '='. '|' means that the byte order does not matter.
         "|" if width == 1 => Ok((kind, false, width)),
         _ => bail!(unknown()),
     }
 }
 
-/// What follows `'key':` in the header.
-fn value_of<'a>(text: &'a str, key: &str) -> Result<&'a str> {
+/// Returns the text after `'key':` in the header.
+fn text_after_key<'a>(text: &'a str, key: &str) -> Result<&'a str> {
     ["'", "\""]
         .iter()
         .find_map(|quote| text.split_once(&format!("{quote}{key}{quote}")))
@@ -238,8 +239,8 @@ fn first_chars(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// A record in memory: a header, and the values as bytes of the file. An `.npz` entry is one record; Equinox's `.eqx` is a
-/// sequence of them.
+/// A record in memory: a header, and the values as bytes of the file. An entry of an `.npz` file is one record. Equinox's `.eqx`
+/// file is a sequence of records.
 pub struct Record<'a> {
     header: Header,
     values: &'a [u8],
@@ -268,13 +269,13 @@ impl<'a> Record<'a> {
     /// Takes the next record from the front of `bytes`.
     ///
     /// # Errors
-    /// When there is no complete record.
+    /// When the bytes do not begin with a complete record.
     pub fn take(bytes: &mut &'a [u8]) -> Result<Record<'a>> {
         let header = Header::read(bytes)?;
         let size = header.shape.iter().try_fold(header.width, |size, n| size.checked_mul(*n));
         let (values, rest) = size.and_then(|size| bytes.split_at_checked(size)).with_context(|| {
             format!(
-                "the header claims an array of shape {:?}, {} bytes an element: {} bytes are left",
+                "the header claims an array of shape {:?}, {} bytes per element: {} bytes are left",
                 header.shape,
                 header.width,
                 bytes.len()
@@ -284,7 +285,7 @@ impl<'a> Record<'a> {
         Ok(Record { header, values })
     }
 
-    /// Reports whether the record is a scalar, as which Equinox writes a module's plain Python numbers.
+    /// Reports whether the record is a scalar. Equinox writes a module's plain Python numbers as scalars.
     pub fn is_scalar(&self) -> bool {
         self.header.shape.is_empty()
     }
@@ -292,7 +293,7 @@ impl<'a> Record<'a> {
     /// Converts the record to an array, in C order and native byte order. Converts f2 and f8 to f32; f8 is rounded.
     ///
     /// # Errors
-    /// When weights and checkpoints have no elements of this type.
+    /// When the element type does not occur in weights and checkpoints.
     pub fn array(&self) -> Result<Array> {
         let Header { kind, width, .. } = self.header;
         let dtype = match (kind, width) {
@@ -318,7 +319,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// What stands before the values, as NumPy writes it.
+/// Returns the bytes before the values, as NumPy writes them.
 fn header(shape: &Shape) -> Result<Vec<u8>> {
     let descr = match shape.dtype {
         DType::Pred => "|b1",
@@ -333,8 +334,8 @@ fn header(shape: &Shape) -> Result<Vec<u8>> {
     let comma = if sizes.len() == 1 { "," } else { "" };
     let mut text =
         format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}{comma}), }}", sizes.join(", "));
-    let unpadded = PREFIX + text.len() + 1;
-    text += &" ".repeat(unpadded.next_multiple_of(ALIGNED) - unpadded);
+    let unpadded = PREFIX_BYTES + text.len() + 1;
+    text += &" ".repeat(unpadded.next_multiple_of(ALIGNMENT) - unpadded);
     text.push('\n');
     let mut bytes = [MAGIC, &[1, 0]].concat();
     bytes.extend((text.len() as u16).to_le_bytes());
@@ -352,42 +353,42 @@ pub fn write(out: &mut impl Write, array: &Array) -> Result<()> {
     Ok(())
 }
 
-/// A file of one array in the making, for arrays larger than memory. It has its name only when all of it is there.
+/// Writes a file of one array in parts, for arrays larger than memory. The file gets its name only when it is complete.
 pub struct Writer {
     out: Draft,
     hash: Sha256,
     shape: Shape,
-    /// Bytes of elements still to come.
-    left: usize,
+    /// Bytes of elements that are still missing.
+    missing: usize,
 }
 
 impl Writer {
-    /// Begins a file of this type and these sizes, row-major.
+    /// Begins a file with a row-major array of this shape.
     ///
     /// # Errors
-    /// When the file cannot be written; the error names it.
+    /// When the file cannot be written. The message names it.
     pub fn create(path: &Path, shape: &Shape) -> Result<Writer> {
         let out = Draft::create(path)?;
-        let mut writer = Writer { out, hash: Sha256::new(), shape: shape.clone(), left: shape.bytes() };
+        let mut writer = Writer { out, hash: Sha256::new(), shape: shape.clone(), missing: shape.bytes() };
         writer.put(&header(shape)?)?;
         Ok(writer)
     }
 
-    /// Adds elements in row-major order.
+    /// Appends elements in row-major order.
     ///
     /// # Errors
-    /// When there is no room in the array or on the disk.
+    /// When the elements do not fit in the array or on the disk.
     pub fn push<T: Element>(&mut self, elements: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(elements);
         ensure!(
-            T::DTYPE == self.shape.dtype && bytes.len() <= self.left,
+            T::DTYPE == self.shape.dtype && bytes.len() <= self.missing,
             "{} elements of {} are too many for {}, {}",
             elements.len(),
             T::DTYPE,
             self.out.path().display(),
             self.shape
         );
-        self.left -= bytes.len();
+        self.missing -= bytes.len();
         self.put(bytes)
     }
 
@@ -396,22 +397,22 @@ impl Writer {
         self.out.write_all(bytes).with_context(|| format!("cannot write {}", self.out.path().display()))
     }
 
-    /// Gives the file its name, and returns its sha256.
+    /// Renames the file to its final name. Returns its sha256.
     ///
     /// # Errors
     /// When elements are missing, or the file cannot be written.
     pub fn finish(self) -> Result<String> {
         let path = self.out.path().display();
-        ensure!(self.left == 0, "{path} lacks {} bytes of {}", self.left, self.shape);
+        ensure!(self.missing == 0, "{path} lacks {} bytes of {}", self.missing, self.shape);
         self.out.publish()?;
         Ok(self.hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
     }
 }
 
-/// Writes a file of one array; returns its sha256.
+/// Writes a file of one array. Returns its sha256.
 ///
 /// # Errors
-/// When it cannot be written, or there are more or fewer elements than the sizes say; the error names the file.
+/// When the file cannot be written, or the number of elements does not match `dims`. The message names the file.
 pub fn save<T: Element>(path: &Path, dims: &[usize], elements: &[T]) -> Result<String> {
     let mut writer = Writer::create(path, &Shape::new(T::DTYPE, dims))?;
     writer.push(elements)?;
@@ -427,7 +428,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_reader_finds_what_was_written_row_after_row() {
+    fn another_reader_reads_rows_written_one_by_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.npy");
         let mut rows = Writer::create(&path, &Shape::f32(&[2, 3])).unwrap();
@@ -450,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_file_leaves_nothing() {
+    fn an_unfinished_file_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let rows = Writer::create(&folder.path().join("rows.npy"), &Shape::f32(&[2])).unwrap();
         assert!(rows.finish().unwrap_err().to_string().contains("lacks 8 bytes"));
@@ -458,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_of_the_file_have_their_index_in_either_order() {
+    fn index_returns_the_position_in_either_order() {
         let text = |order: &str| format!("{{'descr': '<f2', 'fortran_order': {order}, 'shape': (2L, 3L), }}");
         let [rows, columns] = ["False", "True"].map(|order| Header::parse(text(order).as_bytes()).unwrap());
         assert_eq!((rows.index(4), columns.index(4)), (vec![1, 1], vec![0, 2]));

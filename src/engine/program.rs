@@ -1,4 +1,4 @@
-//! Programs: what a graph is lowered to, and what a runtime compiles. They can be saved and loaded.
+//! Programs: the result of lowering a graph, and the input of a runtime's compiler. They can be saved and loaded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,8 @@ impl Format {
 pub enum Target {
     /// XLA's CPU compiler alone. Convolutions that it compiles badly become matmuls. All in f32.
     Cpu,
-    /// XLA's CPU compiler and oneDNN. Matmuls and convolutions call oneDNN inside XLA's library, weight gradients call a second one.
+    /// XLA's CPU compiler and oneDNN. Matmuls and convolutions call the oneDNN inside XLA's library; weight gradients call a
+    /// separate one.
     OneDnn,
     /// TPUs and GPUs. Every operation is XLA's own.
     Native,
@@ -55,7 +56,7 @@ pub struct InputSpec {
     pub name: String,
     /// The shape on each replica.
     pub shape: Shape,
-    /// Whether a call consumes the argument and an output takes over its memory.
+    /// Whether a call consumes the argument and an output reuses its memory.
     pub donated: bool,
 }
 
@@ -68,7 +69,7 @@ pub struct OutputSpec {
     pub shape: Shape,
 }
 
-/// The description of a program: its inputs and outputs, and what it was made from and for.
+/// The description of a program: its inputs and outputs, and the graph and device that it was lowered from and for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
     /// The program's name, which is also the stem of its files' names.
@@ -107,7 +108,7 @@ impl Program {
     /// # Errors
     /// When a file cannot be written. The error names the file.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let (json, module) = Self::paths(folder, &self.signature.name, self.signature.format);
         files::write_bytes(&module, &self.module)?;
         files::write_bytes(&json, serde_json::to_vec_pretty(&self.signature)?)

@@ -35,7 +35,7 @@ impl DType {
         }
     }
 
-    /// Reports whether this is a floating-point type. Gradients flow through values of these types alone.
+    /// Reports whether this is a floating-point type. Gradients flow only through values of these types.
     pub fn is_float(self) -> bool {
         matches!(self, DType::Bf16 | DType::F32)
     }
@@ -135,12 +135,12 @@ impl Shape {
         self.count() * self.dtype.size()
     }
 
-    /// Returns the same sizes with another element type.
+    /// Returns a shape of the same sizes with another element type.
     pub fn with_dtype(&self, dtype: DType) -> Shape {
         Shape { dtype, dims: self.dims.clone() }
     }
 
-    /// Returns the same element type with other sizes.
+    /// Returns a shape of the same element type with other sizes.
     pub fn with_dims(&self, dims: &[usize]) -> Shape {
         Shape::new(self.dtype, dims)
     }

@@ -1,5 +1,5 @@
-//! The baseline decoder, p(x | z): a linear layer, four transposed convolutions that double the grid, and a last one
-//! that cuts it to 28 x 28. The report, section 3.1; layer sizes as in its code.
+//! The baseline decoder, p(x | z): a linear layer, four transposed convolutions that double the grid, and a last one that
+//! reduces it to 28 x 28. Source: the report, section 3.1; layer sizes from its code.
 
 use super::decoder::{Decoder, GrowOptions};
 use super::likelihood::Outputs;
@@ -9,23 +9,23 @@ use crate::engine::ir::ops::conv::Window;
 use crate::engine::ir::ops::layout::Padding;
 use crate::nn::params::{Leaf, Params, Role, layer, scoped};
 
-/// Channels before and after each transposed convolution; after the last one, as many as the likelihood takes.
+/// Channels before and after each transposed convolution. The last one outputs the channels of the likelihood.
 const CHANNELS: [usize; 5] = [512, 256, 128, 64, 32];
-/// The scope of the parameters.
+/// Scope of the parameters.
 const SCOPE: &str = "decoder";
-/// The linear layer and the first transposed convolution as one layer.
+/// Name of the layer that merges the linear layer and the first transposed convolution.
 const START: &str = "start";
 
 /// The report's convolutional decoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConvDecoder;
 
-/// The window of a transposed convolution that doubles the grid.
-fn doubling() -> Window {
+/// Returns the window of a transposed convolution that doubles the grid.
+fn doubling_window() -> Window {
     Window::transposed(5, 2, 2, 1)
 }
 
-/// The 2 x 2 grid of numbers (n, 2048), which are counted with the channel slowest.
+/// Returns the 2 x 2 grids of features (n, 2048), in which the channel varies slowest.
 fn grid(features: Sym<'_>) -> Sym<'_> {
     features.reshape(&[features.dims()[0], CHANNELS[0], 2, 2]).transpose(&[0, 2, 3, 1])
 }
@@ -41,7 +41,7 @@ impl Decoder for ConvDecoder {
         scoped(SCOPE, &[], leaves)
     }
 
-    /// Outputs on the margin are those of the likelihood's outside: its pixels are 0 with certainty, of Bernoulli logits.
+    /// The margin gets the likelihood's `outside` output. For Bernoulli logits its pixels are 0 with certainty.
     fn decode<'g>(
         &self,
         params: &Params<'g>,
@@ -52,7 +52,7 @@ impl Decoder for ConvDecoder {
     ) -> Sym<'g> {
         let n = z.dims()[0];
         let params = params.scope(SCOPE);
-        let doubled = |h: Sym<'g>, i: usize| params.conv(&format!("conv{i}"), h, doubling()).elu();
+        let doubled = |h: Sym<'g>, i: usize| params.conv(&format!("conv{i}"), h, doubling_window()).elu();
         let first = match params.has_layer(START) {
             true => params.linear(START, z).elu().reshape(&[n, 4, 4, CHANNELS[1]]),
             false => doubled(grid(params.linear("linear", z)), 0),
@@ -70,9 +70,9 @@ impl Decoder for ConvDecoder {
         false
     }
 
-    /// Between the linear layer and the first transposed convolution is nothing but a change of shape, so that both are one
-    /// affine map, of Z latents to 4 x 4 x 256 numbers: a twelfth of the multiplications, once the convolution has been
-    /// computed of the linear layer's Z columns and its bias.
+    /// Merges the linear layer and the first transposed convolution. Only a reshape lies between them, so that together they are
+    /// one affine map from Z latents to 4 x 4 x 256 numbers, with a twelfth of the multiplications. Merging computes the
+    /// convolution of the linear layer's Z columns and of its bias.
     fn prepared<'g>(&self, whole: &Params<'g>, latents: usize) -> Params<'g> {
         let params = whole.scope(SCOPE);
         let (columns, bias) = params.layer("linear");
@@ -82,7 +82,7 @@ impl Decoder for ConvDecoder {
         }
         let rows = Sym::concat(&[columns, bias.reshape(&[1, features])], 0);
         let (kernel, first_bias) = params.layer("conv0");
-        let grids = grid(rows).conv(kernel, doubling()).reshape(&[count + 1, 16 * CHANNELS[1]]);
+        let grids = grid(rows).conv(kernel, doubling_window()).reshape(&[count + 1, 16 * CHANNELS[1]]);
         let [weight, bias] = [(0, count), (count, count + 1)].map(|(from, to)| grids.slice_axis(0, from, to));
         let bias = bias.reshape(&[16, CHANNELS[1]]) + first_bias;
         whole.with_layer(&format!("{SCOPE}.{START}"), weight, bias.reshape(&[16 * CHANNELS[1]]))

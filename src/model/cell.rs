@@ -1,19 +1,19 @@
-//! Update rules of automata: what one cell computes of itself and its neighbours. Layer sizes as in the report's code.
+//! Update rules of automata: what a cell computes from itself and its neighbours. Layer sizes from the report's code.
 
 use crate::engine::ir::Sym;
 use crate::engine::ir::ops::conv::Window;
 use crate::nn::params::{Leaf, Params, Role, layer};
 
-/// An update rule, the same for every cell of a grid.
+/// An update rule, which is the same for every cell of a grid.
 pub trait Cell: Send + Sync {
-    /// Returns the parameters for cells of so many channels. The automaton puts them under the scope `cell`.
+    /// Returns the parameters for cells with this number of channels. The automaton puts them under the scope `cell`.
     fn parameters(&self, channels: usize) -> Vec<Leaf>;
 
-    /// Returns the change of every cell, u(z), for grids z (n, h, w, channels). It is of the same shape.
+    /// Returns the change u(z) of every cell for grids z (n, h, w, channels). It has the shape of z.
     fn update<'g>(&self, params: &Params<'g>, cells: Sym<'g>) -> Sym<'g>;
 }
 
-/// Makes a layer start at zero, so that an automaton whose last layer it is stands still until it has learned.
+/// Sets a layer's initial values to zero. An automaton with such a last layer initially leaves its grid unchanged.
 pub fn zeroed(mut leaves: [Leaf; 2]) -> [Leaf; 2] {
     for leaf in &mut leaves {
         leaf.limit = 0.0;
@@ -21,21 +21,21 @@ pub fn zeroed(mut leaves: [Leaf; 2]) -> [Leaf; 2] {
     leaves
 }
 
-/// A 1x1 convolution that keeps the number of channels.
+/// Returns a 1x1 convolution that keeps the number of channels.
 fn point(name: &str, channels: usize, path: &[usize]) -> [Leaf; 2] {
     layer(name, Role::PointWeight, &[channels, channels, 1, 1], path)
 }
 
-/// A 3x3 convolution that keeps the number of channels.
+/// Returns a 3x3 convolution that keeps the number of channels.
 fn neighbours(name: &str, channels: usize, path: &[usize]) -> [Leaf; 2] {
     layer(name, Role::ConvWeight, &[channels, channels, 3, 3], path)
 }
 
-/// The report's cell of the doubling model: a 3x3 convolution, residual blocks of two 1x1 convolutions with an ELU
-/// between, and a last 1x1 convolution that starts at zero.
+/// The report's cell for the doubling model: a 3x3 convolution, residual blocks of two 1x1 convolutions with an ELU between
+/// them, and a last 1x1 convolution, initially zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResidualCell {
-    /// Residual blocks. The report has 4.
+    /// Number of residual blocks. The report uses 4.
     pub blocks: usize,
 }
 
@@ -61,7 +61,7 @@ impl Cell for ResidualCell {
     }
 }
 
-/// The report's cell of the non-doubling model: a 3x3 convolution, an ELU, and a 1x1 convolution that starts at zero.
+/// The report's cell for the non-doubling model: a 3x3 convolution, an ELU, and a 1x1 convolution, initially zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShallowCell;
 

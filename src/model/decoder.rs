@@ -1,27 +1,27 @@
-//! Decoders: from a latent to the outputs that a likelihood takes.
+//! Decoders: map a latent to the outputs that a likelihood takes.
 
 use super::grow::{Damage, Grow};
 use super::likelihood::Outputs;
 use crate::engine::ir::{RepeatOptions, Sym};
 use crate::nn::params::{Leaf, Params};
 
-/// How a training step runs an automaton. Decoders that are none have no use for it.
+/// How a training step runs an automaton. Other decoders ignore these options.
 #[derive(Clone, Copy, Default)]
 pub struct GrowOptions<'g> {
-    /// What the gradient of the steps saves of the forward pass.
+    /// Which values of the forward pass are saved for the gradient of the steps.
     pub memory: RepeatOptions,
-    /// Damage at one of the doublings.
+    /// Damage after one of the doublings.
     pub damage: Option<Damage<'g>>,
 }
 
-/// A decoder of latents of any size.
+/// A decoder for latents of any size.
 pub trait Decoder: Send + Sync {
-    /// Returns the parameters for latents of a size and outputs as a likelihood wants them. Their names begin with a scope of
-    /// the decoder's own.
+    /// Returns the parameters for a latent size and the outputs that a likelihood needs. Their names begin with a scope that
+    /// belongs to the decoder.
     fn parameters(&self, latent: usize, outputs: Outputs) -> Vec<Leaf>;
 
-    /// Decodes latents (n, Z) to outputs (n, 32, 32, channels). The keys (n, 2), one for each latent, are for what is drawn
-    /// while decoding.
+    /// Decodes latents (n, Z) to outputs (n, 32, 32, channels). Random draws while decoding use the keys (n, 2), one for each
+    /// latent.
     fn decode<'g>(
         &self,
         params: &Params<'g>,
@@ -31,17 +31,17 @@ pub trait Decoder: Send + Sync {
         options: &GrowOptions<'g>,
     ) -> Sym<'g>;
 
-    /// Reports whether decoding may draw from its keys. Where it does not, they need not be one for each latent.
+    /// Reports whether decoding may draw from its keys. Otherwise the keys are ignored, and need not be one for each latent.
     fn draws(&self) -> bool {
         true
     }
 
-    /// Returns the parameters with which so many latents, over all calls of `decode`, are decoded fastest.
+    /// Returns the parameters in the form that decodes this number of latents fastest, over all calls of `decode`.
     fn prepared<'g>(&self, params: &Params<'g>, _latents: usize) -> Params<'g> {
         params.clone()
     }
 
-    /// Returns the decoder as an automaton, if it is one: then its growth can be watched and damaged.
+    /// Returns the decoder's automaton, if it has one. The growth of an automaton can be displayed and damaged.
     fn automaton(&self) -> Option<&Grow> {
         None
     }

@@ -1,4 +1,4 @@
-//! Bounds on log p(x) as things to learn.
+//! Training tasks that maximise a bound on log p(x).
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -15,46 +15,46 @@ use crate::error::valid;
 use crate::nn::params::{Leaf, Params};
 use crate::train::task::{Outcome, Sizes, Step, Task};
 
-/// What is trained on when an image has more than one latent sample.
+/// The objective when an image has more than one latent sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ManySamples {
     /// The importance-weighted bound: log mean of p(x | z) p(z) / q(z | x)
     Importance,
-    /// What the report's code does, which bounds nothing: log mean of p(x | z), less the KL
+    /// The objective of the report's code, which is not a bound: log mean of p(x | z), less the KL
     Report,
 }
 
-/// The training loss: minus a bound on log p(x), the mean over images, in nats.
+/// The training loss in nats: the negative bound on log p(x), averaged over the images.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
-    /// Weight of the part that draws q(z | x) to the prior.
+    /// Weight of the term that pulls q(z | x) towards the prior.
     pub beta: f64,
-    /// Latents an image. With one, the loss is minus the ELBO with its KL in closed form.
+    /// Latent samples per image. With one sample the loss is the negative ELBO, with its KL in closed form.
     pub samples: usize,
-    /// What is trained on with more than one latent an image.
+    /// The objective with more than one latent per image.
     pub many: ManySamples,
 }
 
 impl Loss {
-    /// Minus the ELBO of one sample.
+    /// The negative ELBO with one sample.
     pub const ELBO: Loss = Loss { beta: 1.0, samples: 1, many: ManySamples::Importance };
 }
 
-/// Latents of images and what they were drawn from.
+/// Latents of images and the distributions that they were drawn from.
 pub struct Latents<'g> {
     /// Mean of q(z | x), (n, Z).
     pub mean: Sym<'g>,
     /// Log-variance of q(z | x), (n, Z).
     pub logvar: Sym<'g>,
-    /// (n, M, Z), as is `z`.
+    /// The standard normal noise, (n, M, Z).
     pub eps: Sym<'g>,
     /// The latents, (n, M, Z).
     pub z: Sym<'g>,
 }
 
 impl<'g> Latents<'g> {
-    /// Encodes images (n, 32, 32, 1) and samples with `eps` (n, M, Z).
+    /// Encodes images (n, 32, 32, 1) and samples latents with the noise `eps` (n, M, Z).
     pub fn from_images(model: &Vae, params: &Params<'g>, images: Sym<'g>, eps: Sym<'g>) -> Latents<'g> {
         let (mean, logvar) = model.encode(params, images);
         let d = mean.dims();
@@ -64,7 +64,7 @@ impl<'g> Latents<'g> {
 }
 
 impl Loss {
-    /// Returns the loss of latents whose log-likelihoods are (n, M).
+    /// Returns the loss of latents with the log-likelihoods (n, M).
     pub fn from_latents<'g>(&self, latents: &Latents<'g>, log_likelihood: Sym<'g>) -> Sym<'g> {
         let Latents { mean, logvar, eps, z } = *latents;
         let n = log_likelihood.dims()[0];
@@ -83,8 +83,8 @@ impl Loss {
         -bound.mean(&[0])
     }
 
-    /// Returns the loss of images (n, 32, 32, 1). A batch's key is split into one an image, of which its M latents are one
-    /// draw.
+    /// Returns the loss of images (n, 32, 32, 1). The batch's key is split into one key per image, which draws the image's M
+    /// latents at once.
     pub fn from_images<'g>(
         &self,
         model: &Vae,
@@ -106,33 +106,33 @@ impl Loss {
     }
 }
 
-/// Learns a model by a bound on log p(x).
+/// The task of training a model with a bound on log p(x).
 #[derive(Clone)]
 pub struct Elbo {
-    /// The model that is learned.
+    /// The model to train.
     pub model: Vae,
-    /// Which bound.
+    /// The loss, which selects the bound.
     pub loss: Loss,
-    /// What the gradient of an automaton's steps saves.
+    /// Which values of the forward pass are saved for the gradient of an automaton's steps.
     pub memory: RepeatOptions,
-    /// Share of a batch whose grids are damaged at a random doubling; 0 for a decoder that does not double a grid.
+    /// Share of a batch's grids that is damaged after a random doubling. Must be 0 for a decoder that does not double its grid.
     pub damage: f64,
 }
 
 impl Elbo {
-    /// Returns the task of minimising minus the ELBO, without damage.
+    /// Returns the task of maximising the ELBO, without damage.
     pub fn new(model: Vae) -> Elbo {
         Elbo { memory: RepeatOptions::for_precision(model.precision), model, loss: Loss::ELBO, damage: 0.0 }
     }
 
-    /// Grids that are damaged in a step on each replica.
-    fn damaged(&self, sizes: &Sizes) -> usize {
-        damaged(self.damage, sizes.each() * self.loss.samples)
+    /// Returns the number of grids that a step damages on each replica.
+    fn damaged_grids(&self, sizes: &Sizes) -> usize {
+        round_share(self.damage, sizes.each() * self.loss.samples)
     }
 }
 
-/// How many of some grids a share is.
-pub(super) fn damaged(share: f64, grids: usize) -> usize {
+/// Returns a share of a number of grids, rounded down. The small term keeps a whole product from being rounded down by one.
+pub(super) fn round_share(share: f64, grids: usize) -> usize {
     (share * grids as f64 + 1e-9) as usize
 }
 
@@ -170,9 +170,10 @@ impl Task for Elbo {
     }
 
     fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
-        let [noise, hurt] = step.keys;
+        let [noise, damage_key] = step.keys;
         let images = self.model.padded(step.examples.expect("the task has examples"));
-        let damage = Some(Damage { grids: self.damaged(step.sizes), key: hurt }).filter(|d| d.grids > 0);
+        let damage =
+            Some(Damage { grids: self.damaged_grids(step.sizes), key: damage_key }).filter(|d| d.grids > 0);
         let options = GrowOptions { memory: self.memory, damage };
         Outcome::new(self.loss.from_images(&self.model, &step.params, images, noise, &options))
     }

@@ -1,15 +1,15 @@
 //! Encoders, q(z | x): a normal distribution over latents for each image.
 //!
-//! The report's is the same for all its models: five 5x5 convolutions with ELU, four of them halving the grid, and a linear
-//! layer to means and log-variances. The report, section 3.1; layer sizes as in its code.
+//! All models of the report share one encoder: five 5x5 convolutions with ELU, four of which halve the grid, and a linear layer
+//! to means and log-variances. Source: the report, section 3.1; layer sizes from its code.
 
 use crate::engine::ir::Sym;
 use crate::engine::ir::ops::conv::Window;
 use crate::nn::params::{Leaf, Params, Role, layer};
 
-/// An encoder of images to latents of any size.
+/// An encoder from images to latents of any size.
 pub trait Encoder: Send + Sync {
-    /// Returns the parameters for latents of a size. The model puts them under the scope `encoder`.
+    /// Returns the parameters for a latent size. The model puts them under the scope `encoder`.
     fn parameters(&self, latent: usize) -> Vec<Leaf>;
 
     /// Returns mean and log-variance of q(z | x), (n, Z) each, for images (n, 32, 32, 1).
@@ -18,7 +18,7 @@ pub trait Encoder: Send + Sync {
 
 /// Channels before and after each convolution.
 const CHANNELS: [usize; 6] = [1, 32, 64, 128, 256, 512];
-/// Numbers that the last convolution leaves of an image: 2 x 2 pixels of 512 channels.
+/// Features of an image after the last convolution: 2 x 2 pixels of 512 channels.
 const FEATURES: usize = 2048;
 
 /// The report's encoder.
@@ -43,7 +43,7 @@ impl Encoder for ConvEncoder {
             let stride = if i == 0 { 1 } else { 2 };
             h = params.conv(&format!("conv{i}"), h, Window::new(stride, (2, 2))).elu();
         }
-        // Features are counted with the channel slowest.
+        // In the features the channel varies slowest, as in the report's code.
         let features = h.expect(&[n, 2, 2, 512]).transpose(&[0, 3, 1, 2]).reshape(&[n, FEATURES]);
         let out = params.linear("linear", features);
         let latent = out.dims()[1] / 2;

@@ -1,44 +1,44 @@
-//! The `exchange` shuffle, planned on the host: entries stay in the rows where they were written, and what a shuffle
-//! permutes is the list of their places. A replica is sent only the entries that it needs next.
+//! Plans the `exchange` shuffle on the host. Entries stay in the rows where they were written; a shuffle permutes the list of
+//! their locations. A replica receives only the entries that it needs next.
 //!
-//! The plan follows from the key alone, so it is made for many steps at once and goes to the devices as three small
-//! arrays. It gives what `global` gives, bit for bit, since the same entries meet in each step.
+//! The plan depends on the key alone. It covers many steps at once and goes to the devices as three small arrays. Its results
+//! equal those of `global` bit for bit, because each step takes the same entries.
 
 use crate::engine::array::Array;
 use crate::engine::random::Key;
 
-/// Where an entry is: on which replica, in which row.
+/// The location of an entry: a row on a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The replica that holds it.
+pub struct Location {
+    /// The replica that holds the entry.
     pub replica: usize,
-    /// Its row there.
+    /// The row on this replica.
     pub row: usize,
 }
 
-/// Sizes of a pool that is exchanged.
+/// Sizes of a pool under the `exchange` shuffle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Replicas that share the pool.
     pub replicas: usize,
-    /// Entries of a replica's share.
+    /// Entries in a replica's share.
     pub share: usize,
-    /// Rows that a replica has for them.
+    /// Rows that each replica has for entries.
     pub rows: usize,
-    /// Images of a replica's batch; half of them come from the pool.
+    /// Images in a replica's batch. Half of them come from the pool.
     pub batch: usize,
 }
 
-/// The steps from one on, as far as the rows suffice.
+/// Planned transfers of consecutive steps.
 #[derive(Clone, Debug)]
 pub struct Plan {
     sizes: Sizes,
-    /// Where the entries are, in the pool's order (the shares one after the other), before each step and after the last.
-    places: Vec<Vec<Place>>,
+    /// Locations of the entries in the pool's order (one share after the other), before each step and after the last one.
+    locations: Vec<Vec<Location>>,
     steps: Vec<Step>,
 }
 
-/// A step's arrays for every replica, one replica after the other.
+/// A step's arrays, each with the values of one replica after the other.
 #[derive(Clone, Debug, Default)]
 struct Step {
     send: Vec<i32>,
@@ -47,65 +47,66 @@ struct Step {
 }
 
 impl Sizes {
-    /// Shares that lie in order in the replicas' first rows.
-    pub fn in_order(&self) -> Vec<Place> {
-        let place = |i: usize| Place { replica: i / self.share, row: i % self.share };
+    /// Returns the locations of entries that fill the replicas' first rows in the pool's order.
+    pub fn initial_locations(&self) -> Vec<Location> {
+        let place = |i: usize| Location { replica: i / self.share, row: i % self.share };
         (0..self.replicas * self.share).map(place).collect()
     }
 }
 
 impl Plan {
-    /// Plans up to `steps` steps of a pool whose entries are at `places`. `key` is the one with which the first step
-    /// draws.
-    pub fn new(sizes: Sizes, places: &[Place], mut key: Key, steps: usize) -> Plan {
-        let mut now = places.to_vec();
+    /// Plans up to `steps` steps of a pool whose entries are at `locations`. The plan is shorter if a replica runs out of rows.
+    /// `key` is the key of the first step.
+    pub fn new(sizes: Sizes, locations: &[Location], mut key: Key, steps: usize) -> Plan {
+        let mut now = locations.to_vec();
         let mut taken = vec![vec![false; sizes.rows]; sizes.replicas];
-        for place in places {
+        for place in locations {
             taken[place.replica][place.row] = true;
         }
         let left = |taken: &Vec<bool>| (0..sizes.rows).rev().filter(|row| !taken[*row]).collect();
         let mut free: Vec<Vec<usize>> = taken.iter().map(left).collect();
-        let mut plan = Plan { sizes, places: vec![now.clone()], steps: Vec::new() };
+        let mut plan = Plan { sizes, locations: vec![now.clone()], steps: Vec::new() };
         while plan.steps.len() < steps {
             let Some(step) = plan.step(&mut now, &mut free) else { break };
             key = key.split_at(1);
             now = key.permutation(now.len()).iter().map(|i| now[*i as usize]).collect();
-            plan.places.push(now.clone());
+            plan.locations.push(now.clone());
             plan.steps.push(step);
         }
         plan
     }
 
-    /// Takes and replaces the shares' first entries; `None` where a replica has no row left for what it makes.
-    fn step(&self, now: &mut [Place], free: &mut [Vec<usize>]) -> Option<Step> {
+    /// Plans how a step takes and replaces the shares' first entries. Returns `None` if a replica lacks rows for its new
+    /// entries.
+    fn step(&self, now: &mut [Location], free: &mut [Vec<usize>]) -> Option<Step> {
         let Sizes { replicas, share, batch, .. } = self.sizes;
         let taken = batch / 2;
         let head = |r: usize, i: usize| r * share + i;
         let mut step = Step { send: vec![0; replicas * replicas * taken], ..Step::default() };
         for (r, i) in (0..replicas).flat_map(|r| (0..taken).map(move |i| (r, i))) {
-            let Place { replica, row } = now[head(r, i)];
+            let Location { replica, row } = now[head(r, i)];
             step.send[(replica * replicas + r) * taken + i] = row as i32;
             step.holder.push(replica as i32);
         }
-        // A step that does not fit leaves everything as it was.
+        // Check before changing anything: a step that does not fit must leave the lists unchanged.
         let room =
             |r: usize| (0..replicas * batch).filter(|i| now[head(i / batch, i % batch)].replica == r).count();
         if (0..replicas).any(|r| free[r].len() + room(r) < batch) {
             return None;
         }
         for i in (0..replicas * batch).rev() {
-            let Place { replica, row } = now[head(i / batch, i % batch)];
+            let Location { replica, row } = now[head(i / batch, i % batch)];
             free[replica].push(row);
         }
         for (r, i) in (0..replicas).flat_map(|r| (0..batch).map(move |i| (r, i))) {
             let row = free[r].pop()?;
-            now[head(r, i)] = Place { replica: r, row };
+            now[head(r, i)] = Location { replica: r, row };
             step.place.push(row as i32);
         }
         Some(step)
     }
 
-    /// How many steps are planned.
+    /// Returns the number of planned steps.
     pub fn len(&self) -> usize {
         self.steps.len()
     }
@@ -115,13 +116,13 @@ impl Plan {
         self.steps.is_empty()
     }
 
-    /// Where the entries are after so many of the steps.
-    pub fn places(&self, after: usize) -> &[Place] {
-        &self.places[after]
+    /// Returns the locations of the entries after a number of the planned steps.
+    pub fn locations(&self, after: usize) -> &[Location] {
+        &self.locations[after]
     }
 
-    /// The inputs `send` (steps, replicas, batch / 2), `holder` (steps, batch / 2) and `place` (steps, batch) of each
-    /// replica, as arrays of `rows` steps of which the planned ones begin at row `first`.
+    /// Returns each replica's inputs `send` (steps, replicas, batch / 2), `holder` (steps, batch / 2) and `place` (steps,
+    /// batch). The arrays have `rows` steps. The planned steps begin at row `first`; the others are zero.
     pub fn arrays(&self, first: usize, rows: usize) -> [Vec<Array>; 3] {
         let Sizes { replicas, batch, .. } = self.sizes;
         let taken = batch / 2;
@@ -148,8 +149,9 @@ impl Plan {
 mod tests {
     use super::*;
 
-    /// Entries are numbers here: what the replicas take in each step when all entries are permuted.
-    fn literal(sizes: Sizes, mut key: Key, steps: usize) -> (Vec<Vec<u64>>, Vec<u64>) {
+    /// Returns the entries that the replicas take in each step when all entries are permuted, and the final pool. Entries are
+    /// numbers here.
+    fn by_permutation(sizes: Sizes, mut key: Key, steps: usize) -> (Vec<Vec<u64>>, Vec<u64>) {
         let Sizes { replicas, share, batch, .. } = sizes;
         let mut pool: Vec<u64> = (0..(replicas * share) as u64).collect();
         let mut taken = Vec::new();
@@ -166,7 +168,7 @@ mod tests {
         (taken, pool)
     }
 
-    /// The same by the plan's arrays, with the rows of each replica.
+    /// Computes the results of `by_permutation` from the plan's arrays, with the rows of each replica.
     fn by_plan(sizes: Sizes, plan: &Plan) -> (Vec<Vec<u64>>, Vec<u64>) {
         let Sizes { replicas, share, rows, batch } = sizes;
         let taken = batch / 2;
@@ -195,26 +197,26 @@ mod tests {
                 }
             }
         }
-        let last = plan.places(plan.len()).iter().map(|p| held[p.replica][p.row]).collect();
+        let last = plan.locations(plan.len()).iter().map(|p| held[p.replica][p.row]).collect();
         (all, last)
     }
 
     #[test]
-    fn the_same_entries_meet_as_under_a_global_shuffle() {
+    fn the_plan_takes_the_same_entries_as_a_global_shuffle() {
         for (replicas, share, batch) in [(1, 16, 4), (2, 32, 8), (4, 8, 8), (8, 128, 16)] {
             let rows = (replicas * share).min(share + 6 * (share as f64).sqrt().ceil() as usize);
             let sizes = Sizes { replicas, share, rows, batch };
-            let plan = Plan::new(sizes, &sizes.in_order(), Key::new(7), 300);
+            let plan = Plan::new(sizes, &sizes.initial_locations(), Key::new(7), 300);
             assert_eq!(plan.len(), 300, "{sizes:?}");
-            assert_eq!(by_plan(sizes, &plan), literal(sizes, Key::new(7), 300), "{sizes:?}");
+            assert_eq!(by_plan(sizes, &plan), by_permutation(sizes, Key::new(7), 300), "{sizes:?}");
         }
     }
 
     #[test]
-    fn a_plan_ends_where_rows_are_short_and_holds_until_there() {
+    fn a_plan_ends_when_rows_run_out_and_is_right_until_then() {
         let sizes = Sizes { replicas: 2, share: 8, rows: 9, batch: 4 };
-        let plan = Plan::new(sizes, &sizes.in_order(), Key::new(3), 50);
+        let plan = Plan::new(sizes, &sizes.initial_locations(), Key::new(3), 50);
         assert!(plan.len() < 50);
-        assert_eq!(by_plan(sizes, &plan), literal(sizes, Key::new(3), plan.len()));
+        assert_eq!(by_plan(sizes, &plan), by_permutation(sizes, Key::new(3), plan.len()));
     }
 }

@@ -1,8 +1,8 @@
-//! Automata as decoders: their only parameters are those of one local update rule, z ← z + u(z), applied to every cell of a
-//! grid again and again.
+//! Automata as decoders. Their only parameters are those of one local update rule, z ← z + u(z), which is applied repeatedly to
+//! every cell of a grid.
 //!
-//! Palm, González-Duque, Sudhakaran, Risi: "Variational Neural Cellular Automata" (ICLR 2022). Grids are (n, h, w, Z); the
-//! first channels of the last one are the likelihood's outputs.
+//! Source: Palm, González-Duque, Sudhakaran, Risi, "Variational Neural Cellular Automata" (ICLR 2022). Grids are (n, h, w, Z).
+//! The first channels of the final grid are the likelihood's outputs.
 
 use std::sync::Arc;
 
@@ -19,40 +19,41 @@ use crate::engine::shape::{DType, Shape};
 use crate::error::valid;
 use crate::nn::params::{Leaf, Params, scoped};
 
-/// The scope of an automaton's parameters.
+/// Scope of an automaton's parameters.
 pub const SCOPE: &str = "cell";
 
 /// How a grid grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Growth {
-    /// So many steps on a grid that has its full size from the start.
+    /// A number of steps on a grid that has its full size from the start.
     Steps(usize),
-    /// As often as said, every cell becomes four and then so many steps follow.
+    /// Repeated doublings, in which every cell becomes four cells. Steps follow each doubling.
     Doublings {
-        /// How often the grid doubles: the first grid is 32 / 2^doublings cells wide.
+        /// Number of doublings. The first grid is 32 / 2^doublings cells wide.
         doublings: usize,
-        /// Steps after each doubling.
+        /// Number of steps after each doubling.
         steps: usize,
     },
 }
 
-/// A decoder that grows a grid by an automaton.
+/// A decoder that grows a grid with an automaton.
 #[derive(Clone)]
 pub struct Grow {
     /// The update rule.
     pub cell: Arc<dyn Cell>,
-    /// How the grid comes to its full size.
+    /// How the grid reaches its full size.
     pub growth: Growth,
-    /// Side of the square in the middle of the first grid that starts as the latent, with zeros around it; at most the grid.
+    /// Side of the square in the middle of the first grid whose cells start as the latent; the cells around it start as zeros. At
+    /// most the side of the grid.
     ///
-    /// Where all cells start alike, the grid's edges alone tell them where they are. Around a seed the seed tells, as in
-    /// Mordvintsev, Randazzo, Niklasson, Levin: "Growing Neural Cellular Automata" (2020).
+    /// If all cells start equal, only the border of the grid lets them differ by position. A smaller square gives a position
+    /// relative to it, as in Mordvintsev, Randazzo, Niklasson, Levin, "Growing Neural Cellular Automata" (2020).
     pub start_side: usize,
-    /// Probability that a cell takes part in a step, drawn for every cell and step.
+    /// Probability that a cell is updated in a step, drawn for every cell and step.
     pub update_prob: f64,
 }
 
-/// An automaton in a graph: its cell with its parameters, and how its steps are run.
+/// An automaton in a graph: a cell with its parameters, and how the steps run.
 pub struct Automaton<'g, 'a> {
     cell: &'a dyn Cell,
     params: Params<'g>,
@@ -60,17 +61,17 @@ pub struct Automaton<'g, 'a> {
     memory: RepeatOptions,
 }
 
-/// Damage of the first `grids` of a batch, at a place and (while a grid doubles) a time drawn from the key (2).
+/// Damage of the first grids of a batch. The key (2) draws the position, and for doubling grids also the time.
 #[derive(Clone, Copy)]
 pub struct Damage<'g> {
-    /// Number of grids that are damaged: the first ones of a batch.
+    /// Number of damaged grids, which are the first ones of the batch.
     pub grids: usize,
-    /// What the corners, and the doubling, are drawn with.
+    /// Key of the corners and of the doubling.
     pub key: Sym<'g>,
 }
 
 impl<'g> Damage<'g> {
-    /// The grids, damaged by half of their height and width.
+    /// Returns the grids with a damaged square of half their height and width.
     pub fn apply(&self, cells: Sym<'g>) -> Sym<'g> {
         let d = cells.dims();
         let (hurt, whole) = (cells.slice_axis(0, 0, self.grids), cells.slice_axis(0, self.grids, d[0]));
@@ -78,7 +79,7 @@ impl<'g> Damage<'g> {
         Sym::concat(&[hurt, whole], 0)
     }
 
-    /// The grids after doubling `i` of `doublings`, damaged if that is the one.
+    /// Returns the grids after doubling `i` of `doublings`, damaged if the key draws this doubling.
     fn after_doubling(&self, i: usize, doublings: usize, cells: Sym<'g>) -> Sym<'g> {
         let [time, place] = split_each(self.key);
         let now = randint(time, &[], 0, doublings as i32).eq(time.graph().scalar(DType::S32, i as f64));
@@ -86,33 +87,32 @@ impl<'g> Damage<'g> {
     }
 }
 
-/// Grids (n, h, w, Z), and for each the key (n, 2) that chooses the cells of the next steps. Where every cell takes
-/// every step, the keys serve nothing.
+/// Grids and the keys that choose which cells the next steps update. If every step updates every cell, the keys are unused.
 #[derive(Clone, Copy)]
 pub struct Grids<'g> {
-    /// (n, h, w, Z).
+    /// The grids, (n, h, w, Z).
     pub cells: Sym<'g>,
-    /// (n, 2) of u32.
+    /// A key for each grid, (n, 2) of u32.
     pub keys: Sym<'g>,
 }
 
 impl<'g, 'a> Automaton<'g, 'a> {
-    /// Returns the automaton of a cell with its parameters, all of whose cells take every step.
+    /// Returns an automaton that updates every cell in every step.
     pub fn new(cell: &'a dyn Cell, params: Params<'g>) -> Automaton<'g, 'a> {
         Automaton { cell, params, update_prob: 1.0, memory: RepeatOptions::default() }
     }
 
-    /// Returns the same automaton whose cells each take a step with a probability.
+    /// Sets the probability that a cell is updated in a step.
     pub fn with_update_prob(self, update_prob: f64) -> Self {
         Automaton { update_prob, ..self }
     }
 
-    /// Returns the same automaton whose gradient saves what `memory` says.
+    /// Sets which values of the forward pass are saved for the gradient.
     pub fn saving(self, memory: RepeatOptions) -> Self {
         Automaton { memory, ..self }
     }
 
-    /// The grids after one step: z + u(z), in the cells that take it.
+    /// Returns the grids after one step: z + u(z) in the updated cells.
     pub fn step(&self, grids: Grids<'g>) -> Grids<'g> {
         let Grids { cells, keys } = grids;
         let change = self.cell.update(&self.params, cells);
@@ -129,17 +129,18 @@ impl<'g, 'a> Automaton<'g, 'a> {
         Grids { cells: cells + chosen.mask(change), keys: next }
     }
 
-    /// The grids after `count` steps.
+    /// Returns the grids after `count` steps.
     pub fn steps(&self, grids: Grids<'g>, count: usize) -> Grids<'g> {
         self.repeated(grids, None, count)
     }
 
-    /// The grids after `count` steps, an s32 scalar known at run time and at most `most`.
+    /// Returns the grids after `count` steps. The count is an s32 scalar, known at run time and at most `most`.
     pub fn steps_upto(&self, grids: Grids<'g>, count: Sym<'g>, most: usize) -> Grids<'g> {
         self.repeated(grids, Some(count), most)
     }
 
-    /// Returns the grids after `count` steps, at least one, and the first `channels` after each: (count, n, h, w, channels).
+    /// Returns the grids after `count` steps, at least one, and the first `channels` channels after each step: (count, n, h, w,
+    /// channels).
     pub fn watched(&self, grids: Grids<'g>, count: usize, channels: usize) -> (Grids<'g>, Sym<'g>) {
         let g = grids.cells.graph();
         let last = g.repeat(count, &[grids.cells, grids.keys], |_, carry| {
@@ -161,22 +162,22 @@ impl<'g, 'a> Automaton<'g, 'a> {
 }
 
 impl Grow {
-    /// Returns an automaton that takes so many steps from a full grid of latents.
+    /// Returns an automaton that takes `steps` steps from a full grid of latents.
     pub fn new(cell: impl Cell + 'static, steps: usize) -> Grow {
         Grow { cell: Arc::new(cell), growth: Growth::Steps(steps), start_side: GRID_SIDE, update_prob: 1.0 }
     }
 
-    /// Returns an automaton whose grid doubles so often up to the full size, with so many steps after each doubling.
+    /// Returns an automaton whose grid reaches its full size in `doublings` doublings, with `steps` steps after each.
     pub fn doubling(cell: impl Cell + 'static, doublings: usize, steps: usize) -> Grow {
         Grow { growth: Growth::Doublings { doublings, steps }, ..Grow::new(cell, steps) }
     }
 
-    /// Returns the automaton that starts from a square of so many cells in the middle of its grid.
+    /// Makes the automaton start from a square of `side` x `side` cells in the middle of its grid.
     pub fn from_seed(self, side: usize) -> Grow {
         Grow { start_side: side, ..self }
     }
 
-    /// Checks the numbers.
+    /// Checks the fields.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that is out of range.
@@ -187,14 +188,14 @@ impl Grow {
             valid!(
                 doublings <= most,
                 "doublings",
-                "{doublings}: after {most} of them one cell fills the {GRID_SIDE} x {GRID_SIDE} grid"
+                "{doublings}: at most {most}, which turn one cell into the {GRID_SIDE} x {GRID_SIDE} grid"
             );
         }
         valid!(steps <= 10_000, "nca_steps", "{steps} is too many: at most 10000");
         valid!(
             (1..=GRID_SIDE).contains(&self.start_side),
             "start_side",
-            "{}: it must be from 1 to {GRID_SIDE}, the whole grid",
+            "{}: it must be from 1 to {GRID_SIDE}, the side of the grid",
             self.start_side
         );
         valid!(
@@ -206,7 +207,7 @@ impl Grow {
         Ok(())
     }
 
-    /// Returns the side of the first grid: as much smaller as the doublings make up for.
+    /// Returns the side of the first grid: 32 / 2^doublings.
     pub fn first_side(&self) -> usize {
         match self.growth {
             Growth::Steps(_) => GRID_SIDE,
@@ -214,7 +215,7 @@ impl Grow {
         }
     }
 
-    /// Returns what the growth is made of: whether the grid doubles, and the steps after it.
+    /// Returns the phases of growth: whether the grid doubles, and the number of steps that follow.
     fn phases(&self) -> impl Iterator<Item = (bool, usize)> {
         let (doubles, count, steps) = match self.growth {
             Growth::Steps(steps) => (false, 1, steps),
@@ -223,20 +224,20 @@ impl Grow {
         (0..count).map(move |_| (doubles, steps))
     }
 
-    /// Returns the automaton over a model's parameters.
+    /// Returns the automaton with a model's parameters.
     pub fn automaton<'g>(&self, params: &Params<'g>) -> Automaton<'g, '_> {
         Automaton::new(self.cell.as_ref(), params.scope(SCOPE)).with_update_prob(self.update_prob)
     }
 
-    /// Returns the grids that growth starts from, for latents (n, Z).
+    /// Returns the first grids of the growth from latents (n, Z).
     pub fn start<'g>(&self, z: Sym<'g>) -> Sym<'g> {
         let (d, grid) = (z.dims(), self.first_side());
         let square = grid.min(self.start_side);
         let seed = z.broadcast_in_dim(&[d[0], square, square, d[1]], &[0, 3]);
-        in_the_middle(seed, 1, grid, 0.0)
+        pad_to_centre(seed, 1, grid, 0.0)
     }
 
-    /// Returns the grids (n, 32, 32, Z) that growth ends with, from latents (n, Z) and keys (n, 2).
+    /// Returns the final grids (n, 32, 32, Z) of the growth from latents (n, Z), with keys (n, 2).
     pub fn grow<'g>(
         &self,
         params: &Params<'g>,
@@ -260,9 +261,9 @@ impl Grow {
         grids.cells
     }
 
-    /// Returns what growth goes through: the grids that it ends with, and the outputs (stages, n, 32, 32, channels) after every
-    /// doubling and every step; without doublings, at the start and after every step. A grid that is smaller than the image
-    /// stands in its middle, with the likelihood's outside around it.
+    /// Returns the final grids of the growth and its stages: the outputs (stages, n, 32, 32, channels) after every doubling and
+    /// every step; without doublings, at the start and after every step. A grid smaller than the image is centred in it. Its
+    /// margin is the likelihood's `outside`.
     pub fn stages<'g>(
         &self,
         params: &Params<'g>,
@@ -272,7 +273,7 @@ impl Grow {
     ) -> (Grids<'g>, Sym<'g>) {
         let automaton = self.automaton(params);
         let mut grids = Grids { cells: self.start(z), keys };
-        let framed = |shown| in_the_middle(shown, 2, GRID_SIDE, outputs.outside);
+        let framed = |shown| pad_to_centre(shown, 2, GRID_SIDE, outputs.outside);
         let mut shown = Vec::new();
         for (doubles, steps) in self.phases() {
             if doubles {
@@ -311,13 +312,13 @@ impl Decoder for Grow {
     }
 }
 
-/// The first channels of grids (n, h, w, Z), which the likelihood takes.
+/// Returns the first channels of grids (n, h, w, Z). The likelihood takes them as its outputs.
 pub fn first_channels(cells: Sym<'_>, channels: usize) -> Sym<'_> {
     cells.slice_axis(3, 0, channels)
 }
 
-/// Squares whose height and width are the dimensions from `axis`, in a margin that makes them as large as `side`.
-fn in_the_middle(squares: Sym<'_>, axis: usize, side: usize, fill: f64) -> Sym<'_> {
+/// Pads squares, whose height and width are the dimensions `axis` and `axis + 1`, evenly to the side `side`.
+fn pad_to_centre(squares: Sym<'_>, axis: usize, side: usize, fill: f64) -> Sym<'_> {
     let around = side - squares.dims()[axis];
     if around == 0 {
         return squares;
@@ -328,22 +329,22 @@ fn in_the_middle(squares: Sym<'_>, axis: usize, side: usize, fill: f64) -> Sym<'
     squares.pad(squares.scalar_like(fill), &padding)
 }
 
-/// Returns how many corners a square of `side` cells can have along an axis of `length`.
+/// Returns the number of positions of a square of `side` cells along an axis of `length` cells that damage can draw.
 pub fn damage_corners(side: usize, length: usize) -> usize {
-    // JAX's draw below 0 or 1 is 0: a square as large as the grid has one place.
+    // JAX's randint with an upper bound of 0 or 1 returns 0: a square as large as the grid has one position.
     (length - side).max(1)
 }
 
-/// The grids with a square of `side` cells set to zero in every channel, at a corner that each grid's key (n, 2)
-/// draws.
+/// Returns the grids with a square of `side` x `side` cells set to zero in every channel. Each grid's key (n, 2) draws the
+/// corner.
 pub fn damage<'g>(cells: Sym<'g>, keys: Sym<'g>, side: usize) -> Sym<'g> {
     let places = damage_corners(side, cells.dims()[1]) as i32;
     let corners = randint(keys, &[2], 0, places);
     damage_at(cells, corners, corners.scalar_like(side as f64))
 }
 
-/// The grids with a square set to zero in every channel: corners (n, 2) of s32, row and column, and the side, an s32
-/// scalar.
+/// Returns the grids with a square set to zero in every channel. The corners are (n, 2) of s32, row and column; the side is an
+/// s32 scalar.
 pub fn damage_at<'g>(cells: Sym<'g>, corners: Sym<'g>, side: Sym<'g>) -> Sym<'g> {
     let d = cells.dims();
     let n = d[0];

@@ -1,21 +1,21 @@
-//! How images are drawn from what a decoder gives: p(x | z).
+//! Likelihoods p(x | z): distributions of images given a decoder's outputs.
 
 use crate::engine::ir::Sym;
 use crate::engine::random::graph as draw;
 use crate::engine::shape::{DType, Shape};
 
-/// What a likelihood needs of a decoder.
+/// The outputs that a likelihood needs from a decoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outputs {
-    /// Numbers that each pixel's distribution takes.
+    /// Number of parameters of each pixel's distribution.
     pub channels: usize,
-    /// The number that stands where a decoder gives none, around an image that is smaller than the grid.
+    /// Value of the outputs outside the image or the grid, where a decoder computes none.
     pub outside: f64,
 }
 
 /// A distribution of images, given the decoder's outputs (n, h, w, channels).
 pub trait Likelihood: Send + Sync {
-    /// Returns what it needs of a decoder.
+    /// Returns the outputs that the likelihood needs from a decoder.
     fn outputs(&self) -> Outputs;
 
     /// Returns log p(image | outputs) in nats, summed over the pixels of each image: (n). Images are (n, h, w, 1).
@@ -24,16 +24,16 @@ pub trait Likelihood: Send + Sync {
     /// Returns the mean of each pixel: (n, h, w, 1).
     fn mean<'g>(&self, outputs: Sym<'g>) -> Sym<'g>;
 
-    /// Draws images with a key each (n, 2): (n, h, w, 1).
+    /// Draws images (n, h, w, 1) with one key per image (n, 2).
     fn draw<'g>(&self, outputs: Sym<'g>, keys: Sym<'g>) -> Sym<'g>;
 
-    /// Returns what `log_prob` takes for the pixels of a data set, which are u8: their number, unless this says otherwise.
+    /// Converts a data set's u8 pixels to the values that `log_prob` takes. By default, converts each integer to f32.
     fn observe<'g>(&self, pixels: Sym<'g>) -> Sym<'g> {
         pixels.convert(DType::F32)
     }
 }
 
-/// Pixels that are 0 or 1, each with a probability of its own. The outputs are logits; a logit of −∞ makes a 0 certain.
+/// Independent pixels that are 0 or 1. The outputs are logits. A logit of −∞ makes the pixel 0 with certainty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bernoulli;
 
@@ -42,7 +42,7 @@ impl Likelihood for Bernoulli {
         Outputs { channels: 1, outside: f64::NEG_INFINITY }
     }
 
-    /// A logit of −∞ gives 0 nats, with a gradient of 0.
+    /// A logit of −∞ contributes 0 nats, with a gradient of 0.
     fn log_prob<'g>(&self, images: Sym<'g>, logits: Sym<'g>) -> Sym<'g> {
         let on = images.gt(images.scalar_like(0.5));
         (on.mask(logits) - logits.softplus()).sum(&[1, 2, 3])

@@ -1,7 +1,7 @@
-//! Models of images and how they learn: encoders, cells, decoders, likelihoods, bounds and the pool.
+//! Models of images and their training tasks: encoders, cells, decoders, likelihoods, bounds and the pool.
 //!
-//! [`vae::Vae`] puts a model together; [`elbo::Elbo`] and [`pool::Pooled`] are the tasks of learning one. [`report`] has the
-//! three models of the report, in these terms.
+//! [`vae::Vae`] combines the parts of a model. [`elbo::Elbo`] and [`pool::Pooled`] are tasks that train a model. [`report`]
+//! contains the three models of the report.
 
 pub mod baseline;
 pub mod cell;
@@ -26,7 +26,7 @@ pub use likelihood::{Bernoulli, Likelihood};
 pub use pool::Pooled;
 pub use vae::Vae;
 
-/// Height and width of the images that models see: 28 padded by 2 zeros on every side.
+/// Height and width of the images that models take: 28, padded with 2 zeros on every side.
 pub const GRID_SIDE: usize = 32;
 /// Zeros on every side of a 28 x 28 image.
 pub const MARGIN: usize = 2;

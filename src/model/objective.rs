@@ -1,6 +1,6 @@
-//! Objectives: the evidence lower bound (ELBO), and the importance-weighted one (IWELBO).
+//! Objectives: the evidence lower bound (ELBO) and the importance-weighted ELBO (IWELBO).
 //!
-//! Kingma & Welling, "Auto-Encoding Variational Bayes" (2014); Burda, Grosse & Salakhutdinov, "Importance Weighted
+//! Sources: Kingma & Welling, "Auto-Encoding Variational Bayes" (2014); Burda, Grosse & Salakhutdinov, "Importance Weighted
 //! Autoencoders" (2016).
 
 use super::likelihood::log_prob;
@@ -10,27 +10,27 @@ use crate::engine::random::graph as draw;
 use crate::engine::shape::{DType, largest_divisor};
 use crate::nn::params::Params;
 
-/// KL(N(mean, exp(logvar)) ‖ N(0, I)), summed over the latent's dimensions: (n).
+/// Returns KL(N(mean, exp(logvar)) ‖ N(0, I)), summed over the latent's dimensions: (n).
 pub fn kl_to_standard_normal<'g>(mean: Sym<'g>, logvar: Sym<'g>) -> Sym<'g> {
     (mean.square() + logvar.exp() - logvar - 1.0).sum(&[1]) * 0.5
 }
 
-/// z = mean + exp(logvar / 2) · eps.
+/// Returns z = mean + exp(logvar / 2) · eps.
 pub fn sample<'g>(mean: Sym<'g>, logvar: Sym<'g>, eps: Sym<'g>) -> Sym<'g> {
     mean + (logvar * 0.5).exp() * eps
 }
 
-/// Draws of images: `eps`, one normal of (samples, Z) an image from its own key, so (n, samples, Z); and for each
-/// image a key (n, 2) that the draw of `eps` left unused.
+/// Draws the noise `eps` (n, samples, Z), each image's part from its own key. Also returns keys (n, 2), one per image, that are
+/// independent of `eps`.
 pub fn noise<'g>(keys: Sym<'g>, samples: usize, latent: usize) -> (Sym<'g>, Sym<'g>) {
     (draw::normal(keys, &[samples, latent]), draw::split_at(keys, samples * latent))
 }
 
-/// What an evaluation gives, for each image. All but `mean` are in nats, (n).
+/// Results of an evaluation for each image. All but `mean` are (n), in nats.
 pub struct Scores<'g> {
-    /// The importance-weighted bound: log p(x) is at least this.
+    /// The importance-weighted lower bound on log p(x).
     pub iwelbo: Sym<'g>,
-    /// log p(x | z), the mean over the samples. Less `kl` it is the ELBO.
+    /// Mean of log p(x | z) over the samples. The ELBO is this value minus `kl`.
     pub reconstruction: Sym<'g>,
     /// KL(q(z | x) ‖ p(z)).
     pub kl: Sym<'g>,
@@ -38,10 +38,10 @@ pub struct Scores<'g> {
     pub mean: Sym<'g>,
 }
 
-/// Scores of images (n, 32, 32, 1) from `samples` latents each; `keys` (n, 2) is one key an image.
+/// Returns the scores of images (n, 32, 32, 1) from `samples` latents each. `keys` (n, 2) has one key per image.
 ///
-/// Images are encoded once. Samples are drawn and decoded `at_once` images at a time at most (or one sample of each
-/// image), so that memory does not grow with their number.
+/// Each image is encoded once. At most `at_once` samples (or one sample of each image) are drawn and decoded at a time, so that
+/// memory does not grow with the number of samples.
 pub fn scores<'g>(
     model: &Vae,
     params: &Params<'g>,
@@ -64,7 +64,7 @@ pub fn scores<'g>(
     let by_sample = |x: Sym<'g>, last: usize| x.transpose(&[1, 0, 2]).reshape(&[rows, last]);
     let (tiled_images, tiled_mean, tiled_logvar) = (tile(images), tile(mean), tile(logvar));
     let params = model.prepared(params, samples * n);
-    // Both draws of [`noise`], a group of samples at a time.
+    // Draws the same values and keys as [`noise`], one group of samples at a time.
     let stepping = draw::split_at(keys, samples * latent);
     let stacked = g.repeat(samples / group, &[], |i, _| {
         let first = i.convert(DType::U32) * group as f64;

@@ -1,8 +1,8 @@
-//! The pool of the non-doubling model: images and the grids that their automata ended with, from which half of a batch
-//! goes on. What is kept alive so need not start from a latent, and learns to persist. The report, section 3.3.
+//! The pool of the non-doubling model: images with the grids that their automata ended with. Half of a batch starts from the
+//! grids of the pool instead of latents, so that the automaton learns to keep its image. Source: the report, section 3.3.
 //!
-//! Every replica has a share of the pool, and takes from the head of its own: the first half a batch of entries start
-//! its grids, and the first batch of entries is replaced by what came of it. Then the entries are shuffled.
+//! Every replica has a share of the pool and takes entries from its beginning. Half a batch of entries provides the initial
+//! grids. After the step the results of the whole batch replace the first entries of the share. Then the entries are shuffled.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::GRID_SIDE;
-use super::elbo::{Elbo, Latents, damaged};
+use super::elbo::{Elbo, Latents, round_share};
 use super::grow::{Damage, Grids, first_channels};
 use super::likelihood::log_prob;
 use super::pool_host::PoolHost;
-pub use super::pool_host::seeding;
+pub use super::pool_host::initial_pool;
 use super::vae::Vae;
 use crate::engine::ir::{Graph, Sym};
 use crate::engine::random::graph::{self as draw, permutation};
@@ -24,22 +24,22 @@ use crate::error::valid;
 use crate::nn::params::Leaf;
 use crate::train::task::{Entry, Feed, Host, Outcome, Sizes, Spread, Step, Task};
 
-/// How the pool's entries change places after a step.
+/// How the pool's entries are shuffled after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shuffle {
     /// The result of `global`, bit for bit, by moving only the entries that a replica needs next
     Exchange,
-    /// One permutation of all replicas' entries, after an all-gather: what the report describes
+    /// One permutation of all replicas' entries, after an all-gather, as the report describes
     Global,
     /// Each replica permutes its own entries
     Local,
-    /// Whole shares change places among the replicas: what the report's code does
+    /// Whole shares change transfers among the replicas: what the report's code does
     Replica,
 }
 
 impl Shuffle {
-    /// The shuffle that gives the same numbers by permuting the entries themselves.
+    /// Returns the shuffle with the same results that permutes the entries themselves.
     pub fn result(self) -> Shuffle {
         match self {
             Shuffle::Exchange => Shuffle::Global,
@@ -59,26 +59,27 @@ impl fmt::Display for Shuffle {
     }
 }
 
-/// Size of a pool, and how long its grids go on in a step.
+/// Size of a pool, its shuffle, and the number of automaton steps in a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolSpec {
-    /// Entries, over all replicas.
+    /// Number of entries, over all replicas.
     pub size: usize,
-    /// How the entries change places after a step.
+    /// How the entries are shuffled after a step.
     pub shuffle: Shuffle,
-    /// Steps of the automaton in training: drawn from `steps_min` to `steps_max`, which is excluded.
+    /// Smallest number of automaton steps in a training step. The number is drawn from `steps_min` to `steps_max - 1`.
     pub steps_min: usize,
-    /// The number that the draw stays below.
+    /// Excluded upper bound of the number of automaton steps.
     pub steps_max: usize,
 }
 
 impl PoolSpec {
-    /// The report's.
+    /// The pool of the report.
     pub const REPORT: PoolSpec =
         PoolSpec { size: 1024, shuffle: Shuffle::Exchange, steps_min: 32, steps_max: 64 };
 
-    /// Rows in which each of `replicas` holds its share. Where entries stay on the replica that made them, the shares'
-    /// sizes vary about their mean, by far less than the room given here; whoever plans the places sees to the rest.
+    /// Returns the number of rows in which each replica holds its share. Under `exchange` entries stay on the replica that
+    /// wrote them, so that the number of entries on a replica varies around the share. The additional rows almost always
+    /// suffice; otherwise the plan ends early and the entries are redistributed.
     pub fn rows(&self, replicas: usize) -> usize {
         let share = self.size / replicas;
         match self.shuffle {
@@ -88,7 +89,7 @@ impl PoolSpec {
     }
 }
 
-/// Images (rows, 28, 28) of u8 and grids (rows, 32, 32, Z), on one replica.
+/// Entries of the pool on one replica: images (rows, 28, 28) of u8 and grids (rows, 32, 32, Z).
 #[derive(Clone, Copy)]
 pub(super) struct Entries<'g> {
     pub images: Sym<'g>,
@@ -96,7 +97,7 @@ pub(super) struct Entries<'g> {
 }
 
 impl<'g> Entries<'g> {
-    /// Shapes of so many entries.
+    /// Returns the shapes of the images and grids of `rows` entries.
     pub fn shapes(model: &Vae, rows: usize) -> [Shape; 2] {
         [Shape::new(DType::U8, &[rows, 28, 28]), Shape::f32(&[rows, GRID_SIDE, GRID_SIDE, model.latent])]
     }
@@ -110,12 +111,12 @@ impl<'g> Entries<'g> {
     }
 }
 
-/// Where a replica's entries are in a step under `exchange`: rows of the inputs that [`super::exchange`] plans.
+/// A replica's transfers in a step under `exchange`: rows of the inputs that [`super::exchange`] plans.
 #[derive(Clone, Copy)]
-struct Places<'g> {
+struct Transfers<'g> {
     /// Rows to send to each replica: (replicas, half a batch).
     send: Sym<'g>,
-    /// From which replica each taken entry comes: (half a batch).
+    /// The replica that each taken entry comes from: (half a batch).
     holder: Sym<'g>,
     /// Rows for the new entries: (batch).
     place: Sym<'g>,
@@ -128,8 +129,8 @@ struct Pool<'g> {
     replicas: usize,
     /// This replica's index.
     replica: Sym<'g>,
-    /// Given under `exchange`.
-    places: Option<Places<'g>>,
+    /// The planned transfers; only under `exchange`.
+    transfers: Option<Transfers<'g>>,
 }
 
 impl<'g> Pool<'g> {
@@ -137,28 +138,28 @@ impl<'g> Pool<'g> {
         self.replica.graph()
     }
 
-    /// The first `count` entries.
+    /// Returns the first `count` entries of the share.
     fn head(&self, count: usize) -> Entries<'g> {
-        let Some(places) = self.places else {
+        let Some(transfers) = self.transfers else {
             return self.entries.map(|x| x.slice_axis(0, 0, count));
         };
-        let sent = self.entries.map(|x| x.take(places.send));
+        let sent = self.entries.map(|x| x.take(transfers.send));
         if self.replicas == 1 {
             return sent.map(|x| x.reshape(&x.dims()[1..]));
         }
         let got = sent.map(|x| x.all_to_all(self.replicas));
         let order = self.graph().iota(&Shape::s32(&[count]), 0);
-        let rows = places.holder * count as f64 + order;
+        let rows = transfers.holder * count as f64 + order;
         got.map(|x| x.reshape(&[&[self.replicas * count], &x.dims()[2..]].concat()).take(rows))
     }
 
-    /// The pool after a step whose batch ended as `new`: these in the place of its first entries, then shuffled with
-    /// `key`. Nothing changes where `healthy` does not hold.
+    /// Returns the pool after a step: `new` replaces its first entries, then `key` shuffles it. Returns the old pool if
+    /// `healthy` is false.
     fn after(&self, new: Entries<'g>, key: Sym<'g>, healthy: Sym<'g>) -> Entries<'g> {
-        if let Some(places) = self.places {
-            let old = self.entries.map(|x| x.take(places.place));
+        if let Some(transfers) = self.transfers {
+            let old = self.entries.map(|x| x.take(transfers.place));
             let kept = new.zip(old, |new, old| healthy.select(new, old));
-            return self.entries.zip(kept, |x, kept| x.set_rows(places.place, kept));
+            return self.entries.zip(kept, |x, kept| x.set_rows(transfers.place, kept));
         }
         let zero = self.replica.scalar_like(0.0);
         let replaced = self.entries.zip(new, |x, new| {
@@ -191,36 +192,36 @@ impl<'g> Pool<'g> {
 pub(super) const KEY: &str = "pool.key";
 pub(super) const IMAGES: &str = "pool.images";
 pub(super) const GRIDS: &str = "pool.grids";
-/// Names of the inputs that the host feeds: the replica's index, and under `exchange` what [`super::exchange`] plans.
+/// Names of the inputs that the host provides: the replica's index, and under `exchange` the plan of [`super::exchange`].
 const REPLICA: &str = "replica";
 const PLANNED: [&str; 3] = ["send", "holder", "place"];
 
-/// Learns an automaton by the ELBO of batches whose last half goes on from a pool.
+/// The task of training an automaton with the ELBO of batches whose second half starts from the pool's grids.
 #[derive(Clone)]
 pub struct Pooled {
-    /// The model, whose decoder is an automaton, and the bound, of one latent per image. The damage is a share of each batch,
-    /// among its grids from the pool.
+    /// The model, whose decoder is an automaton, and the bound with one latent per image. The damage is a share of each batch and
+    /// affects only grids from the pool.
     pub elbo: Elbo,
     /// The pool.
     pub pool: PoolSpec,
 }
 
 impl Pooled {
-    /// Returns the report's task: half of the grids that come from the pool are damaged.
+    /// Returns the report's task, which damages half of the grids from the pool.
     pub fn new(model: Vae) -> Pooled {
         Pooled { elbo: Elbo { damage: 0.25, ..Elbo::new(model) }, pool: PoolSpec::REPORT }
     }
 
-    /// What the host feeds, as the pool takes it.
+    /// Returns the pool with the inputs that the host provides.
     fn pool<'g>(&self, step: &Step<'g, '_>, entries: Entries<'g>) -> Pool<'g> {
         let [send, holder, place] = PLANNED;
-        let places = (self.pool.shuffle == Shuffle::Exchange).then(|| Places {
+        let transfers = (self.pool.shuffle == Shuffle::Exchange).then(|| Transfers {
             send: step.feed[send],
             holder: step.feed[holder],
             place: step.feed[place],
         });
         let (replicas, replica) = (step.sizes.replicas, step.feed[REPLICA]);
-        Pool { entries, shuffle: self.pool.shuffle, replicas, replica, places }
+        Pool { entries, shuffle: self.pool.shuffle, replicas, replica, transfers }
     }
 }
 
@@ -247,7 +248,7 @@ impl Task for Pooled {
         model.automaton()?;
         let PoolSpec { size, steps_min, steps_max, .. } = self.pool;
         let (replicas, each) = (sizes.replicas, sizes.each());
-        // The other half of the batch comes from latents, and is whole.
+        // Only grids from the pool are damaged, and they are half of the batch.
         valid!(
             (0.0..=0.5).contains(damage),
             "damage",
@@ -257,7 +258,7 @@ impl Task for Pooled {
         valid!(
             each.is_multiple_of(2),
             "batch",
-            "{}: half of each replica's {each} images come from the pool, which takes an even number",
+            "{}: each replica has {each} images, and half of them come from the pool: the number must be even",
             sizes.batch
         );
         valid!(
@@ -274,13 +275,13 @@ impl Task for Pooled {
         valid!(
             size <= sizes.examples,
             "pool.size",
-            "{size} is more than the {} training images that the pool starts with",
+            "{size} is more than the {} training images, which fill the pool at the start",
             sizes.examples
         );
         valid!(
             steps_min < steps_max && steps_max <= 10_000,
             "pool.steps_min",
-            "{steps_min} and steps_max {steps_max}: the least must be below the most, which is excluded and at most 10000"
+            "{steps_min} and steps_max {steps_max}: the minimum must be below the maximum, which is excluded and at most 10000"
         );
         valid!(loss.samples == 1, "loss.samples", "is {}: with the pool it is 1", loss.samples);
         Ok(())
@@ -314,15 +315,15 @@ impl Task for Pooled {
         Ok(Box::new(PoolHost::new(self, mesh, sizes)?))
     }
 
-    /// The pool's grids take the place of those that grow from latents, so that these images give the encoder the gradient of
-    /// the KL part alone. What a batch ends with, its images and grids, goes into the pool. The number of steps is the same
-    /// on every replica.
+    /// The second half of the batch starts from the pool's grids, not from latents. Its images therefore give the encoder only
+    /// the gradient of the KL. All images and final grids of the batch go into the pool. Every replica takes the same number of
+    /// automaton steps.
     fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
         let entries = Entries { images: step.state[IMAGES], grids: step.state[GRIDS] };
         let pool = self.pool(&step, entries);
         let Elbo { model, loss, memory, damage } = &self.elbo;
         let grow = model.decoder.automaton().expect("checked: the decoder is an automaton");
-        let (spec, params, [noise, hurt]) = (&self.pool, &step.params, step.keys);
+        let (spec, params, [noise, damage_key]) = (&self.pool, &step.params, step.keys);
         let [steps, shuffle] = draw::split_each(step.state[KEY]);
         let (n, z) = (step.sizes.each(), model.latent);
         let half = n / 2;
@@ -333,12 +334,12 @@ impl Task for Pooled {
         let eps = draw::normal(noise, &[n, z]).reshape(&[n, 1, z]);
         let latents = Latents::from_images(model, params, padded, eps);
         let grown = grow.start(latents.z.reshape(&[n, z]).slice_axis(0, 0, half));
-        let pooled = match damaged(*damage, n * loss.samples) {
+        let pooled = match round_share(*damage, n * loss.samples) {
             0 => head.grids,
-            grids => Damage { grids, key: hurt }.apply(head.grids),
+            grids => Damage { grids, key: damage_key }.apply(head.grids),
         };
         let cells = Sym::concat(&[grown, pooled], 0);
-        // A child of the key that the latents' draw left unused.
+        // The draw of the latents does not use this child of the key.
         let keys = draw::split(draw::split_at(noise, n * z), n);
         let count = draw::randint(steps, &[], spec.steps_min as i32, spec.steps_max as i32);
         let automaton = grow.automaton(params).saving(*memory);

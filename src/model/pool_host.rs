@@ -1,9 +1,9 @@
-//! The pool of a run: how it begins, what the host feeds to the devices for it, and its order for checkpoints.
+//! The host part of the pool: its initial entries, its inputs for each device call, and its order in checkpoints.
 
 use anyhow::{Context, Result, ensure};
 
 use super::elbo::Latents;
-use super::exchange::{Place, Plan, Sizes as PoolSizes};
+use super::exchange::{Location, Plan, Sizes as PoolSizes};
 use super::pool::{Entries, GRIDS, IMAGES, KEY, Pooled, Shuffle};
 use super::vae::Vae;
 use crate::engine::array::Array;
@@ -17,7 +17,7 @@ use crate::nn::tree::Tree;
 use crate::train::state::{State, words};
 use crate::train::task::{Host, Hosted, Sizes};
 
-/// The state's entries that hold the pool.
+/// Names of the state entries that hold the pool.
 const PARTS: [&str; 2] = [IMAGES, GRIDS];
 
 /// The host part of [`Pooled`].
@@ -26,25 +26,25 @@ pub(super) struct PoolHost {
     shuffle: Shuffle,
     sizes: PoolSizes,
     chunk: usize,
-    /// Where the entries are before the step up to which nothing is planned.
-    places: Vec<Place>,
+    /// Locations of the entries as long as there is no plan.
+    locations: Vec<Location>,
     planned: Option<Planned>,
     /// The replicas' indices.
     replica: Buffers,
 }
 
 struct Planned {
-    /// The step that the plan begins with.
+    /// First step of the plan.
     first: usize,
     plan: Plan,
     inputs: [Buffers; 3],
 }
 
-/// Makes a replica's entries of the pool that a run begins with: `share` of them, in so many `rows`.
+/// Builds the computation of a replica's initial entries: `share` entries, padded to `rows` rows.
 ///
 /// # Errors
-/// None, unless the model is ill-formed.
-pub fn seeding(model: &Vae, share: usize, rows: usize) -> Result<Function> {
+/// When the model has no automaton or builds an invalid graph.
+pub fn initial_pool(model: &Vae, share: usize, rows: usize) -> Result<Function> {
     let leaves = model.leaves();
     let g = Graph::new("pool");
     let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
@@ -67,22 +67,22 @@ impl PoolHost {
             shuffle: pool.shuffle,
             sizes: sizes_of_pool,
             chunk: sizes.chunk,
-            places: sizes_of_pool.in_order(),
+            locations: sizes_of_pool.initial_locations(),
             planned: None,
             replica: mesh.shard(&indices)?,
         })
     }
 
-    /// Puts images (size, 28, 28) and grids (size, 32, 32, Z) on the replicas in their order.
+    /// Uploads images (size, 28, 28) and grids (size, 32, 32, Z) to the replicas, in order.
     ///
     /// # Errors
-    /// When they are not of these sizes, or a device fails.
-    fn put(&mut self, mesh: &Mesh, images: &Array, grids: &Array) -> Result<[Buffers; 2]> {
+    /// When the arrays have other shapes, or a device fails.
+    fn upload(&mut self, mesh: &Mesh, images: &Array, grids: &Array) -> Result<[Buffers; 2]> {
         let PoolSizes { replicas, share, rows, .. } = self.sizes;
-        (self.places, self.planned) = (self.sizes.in_order(), None);
+        (self.locations, self.planned) = (self.sizes.initial_locations(), None);
         let put = |array: &Array, shape: Shape| {
             let whole = shape.with_dims(&[&[replicas * share], &shape.dims[1..]].concat());
-            ensure!(*array.shape() == whole, "a pool of {whole} is needed, not {}", array.shape());
+            ensure!(*array.shape() == whole, "expected a pool of {whole}, got {}", array.shape());
             let part = |r: usize| {
                 let size = array.bytes().len() / replicas;
                 let mut bytes = array.bytes()[r * size..(r + 1) * size].to_vec();
@@ -95,15 +95,15 @@ impl PoolHost {
         Ok([put(images, image_shape)?, put(grids, grid_shape)?])
     }
 
-    /// Where the entries are before a step.
-    fn places(&self, step: usize) -> &[Place] {
+    /// Returns the locations of the entries before a step.
+    fn locations(&self, step: usize) -> &[Location] {
         match &self.planned {
-            Some(Planned { first, plan, .. }) => plan.places(step - first),
-            None => &self.places,
+            Some(Planned { first, plan, .. }) => plan.locations(step - first),
+            None => &self.locations,
         }
     }
 
-    /// All images and grids in the pool's order, as they are before a step.
+    /// Returns all images and grids before a step, in the pool's order.
     ///
     /// # Errors
     /// When a device fails.
@@ -112,31 +112,31 @@ impl PoolHost {
             let parts = state.get(name)?;
             let shape = parts[0].shape();
             let size = shape.bytes() / self.sizes.rows;
-            let row = |p: &Place| &parts[p.replica].bytes()[p.row * size..(p.row + 1) * size];
-            let bytes: Vec<u8> = self.places(step).iter().flat_map(row).copied().collect();
+            let row = |p: &Location| &parts[p.replica].bytes()[p.row * size..(p.row + 1) * size];
+            let bytes: Vec<u8> = self.locations(step).iter().flat_map(row).copied().collect();
             let entries = self.sizes.replicas * self.sizes.share;
             Array::from_bytes(shape.with_dims(&[&[entries], &shape.dims[1..]].concat()), bytes)
         };
         Ok([gather(PARTS[0])?, gather(PARTS[1])?])
     }
 
-    /// The step before which a new plan is needed.
+    /// Returns the first step that is not planned.
     fn planned_until(&self) -> Option<usize> {
         self.planned.as_ref().map(|p| p.first + p.plan.len())
     }
 }
 
 impl Host for PoolHost {
-    /// The pool that a run begins with: the first training images, each with a latent of its own in every cell of its grid,
-    /// drawn as one normal of (size, Z) from the data key.
+    /// Fills the pool with the first training images. Every cell of an image's grid is the image's latent. The noise of the
+    /// latents is one normal draw of (size, Z) from the data key.
     fn begin(&mut self, run: &mut Hosted<'_>, key: Key) -> Result<()> {
         let PoolSizes { replicas, share, rows, .. } = self.sizes;
-        let executable = compile(run.mesh, &seeding(&self.model, share, rows)?)?;
+        let executable = compile(run.mesh, &initial_pool(&self.model, share, rows)?)?;
         let normal = key.normal(replicas * share * self.model.latent);
         let latents: Vec<Array> = (normal.chunks_exact(share * self.model.latent))
             .map(|part| Array::new(&[share, 1, self.model.latent], part))
             .collect();
-        let pixels = run.examples.context("the pool begins with training images")?.bytes();
+        let pixels = run.examples.context("the pool needs training images")?.bytes();
         let images: Vec<Array> = (pixels.chunks_exact(share * 28 * 28).take(replicas))
             .map(|part| Array::new(&[share, 28, 28], part))
             .collect();
@@ -154,21 +154,21 @@ impl Host for PoolHost {
         Ok(())
     }
 
-    /// Plans up to the chunk's end, if nothing is planned yet. Where a replica's rows are short, the entries are first put
-    /// back in their order.
+    /// Plans up to the end of the chunk, if the step is not yet planned. If a replica lacks rows, first moves the entries back
+    /// into the pool's order.
     fn prepare(&mut self, run: &mut Hosted<'_>, step: usize) -> Result<Option<usize>> {
         if self.shuffle != Shuffle::Exchange || self.planned_until().is_some_and(|end| step < end) {
             return Ok(self.planned_until());
         }
         let (mesh, within) = (run.mesh, step % self.chunk);
         let key = Key(words(&run.state.get(KEY)?[0])?);
-        let plan = |places: &[Place]| Plan::new(self.sizes, places, key, self.chunk - within);
-        let mut next = plan(self.places(step));
+        let plan = |locations: &[Location]| Plan::new(self.sizes, locations, key, self.chunk - within);
+        let mut next = plan(self.locations(step));
         if next.is_empty() {
-            log::info!("the pool's entries are put back in their order");
+            log::info!("the pool's rows are used up: moved its entries back into order");
             let [images, grids] = self.in_order(run.state, step)?;
-            next = plan(&self.sizes.in_order());
-            for (name, buffers) in PARTS.iter().zip(self.put(mesh, &images, &grids)?) {
+            next = plan(&self.sizes.initial_locations());
+            for (name, buffers) in PARTS.iter().zip(self.upload(mesh, &images, &grids)?) {
                 run.state.set(name, buffers);
             }
         }
@@ -193,6 +193,6 @@ impl Host for PoolHost {
         let mut take =
             |name: &str| arrays.remove(name).with_context(|| format!("the checkpoint has no {name}"));
         let (images, grids) = (take(IMAGES)?, take(GRIDS)?);
-        Ok(PARTS.map(String::from).into_iter().zip(self.put(mesh, &images, &grids)?).collect())
+        Ok(PARTS.map(String::from).into_iter().zip(self.upload(mesh, &images, &grids)?).collect())
     }
 }

@@ -15,25 +15,25 @@ use crate::engine::shape::{Precision, Shape};
 use crate::error::{Error, valid};
 use crate::nn::params::{Leaf, Params, scoped};
 
-/// A model of images: latents z of a standard normal distribution, decoded to the parameters of each pixel's.
+/// A model of images: latents z from a standard normal distribution, decoded to the parameters of each pixel's distribution.
 #[derive(Clone)]
 pub struct Vae {
-    /// The last part of its programs' names.
+    /// Name of the model, and last part of its programs' names.
     pub name: String,
     /// Latent size Z.
     pub latent: usize,
     /// Element type of the operands of matmuls and convolutions.
     pub precision: Precision,
-    /// q(z | x).
+    /// The encoder, q(z | x).
     pub encoder: Arc<dyn Encoder>,
-    /// From latents to the likelihood's outputs.
+    /// The decoder from latents to the likelihood's outputs.
     pub decoder: Arc<dyn Decoder>,
-    /// p(x | z), given the outputs.
+    /// The likelihood p(x | z), given the decoder's outputs.
     pub likelihood: Arc<dyn Likelihood>,
 }
 
 impl Vae {
-    /// Puts a model together.
+    /// Combines the parts of a model, with f32 operands.
     pub fn new(
         name: &str,
         latent: usize,
@@ -51,7 +51,7 @@ impl Vae {
         }
     }
 
-    /// Checks the numbers.
+    /// Checks the fields.
     ///
     /// # Errors
     /// [`Error::Invalid`], with the field that is out of range.
@@ -63,21 +63,21 @@ impl Vae {
             valid!(
                 self.latent >= channels,
                 "latent",
-                "{}: a cell of the likelihood's {channels} channels needs as many",
+                "{}: at least {channels}, because the first channels of a cell are the likelihood's outputs",
                 self.latent
             );
         }
         Ok(())
     }
 
-    /// Returns the automaton of the decoder.
+    /// Returns the decoder's automaton.
     ///
     /// # Errors
-    /// When the decoder is none.
+    /// When the decoder has none.
     pub fn automaton(&self) -> Result<&Grow> {
         let none = || Error::Invalid {
             field: "model",
-            problem: format!("{} has no automaton: no cells grow in its decoder", self.name),
+            problem: format!("{} has no automaton: its decoder has no cells", self.name),
         };
         self.decoder.automaton().ok_or_else(|| none().into())
     }
@@ -87,7 +87,7 @@ impl Vae {
         Graph::with_precision(name, self.precision)
     }
 
-    /// Returns every parameter, in the order of checkpoints: the encoder's, then the decoder's.
+    /// Returns all parameters in the order of checkpoints: the encoder's, then the decoder's.
     pub fn leaves(&self) -> Vec<Leaf> {
         let mut leaves = scoped("encoder", &[0], self.encoder.parameters(self.latent));
         let decoder = self.decoder.parameters(self.latent, self.likelihood.outputs());
@@ -102,16 +102,16 @@ impl Vae {
         self.leaves().iter().map(|leaf| leaf.shape.iter().product::<usize>()).sum()
     }
 
-    /// Returns the parameters with which so many latents, over all calls of [`Vae::decode`], are decoded fastest.
+    /// Returns the parameters in the form that decodes this number of latents fastest, over all calls of [`Vae::decode`].
     pub fn prepared<'g>(&self, params: &Params<'g>, latents: usize) -> Params<'g> {
         self.decoder.prepared(params, latents)
     }
 
-    /// Builds a computation over the parameters, which are its first inputs; `build` declares the others and gives the outputs
-    /// by name.
+    /// Builds a computation whose first inputs are the parameters. `build` declares the other inputs and returns the outputs by
+    /// name.
     ///
     /// # Errors
-    /// When the graph is wrong.
+    /// When the graph is invalid.
     pub fn function(
         &self,
         name: &str,
@@ -128,13 +128,13 @@ impl Vae {
         self.encoder.encode(&params.scope("encoder"), images)
     }
 
-    /// Returns the likelihood's outputs (n, 32, 32, channels) of latents (n, Z), as evaluation has them. The keys (n, 2) are
-    /// for what is drawn while decoding.
+    /// Decodes latents (n, Z) to the likelihood's outputs (n, 32, 32, channels), as in evaluation. Random draws while decoding
+    /// use the keys (n, 2).
     pub fn decode<'g>(&self, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
         self.decode_with(params, z, keys, &GrowOptions::default())
     }
 
-    /// [`Vae::decode`] as a training step runs it.
+    /// Decodes like [`Vae::decode`], with the options of a training step.
     pub fn decode_with<'g>(
         &self,
         params: &Params<'g>,
@@ -145,14 +145,14 @@ impl Vae {
         self.decoder.decode(params, z, keys, self.likelihood.outputs(), options)
     }
 
-    /// Declares the inputs `latents` (n, Z) and `keys` (n, 2) and gives [`Vae::decode`] as the output `logits`.
+    /// Declares the inputs `latents` (n, Z) and `keys` (n, 2). Returns [`Vae::decode`] as the output `logits`.
     pub fn decoder_program<'g>(&self, n: usize, g: &'g Graph, params: &Params<'g>) -> Vec<(String, Sym<'g>)> {
         let latents = g.input("latents", &Shape::f32(&[n, self.latent]));
         let keys = g.input("keys", &Shape::u32(&[n, 2]));
         vec![("logits".into(), self.decode(params, latents, keys))]
     }
 
-    /// Returns padded images (n, 32, 32, 1) of u8 pixels (n, 28, 28), as the likelihood observes them.
+    /// Converts u8 pixels (n, 28, 28) to padded images (n, 32, 32, 1) of the values that the likelihood observes.
     pub fn padded<'g>(&self, pixels: Sym<'g>) -> Sym<'g> {
         let observed = self.likelihood.observe(pixels);
         let margin = Padding::new(MARGIN as i64, MARGIN as i64);

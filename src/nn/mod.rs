@@ -1,4 +1,4 @@
-//! What models are made of: named parameters with their initial values, layers, weights in files, optimiser transforms.
+//! Building blocks of models: named parameters with initial values, layers, weight files, optimiser transforms.
 
 pub mod optimiser;
 pub mod params;

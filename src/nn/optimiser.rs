@@ -1,9 +1,9 @@
 //! Adam, Muon and clipping by norm, as transforms of a list of updates.
 //!
 //! Kingma & Ba, "Adam: A Method for Stochastic Optimization" (2015), with the bias correction of its algorithm 1.
-//! Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): a matrix's momentum is replaced by the
-//! orthogonal matrix nearest to it; and scaled as in Liu et al., "Muon is Scalable for LLM Training" (2025), so that its update
-//! is as large as Adam's at the same learning rate.
+//! Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): Muon replaces a matrix's momentum by the
+//! orthogonal matrix nearest to it. Liu et al., "Muon is Scalable for LLM Training" (2025): its update is scaled to the size of
+//! Adam's at the same learning rate.
 
 use anyhow::Result;
 
@@ -13,19 +13,20 @@ use crate::engine::ir::Sym;
 use crate::engine::shape::{DType, Shape};
 use crate::error::valid;
 
-/// Updates on their way from the gradients to what is added to the parameters: one for each, in their order.
+/// The updates of a step: one for each parameter, in their order. The first transform gets the gradients. The values after the
+/// last transform are added to the parameters.
 pub struct Updates<'g> {
     values: Vec<Sym<'g>>,
     norm: Option<Sym<'g>>,
 }
 
 impl<'g> Updates<'g> {
-    /// Takes values whose global norm is known.
+    /// Wraps values whose global norm is known.
     pub fn with_norm(values: Vec<Sym<'g>>, norm: Sym<'g>) -> Updates<'g> {
         Updates { values, norm: Some(norm) }
     }
 
-    /// Takes values in the order of the parameters.
+    /// Wraps values in the order of the parameters.
     pub fn new(values: Vec<Sym<'g>>) -> Updates<'g> {
         Updates { values, norm: None }
     }
@@ -35,33 +36,33 @@ impl<'g> Updates<'g> {
         &self.values
     }
 
-    /// Returns the square root of the sum of all squares.
+    /// Returns the global norm: the square root of the sum of all squares.
     pub fn norm(&self) -> Sym<'g> {
         self.norm.unwrap_or_else(|| global_norm(&self.values))
     }
 }
 
-/// What a transform of a step's updates may look at.
+/// Inputs of a transform besides the updates and its state.
 pub struct Context<'g, 'a> {
     /// The parameters, in the order of the updates.
     pub leaves: &'a [Leaf],
-    /// Whether the step holds: the loss and all gradients are finite.
+    /// Whether the step is valid: the loss and all gradients are finite.
     pub healthy: Sym<'g>,
 }
 
 impl<'g> Context<'g, '_> {
-    /// Returns the new value where the step holds, else the old one.
+    /// Returns the new value if the step is valid, else the old one.
     pub fn keep(&self, new: Sym<'g>, old: Sym<'g>) -> Sym<'g> {
         self.healthy.select(new, old)
     }
 }
 
-/// One part of an optimiser: it turns updates into others. The first of a chain gets the gradients, averaged over the
-/// replicas. The results of the last one are added to the parameters, so that one of the chain has to turn the sign: [`Adam`] or
-/// [`Sgd`].
+/// One stage of an optimiser, which maps updates to new updates. The first transform of a chain gets the gradients, averaged
+/// over the replicas. The results of the last one are added to the parameters, so one transform must turn the sign: [`Adam`] and
+/// [`Sgd`] do.
 pub trait Transform: Send + Sync {
-    /// Returns the names and shapes of what it remembers from step to step. All of it is zero at first, and the same on
-    /// every replica.
+    /// Returns the names and shapes of the state that the transform keeps between steps. The state is initially zero and is
+    /// the same on every replica.
     fn state(&self, _leaves: &[Leaf]) -> Vec<Slot> {
         vec![]
     }
@@ -74,8 +75,8 @@ pub trait Transform: Send + Sync {
         Ok(())
     }
 
-    /// Returns the next updates, and the next state under the names of [`Transform::state`]: the old one where the step
-    /// does not hold ([`Context::keep`]).
+    /// Returns the new updates, and the new state under the names of [`Transform::state`]. If the step is not valid, the state
+    /// keeps its old values ([`Context::keep`]).
     fn apply<'g>(
         &self,
         context: &Context<'g, '_>,
@@ -84,12 +85,13 @@ pub trait Transform: Send + Sync {
     ) -> (Updates<'g>, Tree<Sym<'g>>);
 }
 
-/// Something that a transform remembers.
+/// An array of a transform's state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Slot {
-    /// An array of the shape of a parameter, named `prefix` and the parameter's name; checkpoints hold it in the same layout.
+    /// An array with the shape of a parameter, in the checkpoint layout of the parameter. Its name is `prefix` followed by the
+    /// parameter's name.
     Like {
-        /// What its name begins with.
+        /// The beginning of its name.
         prefix: &'static str,
         /// The parameter.
         leaf: Leaf,
@@ -98,15 +100,15 @@ pub enum Slot {
     Array {
         /// Its name in checkpoints.
         name: String,
-        /// Its shape; zero at first.
+        /// Its shape. Its values are initially zero.
         shape: Shape,
     },
 }
 
-/// The transforms of an optimiser, the first one first.
+/// The transforms of an optimiser, in the order in which they are applied.
 pub type Chain = Vec<Box<dyn Transform>>;
 
-/// Writes an optimiser as its transforms: `chain![ClipByGlobalNorm(10.0), Adam::new(1e-4)]`.
+/// Builds an optimiser from transforms: `chain![ClipByGlobalNorm(10.0), Adam::new(1e-4)]`.
 #[macro_export]
 macro_rules! chain {
     ($($transform:expr),* $(,)?) => {
@@ -120,12 +122,12 @@ pub fn global_norm<'g>(values: &[Sym<'g>]) -> Sym<'g> {
     squares.iter().skip(1).fold(squares[0], |sum, s| sum + *s).sqrt()
 }
 
-/// What to multiply values of norm `norm` by, so that none is longer than `limit`.
+/// Returns the factor that limits values of norm `norm` to the norm `limit`.
 fn clip_factor<'g>(norm: Sym<'g>, limit: f64) -> Sym<'g> {
     norm.lt(norm.scalar_like(limit)).select(norm.scalar_like(1.0), norm.scalar_like(limit) / norm)
 }
 
-/// Scales all updates by one factor, so that their global norm is at most the limit.
+/// Scales all updates by one factor, which limits their global norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClipByGlobalNorm(pub f64);
 
@@ -145,8 +147,8 @@ impl Transform for ClipByGlobalNorm {
     }
 }
 
-/// Scales each parameter's update so that its own norm is at most the limit: a gradient that explodes in one parameter
-/// leaves the others as they are.
+/// Limits the norm of each parameter's update separately. An exploding gradient of one parameter does not shrink the updates of
+/// the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClipEach(pub f64);
 
@@ -206,33 +208,33 @@ fn check_learning_rate(rate: f64) -> Result<()> {
     Ok(())
 }
 
-/// A learning rate over the updates, of which the first is number 1.
+/// A learning rate that depends on the number of the update. The first update has number 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// The full height.
+    /// The learning rate after the warm-up.
     pub learning_rate: f64,
-    /// Updates in which the rate rises evenly to its full height.
+    /// Number of updates over which the rate rises linearly from 0.
     pub warmup: usize,
-    /// An even fall from the first update on, to a share of the rate at a last update.
+    /// A linear decay that begins at the first update.
     pub fall: Option<Fall>,
 }
 
-/// An even fall of the learning rate, to `end_factor` times its height at update `steps`.
+/// A linear decay of the learning rate to `end_factor` times its value, reached at update `steps`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fall {
-    /// Share of the learning rate that is left.
+    /// Final share of the learning rate.
     pub end_factor: f64,
-    /// The update at which it is reached.
+    /// The update at which the final share is reached.
     pub steps: usize,
 }
 
 impl Schedule {
-    /// Returns a rate that stays as it is.
+    /// Returns a constant learning rate.
     pub fn constant(learning_rate: f64) -> Schedule {
         Schedule { learning_rate, warmup: 0, fall: None }
     }
 
-    /// By what the learning rate is multiplied at an update; `None`: by nothing, ever.
+    /// Returns the factor of the learning rate at an update; `None` if the rate is constant.
     fn factor<'g>(&self, count: Sym<'g>) -> Option<Sym<'g>> {
         let one = || count.scalar_like(1.0);
         let up = (self.warmup > 0).then(|| (count / self.warmup as f64).min(one()));
@@ -244,7 +246,7 @@ impl Schedule {
     }
 }
 
-/// Adam; and Muon for the weights that are chosen for it. Its state is `adam.m.NAME` and `adam.v.NAME`, the moments of each
+/// Adam, and Muon for the weights that `muon` selects. Its state is `adam.m.NAME` and `adam.v.NAME`, the moments of each
 /// parameter, and `count`, the number of updates.
 #[derive(Clone, Copy, Debug)]
 pub struct Adam {
@@ -254,9 +256,9 @@ pub struct Adam {
     pub b1: f64,
     /// Decay of the second moments.
     pub b2: f64,
-    /// Added to the root of the second moment.
+    /// Term added to the square root of the second moment.
     pub eps: f64,
-    /// Which parameters Muon updates, by their orthogonalised first moment.
+    /// Selects the parameters that Muon updates with their orthogonalised first moment.
     pub muon: fn(&Leaf) -> bool,
 }
 
@@ -265,7 +267,7 @@ const SECOND: &str = "adam.v.";
 const COUNT: &str = "count";
 
 impl Adam {
-    /// Returns Adam with its usual constants, for all parameters.
+    /// Returns Adam for all parameters, with its usual constants.
     pub fn new(learning_rate: f64) -> Adam {
         let schedule = Schedule::constant(learning_rate);
         Adam { schedule, b1: 0.9, b2: 0.999, eps: 1e-8, muon: |_| false }
@@ -315,7 +317,7 @@ impl Transform for Adam {
 }
 
 impl Adam {
-    /// What to add to each parameter, after the moments of this step.
+    /// Returns the values to add to the parameters, from the moments after this step.
     fn updates<'g>(
         &self,
         leaves: &[Leaf],
@@ -324,7 +326,7 @@ impl Adam {
         count: Sym<'g>,
     ) -> Vec<Sym<'g>> {
         let count = count.convert(DType::F32);
-        // 1 − decay^count, without the cancellation.
+        // 1 − decay^count, without cancellation.
         let correction = |decay: f64| -(count * decay.ln()).expm1();
         let (first_correction, second_correction) = (correction(self.b1), correction(self.b2));
         let factor = self.schedule.factor(count);
@@ -340,14 +342,15 @@ impl Adam {
     }
 }
 
-/// The root mean square of Adam's updates, as a share of the learning rate, when a model has learned for a while.
+/// Typical root mean square of Adam's updates as a share of the learning rate, after the first part of training.
 const MUON_SCALE: f64 = 0.2;
-/// Of the odd polynomial that draws singular values towards 1, as Muon's authors chose it; and how often it is applied.
+/// Coefficients of the odd polynomial that moves singular values towards 1, as Muon's authors chose them.
 const MUON_POLYNOMIAL: [f64; 3] = [3.4445, -4.775, 2.0315];
 const MUON_ITERATIONS: usize = 5;
 
-/// Nearly the orthogonal matrix that is nearest to a weight, read as the matrix (all that comes in, out), whatever its
-/// scale; times the root of the longer side, so that its elements' root mean square is 1. Zeros stay zeros.
+/// Returns approximately the orthogonal matrix nearest to a weight, times the square root of its longer side, so that the root
+/// mean square of the elements is 1. The weight is read as the matrix (all inputs, outputs). Its scale has no effect. Zeros
+/// stay zeros.
 fn orthogonalised(weight: Sym<'_>) -> Sym<'_> {
     let dims = weight.dims();
     let (incoming, out) = dims.split_at(dims.len() - 1);

@@ -1,8 +1,8 @@
-//! Parameters: names, shapes at the program's edges and inside it, initial values.
+//! Parameters: names, layouts in checkpoints and on devices, initial values.
 //!
-//! At the edges (checkpoints, other people's weights) a convolution's weight is (out, in, kh, kw), a linear one
-//! (out, in), a convolution's bias (out, 1, 1), as in Equinox and PyTorch. Inside, channels are last: (kh, kw, in,
-//! out), (in, out), (out).
+//! The checkpoint layout is that of Equinox and PyTorch, also used for weights in other files: a convolution's weight is
+//! (out, in, kh, kw), a linear layer's weight (out, in), a convolution's bias (out, 1, 1). In the device layout channels are
+//! last: (kh, kw, in, out), (in, out), (out).
 
 use anyhow::{Result, ensure};
 
@@ -12,12 +12,12 @@ use crate::engine::ir::ops::conv::Window;
 use crate::engine::ir::{Graph, Sym};
 use crate::engine::random::{Key, graph as draw};
 
-/// What a parameter is, which tells its two layouts.
+/// The kind of a parameter, which determines its two layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The weight of a convolution: (out, in, kh, kw) in checkpoints, (kh, kw, in, out) on devices.
     ConvWeight,
-    /// The weight of a 1x1 convolution: a matrix inside.
+    /// The weight of a 1x1 convolution: (out, in, 1, 1) in checkpoints, (in, out) on devices.
     PointWeight,
     /// The weight of a linear layer: (out, in) in checkpoints, (in, out) on devices.
     LinearWeight,
@@ -32,20 +32,20 @@ pub enum Role {
 /// One parameter of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leaf {
-    /// For example `encoder.conv0.weight`.
+    /// The name, such as `encoder.conv0.weight`.
     pub name: String,
     /// Sizes in the checkpoint layout.
     pub shape: Vec<usize>,
-    /// Which layouts it has.
+    /// The kind, which determines the layouts.
     pub role: Role,
-    /// Initial values are uniform in (−limit, limit).
+    /// Bound of the initial values, which are uniform in (−limit, limit).
     pub limit: f32,
-    /// Which key of a split to follow, from the model's key to this leaf's.
+    /// Indices of the key splits that lead from the model's key to this parameter's key.
     pub path: Vec<usize>,
 }
 
 impl Leaf {
-    /// Reports whether it is a weight and no bias.
+    /// Reports whether the parameter is a weight, not a bias.
     pub fn is_weight(&self) -> bool {
         matches!(self.role, Role::ConvWeight | Role::PointWeight | Role::LinearWeight)
     }
@@ -81,14 +81,14 @@ impl Leaf {
         moved.reshape(&self.shape)
     }
 
-    /// Initial values in the checkpoint layout.
+    /// Returns the initial values in the checkpoint layout.
     pub fn init(&self, model: Key) -> Array {
         let key = self.path.iter().fold(model, |key, &i| key.split_at(i as u64));
         let count = self.shape.iter().product();
         Array::new(&self.shape, &key.uniform(count, -self.limit, self.limit))
     }
 
-    /// Initial values in the device layout, as a graph.
+    /// Returns the initial values in the device layout, computed in a graph.
     pub fn init_in<'g>(&self, model: Sym<'g>) -> Sym<'g> {
         let key = self.path.iter().fold(model, |key, &i| draw::split_at(key, i));
         let values = draw::uniform(key, &self.shape, -self.limit, self.limit);
@@ -101,7 +101,11 @@ impl Leaf {
     }
 }
 
-/// Weight and bias of a layer: `1 / sqrt(fan in)` limits both, and the layer's key is split for them.
+/// Returns weight and bias of a layer. The shape is that of the weight in checkpoints, which is PyTorch's: (out, in, kh, kw) for
+/// [`Role::ConvWeight`], (out, in, 1, 1) for [`Role::PointWeight`], (out, in) for [`Role::LinearWeight`].
+///
+/// The initial values of both are uniform within ±1/√(fan in). Each has its own key: `path` leads from the model's key to the
+/// layer's, and no other layer of a model may have the same path.
 pub fn layer(name: &str, role: Role, shape: &[usize], path: &[usize]) -> [Leaf; 2] {
     let fan_in: usize = shape[1..].iter().product();
     let limit = (1.0 / (fan_in as f64).sqrt()) as f32;
@@ -119,8 +123,8 @@ pub fn layer(name: &str, role: Role, shape: &[usize], path: &[usize]) -> [Leaf; 
     [leaf("weight", shape.to_vec(), role, 0), leaf("bias", bias_shape, bias_role, 1)]
 }
 
-/// Puts parameters under a scope: `conv0.weight` becomes `cell.conv0.weight` of the scope `cell`, and the keys of their
-/// initial values follow `path` first.
+/// Puts parameters under a scope: in the scope `cell`, `conv0.weight` becomes `cell.conv0.weight`. Prepends `path` to their
+/// paths of key splits.
 pub fn scoped(scope: &str, path: &[usize], leaves: Vec<Leaf>) -> Vec<Leaf> {
     let inner = |leaf: Leaf| Leaf {
         name: format!("{scope}.{}", leaf.name),
@@ -137,12 +141,12 @@ pub struct Params<'g> {
 }
 
 impl<'g> Params<'g> {
-    /// Names values as the leaves are named; both are in the same order.
+    /// Gives values the names of the leaves, which are in the same order.
     pub fn new(leaves: &[Leaf], values: &[Sym<'g>]) -> Params<'g> {
         Params { named: leaves.iter().map(|l| l.name.clone()).zip(values.iter().copied()).collect() }
     }
 
-    /// Declares an input of the program for each leaf, named `prefix` and its name.
+    /// Declares a program input for each leaf. Its name is `prefix` followed by the leaf's name.
     pub fn inputs(g: &'g Graph, leaves: &[Leaf], prefix: &str) -> Vec<Sym<'g>> {
         use crate::engine::shape::Shape;
         leaves
@@ -151,15 +155,15 @@ impl<'g> Params<'g> {
             .collect()
     }
 
-    /// Returns the parameters of a scope, under their names in it.
+    /// Returns the parameters of a scope, without the scope in their names.
     pub fn scope(&self, scope: &str) -> Params<'g> {
         Params { named: self.named.scope(scope) }
     }
 
-    /// Returns the parameter of a name.
+    /// Returns a parameter by name.
     ///
     /// # Panics
-    /// When there is none: a mistake in the model's code.
+    /// When no parameter has the name, which is a mistake in the model's code.
     #[track_caller]
     pub fn get(&self, name: &str) -> Sym<'g> {
         self.named[name]
@@ -168,18 +172,18 @@ impl<'g> Params<'g> {
     /// Returns weight and bias of a layer.
     ///
     /// # Panics
-    /// When the model has no such layer: a mistake in the model's code.
+    /// When the model has no such layer, which is a mistake in the model's code.
     #[track_caller]
     pub fn layer(&self, name: &str) -> (Sym<'g>, Sym<'g>) {
         (self.get(&format!("{name}.weight")), self.get(&format!("{name}.bias")))
     }
 
-    /// Reports whether there is a layer of that name.
+    /// Reports whether a layer has the name.
     pub fn has_layer(&self, name: &str) -> bool {
         self.named.get(&format!("{name}.weight")).is_some()
     }
 
-    /// Returns these parameters and a layer that is computed from them.
+    /// Returns these parameters with an additional layer, usually one that was computed from them.
     pub fn with_layer(&self, name: &str, weight: Sym<'g>, bias: Sym<'g>) -> Params<'g> {
         let mut named = self.named.clone();
         named.extend([(format!("{name}.weight"), weight), (format!("{name}.bias"), bias)]);
@@ -205,7 +209,7 @@ impl<'g> Params<'g> {
     }
 }
 
-/// All initial values of a model, in the checkpoint layout.
+/// Returns the initial values of a model, in the checkpoint layout.
 pub fn init(leaves: &[Leaf], key: Key) -> Vec<Array> {
     leaves.iter().map(|leaf| leaf.init(key)).collect()
 }
@@ -213,7 +217,7 @@ pub fn init(leaves: &[Leaf], key: Key) -> Vec<Array> {
 /// Puts named arrays in the order of the leaves.
 ///
 /// # Errors
-/// Missing, unused and misshapen names, all of them, with both shapes.
+/// When a name is missing, unknown or of another shape. The message lists all of them, with both shapes.
 pub fn arrange(leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Result<Vec<Array>> {
     let mut problems = Vec::new();
     let mut arranged = Vec::new();

@@ -1,8 +1,8 @@
-//! Values with names, in an order: parameters, optimiser state, the state of a run.
+//! Ordered named values: parameters, optimiser state, the state of a run.
 
 use std::ops::Index;
 
-/// Named values in a fixed order. A name is a path with dots, such as `encoder.conv0.weight`.
+/// Named values in a fixed order. A name is a dotted path, such as `encoder.conv0.weight`.
 ///
 /// ```
 /// use vnca::nn::tree::Tree;
@@ -44,16 +44,16 @@ impl<T> IntoIterator for Tree<T> {
     }
 }
 
-/// The value of a name.
+/// Returns the value of a name.
 ///
 /// # Panics
-/// When the tree has no such name: a mistake in the code that asks.
+/// When the tree has no such name, which is a mistake in the caller.
 impl<T> Index<&str> for Tree<T> {
     type Output = T;
 
     #[track_caller]
     fn index(&self, name: &str) -> &T {
-        self.get(name).unwrap_or_else(|| panic!("there is no {name}: there are {:?}", self.names()))
+        self.get(name).unwrap_or_else(|| panic!("no value is named {name}; the names are {:?}", self.names()))
     }
 }
 
@@ -73,7 +73,7 @@ impl<T> Tree<T> {
         self.entries.iter().find(|(n, _)| n == name).map(|(_, value)| value)
     }
 
-    /// Replaces the value of a name, or adds it at the end; returns the old one.
+    /// Replaces the value of a name, or appends it. Returns the old value.
     pub fn set(&mut self, name: &str, value: T) -> Option<T> {
         match self.entries.iter_mut().find(|(n, _)| n == name) {
             Some((_, old)) => Some(std::mem::replace(old, value)),
@@ -84,7 +84,7 @@ impl<T> Tree<T> {
         }
     }
 
-    /// Removes the value of a name; the others keep their order.
+    /// Removes and returns the value of a name. The others keep their order.
     pub fn remove(&mut self, name: &str) -> Option<T> {
         let at = self.entries.iter().position(|(n, _)| n == name)?;
         Some(self.entries.remove(at).1)
@@ -105,7 +105,7 @@ impl<T> Tree<T> {
         self.entries.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Returns the values whose names begin with `scope` and a dot, under the rest of their names.
+    /// Returns the values whose names begin with `scope` and a dot, without this prefix.
     pub fn scope(&self, scope: &str) -> Tree<T>
     where
         T: Clone,
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scope_has_the_rests_of_the_names_in_order() {
+    fn a_scope_strips_its_prefix_and_keeps_the_order() {
         let names = ["cell.conv0.weight", "cellular", "encoder.weight", "cell.bias"];
         let tree: Tree<usize> = names.iter().enumerate().map(|(i, n)| (n.to_string(), i)).collect();
         let cell = tree.scope("cell");
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_set_keeps_its_place() {
+    fn setting_a_value_keeps_its_position() {
         let mut tree: Tree<i32> = [("a".to_string(), 1), ("b".to_string(), 2)].into_iter().collect();
         assert_eq!((tree.set("a", 5), tree.set("c", 7)), (Some(1), None));
         assert_eq!(tree.iter().collect::<Vec<_>>(), [("a", &5), ("b", &2), ("c", &7)]);

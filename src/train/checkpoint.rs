@@ -1,8 +1,8 @@
-//! Checkpoints: a training run's whole state in one `.npz` file.
+//! Checkpoints: the complete state of a training run in one `.npz` file.
 //!
-//! Parameters have their names (`encoder.conv0.weight`, in the checkpoint layout). Adam's moments have the same names after
-//! `adam.m.` and `adam.v.`. `meta` is JSON text as bytes. A file with a final name is complete (`crate::files`). Each array has
-//! a checksum, which reading verifies.
+//! Parameters are stored under their names (`encoder.conv0.weight`), in the checkpoint layout. Adam's moments are stored under
+//! these names after `adam.m.` and `adam.v.`. `meta` is JSON text as bytes. A file with its final name is complete
+//! (`crate::files`). Each array has a checksum, which reading verifies.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,23 +25,23 @@ pub(super) const META: &str = "meta";
 pub struct Meta {
     /// Version of the format.
     pub version: u32,
-    /// The run's description of its model.
+    /// Description of the model, from [`RunOptions::model`](super::trainer::RunOptions::model).
     pub model: serde_json::Value,
     /// Number of gradient steps taken.
     pub step: usize,
-    /// The data key of the chunk that the next step belongs to.
+    /// Data key of the chunk that contains the next step.
     pub data_key: [u32; 2],
     /// CRC-32 of the training set's pixels.
     pub data_crc: u32,
-    /// Best evaluation so far. The name in files is that of their first version.
+    /// Best evaluation so far. Its name in files is that of the first file version.
     #[serde(rename = "best_iwelbo")]
     pub best: Option<f64>,
 }
 
-/// The whole state of a training run.
+/// The complete state of a training run.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// Everything but the arrays.
+    /// The metadata.
     pub meta: Meta,
     /// Parameters, moments and other arrays, by name.
     pub arrays: Vec<(String, Array)>,
@@ -51,7 +51,7 @@ impl Checkpoint {
     /// Writes the file, completely or not at all.
     ///
     /// # Errors
-    /// When it cannot be written; the error names it.
+    /// When the file cannot be written. The message names it.
     pub fn save(&self, path: &Path) -> Result<()> {
         let meta = serde_json::to_vec(&self.meta)?;
         let meta = Array::new(&[meta.len()], &meta);
@@ -62,9 +62,9 @@ impl Checkpoint {
     /// Reads and verifies a checkpoint.
     ///
     /// # Errors
-    /// When the file is missing, cut, changed, or no checkpoint; the error names it.
+    /// When the file is missing, truncated, changed or not a checkpoint. The message names it.
     pub fn load(path: &Path) -> Result<Checkpoint> {
-        read(path).with_context(|| format!("{} is no whole checkpoint", path.display()))
+        read(path).with_context(|| format!("{} is not an intact checkpoint", path.display()))
     }
 }
 
@@ -72,34 +72,35 @@ fn read(path: &Path) -> Result<Checkpoint> {
     let mut arrays = npz::read(path)?;
     let at = arrays.iter().position(|(name, _)| name == META);
     let (_, meta) = arrays.remove(at.ok_or_else(|| anyhow!("it has no entry {META:?}"))?);
-    let meta = serde_json::from_slice(meta.bytes()).context("its entry \"meta\" is not understood")?;
+    let meta = serde_json::from_slice(meta.bytes()).context("cannot parse its entry \"meta\"")?;
     Ok(Checkpoint { meta, arrays })
 }
 
-/// The checkpoints of a run: `step-00001000.npz` ... and `best.npz`.
+/// The checkpoints of a run: `step-00001000.npz`, ... and `best.npz`.
 pub struct Store {
     folder: PathBuf,
     keep: usize,
-    /// Whether the checkpoint of a step is whole, as far as this process has seen: each file is read once at most.
-    whole: BTreeMap<usize, bool>,
+    /// Whether the checkpoint of a step is intact. Cached, so that each file is read at most once.
+    intact: BTreeMap<usize, bool>,
 }
 
 impl Store {
-    /// Returns the checkpoints in a run's folder. Keeps `keep` of them, at least one, besides the best. Writes nothing yet.
+    /// Returns the checkpoints in a run's folder, without writing anything. [`Store::save`] keeps the newest `keep` checkpoints,
+    /// at least one, besides the best one.
     pub fn in_run(run: &Path, keep: usize) -> Store {
-        Store { folder: run.join("checkpoints"), keep: keep.max(1), whole: BTreeMap::new() }
+        Store { folder: run.join("checkpoints"), keep: keep.max(1), intact: BTreeMap::new() }
     }
 
-    /// Checks that the folder can be written to and has room for the checkpoints of a run: `saves` of them at most, of
-    /// `bytes` each.
+    /// Checks that the folder can be written to and has space for a run's checkpoints: at most `saves` files of `bytes` bytes.
     ///
     /// # Errors
-    /// When the folder cannot be written to or has too little room.
+    /// When the folder cannot be written to or has too little space.
     pub fn check_room(&self, bytes: usize, saves: usize) -> Result<()> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("cannot make {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot create {}", self.folder.display()))?;
         let checked = self.has_room(bytes, saves);
         if checked.is_err() {
-            // Fails where there are checkpoints.
+            // Fails if the folder contains checkpoints.
             let _ = fs::remove_dir(&self.folder);
         }
         checked
@@ -108,14 +109,14 @@ impl Store {
     fn has_room(&self, bytes: usize, saves: usize) -> Result<()> {
         drop(Draft::create(&self.path(0))?);
         let there = self.steps()?.len() + usize::from(self.best().exists());
-        // Those to keep, the best one, and one that is being written before an old one goes.
+        // The kept ones, the best one, and the one that is written before an old one is deleted.
         let to_come = saves.min((self.keep + 2).saturating_sub(there).max(1));
         let needed = (bytes as u64).saturating_mul(to_come as u64);
         let Some(free) = files::free_space(&self.folder).filter(|free| *free < needed) else { return Ok(()) };
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let problem = format!(
-            "{} has {} MiB free, and {to_come} checkpoints of {} MiB are to come: make room, keep fewer checkpoints, or \
-             name another folder",
+            "{} has {} MiB free, and the run will write {to_come} checkpoints of {} MiB: free some space, keep fewer \
+             checkpoints, or choose another folder",
             self.folder.display(),
             mib(free),
             mib(bytes as u64)
@@ -123,13 +124,14 @@ impl Store {
         Err(io::Error::new(ErrorKind::StorageFull, problem).into())
     }
 
-    /// Prepares the folder for a run that starts, or that resumes from the checkpoint of step `from`. Renames checkpoints of later
-    /// steps, such as a damaged one that the resume skipped, so that they are never taken for the newest of this run.
+    /// Prepares the folder for a run that starts, or that resumes from the checkpoint of step `from`. Renames checkpoints of
+    /// later steps, such as a damaged one that the resume skipped, so that they are never mistaken for this run's newest one.
     ///
     /// # Errors
-    /// When the folder cannot be made or a file in it cannot be renamed.
+    /// When the folder cannot be created or a file in it cannot be renamed.
     pub fn begin(&mut self, from: Option<usize>) -> Result<()> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("cannot make {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot create {}", self.folder.display()))?;
         files::remove_drafts(&self.folder);
         let later = self.steps()?.into_iter().filter(|step| from.is_none_or(|from| *step > from));
         let mut later: Vec<PathBuf> = later.map(|step| self.path(step)).collect();
@@ -140,9 +142,13 @@ impl Store {
             let aside = path.with_extension("npz.aside");
             fs::rename(&path, &aside).with_context(|| format!("cannot rename {}", path.display()))?;
             let step = from.unwrap_or(0);
-            log::warn!("the run goes on from step {step}: {} is now {}", path.display(), aside.display());
+            log::warn!(
+                "the run continues from step {step}: renamed {} to {}",
+                path.display(),
+                aside.display()
+            );
         }
-        self.whole = from.into_iter().map(|step| (step, true)).collect();
+        self.intact = from.into_iter().map(|step| (step, true)).collect();
         Ok(())
     }
 
@@ -154,7 +160,7 @@ impl Store {
         self.folder.join("best.npz")
     }
 
-    /// Returns the steps that have a checkpoint, lowest first. Empty if there is no folder yet.
+    /// Returns the steps that have a checkpoint, lowest first. Empty if the folder does not exist.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -175,7 +181,7 @@ impl Store {
         Ok(steps)
     }
 
-    /// Saves a checkpoint, also as the best one if `best`. Deletes old checkpoints beyond those to keep.
+    /// Saves a checkpoint, also as the best one if `best` is set. Deletes old checkpoints beyond those to keep.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -183,43 +189,43 @@ impl Store {
         let step = checkpoint.meta.step;
         let path = self.path(step);
         checkpoint.save(&path)?;
-        self.whole.insert(step, true);
+        self.intact.insert(step, true);
         if best {
             files::link(&path, &self.best()).context("cannot keep the best checkpoint")?;
         }
         self.prune(step)
     }
 
-    /// Deletes the checkpoints before the newest `keep` whole ones, of which the one just saved, of step `saved`, is the
-    /// first. What is damaged among these stays and does not count; nothing of a later step is touched.
+    /// Deletes the checkpoints that are older than the newest `keep` intact ones, counted from the one just saved, of step
+    /// `saved`. Damaged ones among those kept stay and do not count. Later steps are not touched.
     fn prune(&mut self, saved: usize) -> Result<()> {
         let mut kept = 0;
         for step in self.steps()?.into_iter().rev().filter(|step| *step <= saved) {
             if kept == self.keep {
                 let _ = fs::remove_file(self.path(step));
-            } else if self.is_whole(step) {
+            } else if self.is_intact(step) {
                 kept += 1;
             }
         }
         Ok(())
     }
 
-    /// Reports whether a checkpoint is whole. Logs a warning, once, if it is not.
-    fn is_whole(&mut self, step: usize) -> bool {
+    /// Reports whether a checkpoint is intact. Logs one warning if it is not.
+    fn is_intact(&mut self, step: usize) -> bool {
         let path = self.path(step);
-        *self.whole.entry(step).or_insert_with(|| load_or_warn(path).is_some())
+        *self.intact.entry(step).or_insert_with(|| load_or_warn(path).is_some())
     }
 
-    /// Returns the newest whole checkpoint of a step, with its file. Skips damaged ones with a warning.
+    /// Returns the newest intact checkpoint of a step, with its file. Skips damaged ones with a warning.
     fn newest(&self) -> Result<Option<(PathBuf, Checkpoint)>> {
         Ok(self.steps()?.into_iter().rev().find_map(|step| load_or_warn(self.path(step))))
     }
 
-    /// Returns the newest whole checkpoint, or `None` if the run was stopped before its first. Skips damaged ones with a warning;
-    /// the best checkpoint may then be the newest that is left.
+    /// Returns the newest intact checkpoint, or `None` if the run was stopped before its first one. Skips damaged ones with a
+    /// warning. Falls back to the best checkpoint.
     ///
     /// # Errors
-    /// [`Error::Data`] when there are checkpoints and all are damaged.
+    /// [`Error::Data`] when checkpoints exist but all are damaged.
     pub fn latest(&self) -> Result<Option<Checkpoint>> {
         self.newest_or_best().tag(Error::Data)
     }
@@ -236,7 +242,7 @@ impl Store {
         }
         let best = best.and_then(load_or_warn);
         let found = [best, newest].into_iter().flatten().max_by_key(|(_, found)| found.meta.step);
-        found.map(|(_, found)| Some(found)).ok_or_else(|| self.nothing_whole())
+        found.map(|(_, found)| Some(found)).ok_or_else(|| self.no_intact_checkpoint())
     }
 
     fn best_or_newest(&self) -> Result<(PathBuf, Checkpoint)> {
@@ -248,30 +254,30 @@ impl Store {
             None => self.newest()?,
             best => best,
         };
-        found.ok_or_else(|| self.nothing_whole())
+        found.ok_or_else(|| self.no_intact_checkpoint())
     }
 
-    fn nothing_whole(&self) -> anyhow::Error {
-        anyhow!("{} has no whole checkpoint", self.folder.display())
+    fn no_intact_checkpoint(&self) -> anyhow::Error {
+        anyhow!("{} has no intact checkpoint", self.folder.display())
     }
 }
 
-/// Loads a checkpoint, with its file. Logs a warning and returns `None` if it is damaged.
+/// Loads a checkpoint. Logs a warning and returns `None` if it is damaged.
 fn load_or_warn(path: PathBuf) -> Option<(PathBuf, Checkpoint)> {
     match Checkpoint::load(&path) {
         Ok(checkpoint) => Some((path, checkpoint)),
         Err(error) => {
-            log::warn!("{error:#}; it is passed over");
+            log::warn!("{error:#}; skipped it");
             None
         }
     }
 }
 
-/// Returns the checkpoint that a run's results are computed from, with its file: the best one if there is one, else the newest.
+/// Returns the checkpoint that a run's results are computed from, with its file: the best one if it exists, else the newest.
 /// Skips damaged ones with a warning.
 ///
 /// # Errors
-/// [`Error::Data`] when the run has none that is whole.
+/// [`Error::Data`] when the run has no intact checkpoint.
 pub fn chosen(run: &Path) -> Result<(PathBuf, Checkpoint)> {
     Store::in_run(run, 1).best_or_newest().tag(Error::Data)
 }
@@ -286,7 +292,7 @@ mod tests {
         Checkpoint { meta, arrays: vec![("count".into(), Array::new(&[64], &[step as u32; 64]))] }
     }
 
-    /// A store that goes on from a step, in whose folder checkpoints of these steps are.
+    /// Returns a store after saving checkpoints of these steps.
     fn store(run: &Path, steps: &[usize], keep: usize) -> Store {
         let mut store = Store::in_run(run, 100);
         store.begin(None).unwrap();
@@ -302,14 +308,14 @@ mod tests {
     }
 
     #[test]
-    fn the_checkpoint_just_saved_stays_though_later_ones_were_passed_over() {
+    fn the_checkpoint_just_saved_is_kept_after_later_ones_were_skipped() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = store(folder.path(), &[2, 4, 6, 8], 1);
         damage(&store.path(6));
         damage(&store.path(8));
         let found = store.latest().unwrap().unwrap();
         assert_eq!(found.meta.step, 4);
-        // Nothing has changed so far: whoever asks may still be refused.
+        // Nothing has changed so far, because the run may still be refused.
         assert_eq!(store.steps().unwrap(), [2, 4, 6, 8]);
         store.begin(Some(4)).unwrap();
         store.save(&checkpoint(5), false).unwrap();
@@ -319,21 +325,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_takes_no_place_among_those_kept() {
+    fn damaged_checkpoints_do_not_count_as_kept() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = store(folder.path(), &[2, 4, 6, 8], 3);
         damage(&store.path(6));
         store.begin(Some(8)).unwrap();
         store.save(&checkpoint(10), false).unwrap();
         assert_eq!(store.steps().unwrap(), [4, 6, 8, 10]);
-        // Each file is looked at once: what is damaged later is not seen, and what was damaged stays so.
+        // Each file is read once: later damage is not noticed, and a damaged file is never read again.
         damage(&store.path(4));
         store.save(&checkpoint(12), false).unwrap();
         assert_eq!(store.steps().unwrap(), [8, 10, 12]);
     }
 
     #[test]
-    fn the_best_serves_where_all_that_is_newer_is_damaged() {
+    fn the_best_checkpoint_is_used_when_all_newer_ones_are_damaged() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = store(folder.path(), &[2], 5);
         store.begin(Some(2)).unwrap();
@@ -352,12 +358,12 @@ mod tests {
         assert_eq!(chosen(folder.path()).unwrap().0, store.path(2));
         damage(&store.path(2));
         let error = chosen(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("no whole checkpoint"), "{error}");
+        assert!(error.contains("no intact checkpoint"), "{error}");
         assert!(store.latest().is_err());
     }
 
     #[test]
-    fn a_run_without_checkpoints_has_none_and_asking_makes_no_folder() {
+    fn a_run_without_checkpoints_has_none_and_reading_creates_no_folder() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Store::in_run(folder.path(), 1).latest().unwrap().is_none());
         assert!(chosen(folder.path()).unwrap_err().to_string().contains("has no checkpoint"));

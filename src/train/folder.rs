@@ -1,8 +1,8 @@
 //! A run's folder, which one process at a time may write to.
 //!
 //! The owner holds a lock on the file `run.lock` in the folder. The operating system releases the lock when the process ends,
-//! however it ends, so that the lock of a dead process is no obstacle. The file's content says who holds it. On NFS the server
-//! keeps the lock, and it holds between machines, unless the folder is mounted with `nolock` or `local_lock`.
+//! however it ends, so that a dead process never blocks the folder. The file's content names the owner. On NFS the server keeps
+//! the lock, which then also works between machines, unless the folder is mounted with `nolock` or `local_lock`.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -13,24 +13,23 @@ use anyhow::{Context, Result, bail};
 
 const LOCK: &str = "run.lock";
 
-/// A run's folder, locked against other processes until this is dropped.
+/// A run's folder, locked against other processes until this value is dropped.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     lock: File,
-    /// Whether the folder was made for this.
+    /// Whether locking created the folder.
     is_new: bool,
 }
 
 impl RunFolder {
-    /// Locks a folder, which is created if there is none. A folder that was created, and in which nothing was written, is
-    /// removed on drop.
+    /// Locks a folder, and creates it if it does not exist. A created folder that is still empty is removed on drop.
     ///
     /// # Errors
-    /// When another process has the lock; the message says which. When the folder cannot be created or written to.
+    /// When another process has the lock (the message names it), or the folder cannot be created or written to.
     pub fn lock(path: &Path) -> Result<RunFolder> {
         let is_new = !path.exists();
-        fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
         RunFolder::lock_existing(path, is_new)
     }
 
@@ -40,7 +39,7 @@ impl RunFolder {
     /// When a folder cannot be created or written to.
     pub fn first_free(paths: impl IntoIterator<Item = PathBuf>) -> Result<RunFolder> {
         for path in paths {
-            let at = || format!("cannot make {}", path.display());
+            let at = || format!("cannot create {}", path.display());
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent).with_context(at)?;
             }
@@ -50,7 +49,7 @@ impl RunFolder {
                 Err(error) => return Err(error).with_context(at),
             }
         }
-        bail!("none of the folders is free")
+        bail!("all of the folders exist already")
     }
 
     fn lock_existing(path: &Path, is_new: bool) -> Result<RunFolder> {
@@ -66,7 +65,7 @@ impl RunFolder {
                     let _ = lock.read_to_string(&mut holder);
                     let holder = if holder.is_empty() { "another process" } else { holder.trim() };
                     bail!(
-                        "{} is in use by {holder}: wait until it ends, or name another folder",
+                        "{} is in use by {holder}: wait until it ends, or choose another folder",
                         path.display()
                     );
                 }
@@ -75,7 +74,7 @@ impl RunFolder {
                     path.display()
                 ),
             }
-            // The owner before may have removed the file between the two calls. Then the lock protects nothing.
+            // The previous owner may have removed the file between the two calls. Then the lock protects nothing.
             let inode = |found: fs::Metadata| (found.dev(), found.ino());
             let is_current = match (lock.metadata(), fs::metadata(&file)) {
                 (Ok(own), Ok(found)) => inode(own) == inode(found),
@@ -99,11 +98,11 @@ impl RunFolder {
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        // While the lock is held: nobody else can have taken the file.
+        // Remove the file while the lock is held, so that it cannot be another owner's.
         let _ = fs::remove_file(self.path.join(LOCK));
         let _ = self.lock.unlock();
         if self.is_new {
-            // Fails where a run has written something.
+            // Fails if a run has written something.
             let _ = fs::remove_dir(&self.path);
         }
     }
@@ -123,7 +122,7 @@ mod tests {
         fs::write(path.join("metrics.jsonl"), "").unwrap();
         drop(first);
         assert!(!path.join(LOCK).exists());
-        // What a killed process leaves: the file without the lock.
+        // A killed process leaves the file without the lock.
         fs::write(path.join(LOCK), "process 1 on elsewhere\n").unwrap();
         drop(RunFolder::lock(&path).unwrap());
         assert!(path.exists());

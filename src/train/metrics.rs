@@ -1,4 +1,4 @@
-//! What a run writes down: `metrics.jsonl`, a line a gradient step, and TensorBoard's event files.
+//! The metrics of a run: `metrics.jsonl`, with one line per gradient step, and TensorBoard event files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -9,29 +9,29 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// One gradient step. Holds nothing of the clock, so that two runs of the same seeds write the same lines.
+/// The metrics of a gradient step. Contains no times, so that two runs with the same seeds write the same lines.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// Counted from 1.
+    /// Number of the step, counted from 1.
     pub step: usize,
     /// Training loss in nats.
     pub loss: f32,
     /// Norm of the averaged gradient, before clipping.
     pub grad_norm: f32,
-    /// What an evaluation gave when it was due, by its name with `_` for `/`: `test_iwelbo`, in nats.
+    /// Score of the evaluation after this step, if one was due. The name has `_` for `/`: `test_iwelbo`, in nats.
     #[serde(flatten)]
     pub scores: BTreeMap<String, f64>,
 }
 
 impl Line {
-    /// Returns a step's line, with the name and value of an evaluation if there was one.
+    /// Returns a step's line, with the name and value of the score if an evaluation took place.
     pub fn new(step: usize, loss: f32, grad_norm: f32, score: Option<(&str, f64)>) -> Line {
         let scores = score.into_iter().map(|(name, value)| (name.replace('/', "_"), value)).collect();
         Line { step, loss, grad_norm, scores }
     }
 }
 
-/// Writes both files of a run.
+/// Writes the metrics files of a run.
 pub struct Metrics {
     path: PathBuf,
     lines: BufWriter<File>,
@@ -39,23 +39,23 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the files of a run that goes on after a step. Lines of later steps are cut off: the run went on after its last
+    /// Opens the files of a run that continues after a step. Removes the lines of later steps, which were written after the last
     /// checkpoint.
     ///
-    /// A log that lacks lines up to the step, because it is damaged or there is no checkpoint, never holds back the run. Its
-    /// old content is kept as `metrics.jsonl.aside`, with a warning.
+    /// A damaged or incomplete log does not stop the run. If lines would be lost, the old content is kept as
+    /// `metrics.jsonl.aside`, with a warning.
     ///
     /// # Errors
     /// When a file cannot be read or written.
     pub fn open(run: &Path, step: usize) -> Result<Metrics> {
         let path = run.join("metrics.jsonl");
         let at = || format!("cannot write {}", path.display());
-        let Kept { bytes: keep, lines } = kept(&path, step)?;
+        let KeptLines { bytes: keep, lines } = lines_to_keep(&path, step)?;
         let content = fs::metadata(&path).map_or(0, |found| found.len());
         if content > keep && (step == 0 || lines < step) {
             let aside = path.with_extension("jsonl.aside");
             fs::copy(&path, &aside).with_context(|| format!("cannot write {}", aside.display()))?;
-            log::warn!("the run goes on from step {step}: the log before is {} now", aside.display());
+            log::warn!("the run continues from step {step}: saved the old log as {}", aside.display());
         }
         if lines < step {
             log::warn!("{} lacks {} of the steps before step {}", path.display(), step - lines, step + 1);
@@ -66,6 +66,8 @@ impl Metrics {
         Ok(Metrics { lines: BufWriter::new(file), path, events })
     }
 
+    /// Writes a line to both files.
+    ///
     /// # Errors
     /// When a file cannot be written.
     pub fn write(&mut self, line: &Line) -> Result<()> {
@@ -80,7 +82,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// Shows the lines to readers.
+    /// Flushes the buffers, so that other processes can read the lines.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -89,7 +91,7 @@ impl Metrics {
         self.events.out.flush().context("cannot write TensorBoard's events")
     }
 
-    /// Puts the lines on the disk: they must not be younger than a checkpoint.
+    /// Flushes the lines to disk. They must be on disk before the checkpoint that follows them.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -101,19 +103,19 @@ impl Metrics {
 
 /// The part of a log that a resumed run keeps.
 #[derive(Default)]
-struct Kept {
+struct KeptLines {
     bytes: u64,
     lines: usize,
 }
 
-/// Finds the whole lines, in order, of steps up to `step`.
-fn kept(path: &Path, step: usize) -> Result<Kept> {
+/// Finds the leading lines that are intact and in order, of steps up to `step`.
+fn lines_to_keep(path: &Path, step: usize) -> Result<KeptLines> {
     let at = || format!("cannot read {}", path.display());
     let mut reader = match File::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Kept::default()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(KeptLines::default()),
         file => BufReader::new(file.with_context(at)?),
     };
-    let (mut kept, mut last, mut text) = (Kept::default(), 0, Vec::new());
+    let (mut kept, mut last, mut text) = (KeptLines::default(), 0, Vec::new());
     while last < step {
         text.clear();
         reader.read_until(b'\n', &mut text).with_context(at)?;
@@ -128,28 +130,28 @@ fn kept(path: &Path, step: usize) -> Result<Kept> {
     Ok(kept)
 }
 
-/// A TensorBoard event file: records of a length, its checksum, a protobuf message and its checksum.
+/// A TensorBoard event file. A record is a length, its checksum, a protobuf message and its checksum.
 struct Events {
     out: BufWriter<File>,
 }
 
 impl Events {
     fn create(folder: &Path, step: usize) -> Result<Events> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        // Readers take the files in the order of their names. The clock may have been set back since the last one.
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        // Readers order the files by name. The clock may have been set back since the last file.
         let last = newest_stamp(folder)?.map_or(0, |stamp| stamp + 1);
         let stamp = last.max(now() as u64);
         let path = folder.join(format!("events.out.tfevents.{stamp:010}.vnca.{step}"));
         let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut events = Events { out: BufWriter::new(file) };
-        // Event.file_version is field 3, Event.session_log field 7 with status START: a reader then drops what an
-        // earlier file of the run says of this step, which is the next one, and of later ones.
+        // Event.file_version is field 3. Event.session_log is field 7; with status START it makes readers drop the values
+        // of this and later steps in the run's earlier files.
         events.event(0, &message(3, b"brain.Event:2"))?;
         events.event(step + 1, &message(7, &[0x08, 0x01]))?;
         Ok(events)
     }
 
-    /// Summary (field 5 of an event) of one value (field 1): its tag (1) and its number (2).
+    /// Writes a summary (field 5 of an event) of one value (field 1): its tag (1) and its number (2).
     fn scalar(&mut self, step: usize, tag: &str, value: f32) -> Result<()> {
         let mut body = message(1, tag.as_bytes());
         body.push(0x15);
@@ -157,7 +159,7 @@ impl Events {
         self.event(step, &message(5, &message(1, &body)))
     }
 
-    /// Event: wall time (field 1), step (field 2), and what it is.
+    /// Writes an event: wall time (field 1), step (field 2) and content.
     fn event(&mut self, step: usize, what: &[u8]) -> Result<()> {
         let mut body = vec![0x09];
         body.extend_from_slice(&now().to_le_bytes());
@@ -189,7 +191,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// A length-delimited protobuf field.
+/// Encodes a length-delimited protobuf field.
 fn message(field: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![field << 3 | 2];
     varint(&mut out, bytes.len() as u64);
@@ -205,7 +207,7 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// The records' checksum: CRC-32C, rotated and shifted so that a checksum of checksums is no weaker.
+/// Returns the checksum of a record: CRC-32C, rotated and shifted as TensorFlow's record format defines it.
 fn masked_crc(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -215,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_after_the_step_are_cut() {
+    fn lines_after_the_step_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let line = |step| Line::new(step, 1.5, 2.5, None);
         let mut metrics = Metrics::open(folder.path(), 0).unwrap();
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_with_gaps_or_damage_does_not_hold_back_the_run() {
+    fn a_damaged_log_does_not_stop_the_run() {
         let folder = tempfile::tempdir().unwrap();
         let (path, aside) = (folder.path().join("metrics.jsonl"), folder.path().join("metrics.jsonl.aside"));
         let lines = |steps: &[usize]| -> String {
@@ -243,13 +245,13 @@ mod tests {
         };
         let damaged = lines(&[1, 2]) + "{\"step\":3,\n" + &lines(&[4, 5]);
         for (old, step, left, keeps_old) in [
-            // Cut, or never written.
+            // The log is truncated or missing.
             (lines(&[1, 2]), 4, lines(&[1, 2]), false),
             (String::new(), 4, String::new(), false),
-            // A gap of an earlier resume.
+            // An earlier resume left a gap.
             (lines(&[1, 2, 5, 6]), 5, lines(&[1, 2, 5]), true),
             (damaged.clone(), 5, lines(&[1, 2]), true),
-            // No checkpoint: the run begins again.
+            // The run has no checkpoint and starts again.
             (lines(&[1, 2]), 0, String::new(), true),
         ] {
             let _ = fs::remove_file(&aside);
@@ -261,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_event_file_has_the_last_name_also_when_the_clock_was_set_back() {
+    fn a_new_event_file_sorts_last_even_after_the_clock_was_set_back() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("events.out.tfevents.9999999990.vnca.0"), "").unwrap();
         drop(Events::create(folder.path(), 3).unwrap());

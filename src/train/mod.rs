@@ -1,6 +1,7 @@
-//! Training: a task becomes a train program, and a run of it with metrics and checkpoints. Knows no model.
+//! Training: turns a task into a train program and runs it, with metrics and checkpoints. Independent of any model.
 //!
-//! [`task::Task`] is what one writes; [`trainer::Trainer`] runs it. The train program alone is a computation like any other:
+//! Implement [`task::Task`] to define a task. [`trainer::Trainer`] runs it. The train program is also available as a
+//! computation:
 //!
 //! ```
 //! use vnca::chain;

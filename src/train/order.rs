@@ -1,20 +1,21 @@
-//! In which order images come, and with which keys: both follow from the data key, so that any step can be made again.
+//! The order of the images and the keys of the steps. Both follow from the data key, so that any step can be repeated.
 
 use crate::engine::random::Key;
 
-/// Images of each step of a chunk, for each replica.
+/// The images of each step of a chunk, for each replica.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChunkOrder {
-    /// (replica, step, image), row-major.
+    /// Indices of the images: (replica, step, image), row-major.
     pub images: Vec<i32>,
-    /// The data key of the chunk after.
+    /// Data key of the next chunk.
     pub next: Key,
 }
 
-/// The order of a chunk of `steps` steps with `batch` images each over all replicas, of a data set of `images`.
+/// Returns the order of a chunk of `steps` steps, each with `batch` images over all replicas, from a data set of `images`
+/// images.
 ///
-/// The chunk's key is split into the next chunk's and one an epoch; an epoch is the first `(images // batch) · batch`
-/// entries of a permutation. A set smaller than a batch has no order.
+/// The chunk's key is split into the key of the next chunk and one key per epoch. An epoch is the first
+/// `(images // batch) · batch` entries of a permutation. The order is empty if the set is smaller than a batch.
 pub fn chunk_order(key: Key, images: usize, batch: usize, steps: usize) -> ChunkOrder {
     let next = key.split_at(0);
     let per_epoch = images / batch;
@@ -33,7 +34,7 @@ pub fn chunk_order(key: Key, images: usize, batch: usize, steps: usize) -> Chunk
     ChunkOrder { images: order, next }
 }
 
-/// The key with which a replica begins a chunk.
+/// Returns a replica's key at the beginning of a chunk.
 pub fn replica_key(data: Key, chunk: usize, replicas: usize, replica: usize) -> Key {
     data.split_at((chunk * replicas + replica) as u64)
 }
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_batch_is_jaxs() {
+    fn the_first_batch_equals_that_of_jax() {
         // JAX 0.10.2: data key 1, 256 images, 2 replicas of 8 images, 16 steps.
         let order = chunk_order(Key::new(1), 256, 16, 16);
         assert_eq!(order.images.len(), 256);

@@ -1,8 +1,8 @@
-//! The train program: many gradient steps a device call, all state on the device.
+//! The train program: many gradient steps per device call, with the whole state on the device.
 //!
-//! A step on each replica: take the examples that the order names; split the key; the task's loss and its gradient;
-//! average both over the replicas; the optimiser's transforms. A loss or gradient norm that is not finite on any replica
-//! leaves the state as it was, from there to the end of the call.
+//! In a step each replica takes the examples that the order names, splits its key, computes the task's loss and gradient,
+//! averages both over the replicas, and applies the optimiser's transforms. After a loss or gradient norm that is not finite on
+//! any replica, the state stays unchanged until the end of the call.
 
 use anyhow::{Result, bail};
 
@@ -16,40 +16,40 @@ use crate::nn::optimiser::{Context, Slot, Transform, Updates, global_norm};
 use crate::nn::params::{Leaf, Params};
 use crate::nn::tree::Tree;
 
-/// The state's entry that holds the replica's key.
+/// Name of the state entry that holds the replica's key.
 pub const KEY: &str = "key";
-/// The state's entry that says whether all was finite so far.
+/// Name of the state entry that is true as long as all values were finite.
 pub const HEALTHY: &str = "healthy";
 
-/// Examples' indices of each step: (chunk, each) on a replica.
+/// Name of the input with the indices of each step's examples: (chunk, each) on a replica.
 const ORDER: &str = "order";
 
-/// A part of the state that goes into a call and comes out of it.
+/// An entry of the state, which is both an input and an output of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateEntry {
-    /// Its name in checkpoints, and of the program's input and output.
+    /// Name in checkpoints, and of the program's input and output.
     pub name: String,
-    /// On each replica.
+    /// Shape on each replica.
     pub shape: Shape,
     /// How the replicas' parts relate.
     pub spread: Spread,
-    /// The parameter whose layout it has, under the entry's own name.
+    /// The parameter whose layouts the entry has. Its name is the entry's.
     pub leaf: Option<Leaf>,
 }
 
-/// A task with an optimiser and sizes: all that the train program depends on.
+/// A task with an optimiser and sizes, which together determine the train program.
 #[derive(Clone, Copy)]
 pub struct TrainProgram<'a> {
-    /// What is learned.
+    /// The task.
     pub task: &'a dyn Task,
-    /// The transforms, the first one first.
+    /// The optimiser's transforms, in order.
     pub optimiser: &'a [Box<dyn Transform>],
-    /// The sizes that the program is made for.
+    /// The sizes that the program is built for.
     pub sizes: Sizes,
 }
 
 impl TrainProgram<'_> {
-    /// Checks that the sizes fit each other and the task.
+    /// Checks that the sizes are consistent and fit the task.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that does not fit.
@@ -61,7 +61,7 @@ impl TrainProgram<'_> {
             "batch",
             "{batch} is not divided evenly by {replicas} replicas"
         );
-        valid!(chunk > 0, "chunk", "0: a device call makes at least one step");
+        valid!(chunk > 0, "chunk", "0: a device call runs at least one step");
         valid!(
             self.task.example().is_none() || examples >= batch,
             "batch",
@@ -112,8 +112,8 @@ impl TrainProgram<'_> {
         Ok(())
     }
 
-    /// Returns the state in the order of the program's inputs: parameters, what the optimiser remembers, the replica's
-    /// key, the task's own, and whether all was finite so far.
+    /// Returns the state in the order of the program's inputs: parameters, the optimiser's state, the replica's key, the task's
+    /// state, and whether all values were finite so far.
     pub fn state(&self) -> Vec<StateEntry> {
         let leaves = self.task.parameters();
         let like = |prefix: &str, leaf: &Leaf| {
@@ -136,12 +136,12 @@ impl TrainProgram<'_> {
         entries
     }
 
-    /// Builds the train program. After the state come the inputs of the examples (all of them) and `order` (which ones each
-    /// step takes), where the task has examples; what the task's host feeds; `start` (the call's first row of the chunk) and
-    /// `trips` (how many steps). After the state come the outputs `loss` and `grad_norm`, a row a step.
+    /// Builds the train program. Its inputs are the state; if the task has examples, all examples and `order`, the indices that
+    /// each step takes; the inputs that the task's host provides; `start`, the first step of the call in its chunk; and `trips`,
+    /// the number of steps. Its outputs are the state, and `loss` and `grad_norm` with one row per step.
     ///
     /// # Errors
-    /// When the sizes do not fit, or the task builds a wrong graph.
+    /// When the sizes do not fit, or the task builds an invalid graph.
     pub fn function(&self) -> Result<Function> {
         self.check()?;
         let Sizes { chunk, examples, .. } = self.sizes;
@@ -181,7 +181,7 @@ impl TrainProgram<'_> {
         g.finish(&outputs, &donors)
     }
 
-    /// One gradient step: the next state in its order, the loss and the gradient's norm.
+    /// Builds one gradient step. Returns the next state in order, the loss and the gradient norm.
     fn step<'g>(
         &self,
         graph: &'g Graph,
@@ -229,7 +229,7 @@ impl TrainProgram<'_> {
         }
         after.extend(next.map(|next| next(healthy)).unwrap_or_default());
         after.set(HEALTHY, healthy);
-        // What a task says nothing of stays as it is.
+        // Entries that the task does not update keep their values.
         let in_order = state.iter().map(|(name, old)| after.get(name).copied().unwrap_or(*old));
         (in_order.collect(), loss, norm)
     }

@@ -1,4 +1,4 @@
-//! A run's state on the devices: how it begins, and how it goes into checkpoints and comes back.
+//! A run's state on the devices: its initial values, saving to checkpoints and restoring.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -12,7 +12,7 @@ use crate::engine::shape::DType;
 use crate::nn::params::{Leaf, arrange, init};
 use crate::nn::tree::Tree;
 
-/// The state, under the names and in the order of the train program's inputs.
+/// The state, with the names and the order of the train program's inputs.
 pub struct State {
     entries: Vec<StateEntry>,
     buffers: Tree<Buffers>,
@@ -20,7 +20,7 @@ pub struct State {
 }
 
 impl State {
-    /// Returns the state of a run that begins: initial parameters, zeros for the optimiser, the task's first values.
+    /// Creates the state of a new run: initial parameters, zeros for the optimiser, the task's initial values.
     ///
     /// # Errors
     /// When a device fails.
@@ -41,11 +41,11 @@ impl State {
         Ok(State { entries, buffers, parameters: leaves.len() })
     }
 
-    /// Returns the state of a checkpoint that was taken before a step. Replicas whose number has changed get the keys with
-    /// which they would stand at this step, had there been as many from the chunk's beginning.
+    /// Restores the state from a checkpoint that was saved before a step. If the number of replicas has changed, each gets the
+    /// key that it would have, had this number trained since the beginning of the chunk.
     ///
     /// # Errors
-    /// When the arrays are of another task or lack one.
+    /// When an array is missing or has another shape than the task's.
     pub fn restored(
         program: &TrainProgram<'_>,
         mesh: &Mesh,
@@ -65,11 +65,11 @@ impl State {
             let whole = whole.ok_or_else(|| anyhow!("the checkpoint has no {}", entry.name))?;
             let buffers = match entry.spread {
                 Spread::Own if entry.name == KEY => put_keys(mesh, &keys(&whole, sizes, seed_data, step)?)?,
-                Spread::Own => mesh.shard(&rows(&whole, entry, sizes.replicas)?)?,
+                Spread::Own => mesh.shard(&split_rows(&whole, entry, sizes.replicas)?)?,
                 Spread::Same => {
                     ensure!(
                         *whole.shape() == entry.shape,
-                        "the checkpoint's {} is {}, not {}",
+                        "the checkpoint's {} is {}, expected {}",
                         entry.name,
                         whole.shape(),
                         entry.shape
@@ -92,12 +92,12 @@ impl State {
         Ok(State { entries, buffers, parameters: program.task.parameters().len() })
     }
 
-    /// Returns the parameters, in the order of the task's, in the device layout.
+    /// Returns the parameters in the task's order, in the device layout.
     pub fn parameters(&self) -> Vec<&Buffers> {
         self.buffers.values().take(self.parameters).collect()
     }
 
-    /// Returns the size of a checkpoint of this state on a number of replicas, in bytes.
+    /// Returns the bytes of a checkpoint of this state on a number of replicas.
     pub fn bytes(&self, replicas: usize) -> usize {
         let size = |entry: &StateEntry| match entry.spread {
             Spread::Same => entry.shape.bytes(),
@@ -106,17 +106,17 @@ impl State {
         self.entries.iter().map(size).sum()
     }
 
-    /// Reports whether all buffers are there. They are not after a device call that failed.
+    /// Reports whether all buffers are present. After a failed device call they are not.
     pub fn is_complete(&self) -> bool {
         self.entries.iter().all(|entry| self.buffers.get(&entry.name).is_some())
     }
 
-    /// Gives all buffers away, in order. A call consumes them; [`State::put_all`] takes what it gives back.
+    /// Takes all buffers out of the state, in order. A call consumes them; pass its outputs to [`State::put_all`].
     pub fn take_all(&mut self) -> Vec<Buffers> {
         std::mem::take(&mut self.buffers).into_iter().map(|(_, b)| b).collect()
     }
 
-    /// Takes buffers in the order of the state.
+    /// Puts buffers back, in the order of the state.
     pub fn put_all(&mut self, buffers: Vec<Buffers>) {
         self.buffers = self.entries.iter().map(|e| e.name.clone()).zip(buffers).collect();
     }
@@ -126,10 +126,10 @@ impl State {
         self.buffers.set(name, value);
     }
 
-    /// Copies an entry to the host: one array a replica, or one for all where they hold the same.
+    /// Copies an entry to the host: one array per replica, or one array if all replicas hold the same.
     ///
     /// # Errors
-    /// When there is no such entry, or a device fails.
+    /// When no entry has the name, or a device fails.
     pub fn get(&self, name: &str) -> Result<Vec<Array>> {
         let entry = self.entries.iter().find(|e| e.name == name);
         let (entry, buffers) = entry.zip(self.buffers.get(name)).with_context(|| {
@@ -142,7 +142,7 @@ impl State {
         }
     }
 
-    /// Reports whether all was finite so far.
+    /// Reports whether all values were finite so far.
     ///
     /// # Errors
     /// When a device fails.
@@ -150,7 +150,7 @@ impl State {
         Ok(self.get(HEALTHY)?[0].bytes() == [1])
     }
 
-    /// Gives each replica its key of a chunk's first step.
+    /// Sets each replica's key to that of a chunk's first step.
     ///
     /// # Errors
     /// When a device fails.
@@ -160,8 +160,8 @@ impl State {
         Ok(())
     }
 
-    /// Returns everything under its name in a checkpoint, in the checkpoint layout. What the host gives takes the place of
-    /// the state's entries of its names.
+    /// Returns the arrays of a checkpoint by name, in the checkpoint layout. Arrays from the host replace state entries of the
+    /// same names.
     ///
     /// # Errors
     /// When a device fails.
@@ -176,7 +176,7 @@ impl State {
                     let keys: Result<Vec<[u32; 2]>> = self.get(KEY)?.iter().map(words).collect();
                     keys_array(&keys?)
                 }
-                (None, None) => whole(entry, self.get(&entry.name)?)?,
+                (None, None) => concatenate(entry, self.get(&entry.name)?)?,
             };
             arrays.extend([(entry.name.clone(), array)]);
         }
@@ -184,25 +184,25 @@ impl State {
     }
 }
 
-/// All replicas' rows as one array.
-fn whole(entry: &StateEntry, mut parts: Vec<Array>) -> Result<Array> {
+/// Concatenates the replicas' rows.
+fn concatenate(entry: &StateEntry, mut parts: Vec<Array>) -> Result<Array> {
     if entry.spread == Spread::Same {
         return Ok(parts.swap_remove(0));
     }
     let (first, rest) = entry.shape.dims.split_first().with_context(|| {
-        format!("state {}: each replica's own has at least one dimension, of rows", entry.name)
+        format!("state {}: an entry with separate rows per replica needs at least one dimension", entry.name)
     })?;
     let bytes = parts.iter().flat_map(|p| p.bytes()).copied().collect();
     Array::from_bytes(entry.shape.with_dims(&[&[first * parts.len()], rest].concat()), bytes)
 }
 
-/// Each replica's rows of a whole.
-fn rows(whole: &Array, entry: &StateEntry, replicas: usize) -> Result<Vec<Array>> {
+/// Splits an array into each replica's rows.
+fn split_rows(whole: &Array, entry: &StateEntry, replicas: usize) -> Result<Vec<Array>> {
     let dims = &entry.shape.dims;
     let expected = dims.first().map(|first| [&[first * replicas], &dims[1..]].concat());
     ensure!(
         expected.as_deref() == Some(whole.dims()) && whole.shape().dtype == entry.shape.dtype,
-        "the checkpoint's {} is {}, which {replicas} replicas do not share as {} each",
+        "the checkpoint's {} is {}, expected {replicas} parts of {}",
         entry.name,
         whole.shape(),
         entry.shape
@@ -213,23 +213,23 @@ fn rows(whole: &Array, entry: &StateEntry, replicas: usize) -> Result<Vec<Array>
     (0..replicas).map(part).collect()
 }
 
-/// The two words of a key.
+/// Returns the two words of a key.
 ///
 /// # Errors
-/// When the array is none.
+/// When the array is not a key.
 pub fn words(key: &Array) -> Result<[u32; 2]> {
     match key.to_vec::<u32>().try_into() {
         Ok(words) => Ok(words),
-        Err(_) => bail!("a key is two words, not {}", key.shape()),
+        Err(_) => bail!("expected a key of two words, got {}", key.shape()),
     }
 }
 
-/// An array of keys for all replicas, (replicas, 2).
+/// Returns the keys of all replicas as an array (replicas, 2).
 fn keys_array(keys: &[[u32; 2]]) -> Array {
     Array::new(&[keys.len(), 2], keys.as_flattened())
 }
 
-/// The replicas' keys of a checkpoint, or, if it was made by another number of replicas, those that they would have.
+/// Returns the replicas' keys from a checkpoint. If another number of replicas saved it, computes the keys from the seed.
 fn keys(saved: &Array, sizes: &Sizes, seed_data: Key, step: usize) -> Result<Vec<Key>> {
     ensure!(saved.shape().dtype == DType::U32, "the checkpoint's {KEY} is {}", saved.shape());
     Ok(match saved.dims() == [sizes.replicas, 2] {
@@ -238,7 +238,7 @@ fn keys(saved: &Array, sizes: &Sizes, seed_data: Key, step: usize) -> Result<Vec
     })
 }
 
-/// The replicas' keys before a step: those of its chunk, split as often as steps were made since.
+/// Returns the replicas' keys before a step: those at the beginning of its chunk, split once per step since.
 fn keys_at(sizes: &Sizes, seed_data: Key, step: usize) -> Vec<Key> {
     let key = |r| {
         let first = replica_key(seed_data, step / sizes.chunk, sizes.replicas, r);

@@ -1,5 +1,5 @@
-//! What is learned: a task has parameters, perhaps a state of its own, and a loss. All else of training (the train
-//! program, replicas, device calls, checkpoints, exact resume, metrics, the check for finite numbers) is the same for
+//! Tasks: the definition of what is trained. A task has parameters, a loss, and optionally its own state. The rest of training
+//! (train program, replicas, device calls, checkpoints, exact resume, metrics, the check for finite numbers) is the same for
 //! every task.
 
 use anyhow::Result;
@@ -13,93 +13,93 @@ use crate::engine::shape::{Precision, Shape};
 use crate::nn::params::{Leaf, Params};
 use crate::nn::tree::Tree;
 
-/// The sizes that a train program is made for.
+/// The sizes that a train program is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Devices that share each batch.
     pub replicas: usize,
-    /// Examples a step, over all replicas.
+    /// Examples per step, over all replicas.
     pub batch: usize,
-    /// Gradient steps that a device call makes at most, and that share one shuffling of keys and examples.
+    /// Number of gradient steps that share one order of examples. A device call runs at most this number of steps.
     pub chunk: usize,
-    /// Examples in the training set; 0 where the task has none.
+    /// Examples in the training set; 0 if the task has none.
     pub examples: usize,
 }
 
 impl Sizes {
-    /// Returns the examples a step on each replica.
+    /// Returns the number of examples per step on each replica.
     pub fn each(&self) -> usize {
         self.batch / self.replicas
     }
 }
 
-/// How the replicas' parts of a state entry relate.
+/// How a state entry is distributed over the replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
-    /// Each replica holds the same.
+    /// Each replica holds the same values.
     Same,
-    /// Each replica holds its own rows of a whole. A checkpoint has the whole.
+    /// Each replica holds its own rows. A checkpoint contains all rows.
     Own,
 }
 
-/// A part of a task's state, which goes into every step and comes out of it.
+/// An entry of a task's state, which every step reads and may replace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Its name in checkpoints; no other entry and no parameter has it.
+    /// Name in checkpoints. No other entry and no parameter may have it.
     pub name: String,
-    /// On each replica.
+    /// Shape on each replica.
     pub shape: Shape,
-    /// How the replicas' parts relate.
+    /// How the entry is distributed over the replicas.
     pub spread: Spread,
-    /// What a run begins with on each replica; `None`: zeros, which [`Host::begin`] may replace.
+    /// Initial values on each replica. `None` means zeros, which [`Host::begin`] may replace.
     pub initial: Option<Array>,
 }
 
 impl Entry {
-    /// Returns an entry that is zero at first.
+    /// Returns an entry that is initially zero.
     pub fn zeros(name: &str, shape: Shape, spread: Spread) -> Entry {
         Entry { name: name.into(), shape, spread, initial: None }
     }
 
-    /// Returns an entry that is the same array at first on every replica.
+    /// Returns an entry whose initial values are the same on every replica.
     pub fn new(name: &str, initial: Array, spread: Spread) -> Entry {
         Entry { name: name.into(), shape: initial.shape().clone(), spread, initial: Some(initial) }
     }
 }
 
-/// An input of the train program that [`Host::inputs`] feeds.
+/// An input of the train program that [`Host::inputs`] provides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Feed {
-    /// Name of the input; no state entry has it.
+    /// Name of the input. No state entry may have it.
     pub name: String,
-    /// What a step gets of it, on each replica.
+    /// Shape that a step gets on each replica.
     pub shape: Shape,
-    /// Whether every step of a chunk gets a row of its own: the input then is (chunk, shape...). Otherwise all steps get
-    /// the same.
+    /// Whether every step of a chunk gets its own row. The input is then (chunk, shape...). Otherwise all steps get the same
+    /// value.
     pub by_step: bool,
 }
 
-/// What a step is made of, on each replica.
+/// The inputs of a step on each replica.
 pub struct Step<'g, 'a> {
     /// The graph of the train program.
     pub graph: &'g Graph,
-    /// The sizes that the program is made for.
+    /// The sizes that the program is built for.
     pub sizes: &'a Sizes,
     /// The parameters, under the names of [`Task::parameters`].
     pub params: Params<'g>,
     /// The state, under the names of [`Task::state`].
     pub state: Tree<Sym<'g>>,
-    /// This replica's examples, (each, shape...), where the task has examples.
+    /// This replica's examples, (each, shape...), if the task has examples.
     pub examples: Option<Sym<'g>>,
-    /// Two keys of this step and replica, for all that is drawn: split them for more.
+    /// Two keys of this step and replica for all random draws. Split them if more are needed.
     pub keys: [Sym<'g>; 2],
-    /// What the host feeds, under the names of [`Task::feeds`].
+    /// The inputs from the host, under the names of [`Task::feeds`].
     pub feed: Tree<Sym<'g>>,
 }
 
 impl Step<'_, '_> {
-    /// Returns the mean of a value over the replicas, the same on each. State of [`Spread::Same`] is computed from such values:
-    /// each replica's own loss or examples differ.
+    /// Returns the mean of a value over the replicas, which is the same on each of them. New values of state with
+    /// [`Spread::Same`] must be computed from such means: losses and examples differ between replicas.
     pub fn mean_over_replicas<'g>(&self, value: Sym<'g>) -> Sym<'g> {
         self.sizes.mean_over_replicas(value)
     }
@@ -114,17 +114,17 @@ impl Sizes {
     }
 }
 
-/// How a task's state goes on after a step.
+/// Computes new values of a task's state from a pred scalar that reports whether the step is valid.
 pub type Next<'g> = Box<dyn FnOnce(Sym<'g>) -> Vec<(String, Sym<'g>)> + 'g>;
 
-/// What comes of a step.
+/// The results of a step.
 pub struct Outcome<'g> {
-    /// An f32 scalar, the mean over this replica's examples. Training minimises its mean over the replicas.
+    /// The loss: an f32 scalar, the mean over this replica's examples. Training minimises its mean over the replicas.
     pub loss: Sym<'g>,
-    /// New values of the state. Where a loss or gradient of the step is not finite, the old ones stay.
+    /// New values of the state. If the step's loss or gradient is not finite, the old values stay.
     pub state: Vec<(String, Sym<'g>)>,
-    /// New values that the task itself keeps from a step that does not hold: gets whether the step holds, a pred scalar.
-    /// For state so large that selecting between old and new would cost too much.
+    /// Computes new values of state for which the task itself must keep the old values if the step is not valid. Serves state
+    /// so large that selecting between old and new values would cost too much.
     pub next: Option<Next<'g>>,
 }
 
@@ -141,7 +141,7 @@ impl<'g> Outcome<'g> {
     }
 }
 
-/// Something to learn.
+/// A training task.
 pub trait Task: Send + Sync {
     /// Returns the name of its programs.
     fn name(&self) -> String;
@@ -149,7 +149,7 @@ pub trait Task: Send + Sync {
     /// Returns the parameters, in the order of checkpoints.
     fn parameters(&self) -> Vec<Leaf>;
 
-    /// Builds one replica's part of a gradient step: the loss, and how the state goes on.
+    /// Builds one replica's part of a gradient step: the loss and the new state.
     fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g>;
 
     /// Returns the element type of the operands of matmuls and convolutions.
@@ -157,12 +157,12 @@ pub trait Task: Send + Sync {
         Precision::F32
     }
 
-    /// Returns name and shape of one example of the training set; `None`: the task learns from no examples.
+    /// Returns name and shape of one example of the training set; `None` if the task needs no examples.
     fn example(&self) -> Option<(&'static str, Shape)> {
         None
     }
 
-    /// Checks that the task can be learned with such sizes.
+    /// Checks that the task can be trained with these sizes.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that does not fit.
@@ -170,12 +170,12 @@ pub trait Task: Send + Sync {
         Ok(())
     }
 
-    /// Returns the state beyond the parameters.
+    /// Returns the task's state besides the parameters.
     fn state(&self, _sizes: &Sizes) -> Vec<Entry> {
         vec![]
     }
 
-    /// Returns the inputs that the host feeds.
+    /// Returns the inputs that the host provides.
     fn feeds(&self, _sizes: &Sizes) -> Vec<Feed> {
         vec![]
     }
@@ -227,11 +227,11 @@ impl<T: Task + ?Sized> Task for Box<T> {
     }
 }
 
-/// What a task's host part works on.
+/// The parts of a run that a task's host part works on.
 pub struct Hosted<'a> {
     /// The devices.
     pub mesh: &'a Mesh,
-    /// The sizes that the program is made for.
+    /// The sizes that the program is built for.
     pub sizes: &'a Sizes,
     /// The run's state on the devices.
     pub state: &'a mut State,
@@ -241,7 +241,7 @@ pub struct Hosted<'a> {
 
 /// The part of a task that runs on the host between device calls. Few tasks need one.
 pub trait Host {
-    /// Gives the state its first values, at the beginning of a run.
+    /// Sets the initial values of the state at the beginning of a run.
     ///
     /// # Errors
     /// When a device fails.
@@ -249,7 +249,7 @@ pub trait Host {
         Ok(())
     }
 
-    /// Prepares for the first step of a chunk. The key is that of this chunk, the same for any number of replicas.
+    /// Prepares for the first step of a chunk. The key is the chunk's, and is the same for any number of replicas.
     ///
     /// # Errors
     /// When a device fails.
@@ -257,7 +257,7 @@ pub trait Host {
         Ok(())
     }
 
-    /// Prepares for the next device call, which begins at a step. Returns the step that it must end before, if any.
+    /// Prepares for the next device call, which begins at `step`. Returns the step before which the call must end, if any.
     ///
     /// # Errors
     /// When a device fails.
@@ -270,7 +270,7 @@ pub trait Host {
         vec![]
     }
 
-    /// Returns those entries of a checkpoint that are not simply the state's; a step is the one that comes next.
+    /// Returns checkpoint entries that replace or extend the state's. `step` is the next step.
     ///
     /// # Errors
     /// When a device fails.
@@ -278,7 +278,7 @@ pub trait Host {
         Ok(vec![])
     }
 
-    /// Puts back what [`Host::save`] gave; takes its entries out of `arrays`.
+    /// Restores the entries that [`Host::save`] returned, and removes them from `arrays`. Returns state entries.
     ///
     /// # Errors
     /// When an entry is missing or of another shape, or a device fails.
@@ -287,7 +287,7 @@ pub trait Host {
     }
 }
 
-/// The host part of a task that needs none.
+/// The host part of a task that needs no work on the host.
 struct Idle;
 
 impl Host for Idle {}

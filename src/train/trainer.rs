@@ -1,4 +1,4 @@
-//! A training run: device calls one after the other, and what is written between them.
+//! A training run: a sequence of device calls, with metrics, evaluations and checkpoints between them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,30 +21,30 @@ use crate::error::{self, Error, Tag};
 use crate::nn::optimiser::{Adam, Chain};
 use crate::nn::tree::Tree;
 
-/// How long a device call should take: so long does a person wait for the bar to move and for Ctrl-C to be heard.
-/// Where a call is cut changes no number.
-const CALL: Duration = Duration::from_millis(800);
+/// Target duration of a device call. Progress is shown and Ctrl-C is handled only between calls. The results do not depend on
+/// how the steps are divided into calls.
+const TARGET_CALL_TIME: Duration = Duration::from_millis(800);
 
-/// How long a run is, and what it writes when.
+/// Options of a run: its length, seeds, and when it evaluates and saves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunOptions {
-    /// Gradient steps in all.
+    /// Total number of gradient steps.
     pub steps: usize,
-    /// Examples a step, over all replicas.
+    /// Examples per step, over all replicas.
     pub batch: usize,
-    /// Gradient steps that share one shuffling of keys and examples, and a device call at most.
+    /// Number of gradient steps that share one order of examples. A device call runs at most this number of steps.
     pub chunk: usize,
-    /// Seed of the initial values.
+    /// Seed of the initial parameters.
     pub seed_model: u64,
-    /// Seed of the order of examples and of what steps draw.
+    /// Seed of the order of examples and of the random draws in steps.
     pub seed_data: u64,
-    /// Steps between evaluations; 0: never.
+    /// Steps between evaluations; 0 for none.
     pub eval_every: usize,
-    /// Steps between checkpoints; 0: never, not even at the end.
+    /// Steps between checkpoints; 0 for none, not even at the end.
     pub checkpoint_every: usize,
-    /// Checkpoints that are kept besides the best one.
+    /// Number of checkpoints to keep besides the best one.
     pub keep: usize,
-    /// What a checkpoint says of the model; for people, and for whoever reads weights.
+    /// Description of the model in checkpoints. Readers of the weights can reconstruct the model from it.
     pub model: serde_json::Value,
 }
 
@@ -64,38 +64,67 @@ impl Default for RunOptions {
     }
 }
 
-/// Why a run came back.
+/// Why [`Run::train`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// All steps were made.
+    /// All steps are done.
     Done,
-    /// It was asked to stop, and saved its state.
+    /// [`Watch::stop`] requested a stop. The state is saved.
     Stopped,
 }
 
-/// What an evaluation during training gives.
+/// The result of an evaluation during training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
-    /// Its name in metrics, such as `test/iwelbo`.
+    /// Name in the metrics, such as `test/iwelbo`.
     pub name: &'static str,
-    /// The greater, the better: the best checkpoint is that of the greatest.
+    /// Value of the score; greater is better. The best checkpoint has the greatest value.
     pub value: f64,
 }
 
-/// What goes along with a run. A closure that gets the step and the loss after each device call is one.
+/// Callbacks of a run. A closure that takes the step and the loss implements this trait.
+///
+/// A watch that evaluates a model on 100 test images when [`RunOptions::eval_every`] says so, so that `best.npz` is the checkpoint
+/// with the greatest score:
+///
+/// ```
+/// use vnca::data::Split;
+/// use vnca::engine::random::Key;
+/// use vnca::engine::runtime::Buffers;
+/// use vnca::study::eval::Evaluator;
+/// use vnca::train::Watch;
+/// use vnca::train::trainer::Score;
+///
+/// struct Evaluated {
+///     evaluator: Evaluator,
+///     test: Split,
+/// }
+///
+/// impl Watch for Evaluated {
+///     fn steps(&mut self, step: usize, loss: f32) {
+///         println!("step {step}: loss {loss:.1} nats");
+///     }
+///
+///     fn evaluate(&mut self, parameters: &[&Buffers], step: usize) -> anyhow::Result<Option<Score>> {
+///         let scores = self.evaluator.run(parameters, &self.test, Key::new(2), 0..100, |_| {})?;
+///         println!("step {step}: {} nats", scores.bound()?.text(2));
+///         Ok(Some(Score { name: "test/iwelbo", value: scores.bound()?.mean }))
+///     }
+/// }
+/// ```
 pub trait Watch {
-    /// Hears of each device call: the steps made, and the last step's loss.
+    /// Called after each device call with the number of steps done and the last step's loss.
     fn steps(&mut self, step: usize, loss: f32);
 
-    /// Evaluates the parameters, in the order of the task's, when [`RunOptions::eval_every`] says so.
+    /// Evaluates the parameters, in the task's order. Called every [`RunOptions::eval_every`] steps.
     ///
     /// # Errors
-    /// When a device or file fails. It ends the run, after the state is saved.
+    /// When a device or file fails. An error ends the run after its state is saved.
     fn evaluate(&mut self, _parameters: &[&Buffers], _step: usize) -> Result<Option<Score>> {
         Ok(None)
     }
 
-    /// Says whether to stop after this call.
+    /// Reports whether to stop after this call.
     fn stop(&self) -> bool {
         false
     }
@@ -107,7 +136,7 @@ impl<F: FnMut(usize, f32)> Watch for F {
     }
 }
 
-/// A task on its way to become a run.
+/// Builder of a run: a task with an optimiser and options.
 pub struct Trainer<'t> {
     mesh: Mesh,
     task: Box<dyn Task + 't>,
@@ -132,56 +161,55 @@ impl<'t> Trainer<'t> {
         Trainer { options, ..self }
     }
 
-    /// Sets the number of gradient steps in all.
+    /// Sets the total number of gradient steps.
     pub fn steps(mut self, steps: usize) -> Self {
         self.options.steps = steps;
         self
     }
 
-    /// Sets the number of examples a step, over all replicas.
+    /// Sets the number of examples per step, over all replicas.
     pub fn batch(mut self, batch: usize) -> Self {
         self.options.batch = batch;
         self
     }
 
-    /// Begins a run in a new folder. Examples are (examples, shape...), of the shape that the task says.
+    /// Begins a run in a new folder. The examples are (examples, shape...), with the shape of [`Task::example`].
     ///
     /// # Errors
-    /// When the folder holds a run, sizes do not fit each other, or a device or file fails.
+    /// When the folder holds a run, the sizes are inconsistent, or a device or file fails.
     pub fn create(self, folder: impl AsRef<Path>, examples: Option<Array>) -> Result<Run<'t>> {
         let folder = RunFolder::lock(folder.as_ref())?;
         ensure!(
             !folder.path().join("checkpoints").exists(),
-            "{} holds a run already: resume it, name another folder, or delete this one",
+            "{} holds a run already: resume it, choose another folder, or delete this one",
             folder.path().display()
         );
         self.start(folder, examples, None)
     }
 
-    /// Goes on with the run in a folder, bit for bit as if it had not stopped. Takes the same task, optimiser and options, but for
-    /// the number of steps: the folder does not record them.
+    /// Resumes the run in a folder, bit for bit as if it had not stopped, if the task, the optimiser and the options are those of
+    /// the run. Only the number of steps may differ. The folder does not record them.
     ///
     /// # Errors
-    /// When the folder holds no whole checkpoint of this task and these examples, or as [`Trainer::create`].
+    /// When the folder holds no intact checkpoint of this task and these examples; also the errors of [`Trainer::create`].
     pub fn resume(self, folder: impl AsRef<Path>, examples: Option<Array>) -> Result<Run<'t>> {
         let folder = folder.as_ref();
         ensure!(folder.exists(), "{} does not exist", folder.display());
         let folder = RunFolder::lock(folder)?;
         let Some(checkpoint) = Store::in_run(folder.path(), self.options.keep).latest()? else {
             bail!(
-                "{} holds no checkpoint to go on from: delete it and create the run",
+                "{} holds no checkpoint to resume from: delete it and create the run",
                 folder.path().display()
             )
         };
         self.start(folder, examples, Some(checkpoint))
     }
 
-    /// Compiles the train program and puts the initial or resumed state on the devices. Writes nothing before everything is
-    /// accepted.
+    /// Compiles the train program and uploads the initial or resumed state. Writes nothing before all checks have passed.
     ///
     /// # Errors
-    /// When sizes do not fit, the checkpoint is not of this run ([`Error::OtherExamples`]), the folder has no room for the
-    /// checkpoints, or a device or file fails.
+    /// When sizes do not fit, the checkpoint belongs to other examples ([`Error::OtherExamples`]), the folder lacks space for
+    /// the checkpoints, or a device or file fails.
     pub fn start(
         self,
         folder: RunFolder,
@@ -227,7 +255,7 @@ impl<'t> Trainer<'t> {
         if options.checkpoint_every > 0 {
             store.check_room(state.bytes(mesh.replicas()), saves)?;
         }
-        // Until here nothing was written.
+        // The first write: all checks have passed.
         let metrics = Metrics::open(folder.path(), step)?;
         store.begin(meta.as_ref().map(|m| m.step))?;
         Ok(Run {
@@ -256,19 +284,19 @@ impl<'t> Trainer<'t> {
     }
 }
 
-/// Checks that the examples are of the task's shape.
+/// Checks that the examples have the task's shape.
 fn check_examples(task: &dyn Task, examples: Option<&Array>) -> Result<()> {
     match (task.example(), examples) {
         (None, None) => Ok(()),
         (None, Some(_)) => bail!("the task {} takes no examples", task.name()),
         (Some((name, shape)), None) => {
-            bail!("the task {} takes {name} of {shape} each, got none", task.name())
+            bail!("the task {} needs {name} of {shape} each, got none", task.name())
         }
         (Some((name, shape)), Some(given)) => {
             let rest = given.dims().get(1..);
             ensure!(
                 rest == Some(shape.dims.as_slice()) && given.shape().dtype == shape.dtype,
-                "the task {} takes {name} of {shape} each, got {}",
+                "the task {} needs {name} of {shape} each, got {}",
                 task.name(),
                 given.shape()
             );
@@ -277,11 +305,11 @@ fn check_examples(task: &dyn Task, examples: Option<&Array>) -> Result<()> {
     }
 }
 
-/// A run, ready to make its next step.
+/// A run that is ready for its next step.
 pub struct Run<'t> {
-    /// Locked as long as the run is there.
+    /// Keeps the folder locked until the run is dropped.
     _folder: RunFolder,
-    /// The step of the newest checkpoint.
+    /// Step of the newest checkpoint.
     saved: Option<usize>,
     task: Box<dyn Task + 't>,
     optimiser: Chain,
@@ -295,9 +323,9 @@ pub struct Run<'t> {
     on_device: Option<Buffers>,
     data_crc: u32,
     step: usize,
-    /// The step that the next call must end before, if the task's host says so.
+    /// The step before which the next call must end, if the task's host sets one.
     planned_until: Option<usize>,
-    /// The data key of the chunk that the next step belongs to, and that chunk's order once it is needed.
+    /// Data key of the chunk that contains the next step. `order` is this chunk's order, once it is needed.
     data_key: Key,
     order: Option<(ChunkOrder, Option<Buffers>)>,
     best: Option<f64>,
@@ -307,7 +335,7 @@ pub struct Run<'t> {
 }
 
 impl Run<'_> {
-    /// Returns the number of gradient steps made.
+    /// Returns the number of gradient steps done.
     pub fn step(&self) -> usize {
         self.step
     }
@@ -317,7 +345,7 @@ impl Run<'_> {
         &self.mesh
     }
 
-    /// Returns the measured seconds of a gradient step, once there was more than one call.
+    /// Returns the measured seconds per gradient step, after the first call.
     pub fn seconds_a_step(&self) -> Option<f64> {
         self.seconds_a_step
     }
@@ -325,7 +353,7 @@ impl Run<'_> {
     /// Returns the computation of the train program.
     ///
     /// # Errors
-    /// None: it was built before.
+    /// Never, because the program was built before.
     pub fn function(&self) -> Result<Function> {
         TrainProgram { task: self.task.as_ref(), optimiser: &self.optimiser, sizes: self.sizes }.function()
     }
@@ -342,37 +370,37 @@ impl Run<'_> {
         leaves.iter().zip(&self.state.parameters()).map(host).collect()
     }
 
-    /// Copies an entry of the task's state to the host: one array a replica, or one where all hold the same.
+    /// Copies an entry of the task's state to the host: one array per replica, or one array if all replicas hold the same.
     ///
     /// # Errors
-    /// When there is no such entry, or a device fails.
+    /// When no entry has the name, or a device fails.
     pub fn state(&self, name: &str) -> Result<Vec<Array>> {
         self.state.get(name)
     }
 
-    /// Makes all steps that are left.
+    /// Runs all remaining steps.
     ///
-    /// Saves the state also when an error ends the run, unless the device call itself failed: then the newest checkpoint is
-    /// what is left.
+    /// If an error ends the run, saves the state first. After a failed device call the state is lost, and the newest checkpoint
+    /// remains.
     ///
     /// # Errors
-    /// [`Error::NotFinite`]; a device, a file or an evaluation that fails.
+    /// [`Error::NotFinite`]; or when a device, a file or an evaluation fails.
     pub fn train(&mut self, watch: &mut impl Watch) -> Result<End> {
         self.make_steps(watch).map_err(|error| match error::find(&error) {
-            // Its own message says what was saved.
+            // Its message already reports what was saved.
             Some(Error::NotFinite { .. }) => error,
-            _ => self.saved_after(error),
+            _ => self.save_after(error),
         })
     }
 
-    /// Saves the state after an error, if the devices still have it, and says so.
-    fn saved_after(&mut self, error: anyhow::Error) -> anyhow::Error {
+    /// Saves the state after an error, if the devices still hold it. Adds the outcome to the error.
+    fn save_after(&mut self, error: anyhow::Error) -> anyhow::Error {
         let step = self.step;
         if self.options.checkpoint_every == 0 || !self.state.is_complete() || self.saved == Some(step) {
             return error;
         }
         match self.save(false) {
-            Ok(()) => error.context(format!("training stopped after step {step}, whose state is saved")),
+            Ok(()) => error.context(format!("training stopped after step {step}; its state is saved")),
             Err(second) => error
                 .context(format!("training stopped after step {step}; saving its state failed ({second:#})")),
         }
@@ -398,11 +426,11 @@ impl Run<'_> {
                 self.metrics.write(&Line::new(step, *loss, *norm, score.map(|s| (s.name, s.value))))?;
             }
             self.metrics.flush()?;
-            // Not before the lines are written: the state that is saved after an error has them.
+            // Return the error only after writing the lines: the state that is saved next includes these steps.
             evaluated?;
             watch.steps(self.step, losses.last().copied().unwrap_or(f32::NAN));
             let better = score.is_some_and(|s| {
-                // Nothing is better than NaN, and a checkpoint's JSON has no infinity.
+                // No score compares as better than NaN, and JSON has no infinity.
                 let better = s.value.is_finite() && self.best.is_none_or(|best| s.value > best);
                 if better {
                     self.best = Some(s.value);
@@ -423,14 +451,14 @@ impl Run<'_> {
         Ok(End::Done)
     }
 
-    /// How many steps the next call makes: up to where something is due, and no longer than a person waits.
+    /// Returns the number of steps of the next call. The call ends where something is due, and takes about [`TARGET_CALL_TIME`].
     fn next_trips(&self) -> usize {
         let until = |every: usize| match every {
             0 => usize::MAX,
             every => every - self.step % every,
         };
-        let patience = match self.seconds_a_step {
-            Some(seconds) => (CALL.as_secs_f64() / seconds.max(1e-9)).ceil() as usize,
+        let by_time = match self.seconds_a_step {
+            Some(seconds) => (TARGET_CALL_TIME.as_secs_f64() / seconds.max(1e-9)).ceil() as usize,
             None => 1,
         };
         [
@@ -439,15 +467,15 @@ impl Run<'_> {
             until(self.options.eval_every),
             until(self.options.checkpoint_every),
             self.planned_until.map_or(usize::MAX, |end| end - self.step),
-            patience.max(1),
+            by_time.max(1),
         ]
         .into_iter()
         .min()
         .unwrap_or(1)
     }
 
-    /// Sees to it that the devices have what the next step takes: the chunk's order of examples, at its beginning each
-    /// replica's key, and what the task's host feeds.
+    /// Uploads the inputs of the next step: the chunk's order of examples, each replica's key at the beginning of a chunk, and
+    /// the inputs from the task's host.
     fn prepare(&mut self) -> Result<()> {
         let Sizes { batch, chunk, examples, .. } = self.sizes;
         let entering = self.order.is_none();
@@ -474,9 +502,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs steps on the devices; gives the losses, the norms, and whether all were finite.
+    /// Runs steps on the devices. Returns the losses, the gradient norms, and whether all values were finite.
     fn call(&mut self, trips: usize) -> Result<(Vec<f32>, Vec<f32>, bool)> {
-        let (_, order) = self.order.as_ref().context("a chunk was entered")?;
+        let (_, order) = self.order.as_ref().context("the chunk has no order")?;
         let start = self.mesh.replicate(&Array::scalar((self.step % self.sizes.chunk) as i32))?;
         let count = self.mesh.replicate(&Array::scalar(trips as i32))?;
         let mut arguments: Vec<Arg<'_>> = self.state.take_all().into_iter().map(Arg::from).collect();
@@ -486,14 +514,14 @@ impl Run<'_> {
         let began = Instant::now();
         let mut results = self.executable.call(arguments)?;
         let mut row = || -> Result<Vec<f32>> {
-            let buffers = results.pop().context("the train program gives its losses and norms")?;
+            let buffers = results.pop().context("the train program returned no losses or norms")?;
             let mut values = buffers.get(0)?.to_vec::<f32>();
             values.truncate(trips);
             Ok(values)
         };
         let norms = row()?;
         let losses = row()?;
-        // The first call of a process also warms up: its time says little.
+        // The moving average corrects the time of the first call, which includes warming up.
         let seconds = began.elapsed().as_secs_f64() / trips as f64;
         self.seconds_a_step = Some(self.seconds_a_step.map_or(seconds, |s| 0.5 * s + 0.5 * seconds));
         self.state.put_all(results);
@@ -509,7 +537,7 @@ impl Run<'_> {
         }
     }
 
-    /// Saves the state before the first step that was not finite, and says which.
+    /// Saves the state before the first step that was not finite. Returns the error that names this step.
     fn not_finite(&mut self, losses: &[f32], norms: &[f32]) -> Error {
         let bad = losses.iter().zip(norms).position(|(l, n)| !l.is_finite() || !n.is_finite()).unwrap_or(0);
         let saved = (|| -> Result<&str> {
@@ -519,7 +547,7 @@ impl Run<'_> {
             self.advance(bad);
             self.metrics.flush()?;
             if self.options.checkpoint_every == 0 {
-                return Ok("nothing was saved, as no checkpoints were asked for");
+                return Ok("nothing was saved, because checkpoints are off");
             }
             self.save(false)?;
             Ok("the state before it is saved")
@@ -530,7 +558,7 @@ impl Run<'_> {
     }
 
     fn save(&mut self, best: bool) -> Result<()> {
-        // Lines must not be younger than the checkpoint: a resumed run cuts them at its step.
+        // The lines up to the checkpoint must be on disk before it: a resumed run keeps only those up to its step.
         self.metrics.sync()?;
         let arrays = self.state.arrays(self.host.as_ref(), self.step)?;
         let meta = Meta {

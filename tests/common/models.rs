@@ -22,8 +22,8 @@ pub fn models() -> Vec<(String, Model)> {
     models
 }
 
-/// Returns initial values in the device layout. The last layer of an NCA's cell is random instead of zero, so that steps change the
-/// cells.
+/// Returns initial values in the device layout. The last layer of an NCA's cell is random instead of zero, so that steps change
+/// the cells.
 pub fn woken(model: &Model) -> Vec<Array> {
     let scale = 0.4 / model.latent as f32;
     let value = |leaf: &Leaf, array: Array| {

@@ -3,15 +3,15 @@
 
 use std::path::Path;
 
-/// Returns the device in `VNCA_TEST_DEVICE`, else the CPU plugin that `tools/setup --tests` installs, with eight devices. `None` if
-/// there is neither: the tests that need one are then skipped.
+/// Returns the device in `VNCA_TEST_DEVICE`, else the CPU plugin that `tools/setup --tests` installs, with eight devices. Returns
+/// `None` if neither exists. Tests that need a plugin are then skipped.
 pub fn device() -> Option<String> {
     if let Ok(device) = std::env::var("VNCA_TEST_DEVICE") {
         return Some(device);
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".xla/plugin/pjrt_c_api_cpu_plugin.so");
     if !path.exists() {
-        eprintln!("skipped: there is no plugin; tools/setup --tests installs one");
+        eprintln!("skipped: no plugin found; tools/setup --tests installs one");
         return None;
     }
     Some(format!("{},cpu_device_count=8", path.display()))

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::programs::{Made, Sizes};
+use super::programs::{SizedProgram, Sizes};
 use super::{Outcome, bar, print, to_stderr};
 use crate::cli::environment;
 use crate::cli::error::Exit;
@@ -129,7 +129,7 @@ fn topologies(requested: &[String]) -> Vec<String> {
     }
 }
 
-fn row(made: &Made, topology: &str, usage: Usage, estimate: Estimate, compile_seconds: f64) -> Row {
+fn row(made: &SizedProgram, topology: &str, usage: Usage, estimate: Estimate, compile_seconds: f64) -> Row {
     let generation = generation(topology);
     let flops = made.flops();
     let estimated_ms = generation.filter(|_| estimate.cycles > 0.0).map(|g| estimate.cycles / g.mhz / 1e3);

@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use super::{On, Outcome, print, to_stderr};
+use super::{DeviceOptions, Outcome, print, to_stderr};
 use crate::cli::error::Exit;
 use crate::engine::conformance::{self, Check};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    device: On,
+    device: DeviceOptions,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
-use super::{On, Outcome, print};
+use super::{DeviceOptions, Outcome, print};
 use crate::cli::error::{Exit, exit_code};
 use crate::engine::array::Array;
 use crate::engine::compile::{compile, forms};
@@ -19,7 +19,7 @@ use crate::error::{Kind, kind};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    device: On,
+    device: DeviceOptions,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 
 use super::run_data::ImageSource;
-use super::{On, Outcome, Source, Weights, bar, print};
+use super::{DeviceOptions, Outcome, Source, Weights, bar, print};
 use crate::cli::models::{Kind, Model};
 use crate::data::{self, Part as DataPart, Split};
 use crate::engine::random::Key;
@@ -76,7 +76,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     #[command(flatten)]
-    pub device: On,
+    pub device: DeviceOptions,
     /// Print JSON on stdout
     #[arg(long)]
     pub json: bool,

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 
-use super::{On, Outcome, Report, bar};
+use super::{DeviceOptions, Outcome, Report, bar};
 use crate::data::{self, Part, labels};
 use crate::engine::npy;
 use crate::error::{Error, Tag};
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
-    device: On,
+    device: DeviceOptions,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,

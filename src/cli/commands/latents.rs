@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::images::Images;
-use super::{On, Outcome, Report, Source, bar};
+use super::{DeviceOptions, Outcome, Report, Source, bar};
 use crate::data::Split;
 use crate::engine::npy;
 use crate::engine::random::Key;
@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, default_value_t = 2, value_name = "N")]
     seed: u64,
     #[command(flatten)]
-    device: On,
+    device: DeviceOptions,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,

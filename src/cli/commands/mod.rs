@@ -1,4 +1,4 @@
-//! The verbs, one a file: its arguments, and what it does.
+//! The verbs of the command line. Each file has the arguments and the implementation of one verb.
 
 #[cfg(feature = "xla")]
 pub mod compile;
@@ -54,10 +54,10 @@ use crate::study::session::Session;
 use crate::train::checkpoint::{Checkpoint, chosen};
 use run_data::RunData;
 
-/// What a verb gives: an exit code if it is not 0.
+/// The result of a verb: an exit code if it is not 0.
 pub type Outcome = Result<Option<Exit>>;
 
-/// Where weights come from: a run's folder, or a file and the model that it is of.
+/// The source of weights: a run's folder, or a file and its model.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct Source {
@@ -67,7 +67,7 @@ pub struct Source {
     /// A checkpoint, or parameters as .npz, .safetensors or Equinox's .eqx
     #[arg(long, value_name = "FILE", requires = "model")]
     pub weights: Option<PathBuf>,
-    /// The model that the weights are of
+    /// The model of the weights
     #[arg(long)]
     pub model: Option<Kind>,
     /// Latent size of the model [default: the report's]
@@ -80,41 +80,42 @@ pub struct Source {
     pub automaton: Automaton,
 }
 
-/// Where a verb computes.
+/// The device that a verb uses.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
-pub struct On {
+pub struct DeviceOptions {
     /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
     #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
     pub device: String,
     #[arg(from_global)]
     programs: Option<PathBuf>,
     #[arg(skip)]
-    opened: Opened,
+    opened: SharedMesh,
 }
 
-/// The mesh that was opened last, shared by the options that are made of each other: a verb that is made of others opens the
-/// device once.
+/// The mesh that was opened last. Clones share it, so that a verb that runs other verbs opens the device only once.
 #[derive(Clone, Default)]
-struct Opened(Rc<RefCell<Option<Mesh>>>);
+struct SharedMesh(Rc<RefCell<Option<Mesh>>>);
 
-impl fmt::Debug for Opened {
+impl fmt::Debug for SharedMesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Opened")
+        f.write_str("SharedMesh")
     }
 }
 
-impl On {
+impl DeviceOptions {
+    /// Parses the device's name.
+    ///
     /// # Errors
-    /// When it is no device's name.
+    /// When the name is unknown.
     pub fn get(&self) -> Result<Device> {
         self.device.parse().tag(Error::Usage)
     }
 
-    /// Opens the device, as one of at least `devices` parts where it is a CPU.
+    /// Opens the device for `replicas` replicas. A CPU is divided into at least `devices` virtual devices.
     ///
     /// # Errors
-    /// When it is no device's name, or the device cannot be had.
+    /// When the name is unknown, or the device is not available.
     pub fn open(&self, devices: usize, replicas: usize) -> Result<Mesh> {
         let device = self.get()?;
         let mut opened = self.opened.0.borrow_mut();
@@ -122,16 +123,16 @@ impl On {
         if let Some(mesh) = opened.as_ref().filter(fits) {
             return mesh.with_replicas(replicas);
         }
-        // The other one ends first: a device may have one client at a time.
+        // Close the other mesh first, because some devices allow only one client at a time.
         *opened = None;
         let mesh = open(&device, self.programs.as_deref(), devices, replicas)?;
         Ok(opened.insert(mesh).clone())
     }
 
-    /// Opens the device and puts weights there.
+    /// Opens the device and uploads weights.
     ///
     /// # Errors
-    /// As of [`On::open`].
+    /// The errors of [`DeviceOptions::open`].
     pub fn session(&self, replicas: usize, weights: &Weights) -> Result<Session> {
         let mesh = self.open(1, replicas)?;
         let model = weights.model.vae();
@@ -143,12 +144,12 @@ impl On {
 /// Opens a device.
 ///
 /// # Errors
-/// As of [`MeshBuilder::open`](crate::engine::runtime::MeshBuilder::open).
+/// The errors of [`MeshBuilder::open`](crate::engine::runtime::MeshBuilder::open).
 pub fn open(device: &Device, programs: Option<&Path>, devices: usize, replicas: usize) -> Result<Mesh> {
     Mesh::builder(device).devices(devices).programs(programs).open(replicas)
 }
 
-/// Says on stderr where a CPU does not have the precision that was asked for.
+/// Prints a message to stderr if a CPU lacks the requested precision.
 pub fn report_forms(mesh: &Mesh, precision: Precision) {
     if precision == Precision::F32 || mesh.programs().is_some() {
         return;
@@ -158,7 +159,7 @@ pub fn report_forms(mesh: &Mesh, precision: Precision) {
     }
 }
 
-/// How the automaton runs: what may differ from the model that was trained.
+/// Options of the automaton that may differ from those of training.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct Automaton {
@@ -195,30 +196,30 @@ impl Automaton {
 pub struct Weights {
     pub model: Model,
     pub arrays: Vec<Array>,
-    /// The data set that the run was trained on, if a run was named.
+    /// The data set that the run was trained on, if the source is a run.
     pub data: Option<RunData>,
 }
 
 impl Source {
-    /// The model that is named without weights.
+    /// Returns the model that is chosen without weights.
     ///
     /// # Errors
-    /// When none is, or its latent size is out of range.
+    /// When no model is chosen, or its latent size is out of range.
     pub fn bare_model(&self) -> Result<Model> {
         let Some(kind) = self.model else { bail!("one of --run, --weights and --model is needed") };
         self.computed(Model::new(kind, self.latent)?)
     }
 
-    /// The model, computed as these options say.
+    /// Applies the options for precision and growth to a model.
     fn computed(&self, model: Model) -> Result<Model> {
         let precision = self.precision.unwrap_or(model.precision);
         self.automaton.apply(Model { precision, ..model })
     }
 
-    /// Reads the weights; where none are named, the initial values of a seed.
+    /// Reads the weights. Without a source of weights, returns the initial values of a seed.
     ///
     /// # Errors
-    /// As of [`Source::load`].
+    /// The errors of [`Source::load`].
     pub fn load_or_init(&self, seed: u64) -> Result<Weights> {
         if self.run.is_some() || self.weights.is_some() {
             return self.load();
@@ -230,7 +231,7 @@ impl Source {
     /// Reads the weights.
     ///
     /// # Errors
-    /// When no source is named, or the file is missing, damaged or of another model.
+    /// When no source is given, or the file is missing, damaged or of another model.
     pub fn load(&self) -> Result<Weights> {
         if let Some(run) = &self.run {
             let config = TrainConfig::from_run(run)?;
@@ -246,7 +247,7 @@ impl Source {
     }
 }
 
-/// What a verb has to say: for scripts and for people.
+/// The results of a verb, as JSON and as text.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub json: Value,
@@ -254,7 +255,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Writes it to stdout, as JSON or as text.
+    /// Writes the results to stdout, as JSON or as text.
     ///
     /// # Errors
     /// When stdout cannot be written.
@@ -264,7 +265,7 @@ impl Report {
     }
 }
 
-/// Writes a line (or several) of results to stdout. A reader that has gone, as `head` does, is no error.
+/// Writes one or several lines of results to stdout. A closed pipe, as after `| head`, is no error.
 ///
 /// # Errors
 /// When stdout cannot be written for another reason.
@@ -277,14 +278,13 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a line for people to stderr. That it cannot be written, because the terminal or the disk behind it is gone or full, is
-/// no reason to end what runs.
+/// Writes a message to stderr. Ignores errors: a closed terminal or a full disk must not end a run.
 pub fn to_stderr(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// A bar with rate and ETA on stderr, where that is a terminal.
+/// Returns a progress bar with rate and ETA. Shows it on stderr if that is a terminal; otherwise prints lines.
 pub fn bar(length: usize, unit: &str) -> ProgressBar {
     // An error may end what the bar belongs to. Its message then begins on a line of its own.
     let bar = ProgressBar::new(length as u64).with_finish(ProgressFinish::AndClear);
@@ -292,33 +292,38 @@ pub fn bar(length: usize, unit: &str) -> ProgressBar {
         let unit = unit.to_string();
         let far = move |state: &ProgressState, w: &mut dyn std::fmt::Write| {
             let all = state.len().unwrap_or(0);
-            let _ = w.write_str(&how_far(state.pos(), all, &unit, state.per_sec(), state.eta()));
+            let _ = w.write_str(&progress_text(state.pos(), all, &unit, state.per_sec(), state.eta()));
         };
         bar.set_style(style.with_key("far", far));
     }
     bar.enable_steady_tick(Duration::from_millis(250));
     if bar.is_hidden() {
-        in_lines(&bar, unit, Duration::from_secs(60), |line| to_stderr(&line));
+        print_progress_lines(&bar, unit, Duration::from_secs(60), |line| to_stderr(&line));
     }
     bar
 }
 
-/// Where there is no terminal, as in a job's log, says every so often how far a bar is, as long as it is there.
-fn in_lines(bar: &ProgressBar, unit: &str, every: Duration, say: impl Fn(String) + Send + 'static) {
+/// Prints the progress as a line at intervals until the bar is finished. Serves logs, where no terminal shows the bar.
+fn print_progress_lines(
+    bar: &ProgressBar,
+    unit: &str,
+    every: Duration,
+    say: impl Fn(String) + Send + 'static,
+) {
     let (bar, unit) = (bar.downgrade(), unit.to_string());
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(every);
             let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else { return };
             let all = bar.length().unwrap_or(0);
-            let far = how_far(bar.position(), all, &unit, bar.per_sec(), bar.eta());
+            let far = progress_text(bar.position(), all, &unit, bar.per_sec(), bar.eta());
             say(format!("{far}  {}", bar.message()).trim_end().to_string());
         }
     });
 }
 
-/// What a bar and a line of a log say.
-fn how_far(done: u64, all: u64, unit: &str, per_second: f64, left: Duration) -> String {
+/// Formats the progress, for a bar and for a line of a log.
+fn progress_text(done: u64, all: u64, unit: &str, per_second: f64, left: Duration) -> String {
     format!("{done}/{all} {unit}  {per_second:.2}/s  ETA {}", HumanDuration(left))
 }
 
@@ -327,17 +332,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_terminal_a_bar_is_lines_until_it_is_finished() {
+    fn without_a_terminal_progress_is_printed_as_lines_until_the_bar_is_finished() {
         let bar = ProgressBar::hidden();
         bar.set_length(10);
         bar.set_position(5);
         bar.set_message("loss 2.00");
         let (sender, lines) = std::sync::mpsc::channel();
-        in_lines(&bar, "steps", Duration::from_millis(1), move |line| drop(sender.send(line)));
+        print_progress_lines(&bar, "steps", Duration::from_millis(1), move |line| drop(sender.send(line)));
         let line = lines.recv().expect("a line");
         assert!(line.starts_with("5/10 steps  ") && line.ends_with("  loss 2.00"), "{line}");
         bar.finish_and_clear();
-        // The thread ends, and with it the channel.
+        // The thread ends and closes the channel.
         assert!(lines.iter().count() < 1000);
     }
 }

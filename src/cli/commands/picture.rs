@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::run_data::ImageSource;
-use super::{On, Report, Source, Weights};
+use super::{DeviceOptions, Report, Source, Weights};
 use crate::data::{Part, Split};
 use crate::engine::npy;
 use crate::error::valid;
@@ -32,7 +32,7 @@ pub struct Common {
     #[arg(long)]
     pub npy: bool,
     #[command(flatten)]
-    pub device: On,
+    pub device: DeviceOptions,
     /// Print the numbers and the files' names as JSON on stdout instead of the files' names alone
     #[arg(long)]
     pub json: bool,

@@ -1,4 +1,4 @@
-//! Which programs `vnca export` writes and `vnca compile` compiles: those of a model at given sizes.
+//! The programs of a model at given sizes, which `vnca export` writes and `vnca compile` compiles.
 
 use std::path::PathBuf;
 
@@ -12,36 +12,36 @@ use crate::model::{Vae, pool};
 use crate::study::pictures;
 use crate::study::{eval, gallery};
 
-/// What programs depend on; as in the report unless given.
+/// The options that determine programs. Defaults are the report's.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Sizes {
     /// Model; may be given several times [default: that of --config or --preset, or all that train]
     #[arg(long)]
     pub model: Vec<Kind>,
-    /// Every other option that `vnca train` takes, as a TOML file; the flags here win over it
+    /// A TOML file with any other options of `vnca train`; the flags here override it
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
-    /// The same, by the name of one of its presets
+    /// A preset of `vnca train` with such options
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(preset_names()))]
     pub preset: Option<String>,
     #[command(flatten)]
     options: ProgramOptions,
-    /// Training alone, without evaluation
+    /// Only training, without evaluation
     #[arg(long)]
     pub train_only: bool,
     /// Images of the training set
     #[arg(long, default_value_t = 60_000, value_name = "N")]
     pub images: usize,
-    /// Latent samples an image, in evaluation; may be given several times
+    /// Latent samples per image in evaluation; may be given several times
     #[arg(long, default_values_t = [128], value_name = "K")]
     pub samples: Vec<usize>,
-    /// Images an evaluation call, over all replicas
+    /// Images per evaluation call, over all replicas
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub eval_batch_size: usize,
 }
 
-/// Those options of training that have a flag here. The environment variables of training do not count.
+/// The options of training that have a flag here. Ignores the environment variables of training.
 #[derive(Clone, Debug)]
 struct ProgramOptions(TrainOptions);
 
@@ -70,31 +70,31 @@ impl clap::Args for ProgramOptions {
     }
 }
 
-/// A program's graph, for how many replicas it is, and how many gradient steps it makes.
-pub struct Made {
+/// A program's graph with its number of replicas and of gradient steps.
+pub struct SizedProgram {
     pub function: Function,
     pub replicas: usize,
     steps: usize,
 }
 
-impl Made {
-    /// Floating-point operations of matmuls and convolutions: of a gradient step, or of a call that is no training.
+impl SizedProgram {
+    /// Returns the floating-point operations in matmuls and convolutions of a gradient step, or of a call without training.
     pub fn flops(&self) -> f64 {
         Cost::from_function(&self.function).flops as f64 / self.steps as f64
     }
 }
 
 impl Sizes {
-    /// Training and, unless it is left out, evaluation of each model.
+    /// Returns the programs for training and, unless excluded, evaluation of each model.
     ///
     /// # Errors
-    /// When the sizes do not fit each other; the error names the flag.
-    pub fn train_and_eval(&self) -> Result<Vec<Made>> {
+    /// When the sizes are inconsistent. The message names the flag.
+    pub fn train_and_eval(&self) -> Result<Vec<SizedProgram>> {
         let mut made = Vec::new();
         for kind in self.kinds()? {
             let config = self.config(kind)?;
             let function = config.train_function(self.images)?;
-            made.push(Made { function, replicas: config.replicas, steps: config.chunk });
+            made.push(SizedProgram { function, replicas: config.replicas, steps: config.chunk });
             for samples in self.samples.iter().filter(|_| !self.train_only) {
                 made.push(self.eval(&config, *samples)?);
             }
@@ -102,46 +102,46 @@ impl Sizes {
         Ok(made)
     }
 
-    fn eval(&self, config: &TrainConfig, samples: usize) -> Result<Made> {
+    fn eval(&self, config: &TrainConfig, samples: usize) -> Result<SizedProgram> {
         let (batch, replicas) = (self.eval_batch_size, config.replicas);
         ensure!(
             samples > 0 && batch > 0 && batch.is_multiple_of(replicas),
             "--eval-batch-size {batch} is not divided evenly by --replicas {replicas}, or --samples is 0"
         );
-        Ok(Made {
+        Ok(SizedProgram {
             function: eval::function(&config.model.vae(), batch / replicas, samples)?,
             replicas,
             steps: 1,
         })
     }
 
-    /// Those, and what else a run of training and a look at its model take.
+    /// Returns the programs of [`Sizes::train_and_eval`] and the others that a training run and its pictures need.
     ///
     /// # Errors
-    /// As above.
-    pub fn all(&self) -> Result<Vec<Made>> {
+    /// The errors of [`Sizes::train_and_eval`].
+    pub fn all(&self) -> Result<Vec<SizedProgram>> {
         let mut made = self.train_and_eval()?;
         for kind in self.kinds()? {
             let config = self.config(kind)?;
             let (model, replicas) = (config.model.vae(), config.replicas);
             if let Some(pool) = &config.pool {
                 let share = pool.size / replicas;
-                let function = pool::seeding(&model, share, pool.rows(replicas))?;
-                made.push(Made { function, replicas, steps: 1 });
+                let function = pool::initial_pool(&model, share, pool.rows(replicas))?;
+                made.push(SizedProgram { function, replicas, steps: 1 });
             }
             if !self.train_only {
                 if !self.samples.contains(&config.eval_samples) {
                     // Training measures its IWELBO with fewer samples than an evaluation.
                     made.push(self.eval(&config, config.eval_samples)?);
                 }
-                made.push(Made { function: pictures::function(&model)?, replicas, steps: 1 });
-                made.push(Made { function: decode(&model)?, replicas, steps: 1 });
+                made.push(SizedProgram { function: pictures::function(&model)?, replicas, steps: 1 });
+                made.push(SizedProgram { function: decode(&model)?, replicas, steps: 1 });
             }
         }
         Ok(made)
     }
 
-    /// The options of training, as `vnca train` has them from its flags, its file and its preset.
+    /// Returns the options of training, merged from flags, file and preset as in `vnca train`.
     fn options(&self) -> Result<TrainOptions> {
         let own = TrainOptions { preset: self.preset.clone(), ..self.options.0.clone() };
         let own = match &self.config {
@@ -155,7 +155,7 @@ impl Sizes {
         TrainConfig::resolve(&TrainOptions { model: Some(kind), ..self.options()? })
     }
 
-    /// The models that were asked for; without a wish, those that train.
+    /// Returns the requested models, by default those that can be trained with the options.
     fn kinds(&self) -> Result<Vec<Kind>> {
         if !self.model.is_empty() {
             return Ok(self.model.clone());
@@ -171,7 +171,7 @@ impl Sizes {
     }
 }
 
-/// The decoder as `vnca sample` has it: parameters, latents and keys in, logits out.
+/// Builds the decoder program of `vnca sample`: parameters, latents and keys in, logits out.
 fn decode(model: &Vae) -> Result<Function> {
     model.function("decode", |g, params| model.decoder_program(gallery::MAX_BATCH, g, params))
 }

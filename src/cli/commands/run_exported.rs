@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{On, Outcome, Report, to_stderr};
+use super::{DeviceOptions, Outcome, Report, to_stderr};
 use crate::engine::array::Array;
 use crate::engine::program::{Program, Signature};
 use crate::engine::runtime::{Arg, Buffers};
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     calls: u32,
     #[command(flatten)]
-    device: On,
+    device: DeviceOptions,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,

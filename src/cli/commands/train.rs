@@ -1,4 +1,4 @@
-//! `vnca train`.
+//! `vnca train`: starts or resumes a training run.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,10 +31,10 @@ use crate::train::trainer::{End, Run, Score, Trainer, Watch};
 pub struct Args {
     #[command(flatten)]
     options: TrainOptions,
-    /// A TOML file with the names of these flags as keys; flags and environment win over it
+    /// A TOML file with the names of these flags as keys; flags and environment override it
     #[arg(long, value_name = "FILE.toml", env = "VNCA_CONFIG")]
     config: Option<PathBuf>,
-    /// Go on with the run in --out, bit for bit as if it had not stopped
+    /// Resume the run in --out, bit for bit as if it had not stopped
     #[arg(long)]
     resume: bool,
     /// Print a summary as JSON on stdout instead of the run's folder
@@ -56,15 +56,15 @@ pub fn run(args: Args) -> Outcome {
     let dataset = data::load(&config.data);
     let dataset = match &resumed {
         Some(folder) if options.data.is_none() => dataset.with_context(|| {
-            format!("the images of the run {}: --data PATH names where they are", folder.path().display())
+            format!("the images of the run {}: --data PATH sets their location", folder.path().display())
         }),
         _ => dataset,
     };
     let dataset = dataset?;
     let train = dataset.split(Part::Train)?.clone();
     let test = dataset.test.clone();
-    // The run finds its images from any working folder. A relative path that an older run wrote down has led to some here;
-    // whether they are its own, `Run::start` sees.
+    // Record an absolute path, so that the run finds its images from any working folder. Older runs recorded relative paths; the
+    // checksums below show whether such a path has led to the right images.
     config.data = located(&config.data);
     if config.eval_every.is_some_and(|n| n > 0) && test.is_none() {
         return Err(anyhow::anyhow!(
@@ -78,18 +78,18 @@ pub fn run(args: Args) -> Outcome {
         let there = test.len();
         valid!(asked <= there, "eval_images", "is {asked}: {} has {there} test images", config.data);
     }
-    // What can be wrong comes before anything is written.
+    // All checks come before the first write.
     config.check_sizes(train.len()).tag(Error::Usage)?;
     let checkpoint = match &resumed {
         Some(folder) => Store::in_run(folder.path(), config.keep).latest()?,
         None => None,
     };
     if let (Some(folder), None) = (&resumed, &checkpoint) {
-        log::warn!("{} has no checkpoint: the run begins again at step 0", folder.path().display());
+        log::warn!("{} has no checkpoint: the run starts again at step 0", folder.path().display());
     }
     if let Some(meta) = checkpoint.as_ref().map(|c| &c.meta) {
         let model: Model = serde_json::from_value(meta.model.clone())
-            .with_context(|| format!("the checkpoint's model is not understood: {}", meta.model))?;
+            .with_context(|| format!("cannot parse the checkpoint's model: {}", meta.model))?;
         ensure!(model == config.model, "the checkpoint is of another model: {model:?}");
         if meta.step > config.steps {
             let (step, steps) = (meta.step, config.steps);
@@ -97,11 +97,11 @@ pub fn run(args: Args) -> Outcome {
                 .tag(Error::Usage);
         }
     }
-    // What a resumed run knows of its images: the checkpoint, and but for older runs the configuration.
+    // The checksums of a resumed run's images are in its checkpoint, and except for older runs in its configuration.
     let trained = checkpoint.as_ref().map(|c| DataCrc { train: c.meta.data_crc, test: None });
     let now = DataCrc::from_splits(&train, test.as_ref());
     let crc =
-        [trained, config.data_crc].into_iter().flatten().try_fold(now, |now, known| known.going_on(&now));
+        [trained, config.data_crc].into_iter().flatten().try_fold(now, |now, known| known.resumed_with(&now));
     config.data_crc = Some(crc.with_context(|| config.data.clone())?);
     let device = config.device()?;
     let mesh = open(&device, args.programs.as_deref(), 1, config.replicas)?;
@@ -137,13 +137,13 @@ pub fn run(args: Args) -> Outcome {
     report_forms(&mesh, vae.precision);
     let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
     if options.eval_every > 0 && mesh.programs().is_some() {
-        // The programs for evaluation and pictures come from elsewhere: whether they fit is seen here.
+        // Exported programs for evaluation and pictures may not fit. Load them now, so that an error comes before training.
         watch.prepare()?;
     }
     let trainer =
         Trainer::new(&mesh, config.task()).optimiser(config.optimiser.chain(config.steps)).options(options);
     let mut run = trainer.start(folder, Some(train.to_array()), checkpoint)?;
-    // The configuration comes last: it holds for a run that has gone on with it.
+    // Save the configuration last: it describes a run that was started with it.
     config.save(&path)?;
     watch.say(&format!("device  {}, {} replica(s)", mesh.describe(), config.replicas));
     watch.bar = bar(config.steps, "steps");
@@ -157,9 +157,9 @@ pub fn run(args: Args) -> Outcome {
         (End::Done, _) => None,
         (End::Stopped, n) => {
             let saved = if config.checkpoint_every > 0 {
-                "its state is saved; --resume goes on"
+                "its state is saved; --resume continues the run"
             } else {
-                "nothing was saved, as --checkpoint-every 0 asks"
+                "nothing was saved, because of --checkpoint-every 0"
             };
             to_stderr(&format!("stopped at step {}: {saved}", run.step()));
             Some(match n as i32 {
@@ -172,23 +172,23 @@ pub fn run(args: Args) -> Outcome {
     })
 }
 
-/// Signals that come this soon after the first are the same wish: `timeout` and job schedulers send one to the process and one to
-/// its group.
-const ONE_WISH: Duration = Duration::from_secs(1);
+/// Signals within this time after the first one count as one request. `timeout` and job schedulers send a signal to the process
+/// and another to its group.
+const REPEATED_SIGNAL_TIME: Duration = Duration::from_secs(1);
 
-/// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (job schedulers warn with it). The first one asks the run
-/// to stop, a second one ends the process at once.
+/// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) and SIGUSR1 (a job scheduler's warning). The first signal asks
+/// the run to stop. A second one ends the process at once.
 fn listen() -> Result<Arc<AtomicUsize>> {
     let heard = Arc::new(AtomicUsize::new(0));
     let wanted = [SIGINT, SIGTERM, SIGHUP, SIGUSR1];
-    // Under `nohup` a run goes on after its terminal is gone.
+    // Under `nohup` a run continues after its terminal is closed.
     let mut signals = Signals::new(wanted.into_iter().filter(|signal| !environment::ignores(*signal)))?;
     let flag = heard.clone();
     std::thread::spawn(move || {
         let mut first = None;
         for number in signals.forever() {
             let since = first.get_or_insert_with(Instant::now).elapsed();
-            if flag.swap(number as usize, Ordering::Relaxed) != 0 && since > ONE_WISH {
+            if flag.swap(number as usize, Ordering::Relaxed) != 0 && since > REPEATED_SIGNAL_TIME {
                 signal_hook::low_level::exit(128 + number);
             }
         }
@@ -196,24 +196,22 @@ fn listen() -> Result<Arc<AtomicUsize>> {
     Ok(heard)
 }
 
-/// Returns the configuration of the run that is started or resumed, and the folder of one that is resumed.
+/// Returns the configuration of the new or resumed run, and the folder of a resumed one.
 fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, Option<RunFolder>)> {
     if !resume {
         let config = TrainConfig::resolve(options)?;
         options.out.as_deref().map_or(Ok(()), holds_no_run)?;
         return Ok((config, None));
     }
-    let Some(folder) = &options.out else {
-        bail!("--resume needs --out, the folder of the run to go on with")
-    };
-    // Before the lock, which would make the folder.
+    let Some(folder) = &options.out else { bail!("--resume needs --out, the folder of the run to resume") };
+    // Read the configuration before locking, which would create a missing folder.
     TrainConfig::from_run(folder)?;
     let folder = RunFolder::lock(folder)?;
     let saved = TrainConfig::from_run(folder.path())?;
     Ok((TrainConfig::resumed(&saved, options)?, Some(folder)))
 }
 
-/// Takes the folder of a new run.
+/// Chooses and locks the folder of a new run.
 fn claim(config: &TrainConfig, out: Option<&Path>) -> Result<RunFolder> {
     let folder = match out {
         Some(folder) => RunFolder::lock(folder)?,
@@ -222,7 +220,7 @@ fn claim(config: &TrainConfig, out: Option<&Path>) -> Result<RunFolder> {
             RunFolder::first_free((1..).map(name))?
         }
     };
-    // Once more, now that nobody else can begin one there.
+    // Check again under the lock: another process may have started a run since.
     holds_no_run(folder.path())?;
     Ok(folder)
 }
@@ -231,7 +229,7 @@ fn holds_no_run(folder: &Path) -> Result<()> {
     valid!(
         !folder.join("config.json").exists(),
         "out",
-        "{} holds a run already: --resume goes on with it, or name another folder",
+        "{} holds a run already: continue it with --resume, or choose another folder",
         folder.display()
     );
     Ok(())
@@ -251,10 +249,10 @@ fn report(json: &bool, run: &Run<'_>, folder: &Path, began: Instant) -> Result<(
     }
 }
 
-/// What a run shows on the screen, and what it measures while it goes.
+/// The progress display and the evaluations of a run.
 struct Screen<'a> {
     bar: ProgressBar,
-    /// The number of the signal that came, 0 before.
+    /// Number of the received signal; 0 for none.
     signal: Arc<AtomicUsize>,
     config: &'a TrainConfig,
     folder: &'a Path,
@@ -264,7 +262,7 @@ struct Screen<'a> {
 }
 
 impl Screen<'_> {
-    /// Compiles the programs of the evaluation, unless that was done.
+    /// Compiles the programs of the evaluation, unless they are compiled already.
     fn prepare(&mut self) -> Result<()> {
         let TrainConfig { model, eval_samples, seed_test, seed_logging, .. } = *self.config;
         if let Some(test) = self.test.take() {
@@ -275,7 +273,7 @@ impl Screen<'_> {
         Ok(())
     }
 
-    /// Shows a line of text for people.
+    /// Prints a line to stderr without disturbing the progress bar.
     fn say(&self, text: &str) {
         if self.bar.is_hidden() {
             to_stderr(text);

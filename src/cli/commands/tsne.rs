@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use rand::seq::index;
 
 use super::images::Images;
-use super::{On, Outcome, Report, Source, bar};
+use super::{DeviceOptions, Outcome, Report, Source, bar};
 use crate::data::Split;
 use crate::engine::npy;
 use crate::engine::random::Key;
@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
     #[command(flatten)]
-    pub device: On,
+    pub device: DeviceOptions,
     /// Print JSON on stdout
     #[arg(long)]
     pub json: bool,

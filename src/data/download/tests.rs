@@ -1,4 +1,4 @@
-//! Fetching from a server on this machine that behaves well or badly.
+//! Downloads from a local server that behaves well or badly.
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -15,13 +15,13 @@ use super::*;
 
 const NAME: &str = "tiny.amat";
 
-/// What the server does when it is asked for a file.
+/// How the server answers a request for the file.
 #[derive(Clone)]
 enum Answer {
     Whole(Vec<u8>),
-    /// Announces all, and closes the connection after so many bytes.
+    /// Announces the full length and closes the connection after a number of bytes.
     Cut(Vec<u8>, usize),
-    /// Announces all, sends so many bytes, and then nothing more.
+    /// Announces the full length, sends a number of bytes, and then nothing more.
     Stall(Vec<u8>, usize),
     NotFound,
 }
@@ -33,7 +33,7 @@ struct Server {
 }
 
 impl Server {
-    /// Serves one file at `/data/NAME`; every other path is not found.
+    /// Serves one file at `/data/NAME`. Answers other paths with 404.
     fn start(name: &'static str, answer: Answer) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let base = format!("http://{}/data", listener.local_addr().unwrap());
@@ -65,7 +65,7 @@ impl Drop for Server {
     }
 }
 
-/// Write errors are no matter here: the client may have gone.
+/// Ignores write errors, because the client may have disconnected.
 fn reply(mut stream: TcpStream, name: &str, answer: &Answer) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let request = lines.next().unwrap().unwrap();
@@ -117,7 +117,7 @@ fn fetch_tiny(mirrors: &[&str], dir: &Path, url: Option<&str>) -> Result<Vec<Fet
     fetch_files(&[tiny()], mirrors, dir, &options)
 }
 
-/// The names of all that is in a folder.
+/// Returns the names in a folder.
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -126,7 +126,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_good_file_is_fetched_once() {
+fn a_right_file_is_downloaded_once() {
     let server = Server::start(NAME, Answer::Whole(content()));
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("made/here");
@@ -141,9 +141,9 @@ fn a_good_file_is_fetched_once() {
     assert_eq!(server.requests(), 1);
 }
 
-/// What each kind of failure must say, and that it leaves nothing behind.
+/// Checks the message of each kind of failure, and that no file remains.
 #[test]
-fn failures_say_why_and_leave_nothing() {
+fn failures_name_the_reason_and_leave_no_file() {
     let mut other = content();
     other[0] = b'1';
     let mut longer = content();
@@ -174,7 +174,7 @@ fn failures_say_why_and_leave_nothing() {
 fn every_mirror_is_tried_and_named() {
     let absent = Server::start(NAME, Answer::NotFound);
     let stalled = Server::start(NAME, Answer::Stall(content(), 10));
-    // A port that nobody listens on.
+    // Nothing listens on this port.
     let closed = format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let good = Server::start(NAME, Answer::Whole(content()));
     let dir = tempfile::tempdir().unwrap();
@@ -198,7 +198,7 @@ fn an_address_may_offer_the_file_packed() {
     let dir = tempfile::tempdir().unwrap();
     let fetched = fetch_tiny(&[&unused.base], dir.path(), Some(&format!("{}/", server.base))).unwrap();
     assert_eq!(fetched[0].path, dir.path().join("tiny.amat.gz"));
-    assert_eq!(unused.requests(), 0, "a given address stands for all mirrors");
+    assert_eq!(unused.requests(), 0, "a given address replaces all mirrors");
     assert_eq!(crate::data::load(fetched[0].path.to_str().unwrap()).unwrap().train.unwrap().len(), 100);
 
     let mut other = content();
@@ -216,7 +216,7 @@ fn an_address_may_offer_the_file_packed() {
 }
 
 #[test]
-fn an_address_may_be_a_folder_of_this_machine() {
+fn an_address_may_be_a_local_folder() {
     let source = tempfile::tempdir().unwrap();
     fs::write(source.path().join(NAME), content()).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -229,7 +229,7 @@ fn an_address_may_be_a_folder_of_this_machine() {
 }
 
 #[test]
-fn a_wrong_file_is_replaced_when_the_right_one_is_there() {
+fn a_wrong_file_is_kept_aside_once_the_right_one_is_downloaded() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(NAME), "0 1").unwrap();
     fetch_tiny(&[], dir.path(), None).unwrap_err();
@@ -241,7 +241,7 @@ fn a_wrong_file_is_replaced_when_the_right_one_is_there() {
 }
 
 #[test]
-fn unknown_data_sets_are_refused_with_the_known_ones() {
+fn the_error_for_an_unknown_data_set_lists_the_known_ones() {
     let error = fetch("cifar", Path::new("/nowhere"), &Options::default()).unwrap_err().to_string();
     for name in ["binarized-mnist", "mnist", "fashion-mnist", "'cifar'"] {
         assert!(error.contains(name), "{error}");

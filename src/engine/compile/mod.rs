@@ -1,4 +1,4 @@
-//! From a computation to a program that runs on the devices of a mesh: made here, or exported before.
+//! Turns a computation into an executable for the devices of a mesh. Lowers it, or loads the exported program.
 
 #[cfg(feature = "xla")]
 mod probe;
@@ -18,8 +18,8 @@ use crate::engine::shape::Precision;
 /// When the compiler refuses the program, or the exported program is missing or computes something else.
 pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
     mesh.compile(match mesh.programs() {
-        Some(folder) => exported(folder, function, mesh.replicas())?,
-        None => made(function, target(mesh, function.precision), mesh.replicas())?,
+        Some(folder) => load_exported(folder, function, mesh.replicas())?,
+        None => lower_here(function, target(mesh, function.precision), mesh.replicas())?,
     })
 }
 
@@ -28,13 +28,13 @@ pub fn target(mesh: &Mesh, precision: Precision) -> Target {
     forms(mesh, precision).target
 }
 
-/// Returns the forms that a mesh's compiler is fast at. On a CPU, oneDNN computes matmuls and convolutions if it works.
-/// Otherwise XLA computes them in f32, whatever the precision, and the answer says why.
+/// Returns the forms that a mesh's compiler is fast at, with the reason if oneDNN does not work. On a CPU, oneDNN computes
+/// matmuls and convolutions if it works. Otherwise XLA computes them in f32, whatever the precision.
 pub fn forms(mesh: &Mesh, precision: Precision) -> Forms {
     mesh.forms(precision, || match check_one_dnn(mesh, precision) {
         Ok(()) => Forms { target: Target::OneDnn, one_dnn_error: None },
         Err(why) => {
-            log::info!("XLA's own products in f32 on this CPU: {why:#}");
+            log::info!("matmuls and convolutions by XLA in f32 on this CPU: {why:#}");
             Forms { target: Target::Cpu, one_dnn_error: Some(format!("{why:#}")) }
         }
     })
@@ -43,13 +43,13 @@ pub fn forms(mesh: &Mesh, precision: Precision) -> Forms {
 /// Checks that oneDNN can multiply operands of this type. Compiles and runs a small program to find out.
 ///
 /// # Errors
-/// When it cannot, with the reason.
+/// When oneDNN cannot. The message has the reason.
 #[cfg(feature = "xla")]
 pub fn check_one_dnn(mesh: &Mesh, precision: Precision) -> Result<()> {
     probe::one_dnn(mesh, precision)
 }
 
-/// Always fails: without the XLA library there is no CPU device.
+/// Returns an error, because without the XLA library there is no CPU device.
 ///
 /// # Errors
 /// Always.
@@ -59,21 +59,20 @@ pub fn check_one_dnn(_mesh: &Mesh, _precision: Precision) -> Result<()> {
 }
 
 #[cfg(feature = "xla")]
-fn made(function: &Function, target: Target, replicas: usize) -> Result<Program> {
+fn lower_here(function: &Function, target: Target, replicas: usize) -> Result<Program> {
     crate::engine::lower::lower(function, target, replicas)
 }
 
 #[cfg(not(feature = "xla"))]
-fn made(function: &Function, _target: Target, _replicas: usize) -> Result<Program> {
+fn lower_here(function: &Function, _target: Target, _replicas: usize) -> Result<Program> {
     anyhow::bail!(
-        "this program was built without the XLA library and makes no programs ({}): give it exported ones with --programs \
-         DIR",
+        "this program was built without the XLA library and cannot lower {}: pass exported programs with --programs DIR",
         function.name
     )
 }
 
-/// Loads the exported program of a computation. The computation must be the same as when it was exported.
-fn exported(folder: &Path, function: &Function, replicas: usize) -> Result<Program> {
+/// Loads the exported program of a computation. The computation must be equal to the exported one.
+fn load_exported(folder: &Path, function: &Function, replicas: usize) -> Result<Program> {
     let program = Program::load(folder, &function.name).with_context(|| {
         format!("{} holds no program {}: export it with vnca export", folder.display(), function.name)
     })?;
@@ -87,7 +86,7 @@ fn exported(folder: &Path, function: &Function, replicas: usize) -> Result<Progr
     for (input, wanted) in signature.inputs.iter().zip(&function.inputs) {
         ensure!(
             (&input.name, &input.shape) == (&wanted.name, &wanted.shape),
-            "{at} takes {} {}, these options need {} {}: export it with the same options",
+            "{at} takes {} {}, these options need {} {}: export it again with the same options",
             input.name,
             input.shape,
             wanted.name,
@@ -96,7 +95,7 @@ fn exported(folder: &Path, function: &Function, replicas: usize) -> Result<Progr
     }
     ensure!(
         signature.graph == function.fingerprint(),
-        "{at} computes something else than these options and this version of vnca: export it again with the same options"
+        "{at} computes something else than this version of vnca with these options: export it again with the same options"
     );
     Ok(program)
 }

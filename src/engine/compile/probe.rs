@@ -1,5 +1,5 @@
-//! Probes whether oneDNN can multiply numbers of a precision on XLA's CPU device. Compiles and runs a small program, and compares
-//! its results with those of XLA's own operations in f32.
+//! Finds out whether oneDNN can multiply operands of a precision on XLA's CPU device. Compiles and runs a small program, and
+//! compares its results with those of XLA's own operations in f32.
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,25 +18,25 @@ const SIZE: usize = 8;
 /// Checks that calls of oneDNN work on operands of a precision.
 ///
 /// # Errors
-/// When they do not, with the reason.
+/// When they do not. The message has the reason.
 pub fn one_dnn(mesh: &Mesh, precision: Precision) -> Result<()> {
-    // Another library may take the call for one of somebody else's: a plugin was seen that never came back.
-    ensure!(mesh.is_linked(), "the device is a plugin's");
-    // Without them oneDNN refuses bf16 with an exception, which would end the process.
+    // Another library may mistake the call for one of its own. One plugin never returned from it.
+    ensure!(mesh.is_linked(), "the device belongs to a plugin");
+    // Without these instructions oneDNN throws an exception for bf16, which would end the process.
     ensure!(
         precision == Precision::F32 || has_instructions(),
         "the processor has no instructions for bf16 (avx512_bf16)"
     );
     let run = |precision, target| -> Result<Vec<Vec<f32>>> {
-        let executable = mesh.compile(lower(&products(precision, target)?, target, mesh.replicas())?)?;
+        let executable = mesh.compile(lower(&probe_program(precision, target)?, target, mesh.replicas())?)?;
         let inputs = [mesh.replicate(&numbers(3))?, mesh.replicate(&numbers(5))?];
         let results = executable.call(inputs.iter().map(Into::into).collect())?;
         results.iter().map(|r| Ok(r.get(0)?.to_vec())).collect()
     };
     let expected = run(Precision::F32, Target::Cpu)?;
     let got = run(precision, Target::OneDnn).context("calls of oneDNN fail")?;
-    // The numbers are small integers and so are all sums: they are exact in both types.
-    ensure!(expected == got, "oneDNN's products differ from those in f32");
+    // The numbers and all sums are small integers, which are exact in both types.
+    ensure!(expected == got, "oneDNN's results differ from those in f32");
     Ok(())
 }
 
@@ -55,9 +55,10 @@ fn numbers(factor: usize) -> Array {
     Array::new(&[SIZE, SIZE, SIZE], &values)
 }
 
-/// A convolution, its weight gradient, and products with each operand as it is and turned, and of many matrices; a convolution
-/// and a product that go through a bias and an ELU, positive so that the results are whole too; and a sum over many rows.
-fn products(precision: Precision, target: Target) -> Result<Function> {
+/// Builds the program of the probe: a convolution, its weight gradient, matmuls with each operand plain and transposed, and a
+/// batched matmul; a convolution and a matmul with a bias and an ELU, positive so that the results are integers too; and a sum
+/// over many rows.
+fn probe_program(precision: Precision, target: Target) -> Result<Function> {
     let g = Graph::with_precision(&format!("products_{target:?}").to_lowercase(), precision);
     let [x, y] = ["x", "y"].map(|name| g.input(name, &Shape::f32(&[SIZE, SIZE, SIZE])));
     let [image, cotangent] = [x, y].map(|s| s.reshape(&[1, SIZE, SIZE, SIZE]));

@@ -49,7 +49,7 @@ fn used(block: &Block, wanted: &[bool]) -> Vec<Vec<bool>> {
         }
         let needed = match &node.op {
             Op::Repeat(repeat) => operands_needed(repeat, &used[at]),
-            // The first operand serves the gradient alone. Its value is not computed.
+            // The first operand serves only the gradient. Its value is not computed.
             Op::Elementwise(Elementwise::Recall) => vec![false, true],
             Op::Source(_) | Op::Elementwise(_) | Op::Reduce(_) | Op::Dot(_) | Op::Conv(_) => {
                 vec![true; node.operands.len()]

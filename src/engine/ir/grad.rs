@@ -35,7 +35,7 @@ pub fn pullback<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>]) -> Vec<Sym<
         .collect()
 }
 
-/// Does what [`pullback`] does, with `None` in place of zeros where no cotangent reaches a value.
+/// Adds the same nodes as [`pullback`], with `None` instead of zeros for values that no cotangent reaches.
 pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>]) -> Vec<Option<Sym<'g>>> {
     let Some(graph) = outputs.first().map(|(s, _)| s.graph()) else {
         return vec![None; wrt.len()];
@@ -65,7 +65,7 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
             continue;
         }
         let operands: Vec<Sym<'g>> = node.operands.iter().map(|v| graph.sym(*v)).collect();
-        // A rule that uses its operation's result gets the saved copy, if there is one.
+        // A rule that uses its operation's result gets the saved copy, if one exists.
         let result = |i| graph.sym(recalled.get(&value(i)).copied().unwrap_or(value(i)));
         let outputs: Vec<Sym<'g>> = (0..node.shapes.len()).map(result).collect();
         let wanted: Vec<bool> =
@@ -82,7 +82,7 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
             if ct.shape() != operands[i].shape() {
                 let (name, expected) = (node.op.name(), operands[i].shape());
                 graph.fail(&format!(
-                    "the VJP of {name} gave operand {i} of shape {expected} the cotangent {}",
+                    "the VJP of {name} returned for operand {i} of shape {expected} the cotangent {}",
                     ct.shape()
                 ));
                 continue;
@@ -93,7 +93,7 @@ pub(super) fn pullback_with<'g>(outputs: &[(Sym<'g>, Sym<'g>)], wrt: &[Sym<'g>])
     targets.iter().map(|v| arrived.get(v).copied()).collect()
 }
 
-/// Adds a cotangent to those that arrived at a value before.
+/// Adds a cotangent to the sum of a value's earlier cotangents.
 fn accumulate<'g>(arrived: &mut HashMap<Value, Sym<'g>>, value: Value, cotangent: Sym<'g>) {
     let sum = match arrived.get(&value) {
         Some(before) => *before + cotangent,

@@ -23,7 +23,7 @@ pub struct Value {
 }
 
 impl Value {
-    /// Returns the first output of a node; for all operations but the loop it is the only one.
+    /// Returns the first output of a node. All operations but the loop have only one output.
     pub fn first(node: usize) -> Value {
         Value { node, output: 0 }
     }
@@ -85,14 +85,14 @@ pub struct Output {
     pub name: String,
     /// The shape on each replica.
     pub shape: Shape,
-    /// Index of the input whose memory the output takes over.
+    /// Index of the input whose memory the output reuses.
     pub donor: Option<usize>,
 }
 
 /// A finished computation: a block whose parameters and results have names. Displays as text with one node a line.
 #[derive(Clone, Debug)]
 pub struct Function {
-    /// The name, which the program gets too.
+    /// The name, which is also the program's.
     pub name: String,
     /// The precision of matmuls and convolutions.
     pub precision: Precision,
@@ -115,7 +115,7 @@ pub(super) struct Frame {
 #[derive(Default)]
 pub(super) struct Inner {
     pub(super) frames: Vec<Frame>,
-    /// Number of frames ever opened, from which frames get their ids.
+    /// Number of frames opened so far. Provides the ids of new frames.
     opened: usize,
     inputs: Vec<Input>,
     error: Option<String>,
@@ -130,7 +130,7 @@ pub struct Graph {
 
 /// A value of a graph under construction, with a shape known while building.
 ///
-/// It is a handle and cheap to copy. It can be used in the block in which it was made and in loops inside that block.
+/// It is a handle and cheap to copy. It can be used in the block in which it was created and in loops inside that block.
 /// Operators and methods add nodes to the graph; most of them broadcast their operands as NumPy does.
 #[derive(Clone, Copy)]
 pub struct Sym<'g> {
@@ -211,12 +211,12 @@ impl Graph {
 
     /// Returns the computation of named outputs.
     ///
-    /// `donors` lists pairs of an output and an input by name: the output takes over the memory of the input, which a call
-    /// then consumes. The graph stays usable, and can be finished again with other outputs.
+    /// `donors` lists pairs of an output and an input by name: the output reuses the memory of the input, which a call then
+    /// consumes. The graph stays usable, and can be finished again with other outputs.
     ///
     /// # Errors
-    /// When an operation had operands of wrong shapes. The error names the first one and its line in the source. Also when
-    /// a donor is unknown, used twice or of another shape than its output.
+    /// When an operation has operands of wrong shapes. The message names the first such operation and its line in the source.
+    /// Also when a donor is unknown, used twice or of another shape than its output.
     pub fn finish(&self, outputs: &[(String, Sym<'_>)], donors: &[(String, String)]) -> Result<Function> {
         for (name, sym) in outputs {
             ensure!(std::ptr::eq(sym.graph, self), "graph {}: output {name} is of another graph", self.name);
@@ -329,7 +329,7 @@ impl Graph {
         (frame.block, frame.captures.into_iter().map(|(outside, _)| outside).collect())
     }
 
-    /// Returns the value that stands for `sym` in the innermost frame. A value of an enclosing frame becomes a parameter of
+    /// Returns the value that represents `sym` in the innermost frame. A value of an enclosing frame becomes a parameter of
     /// every frame in between.
     pub(super) fn resolve(&self, sym: Sym<'_>) -> Value {
         let mut inner = self.inner.borrow_mut();
@@ -365,7 +365,7 @@ impl Graph {
 
     /// Copies the nodes of a block into the innermost frame, with `arguments` for its parameters, and returns its results.
     ///
-    /// Where `recalled` has a value for a node, later nodes use that value, and the copied node serves its gradient alone.
+    /// If `recalled` has a value for a node, later nodes use this value, and the copied node serves only the gradient.
     pub(super) fn inline<'g>(
         &'g self,
         block: &Block,

@@ -52,7 +52,7 @@ pub struct Vjp<'a, 'g> {
 impl<'g> Vjp<'_, 'g> {
     /// Returns the cotangent of an operation's only output.
     pub fn ct(&self) -> Sym<'g> {
-        self.cotangents[0].expect("a VJP is asked for only where a cotangent arrived")
+        self.cotangents[0].expect("a VJP is called only if a cotangent arrived")
     }
 
     /// Returns an operation's only output.
@@ -70,7 +70,7 @@ impl Op {
     /// Returns the shapes of the outputs.
     ///
     /// # Errors
-    /// When the operands' shapes do not suit the operation. The error is a phrase that says why.
+    /// When the operands' shapes do not fit the operation. The error is a phrase with the reason.
     pub(super) fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
         match self {
             Op::Source(op) => op.infer().map(one),

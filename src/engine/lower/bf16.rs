@@ -2,7 +2,7 @@
 //!
 //! XLA's CPU compiler does not support bf16. It converts whole arrays to f32 and back around every operation. A loop that writes
 //! one row of a bf16 stack in each trip would thus take time quadratic in the number of trips. Integers are not converted.
-//! Therefore operations that move elements get the integers, and operations that compute get and give f32.
+//! Therefore operations that move elements take the integers, and operations that compute take and return f32.
 
 use anyhow::Result;
 use xla::{ElementType, XlaOp};

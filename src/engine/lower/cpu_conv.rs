@@ -19,7 +19,7 @@ use crate::engine::shape::Shape;
 /// matmul's speed over 4 x 4 pixels and the same speed over 8 x 8 (measured).
 const SMALL_GRID: usize = 16;
 
-/// The largest such grid where oneDNN computes the convolutions, in pixels.
+/// The largest grid of the output, in pixels, over which im2col is used when oneDNN computes the convolutions.
 const ONE_DNN_SMALL_GRID: usize = 4;
 
 /// The largest number of channels for which im2col is applied to the weight gradient's operand with these channels.

@@ -107,7 +107,7 @@ impl Lowering<'_> {
         Ok(sum.reshape(&[last as i64])?)
     }
 
-    /// Applies the epilogue to the result of an operation that has none of its own.
+    /// Applies the epilogue to the result of an operation that cannot include it.
     pub(super) fn with_epilogue(&self, x: XlaOp, epilogue: Epilogue<'_>) -> Result<XlaOp> {
         let Epilogue::BiasElu(bias) = epilogue else { return Ok(x) };
         let dims = x.dims()?.iter().map(|d| *d as i64).collect::<Vec<_>>();

@@ -28,8 +28,8 @@ impl Lowering<'_> {
         }
     }
 
-    /// Reports whether XLA's own operations get bf16 operands and give f32 results. The builder lacks this form, so that it needs a
-    /// placeholder.
+    /// Reports whether XLA's own operations take bf16 operands and return f32 results. The builder lacks this form, which
+    /// therefore needs a placeholder.
     pub(super) fn has_bf16_operands(&self) -> bool {
         self.target == Target::Native && self.precision == Precision::Bf16
     }

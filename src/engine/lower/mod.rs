@@ -1,7 +1,7 @@
 //! Lowering: turns graphs into XLA modules with the builder of the `xla` crate.
 //!
-//! `Lowering::node` is one exhaustive match over the operations. Special forms for CPUs are in files of their own. Operations that
-//! the builder lacks are rewritten in the finished module.
+//! `Lowering::node` is one exhaustive match over the operations. Special forms for CPUs are in separate files. Operations that
+//! the builder lacks are added to the finished module by [`patch`].
 
 mod bf16;
 mod conv;
@@ -189,8 +189,8 @@ impl Lowering<'_> {
 
     /// Lowers a recall to the saved value.
     ///
-    /// On devices other than CPUs the saved result of an ELU goes through a maximum with −1, which does not change it. Without this
-    /// operation the TPU's compiler reads the whole stack in every matmul, and by its estimate a step takes up to 10 % longer.
+    /// On devices other than CPUs the saved result of an ELU goes through a maximum with −1, which does not change it. Without
+    /// this operation the TPU's compiler reads the whole stack in every matmul, and estimates up to 10 % more time for a step.
     fn recalled(&self, block: &Block, node: &Node, saved: &XlaOp) -> Result<XlaOp> {
         let origin = &block.nodes[block.before_keep(node.operands[0]).node];
         if self.target != Target::Native || !matches!(origin.op, Op::Elementwise(E::Elu)) {

@@ -1,5 +1,5 @@
-//! Operations that the builder lacks. The lowering adds a custom call as a placeholder; this pass rewrites it to the operation, in
-//! the text format of the module. The placeholder's configuration is the text of the operation's fields.
+//! Adds operations that the builder lacks. The lowering adds a custom call as a placeholder. This pass rewrites it to the
+//! operation, in the text format of the module. The placeholder's configuration is the text of the operation's fields.
 
 use anyhow::{Context, Result};
 use xla::HloModuleProto;

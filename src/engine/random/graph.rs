@@ -62,7 +62,7 @@ pub fn split_from<'g>(keys: Sym<'g>, first: Sym<'g>, n: usize) -> Sym<'g> {
     Sym::concat(&[a.reshape(&column(a)), b.reshape(&column(b))], a.rank())
 }
 
-/// Derives `N` new keys and returns each as a value of its own, in the shape of `key`.
+/// Derives `N` new keys and returns each as a separate value, in the shape of `key`.
 pub fn split_each<const N: usize>(key: Sym<'_>) -> [Sym<'_>; N] {
     let keys = split(key, N);
     let axis = keys.rank() - 2;

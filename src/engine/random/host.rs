@@ -1,4 +1,4 @@
-//! Random numbers on the host, equal to JAX's threefry2x32: a key gives the same numbers as in JAX.
+//! Random numbers on the host, equal to JAX's threefry2x32: equal keys give the same numbers.
 //!
 //! Every draw is *partitionable*: element `i` depends on the key and on `i` alone, not on the number of elements drawn. A part
 //! of a draw therefore costs only that part, and loops over elements carry no state.

@@ -1,4 +1,4 @@
-//! A key's numbers as a stream, for the distributions and shuffles of `rand` and `rand_distr`.
+//! A generator of a key's random words, for the distributions and shuffles of `rand` and `rand_distr`.
 
 use std::convert::Infallible;
 
@@ -6,15 +6,15 @@ use rand::{SeedableRng, TryRng};
 
 use super::Key;
 
-/// Random words one after the other: word `i` is element `i` of [`Key::bits32`], what JAX's `random.bits(key)` gives. It is a
-/// generator of `rand`: its trait [`rand::Rng`] was called `RngCore` before version 0.10.
+/// A generator of `rand` whose word `i` is element `i` of [`Key::bits32`], as in JAX's `random.bits(key)`. Its trait
+/// [`rand::Rng`] was called `RngCore` before version 0.10.
 ///
-/// This is a type beside [`Key`], for a key has no place in a stream: it is copied freely, and gives the same numbers each
-/// time. A stream moves on, and is not copied by accident. Who needs several streams splits the key; a key that has a
-/// stream should give no other draws, which would be of the same words.
+/// A [`Key`] is stateless: its copies draw the same numbers each time. A generator has a position, and cannot be copied by
+/// accident. For several generators, split the key. A key with a generator should make no other draws, which would use the same
+/// words.
 ///
-/// For draws that nothing stored depends on. What a run draws, images of glyphs and orders of images come from [`Key`]'s
-/// own functions: JAX and graphs on devices draw the same, and another version of `rand` may draw differently.
+/// Use it only for draws that no stored result depends on, because another version of `rand` may draw differently. Runs, images
+/// of glyphs and orders of images use the methods of [`Key`], which draw the same numbers as JAX and graphs on devices.
 ///
 /// ```
 /// use rand::RngExt;
@@ -36,7 +36,7 @@ pub struct KeyRng {
 }
 
 impl Key {
-    /// The stream of this key's words.
+    /// Returns a generator of this key's words.
     pub fn rng(self) -> KeyRng {
         KeyRng { key: self, at: 0 }
     }
@@ -59,13 +59,13 @@ impl TryRng for KeyRng {
         Ok(word)
     }
 
-    /// Two words, the low one first.
+    /// Combines two words, the low one first.
     fn try_next_u64(&mut self) -> Result<u64, Infallible> {
         let [low, high] = self.words();
         Ok(u64::from(high) << 32 | u64::from(low))
     }
 
-    /// Words in little-endian order. What is left of the last is dropped.
+    /// Fills the bytes with words in little-endian order. Drops unused bytes of the last word.
     fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {
         for part in out.chunks_mut(4) {
             let [word] = self.words();
@@ -76,14 +76,14 @@ impl TryRng for KeyRng {
 }
 
 impl SeedableRng for KeyRng {
-    /// The key's two words, little-endian.
+    /// The key's two words in little-endian order.
     type Seed = [u8; 8];
 
     fn from_seed([a, b, c, d, e, f, g, h]: [u8; 8]) -> KeyRng {
         Key([u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]).rng()
     }
 
-    /// The stream of [`Key::new`], as the seeds of JAX and of the command line are.
+    /// Returns the generator of [`Key::new`], so that seeds mean the same as in JAX and on the command line.
     fn seed_from_u64(seed: u64) -> KeyRng {
         Key::new(seed).rng()
     }
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_are_the_keys_own_however_they_are_taken() {
+    fn the_words_are_those_of_the_key_in_any_form() {
         let words = Key::new(3).bits32(6);
         let mut rng = Key::new(3).rng();
         assert_eq!([rng.next_u32(), rng.next_u32()], words[..2]);
@@ -106,7 +106,7 @@ mod tests {
         rng.fill_bytes(&mut bytes);
         let all: Vec<u8> = words[4..].iter().flat_map(|word| word.to_le_bytes()).collect();
         assert_eq!(bytes, all[..6]);
-        // Nothing of a word is kept.
+        // Unused bytes of a word are dropped.
         assert_eq!(rng.next_u32(), Key::new(3).bits32(7)[6]);
     }
 
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn distributions_of_other_crates_take_it() {
+    fn distributions_of_other_crates_accept_the_generator() {
         let n = 20_000;
         let drawn: Vec<f64> = Key::new(8).rng().sample_iter(StandardNormal).take(n).collect();
         let mean = drawn.iter().sum::<f64>() / n as f64;

@@ -1,9 +1,9 @@
-//! Reads and writes a model's parameters as files: `.npz` (also checkpoints), Equinox's `.eqx` and `.safetensors`. The ending of
-//! a file's name decides its type.
+//! Reads and writes a model's parameters as files: `.npz` (also checkpoints), Equinox's `.eqx` and `.safetensors`. The file
+//! name's extension decides the type.
 //!
-//! Files are not trusted. An error names the file and what is wrong in it, and a header's claims alone allocate no memory. Any
-//! byte order, C or Fortran order and any width of floats is read, and so are compressed `.npz` files. A prefix that all names
-//! share, as `torch.compile` puts `_orig_mod.` before each, is left off.
+//! Files are not trusted. An error names the file and the problem. No memory is allocated for a header's claims alone. The
+//! readers accept any byte order, C and Fortran order, any width of floats, and compressed `.npz` files. A prefix that all names
+//! share is removed, such as the `_orig_mod.` of `torch.compile`.
 
 pub mod npz;
 pub mod safetensors;
@@ -25,27 +25,27 @@ use crate::nn::params::{Leaf, Role, arrange};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter, strum::EnumString, IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum FileType {
-    /// Arrays by name.
+    /// Named arrays in a zip archive.
     Npz,
     /// Equinox's `tree_serialise_leaves`: `.npy` records in the order of the leaves, without names. A line of JSON may
-    /// stand before them, into which its documentation puts a model's settings.
+    /// precede them; Equinox's documentation stores a model's settings there.
     Eqx,
-    /// Arrays by name.
+    /// Named arrays after a JSON header.
     Safetensors,
 }
 
 impl FileType {
-    /// Returns the type that a file's name ends with.
+    /// Returns the type that a file name's extension denotes.
     ///
     /// # Errors
-    /// When the ending is not a known one.
+    /// When the extension is unknown.
     pub fn from_path(path: &Path) -> Result<FileType> {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let known =
             || FileType::iter().map(|t| format!(".{}", <&str>::from(t))).collect::<Vec<_>>().join(", ");
         match ending {
             "pt" | "pth" | "bin" | "ckpt" => bail!(
-                "{}: PyTorch's pickles are not read: write the state_dict with safetensors.torch.save_file",
+                "{}: PyTorch pickles are not supported: write the state_dict with safetensors.torch.save_file",
                 path.display()
             ),
             _ => ending
@@ -75,25 +75,25 @@ pub fn read(path: &Path, leaves: &[Leaf]) -> Result<Vec<Array>> {
         }
     };
     let named = load().with_context(|| format!("cannot use {}", path.display())).tag(Error::Data)?;
-    fitted(path, leaves, named)
+    match_to_leaves(path, leaves, named)
 }
 
-/// Returns the leaves' values from the arrays of a checkpoint, which was read from `path`.
+/// Returns the leaves' values from the arrays of a checkpoint. Error messages name its file, `path`.
 ///
 /// # Errors
 /// [`Error::Data`] when entries are missing or of another shape.
 pub fn from_checkpoint(path: &Path, leaves: &[Leaf], arrays: Vec<(String, Array)>) -> Result<Vec<Array>> {
-    fitted(path, leaves, parameters(leaves, arrays))
+    match_to_leaves(path, leaves, parameters(leaves, arrays))
 }
 
-/// Arranges a file's arrays in the order and shapes of the leaves.
-fn fitted(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Result<Vec<Array>> {
+/// Converts a file's arrays to the order, names and shapes of the leaves.
+fn match_to_leaves(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Result<Vec<Array>> {
     if let Some(prefix) = shared_prefix(leaves, &named) {
-        log::warn!("{}: every name begins with '{prefix}', which is left off", path.display());
+        log::warn!("{}: every name begins with '{prefix}'; the prefix is ignored", path.display());
         named.iter_mut().for_each(|(name, _)| drop(name.drain(..prefix.len())));
     }
     for (name, array) in &mut named {
-        // PyTorch has a convolution's biases as (out), Equinox as (out, 1, 1).
+        // PyTorch stores a convolution's bias as (out), Equinox as (out, 1, 1).
         let leaf = leaves.iter().find(|l| l.name == *name && l.role == Role::ConvBias);
         if let Some(leaf) = leaf.filter(|l| array.dims() == &l.shape[..1]) {
             *array = array.clone().reshape(&leaf.shape);
@@ -102,7 +102,7 @@ fn fitted(path: &Path, leaves: &[Leaf], mut named: Vec<(String, Array)>) -> Resu
     arrange(leaves, named).with_context(|| format!("cannot use {}", path.display())).tag(Error::Data)
 }
 
-/// Finds what stands before a leaf's name in each name of a file, when it is the same in all of them and ends with a dot.
+/// Finds the prefix, ending with a dot, that every name of a file has before a leaf's name.
 fn shared_prefix(leaves: &[Leaf], named: &[(String, Array)]) -> Option<String> {
     let is_leaf = |name: &str| leaves.iter().any(|leaf| leaf.name == name);
     let (first, _) = named.first()?;
@@ -125,15 +125,15 @@ fn parameters(leaves: &[Leaf], mut arrays: Vec<(String, Array)>) -> Vec<(String,
     arrays
 }
 
-/// Reads the records of an `.eqx` file and names them after the leaves, in order. Skips scalars: they are a module's settings,
+/// Reads the records of an `.eqx` file and names them after the leaves, in order. Skips scalars, which are settings of modules,
 /// not weights.
 fn records(mut bytes: &[u8], leaves: &[Leaf]) -> Result<Vec<(String, Array)>> {
     let length = bytes.len();
     let mut arrays = Vec::new();
     if bytes.starts_with(b"{") {
-        let end = bytes.iter().position(|b| *b == b'\n').context("its first line has no end")?;
+        let end = bytes.iter().position(|b| *b == b'\n').context("the first line has no end")?;
         let settings: Result<IgnoredAny, _> = serde_json::from_slice(&bytes[..end]);
-        settings.context("expected records or a line of JSON before them: its first line is no JSON")?;
+        settings.context("expected records or a line of JSON before them: the first line is not JSON")?;
         bytes = &bytes[end + 1..];
     }
     while !bytes.is_empty() {

@@ -1,5 +1,5 @@
-//! Reads and writes `.npz` files: zip archives of named `.npy` records with checksums. Checkpoints are such files. Compressed
-//! entries are read; they are never written.
+//! Reads and writes `.npz` files: zip archives of named `.npy` records with checksums. Checkpoints are `.npz` files. Compressed
+//! entries are read but never written.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -14,11 +14,11 @@ use crate::engine::array::Array;
 use crate::engine::npy::{self, Record};
 use crate::files::{self, Draft};
 
-/// A file may unpack to this many times its size, and [`ROOM`] more. Floats hardly shrink, so that weights stay far below; a few
-/// bytes that unpack to more than the memory do not.
-const MOST_TIMES: u64 = 4;
+/// A file may unpack to this many times its size plus [`EXPANSION_ALLOWANCE`]. The limit stops small files that would unpack to
+/// more than the memory. Weights stay far below it, because floats hardly compress.
+const MAX_EXPANSION: u64 = 4;
 /// Bytes that any file may unpack to.
-const ROOM: u64 = 16 << 20;
+const EXPANSION_ALLOWANCE: u64 = 16 << 20;
 
 /// Reads all arrays of a file, with their names, and verifies their checksums.
 ///
@@ -30,7 +30,7 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
     let length = file.metadata()?.len();
     let mut zip = ZipArchive::new(BufReader::new(file))?;
     ensure!(!zip.has_duplicate_names(), "two entries have the same name");
-    let most = MOST_TIMES.saturating_mul(length).saturating_add(ROOM);
+    let most = MAX_EXPANSION.saturating_mul(length).saturating_add(EXPANSION_ALLOWANCE);
     let (mut left, mut stored) = (most, 0u64);
     let mut arrays = Vec::new();
     for i in 0..zip.len() {
@@ -50,11 +50,11 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
         }
         left = left.checked_sub(size).with_context(|| {
             format!(
-                "the arrays up to {name} claim to unpack to more than {most} bytes, from a file of {length}: if they are \
-                 right, write the file with np.savez, without compression"
+                "the arrays up to {name} claim to unpack to more than {most} bytes, from a file of {length} bytes: if the \
+                 file is right, write it with np.savez, without compression"
             )
         })?;
-        // Reading to the end verifies the entry's checksum. One byte more than claimed shows that the claim is wrong.
+        // Reading to the end verifies the entry's checksum. Reading one byte more than claimed detects a claim that is too small.
         let mut bytes = Vec::with_capacity(size as usize);
         entry
             .by_ref()
@@ -66,14 +66,14 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
             "{name} was changed: it claims {size} bytes and has {}",
             if bytes.len() as u64 > size { "more".to_string() } else { bytes.len().to_string() }
         );
-        let array = only(&bytes).with_context(|| name.clone())?;
+        let array = single_record(&bytes).with_context(|| name.clone())?;
         arrays.push((name, array));
     }
     Ok(arrays)
 }
 
-/// Reads the array of an entry: one record and nothing after it.
-fn only(mut bytes: &[u8]) -> Result<Array> {
+/// Reads the array of an entry, which is exactly one record.
+fn single_record(mut bytes: &[u8]) -> Result<Array> {
     let array = Record::take(&mut bytes)?.array()?;
     ensure!(bytes.is_empty(), "{} bytes follow the array", bytes.len());
     Ok(array)
@@ -94,11 +94,11 @@ pub fn write<'a>(path: &Path, arrays: impl Iterator<Item = (&'a str, &'a Array)>
     })
 }
 
-/// Moves `.npy` files into one `.npz`, by the names that its arrays get: for arrays larger than memory. Each is deleted
-/// when it is in, so that the disk needs no room for all of them twice.
+/// Moves `.npy` files into one `.npz`, each under a given name. Serves arrays larger than memory. Deletes each file once it is
+/// in the archive, so that the disk never holds all arrays twice.
 ///
 /// # Errors
-/// When a file cannot be read or the archive cannot be written; the error names it.
+/// When a file cannot be read or the archive cannot be written. The message names it.
 pub fn pack(path: &Path, files: &[(&str, PathBuf)]) -> Result<()> {
     archive(path, |zip| {
         for (name, file) in files {
@@ -114,14 +114,14 @@ pub fn pack(path: &Path, files: &[(&str, PathBuf)]) -> Result<()> {
     })
 }
 
-/// Stored as they are; sizes over 4 GiB need the 64-bit form.
+/// Returns the options of an uncompressed entry. Entries over 4 GiB need the 64-bit form.
 fn options(large: bool) -> SimpleFileOptions {
     SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(large)
 }
 
 fn archive(path: &Path, fill: impl FnOnce(&mut ZipWriter<&mut Draft>) -> Result<()>) -> Result<()> {
     files::write(path, |out| {
-        // An archive that is dropped unfinished tries to end itself, and prints a line of its own when it cannot.
+        // Dropping an unfinished archive would try to finish it, and print a message when that fails.
         let mut zip = ManuallyDrop::new(ZipWriter::new(out));
         fill(&mut zip)?;
         ManuallyDrop::into_inner(zip).finish()?;

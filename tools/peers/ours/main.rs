@@ -174,7 +174,7 @@ fn arguments(mesh: &Mesh, case: &Case, inputs: Inputs) -> Result<(Vec<Buffers>, 
 fn pool_feed(case: &Case) -> Vec<Array> {
     let Some(pool) = case.pool else { return vec![] };
     let sizes = Sizes { replicas: 1, share: pool.size, rows: pool.rows(1), batch: case.batch };
-    let plan = Plan::new(sizes, &sizes.in_order(), case.key(), STEPS);
+    let plan = Plan::new(sizes, &sizes.initial_locations(), case.key(), STEPS);
     let planned = plan.arrays(0, STEPS).map(|mut replicas| replicas.swap_remove(0));
     [Array::scalar(0i32)].into_iter().chain(planned).collect()
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
 use super::run_data::{ImageSource, RunData};
-use super::{On, Outcome, Report, to_stderr};
+use super::{DeviceOptions, Outcome, Report, to_stderr};
 use crate::cli::config::TrainConfig;
 use crate::cli::models::{Kind, Model};
 use crate::data::{Part, Split};
@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long, env = "VNCA_PRECISION", value_enum)]
     precision: Option<Precision>,
     #[command(flatten)]
-    device: On,
+    device: DeviceOptions,
     /// Print the numbers and the files' names as JSON on stdout instead of the page's name
     #[arg(long)]
     json: bool,

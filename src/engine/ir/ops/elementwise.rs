@@ -1,7 +1,7 @@
 //! Operations on corresponding elements, and functions composed of them.
 //!
 //! Operands are broadcast to each other as in NumPy: dimensions are aligned at the last one, and missing dimensions and
-//! dimensions of size 1 are repeated. The broadcast is a node of its own. Only its VJP sums cotangents over repeated dimensions.
+//! dimensions of size 1 are repeated. The broadcast is a separate node. Only its VJP sums cotangents over repeated dimensions.
 
 use std::ops::{Add, Div, Mul, Neg, Rem, Sub};
 

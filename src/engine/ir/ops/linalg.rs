@@ -73,8 +73,8 @@ impl Dot {
                 lhs_batch: all_batch.clone(),
                 rhs_batch: self.rhs_batch.clone(),
             };
-            // The dimensions of the matmul below: batch, the left operand's rest, its contracted dimensions in the order of the right
-            // operand.
+            // Dimensions of the matmul below: batch, the left operand's rest, and its contracted dimensions in the order of the
+            // right operand.
             let order = sorted_by_partner(&self.rhs_contract, &self.lhs_contract);
             let at_dims = [self.lhs_batch.clone(), lhs_rest.clone(), order].concat();
             ct.dot_general(w, dot).transpose(&inverse(&at_dims))
