@@ -8,6 +8,7 @@
 pub mod npz;
 pub mod safetensors;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -113,15 +114,15 @@ fn shared_prefix(leaves: &[Leaf], named: &[(String, Array)]) -> Option<String> {
     Some(prefix.to_string())
 }
 
-/// Keeps those of a checkpoint's arrays that are parameters: the leaves, and layers beside them that a model of these leaves does
-/// not have, so that they are reported.
+/// Returns the parameters among a checkpoint's arrays: the leaves, and layers that the leaves lack, which are then reported. An
+/// optimiser's array of a parameter, such as `adam.m.cell.conv0.weight`, has the parameter's name behind its own.
 fn parameters(leaves: &[Leaf], mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
-    let scope = |name: &str| name.split('.').next().map(str::to_string);
-    let scopes: Vec<Option<String>> = leaves.iter().map(|leaf| scope(&leaf.name)).collect();
-    let is_layer = |name: &str| name.ends_with(".weight") || name.ends_with(".bias");
-    arrays.retain(|(name, _)| {
-        leaves.iter().any(|leaf| leaf.name == *name) || is_layer(name) && scopes.contains(&scope(name))
-    });
+    let names: BTreeSet<String> = arrays.iter().map(|(name, _)| name.clone()).collect();
+    let is_layer = |name: &str| {
+        let mut tails = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
+        (name.ends_with(".weight") || name.ends_with(".bias")) && !tails.any(|tail| names.contains(tail))
+    };
+    arrays.retain(|(name, _)| leaves.iter().any(|leaf| leaf.name == *name) || is_layer(name));
     arrays
 }
 
