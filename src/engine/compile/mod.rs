@@ -66,7 +66,7 @@ fn lower_here(function: &Function, target: Target, replicas: usize) -> Result<Pr
 #[cfg(not(feature = "xla"))]
 fn lower_here(function: &Function, _target: Target, _replicas: usize) -> Result<Program> {
     anyhow::bail!(
-        "this program was built without the XLA library and cannot lower {}: pass exported programs with --programs DIR",
+        "this program was built without the XLA library and cannot lower {}: it needs the folder of exported programs",
         function.name
     )
 }
@@ -80,7 +80,7 @@ fn load_exported(folder: &Path, function: &Function, replicas: usize) -> Result<
     let at = format!("the exported program {} in {}", function.name, folder.display());
     ensure!(
         signature.replicas == replicas,
-        "{at} is for {} replicas, not {replicas}: export it with --replicas {replicas}",
+        "{at} is for {} replicas, not {replicas}: export it for {replicas} replicas",
         signature.replicas
     );
     for (input, wanted) in signature.inputs.iter().zip(&function.inputs) {

@@ -54,7 +54,9 @@ impl Cells {
     /// When the file cannot be written, for example because the disk is full.
     pub fn push(&mut self, states: &[f32]) -> Result<()> {
         self.images += states.len() / (CELLS * self.latent);
-        self.file.write_all(bytemuck::cast_slice(states)).context("cannot write the cells' states in --out")
+        self.file
+            .write_all(bytemuck::cast_slice(states))
+            .context("cannot write the cells' states to the output folder")
     }
 
     /// Returns the number of images.

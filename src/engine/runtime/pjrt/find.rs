@@ -41,8 +41,8 @@ impl Plugin {
             Plugin::Cuda => in_packages(&CUDA_PATHS).ok_or_else(|| {
                 anyhow!(
                     "there is no CUDA plugin: python3 has none of the packages jax-cuda13-pjrt and jax-cuda12-pjrt \
-                     ({}); install one with: pip install \"jax[cuda13]\", or name its xla_cuda_plugin.so with --device \
-                     PATH",
+                     ({}); install one with: pip install \"jax[cuda13]\", or give the path of its xla_cuda_plugin.so \
+                     as the device",
                     package_folders().describe()
                 )
             }),
