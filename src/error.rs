@@ -136,7 +136,8 @@ impl<T, E: Into<anyhow::Error>> Tag<T> for Result<T, E> {
 /// Makes the enclosing function return [`Error::Invalid`] for a field unless a condition holds.
 macro_rules! valid {
     ($condition:expr, $field:expr, $($problem:tt)+) => {
-        if !$condition {
+        let holds: bool = $condition;
+        if !holds {
             return Err($crate::error::Error::Invalid { field: $field, problem: format!($($problem)+) }.into());
         }
     };
