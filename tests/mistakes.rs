@@ -16,13 +16,15 @@ use vnca::nn::weights;
 use vnca::train::task::{Entry, Spread};
 use vnca::train::{Outcome, Sizes, Step, Task, TrainProgram};
 
+/// Builds a step's outcome from the loss of each example.
+type MakeOutcome = for<'g> fn(Sym<'g>) -> Outcome<'g>;
+
 /// A task with one linear layer, of which the tests change a part.
 #[derive(Clone, Default)]
 struct Linear {
     leaves: Vec<Leaf>,
     state: Vec<Entry>,
-    /// Builds the outcome from the loss per example.
-    outcome: Option<for<'g> fn(Sym<'g>) -> Outcome<'g>>,
+    outcome: Option<MakeOutcome>,
 }
 
 impl Task for Linear {
@@ -111,7 +113,7 @@ fn names_that_two_things_have_are_refused() {
 
 #[test]
 fn an_outcome_that_does_not_fit_names_the_task_and_the_part() {
-    let cases: [(for<'g> fn(Sym<'g>) -> Outcome<'g>, &str); 4] = [
+    let cases: [(MakeOutcome, &str); 4] = [
         (|each| Outcome::new(each), "task linear: the loss is f32[2], not an f32 scalar"),
         (
             |each| Outcome::new(each.mean(&[0])).with("ema", each),
