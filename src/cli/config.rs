@@ -104,7 +104,7 @@ impl TrainConfig {
     /// Returns the configuration of a new run: the report's with the given options.
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::error::Error::Invalid) when a value is out of its range or belongs to another model.
+    /// [`Error::Invalid`] when a value is out of its range or belongs to another model.
     pub fn resolve(options: &TrainOptions) -> Result<TrainConfig> {
         let mut config = TrainConfig::report(options.model.unwrap_or(Kind::Baseline));
         options.apply(&mut config, Start::New)?;
