@@ -182,7 +182,8 @@ fn listen() -> Result<Arc<AtomicUsize>> {
     let heard = Arc::new(AtomicUsize::new(0));
     let wanted = [SIGINT, SIGTERM, SIGHUP, SIGUSR1];
     // Under `nohup` a run continues after its terminal is closed.
-    let mut signals = Signals::new(wanted.into_iter().filter(|signal| !environment::ignores(*signal)))?;
+    let mut signals =
+        Signals::new(wanted.into_iter().filter(|signal| *signal != SIGHUP || !environment::ignores(SIGHUP)))?;
     let flag = heard.clone();
     std::thread::spawn(move || {
         let mut first = None;
