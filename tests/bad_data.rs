@@ -5,15 +5,14 @@
 mod records;
 
 use std::fs;
-use std::io::{Cursor, Write};
+use std::io::Write;
 use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use records::{header, record};
+use records::{header, npz, record};
 use vnca::data::{self, PIXELS, Part, Split};
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipWriter};
+use zip::CompressionMethod;
 
 /// Returns `n * 784` bytes of 0 or 1, in which no two images are equal.
 fn images(n: usize) -> Vec<u8> {
@@ -517,17 +516,6 @@ fn tables_with_labels() {
     let letters: Vec<u8> = (0..20).map(|i| i + 5).collect();
     let split = loaded("a.csv", format!("label,{names}\n{}", table(&grey, &letters, true, ",")).as_bytes());
     assert_eq!((split.pixels, split.labels), (loaded("a", &idx_images(&grey)).pixels, None));
-}
-
-/// Builds an `.npz` file of these arrays.
-fn npz(arrays: &[(&str, Vec<u8>)], method: CompressionMethod) -> Vec<u8> {
-    let options = SimpleFileOptions::default().compression_method(method);
-    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-    for (name, bytes) in arrays {
-        zip.start_file(format!("{name}.npy"), options).unwrap();
-        zip.write_all(bytes).unwrap();
-    }
-    zip.finish().unwrap().into_inner()
 }
 
 #[test]

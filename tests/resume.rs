@@ -5,8 +5,7 @@ mod cli;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
 const STEPS: usize = 14;
 
@@ -48,16 +47,6 @@ fn assert_same(a: &Path, b: &Path) {
     assert!(last(a) == last(b), "the last checkpoints differ");
 }
 
-fn wait_for_step(child: &mut Child, run: &Path, step: usize) {
-    let began = Instant::now();
-    let path = run.join("metrics.jsonl");
-    while std::fs::read_to_string(&path).map_or(0, |t| t.lines().count()) < step {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
-        assert!(began.elapsed() < Duration::from_secs(120), "the run does not reach step {step}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 #[test]
 fn a_resumed_run_equals_one_that_never_stopped() {
     let folder = tempfile::tempdir().unwrap();
@@ -75,7 +64,7 @@ fn a_resumed_run_equals_one_that_never_stopped() {
     let killed = folder.path().join("killed");
     let mut child =
         cli::vnca(folder.path(), &arguments(&data, "killed", &steps)).stderr(Stdio::null()).spawn().unwrap();
-    wait_for_step(&mut child, &killed, 8);
+    cli::wait_for_step(&mut child, &killed, 8);
     child.kill().unwrap();
     child.wait().unwrap();
     cli::succeed(folder.path(), &["train", "--resume", "--out", "killed"]);
@@ -113,13 +102,10 @@ fn signals_save_the_state_and_have_their_own_exit_codes() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        wait_for_step(&mut child, &run, 2);
+        cli::wait_for_step(&mut child, &run, 2);
         // `timeout` sends a signal to the process and another to its group. They must count as one.
         for _ in 0..2 {
-            let kill = std::process::Command::new("kill")
-                .args([format!("-{signal}"), child.id().to_string()])
-                .status();
-            assert!(kill.unwrap().success());
+            cli::signal(&child, &format!("-{signal}"));
         }
         assert_eq!(child.wait().unwrap().code(), Some(code));
         let made = cli::metrics(&run).len();

@@ -5,8 +5,7 @@ mod cli;
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
 /// Returns the arguments of a training with small steps in the folder `out`.
 fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -14,16 +13,6 @@ fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
         "train --model doubling --nca-steps 1 --batch-size 2 --latent 8 --eval-images 2 --eval-samples 1";
     let words: Vec<&str> = small.split(' ').chain(["--out", out]).collect();
     [&words[..], more].concat()
-}
-
-fn wait_for_step(child: &mut Child, run: &Path, step: usize) {
-    let began = Instant::now();
-    let path = run.join("metrics.jsonl");
-    while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < step {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
-        assert!(began.elapsed() < Duration::from_secs(120), "the run does not reach step {step}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn checkpoints(run: &Path) -> Vec<String> {
@@ -34,20 +23,15 @@ fn checkpoints(run: &Path) -> Vec<String> {
     names
 }
 
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-}
-
 #[test]
 fn a_second_process_is_refused_and_the_lock_of_a_dead_one_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let long = train("run", &["--steps", "100000", "--eval-every", "0", "--checkpoint-every", "5"]);
     let mut first = cli::vnca(folder.path(), &long).stderr(Stdio::null()).spawn().unwrap();
-    wait_for_step(&mut first, &run, 6);
+    cli::wait_for_step(&mut first, &run, 6);
     // Pause the first process, so that it cannot end before the second one starts.
-    signal(&first, "-STOP");
+    cli::signal(&first, "-STOP");
     let before = fs::read(run.join("config.json")).unwrap();
     let resume = ["train", "--resume", "--out", "run", "--steps", "100"];
     let error = cli::fail(folder.path(), &resume, 1);
@@ -55,7 +39,7 @@ fn a_second_process_is_refused_and_the_lock_of_a_dead_one_is_ignored() {
     let error = cli::fail(folder.path(), &train("run", &["--steps", "1"]), 2);
     assert!(error.contains("holds a run already"), "{error}");
     assert_eq!(fs::read(run.join("config.json")).unwrap(), before);
-    signal(&first, "-KILL");
+    cli::signal(&first, "-KILL");
     first.wait().unwrap();
     assert!(run.join("run.lock").exists());
     let steps = (cli::metrics(&run).len() + 1).to_string();

@@ -5,7 +5,6 @@ mod cli;
 #[path = "common/records.rs"]
 mod records;
 
-use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use records::{header, record};
@@ -14,8 +13,7 @@ use vnca::engine::npy;
 use vnca::engine::random::Key;
 use vnca::nn::params::{Leaf, Role, init, layer};
 use vnca::nn::weights::{npz, read, write};
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipWriter};
+use zip::CompressionMethod;
 
 /// Returns a model of two layers, small enough that its files can be built by hand.
 fn leaves() -> Vec<Leaf> {
@@ -93,15 +91,9 @@ fn any_byte_order_memory_order_and_width_of_floats_is_read() {
     assert_eq!(read(&st, &[leaf]).unwrap()[0].to_vec::<f32>(), [1.0, -1.0]);
 }
 
-/// Returns a zip archive of these entries, compressed as by `np.savez_compressed`.
+/// Returns an archive as `np.savez_compressed` writes it.
 fn compressed(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
-    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-    for (name, bytes) in entries {
-        zip.start_file(format!("{name}.npy"), options).unwrap();
-        zip.write_all(bytes).unwrap();
-    }
-    zip.finish().unwrap().into_inner()
+    records::npz(entries, CompressionMethod::Deflated)
 }
 
 #[test]

@@ -4,7 +4,8 @@
 use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
 
 use vnca::cli::models::{Kind, Model};
 use vnca::engine::random::Key;
@@ -93,4 +94,21 @@ pub fn weights(folder: &Path, kind: Kind, latent: usize) -> Vec<String> {
 pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("the run has metrics");
     text.lines().map(|l| serde_json::from_str(l).expect("a line is JSON")).collect()
+}
+
+/// Waits until a training has written the metrics of a step.
+pub fn wait_for_step(child: &mut Child, run: &Path, step: usize) {
+    let began = Instant::now();
+    let path = run.join("metrics.jsonl");
+    while std::fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < step {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        assert!(began.elapsed() < Duration::from_secs(120), "the run does not reach step {step}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Sends a signal, such as `-TERM`, to a process.
+pub fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
 }

@@ -219,16 +219,8 @@ fn read_table(bench: &Bench, bytes: &[u8]) {
 fn npz_image_seeds(bench: &Bench) -> Vec<Vec<u8>> {
     let images = image_seeds(bench).remove(0);
     let labels = npy_file(&Array::new(&[1], &[4u8]));
-    let made = [CompressionMethod::Stored, CompressionMethod::Deflated].map(|method| {
-        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-        let options = SimpleFileOptions::default().compression_method(method);
-        for (name, bytes) in [("x_train.npy", &images), ("y_train.npy", &labels), ("x_test.npy", &images)] {
-            zip.start_file(name, options).expect("a seed");
-            zip.write_all(bytes).expect("a seed");
-        }
-        zip.finish().expect("a seed").into_inner()
-    });
-    made.to_vec()
+    let entries = [("x_train.npy", images.as_slice()), ("y_train.npy", &labels), ("x_test.npy", &images)];
+    [CompressionMethod::Stored, CompressionMethod::Deflated].map(|method| zipped(&entries, method)).to_vec()
 }
 
 fn read_npz_images(bench: &Bench, bytes: &[u8]) {
@@ -331,10 +323,16 @@ fn read_npz(bench: &Bench, bytes: &[u8]) {
 
 /// An archive whose entry has these bytes and the right checksum, which changed archives never get past.
 fn archive(entry: &str, bytes: &[u8]) -> Vec<u8> {
-    let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
-    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    zip.start_file(entry, options).expect("a seed");
-    zip.write_all(bytes).expect("a seed");
+    zipped(&[(entry, bytes)], CompressionMethod::Stored)
+}
+
+fn zipped(entries: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    let options = SimpleFileOptions::default().compression_method(method);
+    for (name, bytes) in entries {
+        zip.start_file(*name, options).expect("a seed");
+        zip.write_all(bytes).expect("a seed");
+    }
     zip.finish().expect("a seed").into_inner()
 }
 
