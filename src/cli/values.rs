@@ -34,7 +34,8 @@ values!(Target {
     Cpu: "cpu", "For XLA's CPU compiler: matmuls where it is slow at convolutions, all in f32";
     OneDnn: "onednn",
         "For XLA's CPU compiler, with calls of the oneDNN that most builds of its library contain, and of a separate one";
-    Native: "native", "For TPUs and GPUs: only XLA's own operations";
+    Native: "native", "For TPUs: only XLA's own operations";
+    Gpu: "gpu", "For GPUs: as native, with results in bf16 where --precision is bf16";
 });
 
 values!(Shuffle {

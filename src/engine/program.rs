@@ -45,8 +45,20 @@ pub enum Target {
     /// XLA's CPU compiler and oneDNN. Matmuls and convolutions call the oneDNN inside XLA's library; weight gradients call a
     /// separate one.
     OneDnn,
-    /// TPUs and GPUs. Every operation is XLA's own.
+    /// TPUs, and plugins that are neither a CPU's nor a GPU's. Every operation is XLA's own.
     Native,
+    /// GPUs. As [`Target::Native`], but the results of convolutions and of most matmuls of a bf16 computation are bf16 too.
+    Gpu,
+}
+
+impl Target {
+    /// Reports whether the module is for a CPU.
+    pub fn is_cpu(self) -> bool {
+        match self {
+            Target::Cpu | Target::OneDnn => true,
+            Target::Native | Target::Gpu => false,
+        }
+    }
 }
 
 /// An input of a program.

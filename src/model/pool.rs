@@ -343,7 +343,10 @@ impl Task for Pooled {
         let keys = draw::split(draw::split_at(noise, n * z), n);
         let count = draw::randint(steps, &[], spec.steps_min as i32, spec.steps_max as i32);
         let automaton = grow.automaton(params).saving(*memory);
-        let grids = automaton.steps_upto(Grids { cells, keys }, count, spec.steps_max - 1).cells;
+        // The steps that are always taken are a loop of their own, whose number of trips compilers know.
+        let least = automaton.steps(Grids { cells, keys }, spec.steps_min);
+        let most = spec.steps_max - 1 - spec.steps_min;
+        let grids = automaton.steps_upto(least, count - spec.steps_min as f64, most).cells;
         let outputs = first_channels(grids, model.likelihood.outputs().channels);
         let log_likelihood = log_prob(model.likelihood.as_ref(), padded, outputs);
         let loss = loss.from_latents(&latents, log_likelihood.reshape(&[n, 1]));

@@ -60,6 +60,15 @@ impl Block {
         &self.nodes[value.node].shapes[value.output]
     }
 
+    /// Returns the number of operations, with those of the bodies of loops.
+    pub(crate) fn operations(&self) -> usize {
+        let of = |node: &Node| match &node.op {
+            Op::Repeat(repeat) => 1 + repeat.body.operations(),
+            _ => 1,
+        };
+        self.nodes.iter().map(of).sum()
+    }
+
     /// Follows a value back through [`Elementwise::Keep`], which does not change it.
     pub(crate) fn before_keep(&self, mut value: Value) -> Value {
         while let Node { op: Op::Elementwise(Elementwise::Keep), operands, .. } = &self.nodes[value.node] {
@@ -419,6 +428,22 @@ impl<'g> Sym<'g> {
     /// Returns the element type.
     pub fn dtype(&self) -> DType {
         self.shape().dtype
+    }
+
+    /// Returns the operation that computes this value, with its operands; `None` unless it is in the innermost block.
+    pub(super) fn node(self) -> Option<(Op, Vec<Sym<'g>>)> {
+        let node = {
+            let inner = self.graph.inner.borrow();
+            let frame = inner.frames.last().filter(|f| f.id == self.frame)?;
+            frame.block.nodes[self.value.node].clone()
+        };
+        let operands = node.operands.iter().map(|v| self.graph.sym(*v)).collect();
+        Some((node.op, operands))
+    }
+
+    /// Reports whether both are handles of the same value.
+    pub(super) fn same_as(self, other: Sym<'_>) -> bool {
+        std::ptr::eq(self.graph, other.graph) && (self.frame, self.value) == (other.frame, other.value)
     }
 
     /// Returns the number of dimensions.

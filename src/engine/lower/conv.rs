@@ -11,7 +11,7 @@ use super::patch::{CONVOLUTION, CUSTOM_CALL};
 use super::{Lowering, dims, element_type, i64s};
 use crate::engine::ir::ops::conv::Window;
 use crate::engine::program::{Target, WEIGHT_GRADIENT};
-use crate::engine::shape::Shape;
+use crate::engine::shape::{DType, Shape};
 
 /// The dimension numbers of a convolution, as in XLA: for image and result those of batch, channels, rows and columns; for the
 /// kernel those of input channels, output channels, rows and columns.
@@ -105,6 +105,11 @@ impl Lowering<'_> {
             return self.with_epilogue(native(&window, numbers, &image, kernel)?, epilogue);
         }
         let mut operands = vec![self.to_precision(&image)?, self.to_precision(kernel)?];
+        if self.is_narrow() {
+            // cuDNN has no convolution of bf16 operands with an f32 result. XLA would convert the operands back to f32.
+            let y = native(&window, numbers, &operands[0], &operands[1])?;
+            return self.with_epilogue(self.converted(&y, DType::Bf16, result.dtype)?, epilogue);
+        }
         if !one_dnn {
             let fields = convolution_fields(&window, numbers, kernel)?;
             return self.placeholder(

@@ -97,7 +97,7 @@ impl Lowering<'_> {
     fn small_grid(&self) -> usize {
         match self.target {
             Target::OneDnn => ONE_DNN_SMALL_GRID,
-            Target::Cpu | Target::Native => SMALL_GRID,
+            Target::Cpu | Target::Native | Target::Gpu => SMALL_GRID,
         }
     }
 

@@ -11,7 +11,7 @@ use super::patch::DOT;
 use super::{Lowering, dims, element_type, i64s};
 use crate::engine::ir::ops::linalg::Dot;
 use crate::engine::program::Target;
-use crate::engine::shape::{Precision, Shape};
+use crate::engine::shape::{DType, Precision, Shape};
 
 /// The name under which XLA's CPU library calls oneDNN's matmul.
 const ONE_DNN_MATMUL: &str = "__onednn$matmul";
@@ -31,7 +31,20 @@ impl Lowering<'_> {
     /// Reports whether XLA's own operations take bf16 operands and return f32 results. The builder lacks this form, which
     /// therefore needs a placeholder.
     pub(super) fn has_bf16_operands(&self) -> bool {
-        self.target == Target::Native && self.precision == Precision::Bf16
+        !self.target.is_cpu() && self.precision == Precision::Bf16
+    }
+
+    /// Reports whether a matmul of a bf16 computation writes its result in bf16.
+    ///
+    /// On GPUs it does if the result is about as large as the operands: then the bytes count. A small result of large operands,
+    /// such as a weight gradient, is a long sum, which stays f32.
+    fn narrows_result(&self, operands: &[XlaOp; 2], result: &Shape) -> Result<bool> {
+        if !self.is_narrow() {
+            return Ok(false);
+        }
+        let sizes =
+            operands.iter().map(|x| Ok(x.dims()?.iter().product::<usize>())).collect::<Result<Vec<_>>>()?;
+        Ok(2 * result.count() >= sizes.into_iter().max().unwrap_or_default())
     }
 
     /// Lowers a matmul over any dimensions.
@@ -106,6 +119,11 @@ impl Lowering<'_> {
             numbers.iter().for_each(|n| fields += &format!(" {name}: {n}"));
         }
         let operands = [self.to_precision(lhs)?, self.to_precision(rhs)?];
+        if self.narrows_result(&operands, result)? {
+            let [a, b, c, d] = [lhs_contract, rhs_contract, lhs_batch, rhs_batch].map(|v| i64s(v));
+            let [lhs, rhs] = &operands;
+            return self.converted(&lhs.dot_general(rhs, &a, &b, &c, &d)?, DType::Bf16, result.dtype);
+        }
         let ty = element_type(result.dtype);
         self.placeholder(DOT, &operands, ty, &dims(result), &(fields + " }"))
     }

@@ -131,6 +131,9 @@ fn scalar_computation(
     Ok(f(&a, &b)?.build()?)
 }
 
+/// The most operations to which a loop is written out.
+const MOST_OPERATIONS: usize = 8192;
+
 /// Lowers nodes into one builder: of the module's entry computation or of a loop's body.
 struct Lowering<'b> {
     builder: &'b XlaBuilder,
@@ -175,6 +178,7 @@ impl Lowering<'_> {
             Op::Source(op) => self.source(op)?,
             Op::Elementwise(E::Convert(to)) => self.converted(x[0], shape(0).dtype, *to)?,
             Op::Elementwise(E::Recall) => self.recalled(block, node, x[1])?,
+            Op::Elementwise(op) if self.is_narrow() => self.narrow_elementwise(op, x)?,
             Op::Elementwise(op) => elementwise(op, x)?,
             Op::Reduce(op) => self.reduce(op, shape(0), x[0])?,
             Op::Dot(op) => self.dot(op, x[0], x[1], result, Epilogue::None)?,
@@ -272,6 +276,16 @@ impl Lowering<'_> {
         Ok(zero.broadcast_in_dim(&dims(shape), &[])?)
     }
 
+    /// Adds an array for a loop that writes every element that is read. It contains zeros where the compiler has no array without
+    /// initial values.
+    fn uninitialized(&self, shape: &Shape) -> Result<XlaOp> {
+        if self.target != Target::Gpu {
+            return self.zeros(shape);
+        }
+        let ty = self.element_type(shape.dtype);
+        Ok(self.builder.custom_call::<XlaOp>("AllocateBuffer", &[], ty, &dims(shape), &[])?)
+    }
+
     fn reduce(&self, op: &Reduce, shape: &Shape, x: &XlaOp) -> Result<XlaOp> {
         let ty = element_type(shape.dtype);
         if self.sums_by_matmul(op, shape) {
@@ -288,7 +302,7 @@ impl Lowering<'_> {
 
     fn conv(&self, op: &Conv, x: &[&XlaOp], image: &Shape, other: &Shape, result: &Shape) -> Result<XlaOp> {
         match (self.target, op) {
-            (Target::Native, Conv::Forward(window)) => {
+            (target, Conv::Forward(window)) if !target.is_cpu() => {
                 self.convolution(window, &FORWARD, x[0], x[1], result, Epilogue::None)
             }
             (_, Conv::Forward(window)) => self.cpu_conv(&Forward {
@@ -310,7 +324,7 @@ impl Lowering<'_> {
                     image_shape: image,
                     result_shape: other,
                 };
-                if target == Target::Native { self.weight_grad(&grad) } else { self.cpu_weight_grad(&grad) }
+                if target.is_cpu() { self.cpu_weight_grad(&grad) } else { self.weight_grad(&grad) }
             }
         }
     }
@@ -359,15 +373,47 @@ impl Lowering<'_> {
         })
     }
 
+    /// Reports whether a loop is written out. On GPUs every operation of a loop costs a launch, and every row of a stack a copy,
+    /// which are not needed where the trips are known.
+    fn unrolls(&self, op: &Repeat) -> bool {
+        let operations = op.max_trips * op.body.operations();
+        self.target == Target::Gpu && !op.dynamic && (1..=MOST_OPERATIONS).contains(&operations)
+    }
+
+    /// Lowers a loop whose body is written out once for each trip. XLA finds the rows of a stack by their constant indices.
+    fn unrolled(&self, op: &Repeat, x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
+        let owned = |values: &[&XlaOp]| values.iter().map(|v| (*v).clone()).collect::<Vec<XlaOp>>();
+        let (mut carries, captured) = (owned(&x[..op.carries]), owned(&x[op.carries..]));
+        let mut stacks = vec![Vec::new(); op.body.results.len() - op.carries];
+        for trip in 0..op.max_trips {
+            let index = self.builder.c0(trip as i32)?;
+            let arguments = [&[index], carries.as_slice(), captured.as_slice()].concat();
+            let mut results = self.block(&op.body, arguments)?;
+            for (stack, row) in stacks.iter_mut().zip(results.split_off(op.carries)) {
+                let dims: Vec<i64> = row.dims()?.iter().map(|d| *d as i64).collect();
+                stack.push(row.reshape(&[&[1], dims.as_slice()].concat())?);
+            }
+            carries = results;
+        }
+        for rows in stacks {
+            carries.push(rows[0].concat_in_dim(&rows[1..], 0)?);
+        }
+        Ok(carries)
+    }
+
     /// Lowers a loop to a `while` over the tuple (index, number of trips if dynamic, carries, stacks, captured values).
     fn repeat(&self, op: &Repeat, x: &[&XlaOp], node: &Node, block: &Block) -> Result<Vec<XlaOp>> {
+        if self.unrolls(op) {
+            return self.unrolled(op, x);
+        }
         let first = op.first_carry();
         let (carries, captured) = x[first..].split_at(op.carries);
         let stacks = &node.shapes[op.carries..];
         let mut init: Vec<XlaOp> = vec![self.builder.c0(0i32)?];
         init.extend(x[..first + op.carries].iter().map(|v| (*v).clone()));
-        for stack in stacks {
-            init.push(self.zeros(stack)?);
+        for (i, stack) in stacks.iter().enumerate() {
+            let written = !op.dynamic || op.is_saved(op.carries + i);
+            init.push(if written { self.uninitialized(stack)? } else { self.zeros(stack)? });
         }
         init.extend(captured.iter().map(|v| (*v).clone()));
         let operand_shape = |i: usize| block.shape(node.operands[i]).clone();

@@ -1,10 +1,15 @@
 //! The loop: a body that runs a fixed or a variable number of times and passes values from trip to trip. It is differentiable
 //! in both cases.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use crate::engine::ir::grad::pullback_with;
 use crate::engine::ir::graph::{Block, Graph, Node, Sym, Value};
 use crate::engine::ir::op::{Op, Vjp};
+use crate::engine::ir::ops::conv::Conv;
 use crate::engine::ir::ops::elementwise::Elementwise;
+use crate::engine::ir::ops::reduce::Reduction;
 use crate::engine::shape::{DType, Precision, Shape};
 
 /// A loop. In each trip the body maps (trip index, carries, captured values) to (next carries, values to stack).
@@ -25,6 +30,8 @@ pub struct Repeat {
     pub body: Block,
     /// What the gradient saves and recomputes.
     pub options: RepeatOptions,
+    /// Index of the first result that was added for the gradient. The gradient reads only the rows of trips that ran.
+    pub saved_from: usize,
 }
 
 /// What the gradient of a loop saves in the forward pass and what it recomputes.
@@ -60,6 +67,11 @@ impl Repeat {
     /// Returns the index of the first carry among the operands.
     pub(crate) fn first_carry(&self) -> usize {
         usize::from(self.dynamic)
+    }
+
+    /// Reports whether a result is a stack that only the gradient reads.
+    pub(crate) fn is_saved(&self, result: usize) -> bool {
+        result >= self.saved_from
     }
 
     pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
@@ -111,6 +123,7 @@ impl Repeat {
         }
         init.extend(wanted.iter().map(|&i| zeros(at.operands[i])));
 
+        let deferred = RefCell::new(HashMap::new());
         let body = |index: Sym<'g>, cts: &[Sym<'g>]| {
             let trip = trips - index - 1.0;
             let carries: Vec<Sym<'g>> = (saved.iter().enumerate())
@@ -136,13 +149,21 @@ impl Repeat {
             let mut wrt: Vec<Sym<'g>> = floats.iter().map(|&i| carries[i]).collect();
             wrt.extend(wanted.iter().map(|&i| captures[i - captures_from]));
             let pulled = pullback_with(&arrived, &wrt);
+            let mut stacked = Stacked::new(self.options);
             let next =
                 pulled.into_iter().zip(&wrt).enumerate().map(|(k, (ct, s))| match (k < floats.len(), ct) {
                     (true, ct) => ct.unwrap_or_else(|| zeros(*s)),
-                    (false, Some(ct)) => cts[k] + ct,
+                    (false, Some(ct)) => match SumOverRows::find(ct).filter(|_| !self.dynamic) {
+                        Some(sum) => {
+                            deferred.borrow_mut().insert(k - floats.len(), stacked.add(sum));
+                            cts[k]
+                        }
+                        None => cts[k] + ct,
+                    },
                     (false, None) => cts[k],
                 });
-            (next.collect(), vec![])
+            let next = next.collect();
+            (next, stacked.values)
         };
         let results = if self.dynamic {
             graph.repeat_upto(trips, self.max_trips, &init, body)
@@ -155,9 +176,89 @@ impl Repeat {
             cotangents[first + i] = Some(results[k]);
         }
         for (k, &i) in wanted.iter().enumerate() {
-            cotangents[i] = Some(results[floats.len() + k]);
+            let summed = results[floats.len() + k];
+            cotangents[i] = Some(match deferred.borrow().get(&k) {
+                Some(sum) => sum.over_all_trips(&results[init.len()..]),
+                None => summed,
+            });
         }
         cotangents
+    }
+}
+
+/// The number of elements of an operand up to which a sum over rows is deferred.
+const FEW_ELEMENTS: usize = 1 << 21;
+
+/// The gradient of a captured value in one trip, if it is a sum over rows: the operation's result does not depend on the order of
+/// its operands' first dimension. So are the gradients of the weights and biases of layers.
+///
+/// Summed over trips, it is the same operation on all trips' rows. For small grids one operation with many rows is much faster
+/// than many with few rows.
+struct SumOverRows<'g> {
+    op: Op,
+    operands: Vec<Sym<'g>>,
+}
+
+impl<'g> SumOverRows<'g> {
+    /// Returns the sum that computes `value`, a value of the innermost block; `None` if it is none, or its operands are large.
+    fn find(value: Sym<'g>) -> Option<SumOverRows<'g>> {
+        let (op, operands) = value.node()?;
+        let sums = match &op {
+            Op::Dot(dot) => {
+                dot.lhs_batch.is_empty() && [&dot.lhs_contract, &dot.rhs_contract].iter().all(|c| **c == [0])
+            }
+            Op::Conv(conv) => matches!(conv, Conv::WeightGrad { .. }),
+            Op::Reduce(reduce) => reduce.reduction == Reduction::Sum && reduce.axes.contains(&0),
+            _ => false,
+        };
+        let small = operands.iter().all(|s| s.shape().count() <= FEW_ELEMENTS);
+        (sums && small).then_some(SumOverRows { op, operands })
+    }
+}
+
+/// A sum over the rows of all trips. Its operands are stacks.
+struct DeferredSum {
+    op: Op,
+    /// Indices of the operands' stacks, and their element types.
+    operands: Vec<(usize, DType)>,
+}
+
+impl DeferredSum {
+    fn over_all_trips<'g>(&self, stacks: &[Sym<'g>]) -> Sym<'g> {
+        let rows = self.operands.iter().map(|(stack, dtype)| {
+            let stack = stacks[*stack].convert(*dtype);
+            let dims = stack.dims();
+            stack.reshape(&[&[dims[0] * dims[1]], &dims[2..]].concat())
+        });
+        let rows: Vec<Sym<'g>> = rows.collect();
+        rows[0].graph().push(self.op.clone(), &rows)
+    }
+}
+
+/// The values that the gradient's loop stacks.
+struct Stacked<'g> {
+    options: RepeatOptions,
+    sources: Vec<Sym<'g>>,
+    values: Vec<Sym<'g>>,
+}
+
+impl<'g> Stacked<'g> {
+    fn new(options: RepeatOptions) -> Stacked<'g> {
+        Stacked { options, sources: Vec::new(), values: Vec::new() }
+    }
+
+    /// Stacks the operands of a sum, each value once.
+    fn add(&mut self, sum: SumOverRows<'g>) -> DeferredSum {
+        let operands = sum.operands.into_iter().map(|operand| {
+            let known = self.sources.iter().position(|s| s.same_as(operand));
+            let at = known.unwrap_or_else(|| {
+                self.sources.push(operand);
+                self.values.push(operand.convert(self.options.save_as.unwrap_or(operand.dtype())));
+                self.values.len() - 1
+            });
+            (at, operand.dtype())
+        });
+        DeferredSum { operands: operands.collect(), op: sum.op }
     }
 }
 
@@ -282,7 +383,8 @@ impl Graph {
             self.fail(&format!("repeat: {} carries enter the body and {} leave it", init.len(), next.len()));
         }
         let (block, captures) = self.close_frame(&[next, stacked].concat());
-        let op = Repeat { max_trips, dynamic: trips.is_some(), carries: init.len(), body: block, options };
+        let (dynamic, carries, saved_from) = (trips.is_some(), init.len(), block.results.len());
+        let op = Repeat { max_trips, dynamic, carries, body: block, options, saved_from };
         let mut operands: Vec<_> = trips.iter().chain(init).map(|s| self.resolve(*s)).collect();
         operands.extend(captures);
         let shapes: Vec<Shape> = operands.iter().map(|v| self.sym(*v).shape()).collect();

@@ -41,6 +41,8 @@ pub type Settings = Vec<(String, Value)>;
 
 /// Settings whose names begin with this are flags of the compiler, not options of the plugin.
 const COMPILER_PREFIX: &str = "xla_";
+/// The compiler flag that permits to leave out roundings, which GPUs do by default. We mean every rounding that we write.
+const EXCESS_PRECISION: &str = "xla_allow_excess_precision";
 
 /// A plugin's client. Buffers and executables keep it alive.
 struct Shared {
@@ -132,7 +134,15 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf
     let with_id = |device: &*mut ffi::Device| Ok((*device, unsafe { device_id(api, *device) }?));
     let devices = found.iter().map(with_id).collect::<Result<_>>()?;
     (shared.platform, shared.devices) = (platform, devices);
+    if is_gpu(&shared.platform) && shared.flags.iter().all(|(name, _)| name != EXCESS_PRECISION) {
+        shared.flags.push((EXCESS_PRECISION.into(), Value::Bool(false)));
+    }
     Ok(shared)
+}
+
+/// Reports whether a platform is one of GPUs.
+fn is_gpu(platform: &str) -> bool {
+    ["cuda", "rocm", "gpu"].contains(&platform)
 }
 
 /// Adds advice to the error of a device that does not open.
@@ -318,7 +328,11 @@ impl Client for PluginClient {
     }
 
     fn target(&self) -> Target {
-        if self.0.platform == "cpu" { Target::Cpu } else { Target::Native }
+        match self.0.platform.as_str() {
+            "cpu" => Target::Cpu,
+            platform if is_gpu(platform) => Target::Gpu,
+            _ => Target::Native,
+        }
     }
 
     fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {
