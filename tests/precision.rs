@@ -59,8 +59,8 @@ fn gradients_differ_from_f32_by_the_rounding() {
         let bf16 = Model { precision: Precision::Bf16, ..model };
         let (loss, expected) = gradients(&model, Target::Cpu);
         let allowed = 2.0 * ROUNDING;
-        // The form for other devices, which this CPU can compile too, and the form for this CPU.
-        for target in [Target::Native, compile::target(&mesh, Precision::Bf16)] {
+        // The forms for other devices, which this CPU can compile too, and the form for this CPU.
+        for target in [Target::Native, Target::Gpu, compile::target(&mesh, Precision::Bf16)] {
             let (got_loss, got) = gradients(&bf16, target);
             let error = norm(expected.iter().zip(&got).map(|(e, g)| e - g)) / norm(expected.iter().copied());
             println!("{name} {target:?}: gradient {error:.5} of {allowed:.5}, loss {got_loss} and {loss}");

@@ -131,6 +131,26 @@ fn scalar_computation(
     Ok(f(&a, &b)?.build()?)
 }
 
+/// Returns the operands that an operation reads. The first operand of a recall serves only its gradient.
+fn read_operands(node: &Node) -> &[Value] {
+    match node.op {
+        Op::Elementwise(E::Recall) => &node.operands[1..],
+        _ => &node.operands,
+    }
+}
+
+/// Reports for each node of a block whether its results depend on it.
+fn live(block: &Block) -> Vec<bool> {
+    let mut live = vec![false; block.nodes.len()];
+    block.results.iter().for_each(|v| live[v.node] = true);
+    for (at, node) in block.nodes.iter().enumerate().rev() {
+        if live[at] {
+            read_operands(node).iter().for_each(|v| live[v.node] = true);
+        }
+    }
+    live
+}
+
 /// The most operations to which a loop is written out.
 const MOST_OPERATIONS: usize = 8192;
 
@@ -148,12 +168,15 @@ impl Lowering<'_> {
     fn block(&self, block: &Block, parameters: Vec<XlaOp>) -> Result<Vec<XlaOp>> {
         let mut parameters: Vec<Option<XlaOp>> = parameters.into_iter().map(Some).collect();
         let mut values: Vec<Vec<XlaOp>> = Vec::with_capacity(block.nodes.len());
+        let live = live(block);
         for (at, node) in block.nodes.iter().enumerate() {
             let lowered = match block.parameters.iter().position(|p| *p == at) {
                 Some(k) => vec![parameters[k].take().context("a parameter was lowered twice")?],
+                // Mostly values that are recomputed only for the rules of their gradients.
+                None if !live[at] => vec![],
                 None => {
-                    let operands: Vec<&XlaOp> =
-                        node.operands.iter().map(|v| &values[v.node][v.output]).collect();
+                    let operands = read_operands(node).iter().map(|v| &values[v.node][v.output]);
+                    let operands: Vec<&XlaOp> = operands.collect();
                     let lowered = match self.fused_bias_elu(block, node, &values) {
                         Ok(None) => self.node(block, node, &operands),
                         fused => fused.map(|y| y.into_iter().collect()),
@@ -168,7 +191,7 @@ impl Lowering<'_> {
 
     /// Lowers a node and returns its outputs.
     fn node(&self, block: &Block, node: &Node, x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
-        let shapes: Vec<&Shape> = node.operands.iter().map(|v| block.shape(*v)).collect();
+        let shapes: Vec<&Shape> = read_operands(node).iter().map(|v| block.shape(*v)).collect();
         if self.needs_f32(&node.op, &shapes) {
             return self.in_f32(node, &shapes, x);
         }
@@ -177,7 +200,7 @@ impl Lowering<'_> {
         let lowered = match &node.op {
             Op::Source(op) => self.source(op)?,
             Op::Elementwise(E::Convert(to)) => self.converted(x[0], shape(0).dtype, *to)?,
-            Op::Elementwise(E::Recall) => self.recalled(block, node, x[1])?,
+            Op::Elementwise(E::Recall) => self.recalled(block, node, x[0])?,
             Op::Elementwise(op) if self.is_narrow() => self.narrow_elementwise(op, x)?,
             Op::Elementwise(op) => elementwise(op, x)?,
             Op::Reduce(op) => self.reduce(op, shape(0), x[0])?,
@@ -395,7 +418,10 @@ impl Lowering<'_> {
             }
             carries = results;
         }
-        for rows in stacks {
+        for mut rows in stacks {
+            if op.reversed {
+                rows.reverse();
+            }
             carries.push(rows[0].concat_in_dim(&rows[1..], 0)?);
         }
         Ok(carries)
@@ -445,6 +471,10 @@ impl Lowering<'_> {
             let lowering = Lowering { builder: &builder, ..*self };
             let results = lowering.block(&op.body, arguments)?;
             let mut next = vec![index.add_(&builder.c0(1i32)?)?];
+            let at_row = match op.reversed {
+                true => builder.c0(op.max_trips as i32 - 1)?.sub_(&index)?,
+                false => index.clone(),
+            };
             next.extend((0..first).map(|i| field(1 + i)).collect::<xla::Result<Vec<_>>>()?);
             for (i, result) in results.into_iter().enumerate() {
                 next.push(match i < op.carries {
@@ -454,7 +484,7 @@ impl Lowering<'_> {
                         let row = result.reshape(&[&[1], &dims(&shapes[at])[1..]].concat())?;
                         let zero = builder.c0(0i32)?;
                         let starts: Vec<&XlaOp> =
-                            (0..shapes[at].rank()).map(|d| if d == 0 { &index } else { &zero }).collect();
+                            (0..shapes[at].rank()).map(|d| if d == 0 { &at_row } else { &zero }).collect();
                         field(at)?.dynamic_update_slice(&row, &starts)?
                     }
                 });
@@ -488,8 +518,7 @@ fn elementwise(op: &E, x: &[&XlaOp]) -> xla::Result<XlaOp> {
         }
         E::Not => x[0].not(),
         E::IsFinite => x[0].is_finite(),
-        E::Detach | E::Keep | E::Convert(_) => Ok(x[0].clone()),
-        E::Recall => Ok(x[1].clone()),
+        E::Detach | E::Keep | E::Recall | E::Convert(_) => Ok(x[0].clone()),
         E::Add => x[0].add_(x[1]),
         E::Sub => x[0].sub_(x[1]),
         E::Mul => x[0].mul_(x[1]),
