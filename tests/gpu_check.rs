@@ -51,7 +51,8 @@ fn a_dry_run_covers_all_parts() {
     let binaries = ["--vnca", BINARY, "--bench-step", bench_step];
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("gpu.json");
-    let rest = ["--dry-run", "--device", &device, "--models", "nondoubling", "--no-jax", "--no-torch", "--json"];
+    let rest =
+        ["--dry-run", "--device", &device, "--models", "nondoubling", "--no-jax", "--no-torch", "--json"];
     let rest = [&rest[..], &["--out", file.to_str().unwrap()]].concat();
     let output = gpu_check(&[&binaries[..], &rest[..]].concat());
     let error = String::from_utf8_lossy(&output.stderr);

@@ -160,7 +160,7 @@ def check(contestants, steps, failures):
 def trial(commands, args):
     """Runs each of these contestants alone, one after the other. Returns what each took, by name; the fastest is to take part."""
     tried = {}
-    # Their packages load at the same time, which takes longer than most trials.
+    # Their packages load at the same time: loading takes longer than most trials.
     waiting = [Contestant(name, [*command, "wait"], getattr(args, "limit", None), waits=True) for name, command in commands]
     for contestant in waiting:
         name = contestant.name
