@@ -28,6 +28,7 @@ fn what_cannot_be_checked_is_refused() {
         refused(&["--device", "cuda"], 4, "--dry-run goes through everything without one");
     }
     refused(&["--models", "tripling"], 2, "no model 'tripling'");
+    refused(&["--parts", "steps,speed"], 2, "no part 'speed'");
     refused(&["--vnca", BINARY], 2, "--vnca and --bench-step go together");
     let empty = folder.path().to_str().unwrap();
     refused(&["--dry-run", "--device", "a.so", "--from", empty], 2, "was not made by tools/gpu-check --pack");
@@ -48,17 +49,30 @@ fn a_dry_run_covers_all_parts() {
     }
     let bench_step = bench_step.to_str().unwrap();
     let binaries = ["--vnca", BINARY, "--bench-step", bench_step];
-    let rest = ["--dry-run", "--device", &device, "--models", "baseline", "--no-jax", "--json"];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gpu.json");
+    let rest =
+        ["--dry-run", "--device", &device, "--models", "nondoubling", "--no-jax", "--no-torch", "--json"];
+    let rest = [&rest[..], &["--out", file.to_str().unwrap()]].concat();
     let output = gpu_check(&[&binaries[..], &rest[..]].concat());
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(told, kept);
+    assert_eq!((&told["done"], &told["errors"]), (&true.into(), &serde_json::json!([])));
     assert_eq!(told["conformance"]["failed"], 0);
     assert!(told["conformance"]["passed"].as_u64().unwrap() > 100);
-    let baseline = &told["models"]["baseline"];
-    for figure in
-        [&baseline["peak_gflops"], &baseline["ours"]["ms"], &told["training"]["baseline"]["ms_per_step"]]
-    {
+    let (step, training) = (&told["models"]["nondoubling"], &told["training"]["nondoubling"]);
+    for figure in [
+        &step["peak_gflops"],
+        &step["ours"]["ms"],
+        &step["ours-bf16"]["ms"],
+        &training["f32"]["ms_per_step"],
+        &training["bf16"]["report_minutes"],
+    ] {
         assert!(figure.as_f64().is_some_and(|v| v > 0.0), "{told}");
     }
+    let rounded = step["ours-bf16"]["loss_off_by"][0].as_f64().unwrap();
+    assert!(rounded > 1e-6, "the step in bf16 computed in f32: its loss is off by {rounded:e}");
 }

@@ -6,9 +6,12 @@ import json
 import os
 import pathlib
 import platform
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 
 CHECKED_STEPS = 2  # steps whose losses are compared before the rounds begin
 FLAGS = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]  # instruction sets that decide the speed of matmuls
@@ -28,21 +31,43 @@ def without_folder(part):
 
 
 class Contestant:
-    def __init__(self, name, command):
-        self.name = name
+    def __init__(self, name, command, limit=None, waits=False):
+        """Starts the program and waits until it is ready. After `limit` seconds without an answer, now or later, it is ended.
+
+        A peer that `waits` only loads its packages, until `begin`."""
+        self.name, self.limit = name, limit
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+        # A session of its own, so that the limit also ends the compilers that the program started.
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+                                        start_new_session=True)
         self.record = {"command": [without_folder(part) for part in command], "turns": []}
-        self.record |= self.answer()
+        if not waits:
+            self.record |= self.answer()
+
+    def begin(self):
+        self.record |= self.ask("begin")
 
     def answer(self):
+        late = threading.Event()
+        timer = threading.Timer(self.limit or threading.TIMEOUT_MAX, lambda: (late.set(), self.kill()))
+        timer.daemon = True
+        timer.start()
         line = self.process.stdout.readline()
+        timer.cancel()
         if not line:
             code = self.process.wait()
+            if late.is_set():
+                raise Failure(f"{self.name} did not answer within {self.limit:g} s")
             self.errors.seek(0)
             last = self.errors.read().strip().splitlines()[-1:] or ["no message"]
             raise Failure(f"{self.name} ended with {code}: {last[0][:300]}")
         return json.loads(line)
+
+    def kill(self):
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
     def ask(self, line):
         try:
@@ -63,8 +88,12 @@ class Contestant:
         return seconds
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        try:
+            self.process.stdin.close()
+            self.process.wait(30)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self.kill()
+            self.process.wait()
         self.errors.close()
 
 
@@ -82,33 +111,34 @@ def commands(root, args, program, python, case, inputs):
     ours += ["--nca-steps", str(case["nca_steps"])] if case["nca_steps"] else []
     ours += ["--latent", str(args.latent)] if args.latent else []
     ours += ["--device", args.device] if args.device != "cpu" else []
-    ours += ["--programs", args.programs / folder(case)] if args.programs else []
     for name in args.ours:
         options = {"bf16": ["--precision", "bf16"]}
         unknown = set(name.split("-")[1:]) - options.keys()
         if unknown or name.split("-")[0] != "ours":
             raise SystemExit(f"unknown contestant {name!r}: ours are ours and ours-bf16")
-        variant = itertools.chain.from_iterable(options[word] for word in name.split("-")[1:])
+        variant = list(itertools.chain.from_iterable(options[word] for word in name.split("-")[1:]))
+        variant += ["--programs", args.programs / folder(case, "bf16" if "bf16" in name else "f32")] if args.programs else []
         yield name, [program, *ours, *variant, "--serve", inputs]
     if args.old:
-        yield "old", [args.old, *ours, "--serve", inputs]
+        programs = ["--programs", args.programs / folder(case)] if args.programs else []
+        yield "old", [args.old, *ours, *programs, "--serve", inputs]
     for name in args.peers:
-        peer = [name, case["model"], case["task"], inputs, str(case["nca_steps"])]
+        peer = [name, case["model"], case["task"], inputs, str(case["nca_steps"]), getattr(args, "peer_device", "cpu")]
         yield name, [python, root / "tools/peers/peer.py", *peer]
 
 
-def folder(case):
+def folder(case, precision="f32"):
     """Returns the subfolder of a case's exported programs."""
-    return f"{case['model']}-{case['task']}-{case['batch']}"
+    return f"{case['model']}-{case['task']}-{case['batch']}" + ("" if precision == "f32" else f"-{precision}")
 
 
-def start(commands):
+def start(commands, limit=None):
     """Starts the contestants. Returns those that are ready, and the messages of those that failed."""
     contestants, failures = [], {}
     for name, command in commands:
         say(f"  starting {name}")
         try:
-            contestants.append(Contestant(name, command))
+            contestants.append(Contestant(name, command, limit))
         except Failure as failure:
             say(f"  {failure}")
             failures[name] = str(failure)
@@ -127,7 +157,30 @@ def check(contestants, steps, failures):
             contestants.remove(contestant)
 
 
-def rounds(contestants, args):
+def trial(commands, args):
+    """Runs each of these contestants alone, one after the other. Returns what each took, by name; the fastest is to take part."""
+    tried = {}
+    # Their packages load at the same time: loading takes longer than most trials.
+    waiting = [Contestant(name, [*command, "wait"], getattr(args, "limit", None), waits=True) for name, command in commands]
+    for contestant in waiting:
+        name = contestant.name
+        say(f"  trying {name}")
+        try:
+            contestant.begin()
+            contestant.run(CHECKED_STEPS)
+            one = contestant.run(1)["seconds"]
+            steps = min(max(3, round(0.2 / one)), 100) if one < 5 else 1
+            seconds = statistics.median(contestant.run(steps)["seconds"] / steps for _ in range(3 if one < 5 else 1))
+            tried[name] = {"ms": seconds * 1e3, "compile_seconds": contestant.record["compile_seconds"]}
+            say(f"    {seconds * 1e3:.2f} ms a step")
+        except Failure as failure:
+            say(f"    {failure}")
+            tried[name] = {"failed": str(failure)}
+        contestant.close()
+    return tried
+
+
+def rounds(contestants, args, failures):
     """Runs the rounds: each measures the machine's peak, then every contestant takes a turn. Returns the peaks in GFLOP/s.
 
     Every other round goes in reverse order. A contestant whose turn took longer than `args.slow` seconds runs one step in the
@@ -142,27 +195,46 @@ def rounds(contestants, args):
         for contestant in order:
             if contestant in slow and number > 1:
                 continue
+            if contestant.name in failures:
+                continue
             say(f"  round {number + 1} of {args.rounds}: {contestant.name}")
-            if contestant.turn(number, 1 if contestant in slow else steps) > args.slow:
-                slow.add(contestant)
+            try:
+                if contestant.turn(number, 1 if contestant in slow else steps) > args.slow:
+                    slow.add(contestant)
+            except Failure as failure:
+                if contestant is ours:
+                    raise
+                say(f"  {failure}")
+                failures[contestant.name] = str(failure)
     return peaks
 
 
 def run_case(root, args, program, python, case):
+    """Runs the contestants of a case. Of the peers named in `args.trials`, the fastest takes part."""
+    limit, trials = getattr(args, "limit", None), getattr(args, "trials", [])
     with tempfile.TemporaryDirectory() as scratch:
         inputs = pathlib.Path(scratch, "inputs.npz")
-        started = list(commands(root, args, program, python, case, inputs))
-        export = [part if part != "--serve" else "--export" for part in started[0][1]]
+        commanded = list(commands(root, args, program, python, case, inputs))
+        export = [part if part != "--serve" else "--export" for part in commanded[0][1]]
         subprocess.run(export, check=True)
-        contestants, failures = start(started)
-        if not contestants or contestants[0].name != args.ours[0]:
-            raise SystemExit("our own program did not start: " + "; ".join(failures.values()))
-        check(contestants, CHECKED_STEPS if case["task"] == "step" else 1, failures)
-        peaks = rounds(contestants, args)
-        for contestant in contestants:
-            contestant.close()
+        tried = trial([c for c in commanded if c[0] in trials], args)
+        ran = {name: record["ms"] for name, record in tried.items() if "ms" in record}
+        fastest = min(ran, key=ran.get, default=None)
+        contestants, failures = start([c for c in commanded if c[0] not in trials or c[0] == fastest], limit)
+        try:
+            if not contestants or contestants[0].name != args.ours[0]:
+                raise Failure("our own program did not start: " + "; ".join(failures.values()))
+            check(contestants, CHECKED_STEPS if case["task"] == "step" else 1, failures)
+            if not contestants or contestants[0].name != args.ours[0]:
+                raise Failure("our own program failed: " + "; ".join(failures.values()))
+            peaks = rounds(contestants, args, failures)
+        finally:
+            for contestant in contestants:
+                contestant.close()
+    if trials and not ran:
+        failures[trials[0].split("-")[0]] = "; ".join(record["failed"] for record in tried.values())
     records = {c.name: c.record for c in contestants} | {n: {"failed": f} for n, f in failures.items()}
-    return case | {"peak_gflops": peaks, "contestants": records}
+    return case | {"peak_gflops": peaks, "contestants": records} | ({"tried": tried} if trials else {})
 
 
 def cases(args):
@@ -192,9 +264,12 @@ def machine():
 
 
 def output(*command, cwd):
-    """Returns a command's output, or "?" if it fails."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "?"
+    """Returns a command's output, or None if it fails or there is no such program."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def run(root, args):
@@ -214,5 +289,8 @@ def run(root, args):
         say(f"warning: the machine is not idle (load {result['machine']['load']:.1f}): the times will be too long")
     for case in all_cases:
         say(f"{case['model']} {case['task']}, batch {case['batch']}")
-        result["cases"].append(run_case(root, args, program, python, case))
+        try:
+            result["cases"].append(run_case(root, args, program, python, case))
+        except Failure as failure:
+            raise SystemExit(str(failure)) from failure
     return result

@@ -1,10 +1,12 @@
 """A contestant of tools/bench in another framework. It reports when it is ready, and answers each command on stdin with JSON.
 
-usage: peer.py NAME MODEL TASK INPUTS [NCA_STEPS]
+usage: peer.py NAME MODEL TASK INPUTS [NCA_STEPS [DEVICE [wait]]]
 
-NAME is `jax`, or `torch` followed by any of `-bf16` (autocast), `-compile` (torch.compile) and `-nhwc` (channels_last). MODEL
-is baseline, doubling or nondoubling, TASK step or iwelbo. INPUTS is a file that bench_step --export wrote. It contains
+NAME is `jax`, or `torch` followed by any of `-bf16` (autocast), `-compile` (torch.compile), `-nhwc` (channels_last) and, on GPUs,
+`-graph` (the whole step as one CUDA graph). MODEL is baseline, doubling or nondoubling, TASK step or iwelbo. DEVICE is PyTorch's,
+cpu or cuda; JAX takes the one of JAX_PLATFORMS. INPUTS is a file that bench_step --export wrote. It contains
 weights, images, the indices of each step's images, and each step's noise. `run N` runs N steps. The end of stdin ends the process.
+With `wait` it loads its packages, and goes on when a line comes.
 """
 
 import dataclasses
@@ -69,6 +71,7 @@ def write_line(out, **values):
 def main():
     name, model, task, path = sys.argv[1:5]
     nca_steps = int(sys.argv[5]) if len(sys.argv) > 5 else 0
+    device = sys.argv[6] if len(sys.argv) > 6 else "cpu"
     # Messages that libraries print must not mix with the answers.
     out, sys.stdout = sys.stdout, sys.stderr
     case = Case.load(model, task, nca_steps, path)
@@ -80,7 +83,10 @@ def main():
     else:
         import peer_torch
 
-        peer = peer_torch.Peer(case, set(name.split("-")[1:]))
+        if sys.argv[7:] == ["wait"] and not sys.stdin.readline():
+            return
+        kind = peer_torch.Peer if device == "cpu" else peer_torch.DevicePeer
+        peer = kind(case, set(name.split("-")[1:]), device)
     began = time.perf_counter()
     peer.compile()
     compile_seconds = time.perf_counter() - began

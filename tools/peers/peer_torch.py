@@ -121,20 +121,23 @@ def negative_iwelbo(model, x, eps):
 
 
 class Peer:
-    def __init__(self, case, options):
-        unknown = options - {"bf16", "compile", "nhwc"}
+    def __init__(self, case, options, device="cpu"):
+        unknown = options - {"bf16", "compile", "nhwc", "graph"}
         if unknown:
-            raise SystemExit(f"unknown options of torch {unknown}: there are bf16, compile and nhwc")
+            raise SystemExit(f"unknown options of torch {unknown}: there are bf16, compile, nhwc and graph")
+        if "graph" in options and (device == "cpu" or case.task != "step"):
+            raise SystemExit("torch's option graph is for training steps on GPUs")
         memory_format = torch.channels_last if "nhwc" in options else torch.contiguous_format
         self.options = options
-        self.model = Vae(case, memory_format).to(memory_format=memory_format)
+        self.device = device
+        self.model = Vae(case, memory_format).to(device=device, memory_format=memory_format)
         self.rows = [
-            (torch.from_numpy(x).contiguous(memory_format=memory_format), torch.from_numpy(e))
+            (torch.from_numpy(x).to(device).contiguous(memory_format=memory_format), torch.from_numpy(e).to(device))
             for x, e in zip(case.images, case.eps)
         ]
         self.training = case.task == "step"
         self.objective = negative_elbo if self.training else negative_iwelbo
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True, capturable="graph" in options)
         self.step = 0
 
     def compile(self):
@@ -153,7 +156,7 @@ class Peer:
         self.optimiser.zero_grad()
 
     def value(self, row):
-        precision = torch.autocast("cpu", torch.bfloat16) if "bf16" in self.options else contextlib.nullcontext()
+        precision = torch.autocast(self.device, torch.bfloat16) if "bf16" in self.options else contextlib.nullcontext()
         if not self.training:
             with torch.no_grad(), precision:
                 return self.objective(self.model, *row)
@@ -178,3 +181,68 @@ class Peer:
     def versions(self):
         threads = torch.get_num_threads()
         return {"python": platform.python_version(), "torch": torch.__version__, "threads": threads}
+
+
+class DevicePeer(Peer):
+    """A peer on a GPU, with matmuls and convolutions in TF32 where they are not in bf16, as XLA computes them there."""
+
+    def __init__(self, case, options, device):
+        torch.set_float32_matmul_precision("high")
+        # cuDNN's convolutions take TF32 by default. This measures which of its kernels is the fastest.
+        torch.backends.cudnn.benchmark = True
+        super().__init__(case, options, device)
+
+    def compile(self):
+        super().compile()
+        if "graph" in self.options:
+            self.capture()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+    def capture(self):
+        """Records a whole training step as a CUDA graph, so that the host starts one thing instead of thousands of kernels."""
+        self.inputs = [tensor.clone() for tensor in self.rows[0]]
+        before = [tensor.clone() for tensor in self.model.parameters()]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Allocates the optimiser's moments, and lets cuDNN choose its kernels.
+            for _ in range(3):
+                self.whole_step(self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.cuda.graph(self.graph):
+            self.loss = self.whole_step(self.inputs)
+        # Undoes the warm-up's updates.
+        with torch.no_grad():
+            for tensor, value in zip(self.model.parameters(), before):
+                tensor.copy_(value)
+            for state in self.optimiser.state.values():
+                for tensor in state.values():
+                    tensor.zero_()
+
+    def whole_step(self, row):
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.value(row)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
+        self.optimiser.step()
+        return loss
+
+    def run(self, count):
+        if "graph" not in self.options:
+            return super().run(count)
+        values = []
+        for _ in range(count):
+            for ours, given in zip(self.inputs, self.rows[self.step % len(self.rows)]):
+                ours.copy_(given)
+            self.graph.replay()
+            values.append(self.loss.clone())
+            self.step += 1
+        return [float(v) for v in values]
+
+    def memory(self):
+        return torch.cuda.max_memory_allocated()
+
+    def versions(self):
+        return super().versions() | {"cuda": torch.version.cuda}

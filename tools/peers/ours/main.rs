@@ -15,6 +15,7 @@ use clap::Parser;
 use vnca::engine::array::Array;
 use vnca::engine::compile;
 use vnca::engine::ir::{Cost, Function, Graph};
+#[cfg(feature = "xla")]
 use vnca::engine::program::Target;
 use vnca::engine::random::Key;
 use vnca::engine::runtime::{Arg, Buffers, Device, Executable, Mesh};
@@ -42,6 +43,10 @@ struct Args {
     #[cfg(feature = "xla")]
     #[arg(long, value_name = "DIR")]
     export_programs: Option<PathBuf>,
+    /// What the programs of --export-programs are for
+    #[cfg(feature = "xla")]
+    #[arg(long, value_enum, default_value = "native", requires = "export_programs")]
+    target: Target,
 }
 
 fn main() -> Result<()> {
@@ -55,7 +60,7 @@ fn main() -> Result<()> {
     #[cfg(feature = "xla")]
     if let Some(folder) = args.export_programs {
         for function in [case.function()?, matmul(SIZES[0])?, matmul(SIZES[1])?] {
-            vnca::engine::lower::lower(&function, Target::Native, 1)?.save(&folder)?;
+            vnca::engine::lower::lower(&function, args.target, 1)?.save(&folder)?;
         }
         return Ok(());
     }
@@ -208,7 +213,7 @@ fn matmul(size: usize) -> Result<Function> {
 
 /// Returns the peak in GFLOP/s of large f32 matmuls in the device's default precision: the best of several runs of at least 0.1 s.
 pub fn peak(mesh: &Mesh) -> Result<f64> {
-    let size = SIZES[usize::from(mesh.target() == Target::Native)];
+    let size = SIZES[usize::from(!mesh.target().is_cpu())];
     let executable = compile::compile(mesh, &matmul(size)?)?;
     // With this scale, repeated multiplication keeps the elements' magnitude.
     let numbers = Key::new(1).normal(2048 * 2048);
