@@ -67,7 +67,6 @@ fn the_cpu_conforms_in_xlas_own_forms() {
 #[test]
 fn the_cpu_conforms_in_native_forms() {
     conforms("cpu", Some(Target::Native));
-    conforms("cpu", Some(Target::Gpu));
 }
 
 /// Each opened mesh has its own client, sizes and forms. Meshes from `with_replicas` share them. The environment stays unchanged.

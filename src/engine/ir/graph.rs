@@ -430,22 +430,6 @@ impl<'g> Sym<'g> {
         self.shape().dtype
     }
 
-    /// Returns the operation that computes this value, with its operands; `None` unless it is in the innermost block.
-    pub(super) fn node(self) -> Option<(Op, Vec<Sym<'g>>)> {
-        let node = {
-            let inner = self.graph.inner.borrow();
-            let frame = inner.frames.last().filter(|f| f.id == self.frame)?;
-            frame.block.nodes[self.value.node].clone()
-        };
-        let operands = node.operands.iter().map(|v| self.graph.sym(*v)).collect();
-        Some((node.op, operands))
-    }
-
-    /// Reports whether both are handles of the same value.
-    pub(super) fn same_as(self, other: Sym<'_>) -> bool {
-        std::ptr::eq(self.graph, other.graph) && (self.frame, self.value) == (other.frame, other.value)
-    }
-
     /// Returns the number of dimensions.
     pub fn rank(&self) -> usize {
         self.shape().rank()

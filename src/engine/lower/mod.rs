@@ -10,6 +10,7 @@ mod epilogue;
 mod matmul;
 mod patch;
 mod placeholders;
+mod unroll;
 
 use std::cell::Cell;
 
@@ -150,9 +151,6 @@ fn live(block: &Block) -> Vec<bool> {
     }
     live
 }
-
-/// The most operations to which a loop is written out.
-const MOST_OPERATIONS: usize = 8192;
 
 /// Lowers nodes into one builder: of the module's entry computation or of a loop's body.
 struct Lowering<'b> {
@@ -396,37 +394,6 @@ impl Lowering<'_> {
         })
     }
 
-    /// Reports whether a loop is written out. On GPUs every operation of a loop costs a launch, and every row of a stack a copy,
-    /// which are not needed where the trips are known.
-    fn unrolls(&self, op: &Repeat) -> bool {
-        let operations = op.max_trips * op.body.operations();
-        self.target == Target::Gpu && !op.dynamic && (1..=MOST_OPERATIONS).contains(&operations)
-    }
-
-    /// Lowers a loop whose body is written out once for each trip. XLA finds the rows of a stack by their constant indices.
-    fn unrolled(&self, op: &Repeat, x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
-        let owned = |values: &[&XlaOp]| values.iter().map(|v| (*v).clone()).collect::<Vec<XlaOp>>();
-        let (mut carries, captured) = (owned(&x[..op.carries]), owned(&x[op.carries..]));
-        let mut stacks = vec![Vec::new(); op.body.results.len() - op.carries];
-        for trip in 0..op.max_trips {
-            let index = self.builder.c0(trip as i32)?;
-            let arguments = [&[index], carries.as_slice(), captured.as_slice()].concat();
-            let mut results = self.block(&op.body, arguments)?;
-            for (stack, row) in stacks.iter_mut().zip(results.split_off(op.carries)) {
-                let dims: Vec<i64> = row.dims()?.iter().map(|d| *d as i64).collect();
-                stack.push(row.reshape(&[&[1], dims.as_slice()].concat())?);
-            }
-            carries = results;
-        }
-        for mut rows in stacks {
-            if op.reversed {
-                rows.reverse();
-            }
-            carries.push(rows[0].concat_in_dim(&rows[1..], 0)?);
-        }
-        Ok(carries)
-    }
-
     /// Lowers a loop to a `while` over the tuple (index, number of trips if dynamic, carries, stacks, captured values).
     fn repeat(&self, op: &Repeat, x: &[&XlaOp], node: &Node, block: &Block) -> Result<Vec<XlaOp>> {
         if self.unrolls(op) {
@@ -471,10 +438,6 @@ impl Lowering<'_> {
             let lowering = Lowering { builder: &builder, ..*self };
             let results = lowering.block(&op.body, arguments)?;
             let mut next = vec![index.add_(&builder.c0(1i32)?)?];
-            let at_row = match op.reversed {
-                true => builder.c0(op.max_trips as i32 - 1)?.sub_(&index)?,
-                false => index.clone(),
-            };
             next.extend((0..first).map(|i| field(1 + i)).collect::<xla::Result<Vec<_>>>()?);
             for (i, result) in results.into_iter().enumerate() {
                 next.push(match i < op.carries {
@@ -484,7 +447,7 @@ impl Lowering<'_> {
                         let row = result.reshape(&[&[1], &dims(&shapes[at])[1..]].concat())?;
                         let zero = builder.c0(0i32)?;
                         let starts: Vec<&XlaOp> =
-                            (0..shapes[at].rank()).map(|d| if d == 0 { &at_row } else { &zero }).collect();
+                            (0..shapes[at].rank()).map(|d| if d == 0 { &index } else { &zero }).collect();
                         field(at)?.dynamic_update_slice(&row, &starts)?
                     }
                 });

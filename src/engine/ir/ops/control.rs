@@ -1,16 +1,10 @@
 //! The loop: a body that runs a fixed or a variable number of times and passes values from trip to trip. It is differentiable
 //! in both cases.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-
 use crate::engine::ir::grad::pullback_with;
 use crate::engine::ir::graph::{Block, Graph, Node, Sym, Value};
 use crate::engine::ir::op::{Op, Vjp};
-use crate::engine::ir::ops::conv::Conv;
 use crate::engine::ir::ops::elementwise::Elementwise;
-use crate::engine::ir::ops::layout::Layout;
-use crate::engine::ir::ops::reduce::Reduction;
 use crate::engine::shape::{DType, Precision, Shape};
 
 /// A loop. In each trip the body maps (trip index, carries, captured values) to (next carries, values to stack).
@@ -33,8 +27,6 @@ pub struct Repeat {
     pub options: RepeatOptions,
     /// Index of the first result that was added for the gradient. The gradient reads only the rows of trips that ran.
     pub saved_from: usize,
-    /// Whether the stacks are filled from the last row to the first.
-    pub reversed: bool,
 }
 
 /// What the gradient of a loop saves in the forward pass and what it recomputes.
@@ -64,8 +56,7 @@ impl RepeatOptions {
 impl Repeat {
     pub(in crate::engine::ir) fn attributes(&self) -> String {
         let most = if self.dynamic { "max_trips" } else { "trips" };
-        let reversed = if self.reversed { " reversed" } else { "" };
-        format!(" {most}={} carries={}{reversed}", self.max_trips, self.carries)
+        format!(" {most}={} carries={}", self.max_trips, self.carries)
     }
 
     /// Returns the index of the first carry among the operands.
@@ -127,180 +118,53 @@ impl Repeat {
         }
         init.extend(wanted.iter().map(|&i| zeros(at.operands[i])));
 
-        // Stacks for the sums would take the memory that recomputation saves.
-        let defers = !self.dynamic && self.options.remat == 0;
-        let deferred = RefCell::new(HashMap::new());
         let body = |index: Sym<'g>, cts: &[Sym<'g>]| {
             let trip = trips - index - 1.0;
-            let row = if self.reversed { -trip + (self.max_trips as f64 - 1.0) } else { trip };
             let carries: Vec<Sym<'g>> = (saved.iter().enumerate())
-                .map(|(i, s)| s.row(row).convert(at.operands[first + i].dtype()))
+                .map(|(i, s)| s.row(trip).convert(at.operands[first + i].dtype()))
                 .collect();
             let captures: Vec<Sym<'g>> =
                 at.operands[captures_from..].iter().map(|s| graph.sym(graph.resolve(*s))).collect();
             let arguments = [&[trip], carries.as_slice(), captures.as_slice()].concat();
             let recalled = kept.iter().zip(&saved_kept).map(|(&node, stack)| {
                 let dtype = self.body.shape(Value::first(node)).dtype;
-                (node, stack.row(row).convert(dtype))
+                (node, stack.row(trip).convert(dtype))
             });
-            let recalled: HashMap<usize, Sym<'g>> = recalled.collect();
-            let results = graph.inline(&self.body, &arguments, &recalled);
+            let results = graph.inline(&self.body, &arguments, &recalled.collect());
             let mut arrived: Vec<(Sym<'g>, Sym<'g>)> = Vec::new();
             for (k, &i) in floats.iter().enumerate() {
                 arrived.push((results[i], cts[k]));
             }
             for (k, result) in results.iter().enumerate().skip(self.carries) {
                 if let Some(ct) = at.cotangents[k] {
-                    arrived.push((*result, ct.row(row)));
+                    arrived.push((*result, ct.row(trip)));
                 }
             }
             let mut wrt: Vec<Sym<'g>> = floats.iter().map(|&i| carries[i]).collect();
             wrt.extend(wanted.iter().map(|&i| captures[i - captures_from]));
             let pulled = pullback_with(&arrived, &wrt);
-            let rows = kept.iter().map(|node| recalled[node]).zip(saved_kept.iter().copied());
-            let rows = carries.iter().copied().zip(saved.iter().copied()).chain(rows).collect();
-            let mut stacked = Stacked { options: self.options, rows, sources: vec![], values: vec![] };
             let next =
                 pulled.into_iter().zip(&wrt).enumerate().map(|(k, (ct, s))| match (k < floats.len(), ct) {
                     (true, ct) => ct.unwrap_or_else(|| zeros(*s)),
-                    (false, Some(ct)) => match SumOverRows::find(ct).filter(|_| defers) {
-                        Some(sum) => {
-                            deferred.borrow_mut().insert(k - floats.len(), stacked.add(sum));
-                            cts[k]
-                        }
-                        None => cts[k] + ct,
-                    },
+                    (false, Some(ct)) => cts[k] + ct,
                     (false, None) => cts[k],
                 });
-            let next = next.collect();
-            (next, stacked.values)
+            (next.collect(), vec![])
         };
         let results = if self.dynamic {
             graph.repeat_upto(trips, self.max_trips, &init, body)
         } else {
             graph.repeat(self.max_trips, &init, body)
         };
-        if results.len() > init.len() {
-            // In the order of the rows that the forward loop saved.
-            graph.set_reversed(results[0], !self.reversed);
-        }
 
         let mut cotangents = vec![None; at.operands.len()];
         for (k, &i) in floats.iter().enumerate() {
             cotangents[first + i] = Some(results[k]);
         }
         for (k, &i) in wanted.iter().enumerate() {
-            let summed = results[floats.len() + k];
-            cotangents[i] = Some(match deferred.borrow().get(&k) {
-                Some(sum) => sum.over_all_trips(&results[init.len()..]),
-                None => summed,
-            });
+            cotangents[i] = Some(results[floats.len() + k]);
         }
         cotangents
-    }
-}
-
-/// The number of elements of an operand up to which a sum over rows is deferred.
-const FEW_ELEMENTS: usize = 1 << 21;
-
-/// The gradient of a captured value in one trip, if it is a sum over rows: the operation's result does not depend on the order of
-/// its operands' first dimension. So are the gradients of the weights and biases of layers.
-///
-/// Summed over trips, it is the same operation on all trips' rows. For small grids one operation with many rows is much faster
-/// than many with few rows.
-struct SumOverRows<'g> {
-    op: Op,
-    operands: Vec<Sym<'g>>,
-}
-
-impl<'g> SumOverRows<'g> {
-    /// Returns the sum that computes `value`, a value of the innermost block; `None` if it is none, or its operands are large.
-    fn find(value: Sym<'g>) -> Option<SumOverRows<'g>> {
-        let (op, operands) = value.node()?;
-        let sums = match &op {
-            Op::Dot(dot) => {
-                dot.lhs_batch.is_empty() && [&dot.lhs_contract, &dot.rhs_contract].iter().all(|c| **c == [0])
-            }
-            Op::Conv(conv) => matches!(conv, Conv::WeightGrad { .. }),
-            Op::Reduce(reduce) => reduce.reduction == Reduction::Sum && reduce.axes.contains(&0),
-            _ => false,
-        };
-        let small = operands.iter().all(|s| s.shape().count() <= FEW_ELEMENTS);
-        (sums && small).then_some(SumOverRows { op, operands })
-    }
-}
-
-/// A sum over the rows of all trips.
-struct DeferredSum<'g> {
-    op: Op,
-    operands: Vec<(Stack<'g>, Shape)>,
-}
-
-/// The rows of an operand in all trips.
-#[derive(Clone, Copy)]
-enum Stack<'g> {
-    /// A stack that the forward loop saved.
-    Saved(Sym<'g>),
-    /// The stack of the gradient's loop with this index.
-    Stacked(usize),
-}
-
-impl<'g> DeferredSum<'g> {
-    fn over_all_trips(&self, stacks: &[Sym<'g>]) -> Sym<'g> {
-        let rows = self.operands.iter().map(|(stack, shape)| {
-            let stack = match stack {
-                Stack::Saved(stack) => *stack,
-                Stack::Stacked(at) => stacks[*at],
-            };
-            let trips = stack.dims()[0];
-            stack.convert(shape.dtype).reshape(&[&[trips * shape.dims[0]], &shape.dims[1..]].concat())
-        });
-        let rows: Vec<Sym<'g>> = rows.collect();
-        rows[0].graph().push(self.op.clone(), &rows)
-    }
-}
-
-/// The values that the gradient's loop stacks.
-struct Stacked<'g> {
-    options: RepeatOptions,
-    /// The values of a trip that the forward loop saved, with their stacks.
-    rows: Vec<(Sym<'g>, Sym<'g>)>,
-    /// The operands that are stacked, and the values to stack for them.
-    sources: Vec<Sym<'g>>,
-    values: Vec<Sym<'g>>,
-}
-
-impl<'g> Stacked<'g> {
-    /// Returns the saved stack of which a value is a row, through operations that neither change nor move elements.
-    fn saved(&self, mut value: Sym<'g>) -> Option<Sym<'g>> {
-        loop {
-            if let Some((_, stack)) = self.rows.iter().find(|(row, _)| row.same_as(value)) {
-                return Some(*stack);
-            }
-            let (op, operands) = value.node()?;
-            value = match op {
-                Op::Layout(Layout::Reshape { .. }) => operands[0],
-                Op::Elementwise(Elementwise::Recall) => operands[1],
-                _ => return None,
-            };
-        }
-    }
-
-    /// Stacks those operands of a sum that are not saved, each value once.
-    fn add(&mut self, sum: SumOverRows<'g>) -> DeferredSum<'g> {
-        let operands = sum.operands.into_iter().map(|operand| {
-            if let Some(stack) = self.saved(operand) {
-                return (Stack::Saved(stack), operand.shape());
-            }
-            let known = self.sources.iter().position(|s| s.same_as(operand));
-            let at = known.unwrap_or_else(|| {
-                self.sources.push(operand);
-                self.values.push(operand.convert(self.options.save_as.unwrap_or(operand.dtype())));
-                self.values.len() - 1
-            });
-            (Stack::Stacked(at), operand.shape())
-        });
-        DeferredSum { operands: operands.collect(), op: sum.op }
     }
 }
 
@@ -426,7 +290,7 @@ impl Graph {
         }
         let (block, captures) = self.close_frame(&[next, stacked].concat());
         let (dynamic, carries, saved_from) = (trips.is_some(), init.len(), block.results.len());
-        let op = Repeat { max_trips, dynamic, carries, body: block, options, saved_from, reversed: false };
+        let op = Repeat { max_trips, dynamic, carries, body: block, options, saved_from };
         let mut operands: Vec<_> = trips.iter().chain(init).map(|s| self.resolve(*s)).collect();
         operands.extend(captures);
         let shapes: Vec<Shape> = operands.iter().map(|v| self.sym(*v).shape()).collect();
@@ -436,15 +300,6 @@ impl Graph {
                 self.fail(&format!("repeat: {error}"));
                 init.to_vec()
             }
-        }
-    }
-
-    /// Sets whether the loop with this result fills its stacks from the last row to the first.
-    fn set_reversed(&self, result: Sym<'_>, reversed: bool) {
-        let mut inner = self.inner.borrow_mut();
-        let block = &mut inner.frames.last_mut().expect("a graph has a top frame").block;
-        if let Op::Repeat(repeat) = &mut block.nodes[result.value.node].op {
-            repeat.reversed = reversed;
         }
     }
 
