@@ -45,7 +45,8 @@ impl Usage {
 pub struct Compiled {
     /// Device memory.
     pub usage: Usage,
-    /// XLA's cost analysis by its names, such as flops and bytes accessed. XLA counts a loop's body once.
+    /// XLA's cost analysis by its names, such as flops and bytes accessed. XLA counts a loop's body once. Empty where the plugin
+    /// has no cost analysis of a program that no device holds, as the CUDA plugin.
     pub costs: Vec<(String, f64)>,
     /// The optimized module, a serialized `HloModuleProto`.
     pub module: Vec<u8>,
@@ -109,7 +110,11 @@ impl Compiler {
             })?;
             UnloadedExecutable::new(api, compiled.executable)
         };
-        Ok(Compiled { usage: executable.usage()?, costs: executable.costs()?, module: executable.module()? })
+        let costs = executable.costs().or_else(|error| match format!("{error:#}").contains("not supported") {
+            true => Ok(Vec::new()),
+            false => Err(error),
+        })?;
+        Ok(Compiled { usage: executable.usage()?, costs, module: executable.module()? })
     }
 }
 
