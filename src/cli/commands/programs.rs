@@ -192,3 +192,31 @@ impl Sizes {
 fn decode(model: &Vae) -> Result<Function> {
     model.function("decode", |g, params| model.decoder_program(gallery::MAX_BATCH, g, params))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn training(steps_min: usize, steps_max: usize) -> SizedProgram {
+        let options = TrainOptions {
+            model: Some(Kind::NonDoubling),
+            latent: Some(8),
+            batch_size: Some(8),
+            replicas: Some(1),
+            chunk: Some(3),
+            ..TrainOptions::default()
+        };
+        let config = TrainConfig::resolve(&options).unwrap();
+        let pool = PoolSpec { steps_min, steps_max, ..config.pool.unwrap() };
+        SizedProgram::train(&TrainConfig { pool: Some(pool), ..config }, 2_000).unwrap()
+    }
+
+    #[test]
+    fn a_drawn_number_of_automaton_steps_counts_with_its_mean() {
+        // 4 to 8 steps, whose mean is that of exactly 6.
+        let (drawn, fixed) = (training(4, 9), training(6, 7));
+        assert_eq!((drawn.drawn_trips, fixed.drawn_trips), (2.0, 0.0));
+        assert_eq!(drawn.flops, fixed.flops);
+        assert!(training(4, 10).flops > drawn.flops);
+    }
+}

@@ -110,10 +110,11 @@ impl Compiler {
             })?;
             UnloadedExecutable::new(api, compiled.executable)
         };
-        let costs = executable.costs().or_else(|error| match format!("{error:#}").contains("not supported") {
-            true => Ok(Vec::new()),
-            false => Err(error),
-        })?;
+        let costs =
+            executable.costs().or_else(|error| match format!("{error:#}").contains("not supported") {
+                true => Ok(Vec::new()),
+                false => Err(error),
+            })?;
         Ok(Compiled { usage: executable.usage()?, costs, module: executable.module()? })
     }
 }

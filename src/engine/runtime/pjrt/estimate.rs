@@ -65,13 +65,18 @@ impl<'m> Walk<'m> {
         self.by_id.get(&id).copied().with_context(|| format!("the module has no computation {id}"))
     }
 
-    fn computation(&mut self, id: i64, times: f64, entry: bool) -> Result<()> {
-        let computation = self.find(id)?;
+    fn enter(&mut self, computation: &Computation) -> Result<()> {
         (self.depth, self.steps) = (self.depth + 1, self.steps + 1 + computation.instructions.len());
         ensure!(
             self.depth <= DEEPEST && self.steps <= MOST_STEPS,
             "the module's computations call each other without end"
         );
+        Ok(())
+    }
+
+    fn computation(&mut self, id: i64, times: f64, entry: bool) -> Result<()> {
+        let computation = self.find(id)?;
+        self.enter(computation)?;
         let values: HashMap<i64, &Instruction> = computation.instructions.iter().map(|i| (i.id, i)).collect();
         for instruction in &computation.instructions {
             match instruction.opcode.as_str() {
@@ -93,19 +98,48 @@ impl<'m> Walk<'m> {
                         self.computation(*called, times, entry)?;
                     }
                 }
-                _ => self.instruction(instruction, &values, times),
+                _ => self.instruction(instruction, &values, times)?,
             }
         }
         self.depth -= 1;
         Ok(())
     }
 
-    fn instruction(&mut self, instruction: &Instruction, values: &HashMap<i64, &Instruction>, times: f64) {
+    /// Counts the matmuls and convolutions of an instruction, also where they are fused.
+    fn kernels(
+        &mut self,
+        instruction: &Instruction,
+        values: &HashMap<i64, &Instruction>,
+        times: f64,
+    ) -> Result<()> {
+        self.sum.kernels.count(instruction, values, times);
+        if instruction.opcode != "fusion" {
+            return Ok(());
+        }
+        for id in &instruction.called_ids {
+            let Some(fused) = self.by_id.get(id).copied() else { continue };
+            self.enter(fused)?;
+            let values = fused.instructions.iter().map(|i| (i.id, i)).collect();
+            for inner in &fused.instructions {
+                self.kernels(inner, &values, times)?;
+            }
+            self.depth -= 1;
+        }
+        Ok(())
+    }
+
+    fn instruction(
+        &mut self,
+        instruction: &Instruction,
+        values: &HashMap<i64, &Instruction>,
+        times: f64,
+    ) -> Result<()> {
         if !kernels::works(instruction) {
-            return;
+            return Ok(());
         }
         let opcode = instruction.opcode.as_str();
-        self.sum.kernels.add(instruction, values, &self.by_id, times);
+        self.sum.kernels.launches += times;
+        self.kernels(instruction, values, times)?;
         self.sum.cycles += times * cycles(&instruction.backend_config);
         let operands: Vec<f64> = (instruction.operand_ids.iter())
             .map(|id| values.get(id).and_then(|i| i.shape.as_ref()).map_or(0.0, main_bytes))
@@ -127,6 +161,7 @@ impl<'m> Walk<'m> {
             _ => written + operands.iter().sum::<f64>(),
         };
         self.sum.bytes += times * moved;
+        Ok(())
     }
 }
 
@@ -327,14 +362,38 @@ mod tests {
     }
 
     #[test]
+    fn matmuls_inside_of_fusions_count_by_their_own_operands() {
+        let with_dot = |id, operand, more| {
+            let parameter = Shape { element_type: 16, ..f32s(&[8, 8], 0).unwrap() };
+            let parameter = instruction(1, "parameter", Some(parameter), &[], &[]);
+            let converted = instruction(2, "convert", f32s(&[8, 8], 0), &[1], &[]);
+            let dot = instruction(3, "dot", f32s(&[8, 8], 0), &[operand, operand], &[]);
+            computation(id, [vec![parameter, converted, dot], more].concat())
+        };
+        let fusion = |id, fused| instruction(id, "fusion", f32s(&[8, 8], 0), &[], &[fused]);
+        let found = estimate(vec![
+            computation(0, vec![noted_loop(1, 3, &[1, 9]), fusion(2, 3)]),
+            computation(1, vec![fusion(1, 2)]),
+            with_dot(2, 1, vec![fusion(4, 3)]),
+            with_dot(3, 2, vec![]),
+            computation(9, vec![]),
+        ]);
+        let expected = [("bf16", 3.0), ("f32", 4.0)].map(|(name, count)| (name.to_string(), count));
+        assert_eq!(found.kernels.matmuls, BTreeMap::from(expected));
+        assert_eq!(found.kernels.launches, 4.0);
+    }
+
+    #[test]
     fn a_computation_that_calls_itself_is_an_error() {
-        let called = |id, calls: &[i64]| computation(id, vec![instruction(1, "call", None, &[], calls)]);
-        // In a circle, and so that each doubles the calls of the next.
-        let twice = |id| called(id, &[id + 1, id + 1]);
-        let doubling = (0..60).map(twice).chain([computation(60, vec![])]).collect();
-        for computations in [vec![called(0, &[1]), called(1, &[0])], doubling] {
-            let error = Estimate::from_module(&Module { computations, entry_id: 0 }, 1.0).unwrap_err();
-            assert!(error.to_string().contains("without end"), "{error}");
+        for opcode in ["call", "fusion"] {
+            let called = |id, calls: &[i64]| computation(id, vec![instruction(1, opcode, None, &[], calls)]);
+            // In a circle, and so that each doubles the calls of the next.
+            let twice = |id| called(id, &[id + 1, id + 1]);
+            let doubling = (0..60).map(twice).chain([computation(60, vec![])]).collect();
+            for computations in [vec![called(0, &[1]), called(1, &[0])], doubling] {
+                let error = Estimate::from_module(&Module { computations, entry_id: 0 }, 1.0).unwrap_err();
+                assert!(error.to_string().contains("without end"), "{error}");
+            }
         }
     }
 
