@@ -23,12 +23,12 @@ fn number(program: &Value, field: &str) -> f64 {
     program.pointer(field).and_then(Value::as_f64).unwrap_or_else(|| panic!("{field}: {program}"))
 }
 
-/// The numbers of launches do not depend on batch size and latent size. They were 235, 2235 and 1054 when these limits were written.
+/// The limits are about 5 % above what was counted when they were written: 235, 2235 and 1054.
 #[test]
 fn training_in_bf16_has_no_convolution_in_f32_and_launches_few_kernels() {
     let sizes = "--topology h100 --train-only --replicas 1 --precision bf16";
     let Some(programs) = compile(sizes) else { return };
-    let limits = [("train_baseline", 260.0), ("train_doubling", 2_400.0), ("train_nondoubling", 1_200.0)];
+    let limits = [("train_baseline", 250.0), ("train_doubling", 2_350.0), ("train_nondoubling", 1_110.0)];
     let names: Vec<&str> = programs.iter().map(|p| p["name"].as_str().unwrap()).collect();
     assert_eq!(names, limits.map(|(name, _)| name));
     for (program, (_, most)) in programs.iter().zip(limits) {

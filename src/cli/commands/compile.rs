@@ -167,11 +167,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 /// Returns the value for a key, and makes it the first time.
-fn once<'m, K: PartialEq, V>(
-    made: &'m mut Vec<(K, V)>,
-    key: K,
-    make: impl FnOnce(&K) -> Result<V>,
-) -> Result<&'m V> {
+fn once<K: PartialEq, V>(made: &mut Vec<(K, V)>, key: K, make: impl FnOnce(&K) -> Result<V>) -> Result<&V> {
     let at = match made.iter().position(|(k, _)| *k == key) {
         Some(at) => at,
         None => {
