@@ -12,7 +12,7 @@ fn training_and_evaluation_compile_for_a_tpu() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let sizes = "compile --topology v3:2x2 --model doubling --latent 8 --batch-size 8 --chunk 2 --samples 2 --eval-batch-size 8";
+    let sizes = "compile --topology v3:2x2 --model doubling --latent 8 --batch-size 8 --chunk 2 --samples 2 --eval-batch-size 8 --replicas 8";
     let arguments: Vec<&str> = sizes.split(' ').chain(["--json"]).collect();
     let told: serde_json::Value =
         serde_json::from_str(&cli::succeed(folder.path(), &arguments)).expect("it is JSON");

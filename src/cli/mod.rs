@@ -100,7 +100,7 @@ enum Command {
     Export(export::Args),
     /// Run a single exported program
     RunExported(run_exported::Args),
-    /// Compile for TPUs without one: memory, work and time of each program
+    /// Compile for TPUs and GPUs without one: memory, work and time of each program
     #[cfg(feature = "xla")]
     Compile(compile::Args),
     /// Check that a device computes right results and refuses wrong arguments

@@ -151,6 +151,9 @@ impl<'g, 'a> Automaton<'g, 'a> {
     }
 
     fn repeated(&self, grids: Grids<'g>, count: Option<Sym<'g>>, most: usize) -> Grids<'g> {
+        if most == 0 {
+            return grids;
+        }
         let carry = [grids.cells, grids.keys];
         let how = Loop { options: self.memory, trips: count, max_trips: most, init: &carry };
         let last = grids.cells.graph().repeat_with(how, |_, carry| {

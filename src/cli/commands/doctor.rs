@@ -229,7 +229,7 @@ fn cuda_checks(device: &Device) -> Vec<Check> {
             "cuda plugin",
             needed,
             describe_plugin(&Plugin::Cuda, &["jax_cuda13_pjrt", "jax_cuda12_pjrt"]),
-            "pip install \"jax[cuda13]\"",
+            "pip install \"jax[cuda13]\"; for vnca compile alone, tools/setup --cuda",
         ),
         Check::new(
             "cuda files",

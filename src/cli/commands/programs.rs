@@ -8,6 +8,7 @@ use clap::{ArgMatches, Command, FromArgMatches};
 use crate::cli::config::{TrainConfig, TrainOptions, preset_names};
 use crate::cli::models::Kind;
 use crate::engine::ir::{Cost, Function};
+use crate::model::pool::PoolSpec;
 use crate::model::{Vae, pool};
 use crate::study::pictures;
 use crate::study::{eval, gallery};
@@ -70,17 +71,37 @@ impl clap::Args for ProgramOptions {
     }
 }
 
-/// A program's graph with its number of replicas and of gradient steps.
+/// A program's graph with its number of replicas and its work.
 pub struct SizedProgram {
     pub function: Function,
     pub replicas: usize,
-    steps: usize,
+    /// Floating-point operations in matmuls and convolutions of a gradient step, or of a call without training. A number of
+    /// automaton steps that is drawn counts with its mean.
+    pub flops: f64,
+    /// Mean number of trips of the loop whose number of trips a gradient step draws. Without such a loop it is 0.
+    pub drawn_trips: f64,
 }
 
 impl SizedProgram {
-    /// Returns the floating-point operations in matmuls and convolutions of a gradient step, or of a call without training.
-    pub fn flops(&self) -> f64 {
-        Cost::from_function(&self.function).flops as f64 / self.steps as f64
+    /// A program that does not train.
+    fn call(function: Function, replicas: usize) -> SizedProgram {
+        let flops = Cost::from_function(&function).flops as f64;
+        SizedProgram { function, replicas, flops, drawn_trips: 0.0 }
+    }
+
+    /// The program that trains, for a training set of `images` images.
+    fn train(config: &TrainConfig, images: usize) -> Result<SizedProgram> {
+        let function = config.train_function(images)?;
+        let flops = |function: &Function| Cost::from_function(function).flops as f64 / config.chunk as f64;
+        let (mut mean, mut drawn_trips) = (flops(&function), 0.0);
+        if let Some(pool) = config.pool {
+            // A graph's cost counts the largest number of steps. It is linear in the number, which is drawn uniformly.
+            let least = PoolSpec { steps_max: pool.steps_min + 1, ..pool };
+            let least = TrainConfig { pool: Some(least), ..config.clone() };
+            mean = (mean + flops(&least.train_function(images)?)) / 2.0;
+            drawn_trips = (pool.steps_max - 1 - pool.steps_min) as f64 / 2.0;
+        }
+        Ok(SizedProgram { function, replicas: config.replicas, flops: mean, drawn_trips })
     }
 }
 
@@ -93,8 +114,7 @@ impl Sizes {
         let mut made = Vec::new();
         for kind in self.kinds()? {
             let config = self.config(kind)?;
-            let function = config.train_function(self.images)?;
-            made.push(SizedProgram { function, replicas: config.replicas, steps: config.chunk });
+            made.push(SizedProgram::train(&config, self.images)?);
             for samples in self.samples.iter().filter(|_| !self.train_only) {
                 made.push(self.eval(&config, *samples)?);
             }
@@ -108,11 +128,8 @@ impl Sizes {
             samples > 0 && batch > 0 && batch.is_multiple_of(replicas),
             "--eval-batch-size {batch} is not divided evenly by --replicas {replicas}, or --samples is 0"
         );
-        Ok(SizedProgram {
-            function: eval::function(&config.model.vae(), batch / replicas, samples)?,
-            replicas,
-            steps: 1,
-        })
+        let function = eval::function(&config.model.vae(), batch / replicas, samples)?;
+        Ok(SizedProgram::call(function, replicas))
     }
 
     /// Returns the programs of [`Sizes::train_and_eval`] and the others that a training run and its pictures need.
@@ -127,15 +144,15 @@ impl Sizes {
             if let Some(pool) = &config.pool {
                 let share = pool.size / replicas;
                 let function = pool::initial_pool(&model, share, pool.rows(replicas))?;
-                made.push(SizedProgram { function, replicas, steps: 1 });
+                made.push(SizedProgram::call(function, replicas));
             }
             if !self.train_only {
                 if !self.samples.contains(&config.eval_samples) {
                     // Training measures its IWELBO with fewer samples than an evaluation.
                     made.push(self.eval(&config, config.eval_samples)?);
                 }
-                made.push(SizedProgram { function: pictures::function(&model)?, replicas, steps: 1 });
-                made.push(SizedProgram { function: decode(&model)?, replicas, steps: 1 });
+                made.push(SizedProgram::call(pictures::function(&model)?, replicas));
+                made.push(SizedProgram::call(decode(&model)?, replicas));
             }
         }
         Ok(made)
@@ -174,4 +191,32 @@ impl Sizes {
 /// Builds the decoder program of `vnca sample`: parameters, latents and keys in, logits out.
 fn decode(model: &Vae) -> Result<Function> {
     model.function("decode", |g, params| model.decoder_program(gallery::MAX_BATCH, g, params))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn training(steps_min: usize, steps_max: usize) -> SizedProgram {
+        let options = TrainOptions {
+            model: Some(Kind::NonDoubling),
+            latent: Some(8),
+            batch_size: Some(8),
+            replicas: Some(1),
+            chunk: Some(3),
+            ..TrainOptions::default()
+        };
+        let config = TrainConfig::resolve(&options).unwrap();
+        let pool = PoolSpec { steps_min, steps_max, ..config.pool.unwrap() };
+        SizedProgram::train(&TrainConfig { pool: Some(pool), ..config }, 2_000).unwrap()
+    }
+
+    #[test]
+    fn a_drawn_number_of_automaton_steps_counts_with_its_mean() {
+        // 4 to 8 steps, whose mean is that of exactly 6.
+        let (drawn, fixed) = (training(4, 9), training(6, 7));
+        assert_eq!((drawn.drawn_trips, fixed.drawn_trips), (2.0, 0.0));
+        assert_eq!(drawn.flops, fixed.flops);
+        assert!(training(4, 10).flops > drawn.flops);
+    }
 }

@@ -3,12 +3,16 @@
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::api::{self, Api};
+use super::api::{self, Api, Options, Value};
 use super::estimate::Estimate;
 use super::executable::UnloadedExecutable;
-use super::{Plugin, Settings, ffi, to_ffi, wire};
+use super::gpu::Gpu;
+use super::{Plugin, Settings, ffi, to_ffi, wire, with_gpu_defaults};
 use crate::engine::program::Program;
 use crate::error::{Error, Tag};
+
+/// Topologies for error messages.
+const EXAMPLES: &str = "v2:2x2, v3:2x2, v4:2x2x1, v5e:2x4, v6e:2x4 (TPUs), a100, h100, h200, b200 (GPUs)";
 
 /// The compiler of a PJRT plugin.
 pub struct Compiler {
@@ -41,15 +45,16 @@ impl Usage {
 pub struct Compiled {
     /// Device memory.
     pub usage: Usage,
-    /// XLA's cost analysis by its names, such as flops and bytes accessed. XLA counts a loop's body once.
+    /// XLA's cost analysis by its names, such as flops and bytes accessed. XLA counts a loop's body once. Empty where the plugin
+    /// has no cost analysis of a program that no device holds, as the CUDA plugin.
     pub costs: Vec<(String, f64)>,
     /// The optimized module, a serialized `HloModuleProto`.
     pub module: Vec<u8>,
 }
 
 impl Compiled {
-    /// Estimates cycles, bytes and collectives. `inner_trips` is the number of iterations of an inner loop, where the module does
-    /// not contain it.
+    /// Estimates cycles, bytes, collectives and kernels. `inner_trips` is the number of iterations of an inner loop, where the
+    /// module does not contain it.
     ///
     /// # Errors
     /// When the module is not well-formed.
@@ -73,26 +78,19 @@ impl Compiler {
         self.api.path()
     }
 
-    /// Compiles a program for a named topology, such as `v3:2x2`, with compiler flags.
+    /// Compiles a program for a named topology, with compiler flags. The topology is one of TPUs, such as `v3:2x2`, or the name of
+    /// a [`Gpu`]. Of GPUs there are as many as the program has replicas.
     ///
     /// # Errors
     /// When there is no such topology, the topology has fewer devices than replicas, or the compiler refuses the program.
     pub fn compile(&self, topology: &str, program: &Program, flags: &Settings) -> Result<Compiled> {
         let api = &self.api;
-        // SAFETY: the name lives during the call.
-        let created = unsafe {
-            api.call(ffi::TopologyDescription_Create {
-                topology_name: topology.as_ptr().cast(),
-                topology_name_size: topology.len(),
-                ..Default::default()
-            })
-        };
-        let examples = "v2:2x2, v3:2x2, v4:2x2x1, v5e:2x4, v6e:2x4";
-        let created = created.with_context(|| {
-            format!("{} has no topology {topology:?}; examples are {examples}", api.path().display())
-        })?;
-        let topology = Topology { api, topology: created.topology };
         let replicas = program.signature.replicas;
+        let gpu = Gpu::named(topology);
+        let flags = if gpu.is_some() { with_gpu_defaults(api.path(), flags) } else { flags.clone() };
+        let topology = Topology::create(api, topology, gpu, replicas).with_context(|| {
+            format!("{} has no topology {topology:?}; examples are {EXAMPLES}", api.path().display())
+        })?;
         let ids = topology.device_ids()?;
         ensure!(
             replicas <= ids.len(),
@@ -100,7 +98,7 @@ impl Compiler {
             ids.len()
         );
         let module = to_ffi(program);
-        let options = wire::compile_options(replicas, Some(&ids[..replicas]), flags);
+        let options = wire::compile_options(replicas, Some(&ids[..replicas]), &flags);
         // SAFETY: topology, program and options live during the call. The executable has no other owner.
         let executable = unsafe {
             let compiled = api.call(ffi::Compile {
@@ -112,7 +110,12 @@ impl Compiler {
             })?;
             UnloadedExecutable::new(api, compiled.executable)
         };
-        Ok(Compiled { usage: executable.usage()?, costs: executable.costs()?, module: executable.module()? })
+        let costs =
+            executable.costs().or_else(|error| match format!("{error:#}").contains("not supported") {
+                true => Ok(Vec::new()),
+                false => Err(error),
+            })?;
+        Ok(Compiled { usage: executable.usage()?, costs, module: executable.module()? })
     }
 }
 
@@ -121,7 +124,31 @@ struct Topology<'a> {
     topology: *mut ffi::TopologyDescription,
 }
 
-impl Topology<'_> {
+impl<'a> Topology<'a> {
+    fn create(api: &'a Api, name: &str, gpu: Option<Gpu>, replicas: usize) -> Result<Topology<'a>> {
+        // The numbers of slices, of hosts in a slice and of GPUs in a host.
+        let gpus = format!("1x1x{replicas}");
+        let (name, options) = match gpu {
+            Some(gpu) => {
+                let target = ("target_config".to_string(), Value::Text(gpu.target_config()));
+                (gpus.as_str(), vec![target, ("topology".to_string(), Value::Text(gpus.clone()))])
+            }
+            None => (name, Settings::new()),
+        };
+        let options = Options::new(&options)?;
+        // SAFETY: name and options live during the call. The topology has no other owner.
+        let created = unsafe {
+            api.call(ffi::TopologyDescription_Create {
+                topology_name: name.as_ptr().cast(),
+                topology_name_size: name.len(),
+                create_options: options.as_ptr(),
+                num_options: options.len(),
+                ..Default::default()
+            })?
+        };
+        Ok(Topology { api, topology: created.topology })
+    }
+
     fn device_ids(&self) -> Result<Vec<i64>> {
         // SAFETY: the topology lives, and its descriptions live as long as it does.
         let descriptions = unsafe {

@@ -1,7 +1,7 @@
 //! Estimates a program's cost from the compiler's optimized module.
 //!
-//! XLA's own cost analysis counts a loop's body once. Here a body counts once for each iteration, whose number is the constant in
-//! the loop's condition. If the number is known only at run time, the body of a loop in the entry computation counts once: this is
+//! XLA's own cost analysis counts a loop's body once. Here a body counts once for each iteration, whose number the compiler notes
+//! at the loop, or is the constant in the loop's condition. If the number is known only at run time, the body of a loop in the entry computation counts once: this is
 //! the train program's loop over gradient steps. A loop inside another loop then counts as often as the caller says.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use super::kernels::{self, Kernels};
 use super::wire::hlo::{Computation, Instruction, Module, Shape};
 
 /// Deepest nesting of calls, and most instructions, that are followed. Far more than any program has. Without limits a damaged
@@ -34,10 +35,12 @@ pub struct Estimate {
     pub bytes: f64,
     /// Collectives, by XLA's name of the operation.
     pub collectives: BTreeMap<String, Collective>,
+    /// What a GPU launches.
+    pub kernels: Kernels,
 }
 
 impl Estimate {
-    /// Sums the costs of a module. `inner_trips` is the number of iterations of an inner loop whose condition has no constant.
+    /// Sums the costs of a module. `inner_trips` is the number of iterations of an inner loop where it is known only at run time.
     ///
     /// # Errors
     /// When the module is not well-formed.
@@ -62,20 +65,28 @@ impl<'m> Walk<'m> {
         self.by_id.get(&id).copied().with_context(|| format!("the module has no computation {id}"))
     }
 
-    fn computation(&mut self, id: i64, times: f64, entry: bool) -> Result<()> {
-        let computation = self.find(id)?;
+    fn enter(&mut self, computation: &Computation) -> Result<()> {
         (self.depth, self.steps) = (self.depth + 1, self.steps + 1 + computation.instructions.len());
         ensure!(
             self.depth <= DEEPEST && self.steps <= MOST_STEPS,
             "the module's computations call each other without end"
         );
+        Ok(())
+    }
+
+    fn computation(&mut self, id: i64, times: f64, entry: bool) -> Result<()> {
+        let computation = self.find(id)?;
+        self.enter(computation)?;
         let values: HashMap<i64, &Instruction> = computation.instructions.iter().map(|i| (i.id, i)).collect();
         for instruction in &computation.instructions {
             match instruction.opcode.as_str() {
                 "while" => {
                     let [body, condition] = instruction.called_ids[..] else { continue };
-                    let constant = trips(self.find(condition)?).or_else(|| trips(self.by_id.get(&body)?));
-                    let count = constant.unwrap_or(if entry { 1.0 } else { self.inner_trips });
+                    let constant =
+                        || trips(self.find(condition).ok()?).or_else(|| trips(self.by_id.get(&body)?));
+                    let count = known_trips(&instruction.backend_config)
+                        .or_else(constant)
+                        .unwrap_or(if entry { 1.0 } else { self.inner_trips });
                     // Versions of XLA list body and condition in different orders. Visiting both is safe, because the
                     // condition has next to no cost.
                     for called in [body, condition] {
@@ -87,21 +98,48 @@ impl<'m> Walk<'m> {
                         self.computation(*called, times, entry)?;
                     }
                 }
-                _ => self.instruction(instruction, &values, times),
+                _ => self.instruction(instruction, &values, times)?,
             }
         }
         self.depth -= 1;
         Ok(())
     }
 
-    fn instruction(&mut self, instruction: &Instruction, values: &HashMap<i64, &Instruction>, times: f64) {
-        let opcode = instruction.opcode.as_str();
-        if ["parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"]
-            .contains(&opcode)
-            || opcode.ends_with("-done")
-        {
-            return;
+    /// Counts the matmuls and convolutions of an instruction, also where they are fused.
+    fn kernels(
+        &mut self,
+        instruction: &Instruction,
+        values: &HashMap<i64, &Instruction>,
+        times: f64,
+    ) -> Result<()> {
+        self.sum.kernels.count(instruction, values, times);
+        if instruction.opcode != "fusion" {
+            return Ok(());
         }
+        for id in &instruction.called_ids {
+            let Some(fused) = self.by_id.get(id).copied() else { continue };
+            self.enter(fused)?;
+            let values = fused.instructions.iter().map(|i| (i.id, i)).collect();
+            for inner in &fused.instructions {
+                self.kernels(inner, &values, times)?;
+            }
+            self.depth -= 1;
+        }
+        Ok(())
+    }
+
+    fn instruction(
+        &mut self,
+        instruction: &Instruction,
+        values: &HashMap<i64, &Instruction>,
+        times: f64,
+    ) -> Result<()> {
+        if !kernels::works(instruction) {
+            return Ok(());
+        }
+        let opcode = instruction.opcode.as_str();
+        self.sum.kernels.launches += times;
+        self.kernels(instruction, values, times)?;
         self.sum.cycles += times * cycles(&instruction.backend_config);
         let operands: Vec<f64> = (instruction.operand_ids.iter())
             .map(|id| values.get(id).and_then(|i| i.shape.as_ref()).map_or(0.0, main_bytes))
@@ -123,6 +161,7 @@ impl<'m> Walk<'m> {
             _ => written + operands.iter().sum::<f64>(),
         };
         self.sum.bytes += times * moved;
+        Ok(())
     }
 }
 
@@ -155,6 +194,12 @@ fn trips(condition: &Computation) -> Option<f64> {
     let operand = |id: &i64| condition.instructions.iter().find(|i| i.id == *id);
     let constant = root.operand_ids.iter().filter_map(operand).find(|i| i.opcode == "constant")?;
     (root.opcode == "compare").then_some(f64::from(*constant.literal.as_ref()?.s32.first()?))
+}
+
+/// Returns the number of trips that the compiler notes at a loop.
+fn known_trips(config: &[u8]) -> Option<f64> {
+    let json: serde_json::Value = serde_json::from_slice(config).ok()?;
+    json["known_trip_count"]["n"].as_str()?.parse().ok()
 }
 
 fn cycles(config: &[u8]) -> f64 {
@@ -212,6 +257,12 @@ mod tests {
         }
     }
 
+    /// A loop whose number of trips the compiler notes.
+    fn noted_loop(id: i64, trips: u32, called: &[i64]) -> Instruction {
+        let backend_config = format!(r#"{{"known_trip_count":{{"n":"{trips}"}}}}"#).into_bytes();
+        Instruction { backend_config, ..instruction(id, "while", None, &[], called) }
+    }
+
     fn with_cycles(cycles: u32, instruction: Instruction) -> Instruction {
         let backend_config = format!(r#"{{"window_config":{{"estimated_cycles":"{cycles}"}}}}"#).into_bytes();
         Instruction { backend_config, ..instruction }
@@ -236,7 +287,7 @@ mod tests {
     }
 
     fn estimate(computations: Vec<Computation>) -> Estimate {
-        Estimate::from_module(&Module { computations, entry_id: 0 }, 63.0).unwrap()
+        Estimate::from_module(&Module { computations, entry_id: 0 }, 15.5).unwrap()
     }
 
     #[test]
@@ -247,14 +298,18 @@ mod tests {
             // The loop over gradient steps, whose number is known only at run time, counts once.
             computation(0, vec![looped(1, 1, 10), fusion(1)]),
             condition(10, None),
-            // Its body has a loop of 8 trips and one whose number is drawn at run time.
-            computation(1, vec![looped(1, 2, 11), looped(2, 3, 12), fusion(10)]),
+            // Its body has two loops of 8 and of 5 trips, and one whose number is drawn at run time.
+            computation(1, vec![looped(1, 2, 11), noted_loop(3, 5, &[4, 12]), looped(2, 3, 12), fusion(10)]),
             condition(11, Some(8)),
             condition(12, None),
             computation(2, vec![fusion(100)]),
             computation(3, vec![fusion(1000)]),
+            computation(4, vec![fusion(10_000)]),
         ]);
-        assert_eq!(found.cycles, 1.0 + 10.0 + 8.0 * 100.0 + 63.0 * 1000.0);
+        assert_eq!(found.cycles, 1.0 + 10.0 + 8.0 * 100.0 + 15.5 * 1000.0 + 5.0 * 10_000.0);
+        // The fusions above; and one comparison in each trip's condition.
+        let fusions = 1.0 + 1.0 + 8.0 + 15.5 + 5.0;
+        assert_eq!(found.kernels.launches, fusions + 1.0 + 8.0 + 15.5 + 5.0);
     }
 
     #[test]
@@ -307,14 +362,38 @@ mod tests {
     }
 
     #[test]
+    fn matmuls_inside_of_fusions_count_by_their_own_operands() {
+        let with_dot = |id, operand, more| {
+            let parameter = Shape { element_type: 16, ..f32s(&[8, 8], 0).unwrap() };
+            let parameter = instruction(1, "parameter", Some(parameter), &[], &[]);
+            let converted = instruction(2, "convert", f32s(&[8, 8], 0), &[1], &[]);
+            let dot = instruction(3, "dot", f32s(&[8, 8], 0), &[operand, operand], &[]);
+            computation(id, [vec![parameter, converted, dot], more].concat())
+        };
+        let fusion = |id, fused| instruction(id, "fusion", f32s(&[8, 8], 0), &[], &[fused]);
+        let found = estimate(vec![
+            computation(0, vec![noted_loop(1, 3, &[1, 9]), fusion(2, 3)]),
+            computation(1, vec![fusion(1, 2)]),
+            with_dot(2, 1, vec![fusion(4, 3)]),
+            with_dot(3, 2, vec![]),
+            computation(9, vec![]),
+        ]);
+        let expected = [("bf16", 3.0), ("f32", 4.0)].map(|(name, count)| (name.to_string(), count));
+        assert_eq!(found.kernels.matmuls, BTreeMap::from(expected));
+        assert_eq!(found.kernels.launches, 4.0);
+    }
+
+    #[test]
     fn a_computation_that_calls_itself_is_an_error() {
-        let called = |id, calls: &[i64]| computation(id, vec![instruction(1, "call", None, &[], calls)]);
-        // In a circle, and so that each doubles the calls of the next.
-        let twice = |id| called(id, &[id + 1, id + 1]);
-        let doubling = (0..60).map(twice).chain([computation(60, vec![])]).collect();
-        for computations in [vec![called(0, &[1]), called(1, &[0])], doubling] {
-            let error = Estimate::from_module(&Module { computations, entry_id: 0 }, 1.0).unwrap_err();
-            assert!(error.to_string().contains("without end"), "{error}");
+        for opcode in ["call", "fusion"] {
+            let called = |id, calls: &[i64]| computation(id, vec![instruction(1, opcode, None, &[], calls)]);
+            // In a circle, and so that each doubles the calls of the next.
+            let twice = |id| called(id, &[id + 1, id + 1]);
+            let doubling = (0..60).map(twice).chain([computation(60, vec![])]).collect();
+            for computations in [vec![called(0, &[1]), called(1, &[0])], doubling] {
+                let error = Estimate::from_module(&Module { computations, entry_id: 0 }, 1.0).unwrap_err();
+                assert!(error.to_string().contains("without end"), "{error}");
+            }
         }
     }
 

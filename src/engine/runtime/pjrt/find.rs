@@ -13,7 +13,7 @@ use super::host;
 pub enum Plugin {
     /// libtpu, from `TPU_LIBRARY_PATH`, Python's packages, the user's cache or the loader's path.
     Tpu,
-    /// The CUDA plugin among Python's packages.
+    /// The CUDA plugin, from Python's packages or the user's cache.
     Cuda,
     /// The plugin in this file.
     File(PathBuf),
@@ -38,16 +38,22 @@ impl Plugin {
                 path.canonicalize().with_context(|| format!("cannot use {}", path.display()))
             }
             Plugin::Tpu => find_tpu(),
-            Plugin::Cuda => in_packages(&CUDA_PATHS).ok_or_else(|| {
-                anyhow!(
-                    "there is no CUDA plugin: python3 has none of the packages jax-cuda13-pjrt and jax-cuda12-pjrt \
-                     ({}); install one with: pip install \"jax[cuda13]\", or give the path of its xla_cuda_plugin.so \
-                     as the device",
-                    package_folders().describe()
-                )
-            }),
+            Plugin::Cuda => find_cuda(),
         }
     }
+}
+
+fn find_cuda() -> Result<PathBuf> {
+    // The cache has only what compiling needs, so that the packages come first.
+    let own = || cache().map(|c| c.join("cuda").join(CUDA_PATHS[0])).filter(|p| p.is_file());
+    in_packages(&CUDA_PATHS).or_else(own).ok_or_else(|| {
+        anyhow!(
+            "there is no CUDA plugin: python3 has none of the packages jax-cuda13-pjrt and jax-cuda12-pjrt ({}); \
+             install one with: pip install \"jax[cuda13]\" (tools/setup --cuda is enough for vnca compile), or give \
+             the path of its xla_cuda_plugin.so as the device",
+            package_folders().describe()
+        )
+    })
 }
 
 fn find_tpu() -> Result<PathBuf> {

@@ -8,7 +8,9 @@ mod executable;
 #[expect(non_camel_case_types)]
 mod ffi;
 mod find;
+mod gpu;
 mod host;
+mod kernels;
 mod wire;
 
 use std::any::Any;
@@ -28,7 +30,9 @@ pub use self::cache::Entry as KeptProgram;
 pub use self::estimate::{Collective, Estimate};
 use self::executable::UnloadedExecutable;
 pub use self::find::Plugin;
+pub use self::gpu::Gpu;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
+pub use self::kernels::Kernels;
 #[doc(hidden)]
 pub use self::wire::hlo::module_bytes;
 use super::{Buffer, Cache, Client, Loaded, Memory};
@@ -43,6 +47,8 @@ pub type Settings = Vec<(String, Value)>;
 const COMPILER_PREFIX: &str = "xla_";
 /// The compiler flag that permits to leave out roundings, which GPUs do by default. We mean every rounding that we write.
 const EXCESS_PRECISION: &str = "xla_allow_excess_precision";
+/// The compiler flag with the folder of CUDA's device library and tools.
+const CUDA_FOLDER: &str = "xla_gpu_cuda_data_dir";
 
 /// A plugin's client. Buffers and executables keep it alive.
 struct Shared {
@@ -109,9 +115,8 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf
     let explain =
         |e: anyhow::Error| if format!("{e:#}").contains("lockfile") { with_advice(path, e) } else { e };
     let api = Api::load(path).map_err(explain)?;
-    let (mut flags, options): (Settings, Settings) =
+    let (flags, options): (Settings, Settings) =
         settings.iter().cloned().partition(|(name, _)| name.starts_with(COMPILER_PREFIX));
-    flags.extend(find::cuda_folder(path).map(|folder| ("xla_gpu_cuda_data_dir".into(), Value::Text(folder))));
     let options = Options::new(&options)?;
     let create = ffi::Client_Create {
         create_options: options.as_ptr(),
@@ -134,10 +139,18 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf
     let with_id = |device: &*mut ffi::Device| Ok((*device, unsafe { device_id(api, *device) }?));
     let devices = found.iter().map(with_id).collect::<Result<_>>()?;
     (shared.platform, shared.devices) = (platform, devices);
-    if is_gpu(&shared.platform) && shared.flags.iter().all(|(name, _)| name != EXCESS_PRECISION) {
-        shared.flags.push((EXCESS_PRECISION.into(), Value::Bool(false)));
+    if is_gpu(&shared.platform) {
+        shared.flags = with_gpu_defaults(path, &shared.flags);
     }
     Ok(shared)
+}
+
+/// Adds the flags that a GPU's compiler needs, unless they are given.
+fn with_gpu_defaults(plugin: &Path, flags: &Settings) -> Settings {
+    let folder = find::cuda_folder(plugin).map(|folder| (CUDA_FOLDER, Value::Text(folder)));
+    let defaults = folder.into_iter().chain([(EXCESS_PRECISION, Value::Bool(false))]);
+    let missing = defaults.filter(|(name, _)| flags.iter().all(|(given, _)| given != name));
+    flags.iter().cloned().chain(missing.map(|(name, value)| (name.to_string(), value))).collect()
 }
 
 /// Reports whether a platform is one of GPUs.
