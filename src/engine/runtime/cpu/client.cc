@@ -120,6 +120,38 @@ absl::StatusOr<xla::CompileOptions> MakeOptions(const VncaCpuClient &client, siz
   return options;
 }
 
+// Returns the parts of a module that decide what its compiled program computes.
+//
+// XLA numbers all computations of a process, those that its compiler makes included, and names them by their numbers. So one
+// program has other numbers and names after other programs were compiled or were only loaded.
+std::string ToCanonicalBytes(xla::HloModuleProto module) {
+  absl::flat_hash_map<int64_t, int64_t> numbers;
+  for (const auto &computation : module.computations()) numbers.emplace(computation.id(), numbers.size() + 1);
+  auto renumber = [&](int64_t id) {
+    auto found = numbers.find(id);
+    return found == numbers.end() ? id : found->second;
+  };
+  // The upper half of an instruction's number is that of its computation.
+  auto renumber_instruction = [&](int64_t id) { return renumber(id >> 32) << 32 | (id & 0xFFFFFFFF); };
+  for (auto &computation : *module.mutable_computations()) {
+    computation.clear_name();
+    computation.set_id(renumber(computation.id()));
+    computation.set_root_id(renumber_instruction(computation.root_id()));
+    for (auto &instruction : *computation.mutable_instructions()) {
+      instruction.clear_name();
+      instruction.set_id(renumber_instruction(instruction.id()));
+      for (auto &id : *instruction.mutable_operand_ids()) id = renumber_instruction(id);
+      for (auto &id : *instruction.mutable_control_predecessor_ids()) id = renumber_instruction(id);
+      for (auto &id : *instruction.mutable_called_computation_ids()) id = renumber(id);
+    }
+  }
+  module.clear_id();
+  module.clear_name();
+  module.clear_entry_computation_name();
+  module.set_entry_computation_id(renumber(module.entry_computation_id()));
+  return module.SerializeAsString();
+}
+
 #ifdef VNCA_XLA_SHIM
 // Saving programs.
 //
@@ -382,24 +414,34 @@ char *vnca_cpu_compile(const VncaCpuClient *client, const void *module, size_t s
   });
 }
 
-// Saves a program. Nobody runs it before this function returns. The caller frees `owner`, which holds the bytes, with
-// vnca_cpu_free_saved.
-char *vnca_cpu_save(const xla::PjRtLoadedExecutable *executable, const std::string **owner, const char **data,
-                    size_t *size) {
+// Returns bytes that are equal for modules that differ only in numbers and names.
+char *vnca_cpu_canonical_module(const void *module, size_t size, const std::string **result) {
   return ToMessage([&] {
-    auto saved = Save(*executable);
-    if (!saved.ok()) return saved.status();
-    auto *bytes = new std::string(*std::move(saved));
-    *owner = bytes;
-    *data = bytes->data();
-    *size = bytes->size();
+    xla::HloModuleProto proto;
+    if (!proto.ParseFromArray(module, size)) return absl::InvalidArgumentError("the module is not an HloModuleProto");
+    *result = new std::string(ToCanonicalBytes(std::move(proto)));
     return absl::OkStatus();
   });
 }
 
-void vnca_cpu_free_saved(const std::string *owner) { delete owner; }
+// Saves a program. Nobody runs it before this function returns.
+char *vnca_cpu_save(const xla::PjRtLoadedExecutable *executable, const std::string **result) {
+  return ToMessage([&] {
+    auto saved = Save(*executable);
+    if (!saved.ok()) return saved.status();
+    *result = new std::string(*std::move(saved));
+    return absl::OkStatus();
+  });
+}
 
-// Loads a program that vnca_cpu_save saved, with this library and on this kind of processor, for as many replicas.
+const char *vnca_cpu_bytes(const std::string *bytes, size_t *size) {
+  *size = bytes->size();
+  return bytes->data();
+}
+
+void vnca_cpu_free_bytes(const std::string *bytes) { delete bytes; }
+
+// Loads a program that vnca_cpu_save saved with this library on this kind of processor, for as many replicas.
 char *vnca_cpu_load(const VncaCpuClient *client, const char *data, size_t size, size_t replicas,
                     xla::PjRtLoadedExecutable **result) {
   return ToMessage([&] {

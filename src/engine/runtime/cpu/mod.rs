@@ -131,8 +131,9 @@ fn fingerprint(shared: &Shared, flags: &[CString]) -> String {
     let file = file.and_then(|file| Some((file.len(), file.modified().ok()?)));
     // SAFETY: the client lives.
     let threads = unsafe { ffi::vnca_cpu_thread_count(shared.client.as_ptr()) };
-    let is_read =
-        |name: &OsStr| ONE_DNN_VARIABLES.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()));
+    let is_read = |name: &OsStr| {
+        ONE_DNN_VARIABLES.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()))
+    };
     let mut variables: Vec<_> = std::env::vars_os().filter(|(name, _)| is_read(name)).collect();
     variables.sort();
     let (name, version) = shared.platform();
@@ -145,6 +146,31 @@ fn check(message: ffi::Message) -> Result<()> {
     match message.take() {
         None => Ok(()),
         Some(text) => bail!(text),
+    }
+}
+
+/// Copies bytes and frees the original.
+///
+/// # Safety
+/// A function of `client.cc` returned the bytes, and nobody has freed them.
+unsafe fn take_bytes(bytes: *const ffi::Bytes) -> Vec<u8> {
+    let mut size = 0;
+    // SAFETY: the bytes live until they are freed here, and their number is written to `size`.
+    unsafe {
+        let data = ffi::vnca_cpu_bytes(bytes, &raw mut size);
+        let copy = std::slice::from_raw_parts(data, size).to_vec();
+        ffi::vnca_cpu_free_bytes(bytes);
+        copy
+    }
+}
+
+/// Returns bytes that are equal for modules that differ only in the numbers and names that XLA gives to operations.
+fn canonical_module(module: &[u8]) -> Result<Vec<u8>> {
+    let mut bytes = ptr::null();
+    // SAFETY: the length is that of the module. The bytes are written to `bytes`, and only this function has them.
+    unsafe {
+        check(ffi::vnca_cpu_canonical_module(module.as_ptr().cast(), module.len(), &raw mut bytes))?;
+        Ok(take_bytes(bytes))
     }
 }
 
@@ -273,16 +299,17 @@ impl CpuClient {
 }
 
 impl CpuExecutable {
-    /// Returns the compiled program as bytes. The borrow is exclusive in effect: call it before any other thread has the program.
-    fn save(&self) -> Result<Vec<u8>> {
-        let (mut owner, mut data, mut size) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: the executable lives, and nobody runs it. Owner, address and size of the bytes are written. The bytes live
-        // until their owner is freed.
+    /// Returns the compiled program as bytes.
+    ///
+    /// # Safety
+    /// The program is not run before this function returns.
+    unsafe fn save(&self) -> Result<Vec<u8>> {
+        let mut bytes = ptr::null();
+        // SAFETY: the executable lives, and nobody runs it by the caller's promise. The bytes are written to `bytes`, and only
+        // this function has them.
         unsafe {
-            check(ffi::vnca_cpu_save(self.executable.as_ptr(), &raw mut owner, &raw mut data, &raw mut size))?;
-            let bytes = std::slice::from_raw_parts(data, size).to_vec();
-            ffi::vnca_cpu_free_saved(owner);
-            Ok(bytes)
+            check(ffi::vnca_cpu_save(self.executable.as_ptr(), &raw mut bytes))?;
+            Ok(take_bytes(bytes))
         }
     }
 }
@@ -314,16 +341,19 @@ impl Client for CpuClient {
             self.shared.one_dnn.check_usable()?;
         }
         let replicas = signature.replicas.to_le_bytes();
-        let entry = self.cache.as_ref().map(|folder| {
-            let parts = [self.fingerprint.as_bytes(), SOURCE.as_bytes(), &program.module, &replicas];
-            cache::Entry::new(folder, &parts)
-        });
+        let entry = |folder| {
+            let module = canonical_module(&program.module)?;
+            let parts = [self.fingerprint.as_bytes(), SOURCE.as_bytes(), &module, &replicas];
+            Ok::<_, anyhow::Error>(cache::Entry::new(folder, &parts))
+        };
+        let entry = self.cache.as_deref().map(entry).transpose()?;
         let loaded = cache::load_or_compile(
             entry,
             &signature.name,
             |bytes| self.load(bytes, signature),
             || self.compile_uncached(&program.module, signature),
-            CpuExecutable::save,
+            // SAFETY: nobody else has the program yet.
+            |compiled| unsafe { compiled.save() },
         )?;
         Ok(Box::new(loaded))
     }
@@ -406,7 +436,7 @@ mod ffi {
 
     use crate::engine::runtime::custom_call_header::opaque;
 
-    opaque!(Client Executable Buffer Saved);
+    opaque!(Client Executable Buffer Bytes);
 
     /// The result of a function: null for success, else an error message that this value owns. Only the functions below create
     /// one.
@@ -450,13 +480,14 @@ mod ffi {
             replicas: usize,
             result: *mut *mut Executable,
         ) -> Message;
-        pub fn vnca_cpu_save(
-            executable: *const Executable,
-            owner: *mut *const Saved,
-            data: *mut *const u8,
-            size: *mut usize,
+        pub fn vnca_cpu_canonical_module(
+            module: *const c_void,
+            size: usize,
+            result: *mut *const Bytes,
         ) -> Message;
-        pub fn vnca_cpu_free_saved(owner: *const Saved);
+        pub fn vnca_cpu_save(executable: *const Executable, result: *mut *const Bytes) -> Message;
+        pub fn vnca_cpu_bytes(bytes: *const Bytes, size: *mut usize) -> *const u8;
+        pub fn vnca_cpu_free_bytes(bytes: *const Bytes);
         pub fn vnca_cpu_load(
             client: *const Client,
             data: *const c_char,

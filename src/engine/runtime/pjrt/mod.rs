@@ -22,8 +22,6 @@ pub use self::aot::{Compiled, Compiler, Usage};
 pub use self::api::Value;
 use self::api::{Api, Options};
 // For the tests that give their readers damaged bytes.
-#[doc(hidden)]
-pub use super::cache::Entry as KeptProgram;
 pub use self::estimate::{Collective, Estimate};
 use self::executable::UnloadedExecutable;
 pub use self::find::Plugin;
@@ -32,6 +30,8 @@ pub(super) use self::host::processor;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
 #[doc(hidden)]
 pub use self::wire::hlo::module_bytes;
+#[doc(hidden)]
+pub use super::cache::Entry as KeptProgram;
 use super::{Buffer, Cache, Client, Loaded, Memory, cache};
 use crate::engine::array::Array;
 use crate::engine::program::{Format, Program, Signature, Target};
@@ -298,7 +298,11 @@ impl PluginClient {
     }
 
     /// Loads an executable that [`UnloadedExecutable::serialize`] wrote.
-    fn load(&self, bytes: &[u8], signature: &Signature) -> Result<(PluginExecutable, UnloadedExecutable<'_>)> {
+    fn load(
+        &self,
+        bytes: &[u8],
+        signature: &Signature,
+    ) -> Result<(PluginExecutable, UnloadedExecutable<'_>)> {
         let load = ffi::Executable_DeserializeAndLoad {
             client: self.0.client,
             serialized_executable: bytes.as_ptr().cast(),
