@@ -115,13 +115,10 @@ fn other_flags_of_the_compiler_make_other_entries() {
     assert_eq!(train("--xla_backend_optimization_level=0"), 0);
     assert_eq!(bench.files().len(), 2 * kept.len());
     assert_eq!(train("--xla_backend_optimization_level=0"), kept.len());
-    assert_eq!(train(""), kept.len());
     // XLA writes the files that a user asked for only when it compiles.
     let dump = bench.folder.path().join("dump");
-    for _ in 0..2 {
-        assert_eq!(train(&format!("--xla_dump_to={}", dump.display())), 0);
-    }
-    assert_eq!(bench.files().len(), 2 * kept.len());
+    assert_eq!(train(&format!("--xla_dump_to={}", dump.display())), 0);
+    assert!(dump.exists() && bench.files().len() == 2 * kept.len());
 }
 
 /// The suite has programs with every operation, with loops and with several replicas.
