@@ -241,8 +241,9 @@ impl Shared {
     fn platform(&self) -> (String, String) {
         let client = self.client.as_ptr();
         // SAFETY: the client lives, and its two strings live as long as it does.
-        let [name, version] = unsafe { [ffi::vnca_cpu_name(client), ffi::vnca_cpu_version(client)] }
-            .map(|text| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
+        let texts =
+            unsafe { [ffi::vnca_cpu_name(client), ffi::vnca_cpu_version(client)].map(|t| CStr::from_ptr(t)) };
+        let [name, version] = texts.map(|text| text.to_string_lossy().into_owned());
         (name, version)
     }
 
