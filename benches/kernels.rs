@@ -15,7 +15,7 @@ use vnca::engine::ir::ops::conv::Window;
 use vnca::engine::ir::{Cost, Function, Graph, Sym, gradient, pullback};
 use vnca::engine::lower::{Target, lower};
 use vnca::engine::random::Key;
-use vnca::engine::runtime::{Arg, Buffers, Device, Mesh};
+use vnca::engine::runtime::{Arg, Buffers, Cache, Device, Mesh};
 use vnca::engine::shape::{DType, Precision, Shape};
 use vnca::model::grow::Grids;
 use vnca::nn::optimiser::{Context, Updates};
@@ -36,7 +36,7 @@ fn time(
     group.throughput(Throughput::Elements(if cost.flops > 0 { cost.flops } else { cost.elements }));
     // The closure runs only if the filter selects the benchmark.
     group.bench_function(id, |bencher| {
-        let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU opens");
+        let mesh = Mesh::builder(&Device::Cpu).cache(Cache::Off).open(1).expect("the CPU opens");
         let program = lower(&function, target, 1).expect("lowers");
         let executable = mesh.compile(program).expect("compiles");
         let inputs: Vec<Buffers> =
@@ -68,7 +68,7 @@ fn finish<'g>(g: &'g Graph, results: &[Sym<'g>]) -> Function {
 /// Returns the forms to compare: XLA's native form, the CPU's, and those of oneDNN that this CPU supports.
 fn forms() -> Vec<(&'static str, Target, Precision)> {
     let mut forms = vec![("native", Target::Native, Precision::F32), ("cpu", Target::Cpu, Precision::F32)];
-    let mesh = Mesh::open(&Device::Cpu, 1).expect("the CPU opens");
+    let mesh = Mesh::builder(&Device::Cpu).cache(Cache::Off).open(1).expect("the CPU opens");
     for (name, precision) in [("oneDNN", Precision::F32), ("bf16", Precision::Bf16)] {
         if check_one_dnn(&mesh, precision).is_ok() {
             forms.push((name, Target::OneDnn, precision));

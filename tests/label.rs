@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 use vnca::data::{Grey, PIXELS, Split};
 use vnca::engine::random::Key;
-use vnca::engine::runtime::{Device, Mesh};
+use vnca::engine::runtime::{Cache, Device, Mesh};
 use vnca::study::analysis::originals::likeliest;
 
 /// Returns grey images with pixels that are 0, 255 and between.
@@ -70,7 +70,7 @@ fn originals(pixels: Vec<u8>) -> Grey {
 
 #[test]
 fn impossible_originals_and_equal_originals() {
-    let mesh = Mesh::open(&Device::Cpu, 1).unwrap();
+    let mesh = Mesh::builder(&Device::Cpu).cache(Cache::Off).open(1).unwrap();
     // All pixels are 128 except the first: 0 in A, 255 in B, 64 in C and D.
     let original = |first: u8| {
         let mut pixels = vec![128; PIXELS];

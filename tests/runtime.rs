@@ -14,7 +14,7 @@ use vnca::engine::conformance::{self, Check};
 use vnca::engine::ir::{Block, Function, Graph, Op};
 use vnca::engine::lower::{Target, lower};
 use vnca::engine::program::Program;
-use vnca::engine::runtime::{Device, Mesh};
+use vnca::engine::runtime::{Cache, Device, Mesh};
 use vnca::engine::shape::Shape;
 
 fn names_in(block: &Block, into: &mut BTreeSet<&'static str>) {
@@ -38,7 +38,7 @@ fn every_operation_has_a_case() {
 
 fn conforms(device: &str, target: Option<Target>) {
     let device: Device = device.parse().unwrap();
-    let mesh = Mesh::builder(&device).devices(conformance::MOST_REPLICAS);
+    let mesh = Mesh::builder(&device).devices(conformance::MOST_REPLICAS).cache(Cache::Off);
     let mesh = match target {
         Some(target) => mesh.target(target),
         None => mesh,
@@ -73,7 +73,7 @@ fn the_cpu_conforms_in_native_forms() {
 #[test]
 fn meshes_own_their_client() {
     let before: Vec<_> = std::env::vars_os().collect();
-    let (own, other) = (Mesh::open(&Device::Cpu, 3).unwrap(), Mesh::open(&Device::Cpu, 1).unwrap());
+    let [own, other] = [3, 1].map(|n| Mesh::builder(&Device::Cpu).cache(Cache::Off).open(n).unwrap());
     assert_eq!((own.devices(), other.devices()), (3, 1));
     assert!(other.with_replicas(2).is_err());
     let g = Graph::new("doubled");

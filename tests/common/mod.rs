@@ -11,7 +11,7 @@ use vnca::engine::compile;
 use vnca::engine::ir::{Function, Graph, Sym};
 use vnca::engine::lower::{Target, lower};
 use vnca::engine::random::Key;
-use vnca::engine::runtime::{Arg, Device, Mesh};
+use vnca::engine::runtime::{Arg, Cache, Device, Mesh};
 use vnca::engine::shape::Precision;
 
 /// The largest number of replicas in a test. All tests of a file run in one process.
@@ -28,11 +28,13 @@ pub fn finish(graph: &Graph, outputs: &[(String, Sym<'_>)]) -> Function {
     graph.finish(outputs, &[]).expect("the graph is well formed")
 }
 
-/// Returns a mesh of the CPU. All tests of a file share one client, because a user's process has one client too.
+/// Returns a mesh of the CPU without a cache of compiled programs. All tests of a file share one client, because a user's process has one client too.
 pub fn mesh(replicas: usize) -> Mesh {
     static MESH: OnceLock<Mesh> = OnceLock::new();
-    let open = || Mesh::builder(&Device::Cpu).devices(MOST_REPLICAS).open(1).expect("the CPU opens");
-    MESH.get_or_init(open).with_replicas(replicas).expect("the client has enough devices")
+    let builder = Mesh::builder(&Device::Cpu).devices(MOST_REPLICAS).cache(Cache::Off);
+    MESH.get_or_init(|| builder.open(1).expect("the CPU opens"))
+        .with_replicas(replicas)
+        .expect("the client has enough devices")
 }
 
 /// Returns the default forms, which use oneDNN if it is available, and XLA's own.

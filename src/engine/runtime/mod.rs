@@ -1,10 +1,11 @@
 //! Devices: opens them, moves arrays to and from them, compiles and runs programs. Knows nothing of models.
 
+mod cache;
 #[cfg(feature = "xla")]
 mod cpu;
 #[cfg(not(feature = "xla"))]
 mod cpu {
-    pub(super) fn client(_devices: usize) -> anyhow::Result<Box<dyn super::Client>> {
+    pub(super) fn client(_devices: usize, _cache: &super::Cache) -> anyhow::Result<Box<dyn super::Client>> {
         anyhow::bail!("this binary was built without the XLA library and has no cpu device")
     }
 }
@@ -124,7 +125,7 @@ pub(crate) trait Loaded: Send + Sync {
     fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>>;
 }
 
-/// Where compiled programs are cached. Only plugins that can serialize programs use a cache.
+/// Where compiled programs are cached. Plugins that cannot serialize programs use no cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
     /// The folder that `VNCA_COMPILATION_CACHE` names, or one in the user's cache if it is not set. No cache if it is empty or
@@ -209,7 +210,7 @@ impl MeshBuilder {
     pub fn open(self, replicas: usize) -> Result<Mesh> {
         valid!(replicas > 0, "replicas", "is 0: it must be at least 1");
         let client = match &self.device {
-            Device::Cpu => cpu::client(replicas.max(self.devices)),
+            Device::Cpu => cpu::client(replicas.max(self.devices), &self.cache),
             Device::Plugin { plugin, settings } => pjrt::client(plugin, settings, &self.cache),
         };
         let client = client.tag(Error::Device)?;

@@ -1,17 +1,17 @@
 //! The CPU backend of the linked XLA library. It has any number of virtual devices, which share the cores.
 
 use std::any::Any;
-use std::ffi::{CStr, CString, c_char};
-use std::path::Path;
+use std::ffi::{CStr, CString, OsStr, c_char};
+use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::onednn::OneDnn;
-use super::{Buffer, Client, Loaded, Memory};
+use super::{Buffer, Cache, Client, Loaded, Memory, cache, pjrt};
 use crate::engine::array::Array;
-use crate::engine::program::{Format, Program, Target};
+use crate::engine::program::{Format, Program, Signature, Target};
 use crate::engine::shape::{DType, Shape};
 use crate::error::{Error, Tag};
 
@@ -35,7 +35,20 @@ impl Drop for Shared {
     }
 }
 
-struct CpuClient(Arc<Shared>);
+struct CpuClient {
+    shared: Arc<Shared>,
+    /// The folder of compiled programs.
+    cache: Option<PathBuf>,
+    /// Identifies everything that a compiled program depends on besides its module and its number of replicas.
+    fingerprint: String,
+}
+
+/// The source of the functions around XLA. It sets the compiler's options and decides what a saved program is.
+const SOURCE: &str = include_str!("client.cc");
+/// The beginnings of the names of environment variables that XLA's oneDNN reads.
+const ONE_DNN_VARIABLES: [&str; 3] = ["TF_ENABLE_ONEDNN_OPTS", "ONEDNN_", "DNNL_"];
+/// The beginning of the flags that make XLA write files when it compiles.
+const DUMP_FLAGS: &[u8] = b"--xla_dump";
 
 struct CpuBuffer {
     buffer: NonNull<ffi::Buffer>,
@@ -81,9 +94,9 @@ impl Drop for CpuExecutable {
 ///
 /// # Errors
 /// [`Error::Usage`] for a wrong `XLA_FLAGS`, or XLA's own error.
-pub(super) fn client(devices: usize) -> Result<Box<dyn Client>> {
-    let flags = user_flags()?;
-    let flags: Vec<*const c_char> = flags.iter().map(|flag| flag.as_ptr()).collect();
+pub(super) fn client(devices: usize, cache: &Cache) -> Result<Box<dyn Client>> {
+    let user_flags = user_flags()?;
+    let flags: Vec<*const c_char> = user_flags.iter().map(|flag| flag.as_ptr()).collect();
     // SAFETY: there are `flags.len()` flags, which end with a zero byte and live during the call.
     check(unsafe { ffi::vnca_cpu_check_flags(flags.as_ptr(), flags.len()) })
         .context("XLA_FLAGS")
@@ -99,7 +112,33 @@ pub(super) fn client(devices: usize) -> Result<Box<dyn Client>> {
     })
     .context("opening XLA's CPU device")?;
     let client = NonNull::new(client).context("XLA returned no client")?;
-    Ok(Box::new(CpuClient(Arc::new(Shared { client, one_dnn }))))
+    let shared = Arc::new(Shared { client, one_dnn });
+    let fingerprint = fingerprint(&shared, &user_flags);
+    // A loaded program is not compiled, and then XLA would not write the files that the user asked for.
+    let dumps = user_flags.iter().any(|flag| flag.as_bytes().starts_with(DUMP_FLAGS));
+    let cache = cache::folder(cache).filter(|_| !dumps);
+    Ok(Box::new(CpuClient { shared, cache, fingerprint }))
+}
+
+/// See [`CpuClient::fingerprint`].
+fn fingerprint(shared: &Shared, flags: &[CString]) -> String {
+    // SAFETY: the path is null, or a string that lives as long as the library, which is never unloaded.
+    let library = unsafe {
+        let path = ffi::vnca_cpu_library();
+        (!path.is_null()).then(|| CStr::from_ptr(path).to_string_lossy())
+    };
+    let file = library.as_deref().and_then(|path| std::fs::metadata(path).ok());
+    let file = file.and_then(|file| Some((file.len(), file.modified().ok()?)));
+    // SAFETY: the client lives.
+    let threads = unsafe { ffi::vnca_cpu_thread_count(shared.client.as_ptr()) };
+    let is_read = |name: &OsStr| {
+        ONE_DNN_VARIABLES.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()))
+    };
+    let mut variables: Vec<_> = std::env::vars_os().filter(|(name, _)| is_read(name)).collect();
+    variables.sort();
+    let (name, version) = shared.platform();
+    let parts = (name, version, file, shared.device_count(), threads, flags, variables, pjrt::processor());
+    format!("{parts:?}")
 }
 
 /// Turns a function's message into an error.
@@ -107,6 +146,31 @@ fn check(message: ffi::Message) -> Result<()> {
     match message.take() {
         None => Ok(()),
         Some(text) => bail!(text),
+    }
+}
+
+/// Copies bytes and frees the original.
+///
+/// # Safety
+/// A function of `client.cc` returned the bytes, and nobody has freed them.
+unsafe fn take_bytes(bytes: *const ffi::Bytes) -> Vec<u8> {
+    let mut size = 0;
+    // SAFETY: the bytes live until they are freed here, and their number is written to `size`.
+    unsafe {
+        let data = ffi::vnca_cpu_bytes(bytes, &raw mut size);
+        let copy = std::slice::from_raw_parts(data, size).to_vec();
+        ffi::vnca_cpu_free_bytes(bytes);
+        copy
+    }
+}
+
+/// Returns bytes that are equal for modules that differ only in the numbers and names that XLA gives to operations.
+fn canonical_module(module: &[u8]) -> Result<Vec<u8>> {
+    let mut bytes = ptr::null();
+    // SAFETY: the length is that of the module. The bytes are written to `bytes`, and only this function has them.
+    unsafe {
+        check(ffi::vnca_cpu_canonical_module(module.as_ptr().cast(), module.len(), &raw mut bytes))?;
+        Ok(take_bytes(bytes))
     }
 }
 
@@ -172,20 +236,94 @@ fn element_type(dtype: DType) -> i32 {
     }
 }
 
-impl Client for CpuClient {
-    fn describe(&self) -> String {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let client = self.0.client.as_ptr();
+impl Shared {
+    /// Returns the platform's name and version.
+    fn platform(&self) -> (String, String) {
+        let client = self.client.as_ptr();
         // SAFETY: the client lives, and its two strings live as long as it does.
         let texts =
             unsafe { [ffi::vnca_cpu_name(client), ffi::vnca_cpu_version(client)].map(|t| CStr::from_ptr(t)) };
-        let [name, version] = texts.map(CStr::to_string_lossy);
-        format!("{name} ({cores} cores, xla {version})")
+        let [name, version] = texts.map(|text| text.to_string_lossy().into_owned());
+        (name, version)
     }
 
     fn device_count(&self) -> usize {
         // SAFETY: the client lives.
-        unsafe { ffi::vnca_cpu_device_count(self.0.client.as_ptr()) }
+        unsafe { ffi::vnca_cpu_device_count(self.client.as_ptr()) }
+    }
+}
+
+impl CpuClient {
+    /// Compiles a module.
+    fn compile_uncached(&self, module: &[u8], signature: &Signature) -> Result<CpuExecutable> {
+        let mut executable = ptr::null_mut();
+        // SAFETY: the client lives, the length is that of the module, and the executable is written to `executable`.
+        check(unsafe {
+            ffi::vnca_cpu_compile(
+                self.shared.client.as_ptr(),
+                module.as_ptr().cast(),
+                module.len(),
+                signature.replicas,
+                &raw mut executable,
+            )
+        })?;
+        self.wrap(executable, signature)
+    }
+
+    /// Loads an executable that [`CpuExecutable::save`] returned.
+    fn load(&self, bytes: &[u8], signature: &Signature) -> Result<CpuExecutable> {
+        let mut executable = ptr::null_mut();
+        // SAFETY: the client lives, the length is that of the bytes, and the executable is written to `executable`. XLA trusts
+        // the bytes: they are what XLA saved, because their checksum was right.
+        check(unsafe {
+            ffi::vnca_cpu_load(
+                self.shared.client.as_ptr(),
+                bytes.as_ptr().cast(),
+                bytes.len(),
+                signature.replicas,
+                &raw mut executable,
+            )
+        })?;
+        self.wrap(executable, signature)
+    }
+
+    /// Takes ownership of an executable of this client.
+    fn wrap(&self, executable: *mut ffi::Executable, signature: &Signature) -> Result<CpuExecutable> {
+        Ok(CpuExecutable {
+            executable: NonNull::new(executable).context("XLA returned no executable")?,
+            inputs: signature.inputs.len(),
+            outputs: signature.outputs.len(),
+            replicas: signature.replicas,
+            shared: self.shared.clone(),
+        })
+    }
+}
+
+impl CpuExecutable {
+    /// Returns the compiled program as bytes.
+    ///
+    /// # Safety
+    /// The program is not run before this function returns.
+    unsafe fn save(&self) -> Result<Vec<u8>> {
+        let mut bytes = ptr::null();
+        // SAFETY: the executable lives, and nobody runs it by the caller's promise. The bytes are written to `bytes`, and only
+        // this function has them.
+        unsafe {
+            check(ffi::vnca_cpu_save(self.executable.as_ptr(), &raw mut bytes))?;
+            Ok(take_bytes(bytes))
+        }
+    }
+}
+
+impl Client for CpuClient {
+    fn describe(&self) -> String {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (name, version) = self.shared.platform();
+        format!("{name} ({cores} cores, xla {version})")
+    }
+
+    fn device_count(&self) -> usize {
+        self.shared.device_count()
     }
 
     fn target(&self) -> Target {
@@ -201,26 +339,24 @@ impl Client for CpuClient {
         let format = signature.format;
         ensure!(format == Format::Hlo, "the cpu device runs programs in HLO, not {format:?}");
         if signature.target == Target::OneDnn {
-            self.0.one_dnn.check_usable()?;
+            self.shared.one_dnn.check_usable()?;
         }
-        let mut executable = ptr::null_mut();
-        // SAFETY: the client lives, the length is that of the module, and the executable is written to `executable`.
-        check(unsafe {
-            ffi::vnca_cpu_compile(
-                self.0.client.as_ptr(),
-                program.module.as_ptr().cast(),
-                program.module.len(),
-                signature.replicas,
-                &raw mut executable,
-            )
-        })?;
-        Ok(Box::new(CpuExecutable {
-            executable: NonNull::new(executable).context("XLA returned no executable")?,
-            inputs: signature.inputs.len(),
-            outputs: signature.outputs.len(),
-            replicas: signature.replicas,
-            shared: self.0.clone(),
-        }))
+        let replicas = signature.replicas.to_le_bytes();
+        let entry = |folder| {
+            let module = canonical_module(&program.module)?;
+            let parts = [self.fingerprint.as_bytes(), SOURCE.as_bytes(), &module, &replicas];
+            Ok::<_, anyhow::Error>(cache::Entry::new(folder, &parts))
+        };
+        let entry = self.cache.as_deref().map(entry).transpose()?;
+        let loaded = cache::load_or_compile(
+            entry,
+            &signature.name,
+            |bytes| self.load(bytes, signature),
+            || self.compile_uncached(&program.module, signature),
+            // SAFETY: nobody else has the program yet.
+            |compiled| unsafe { compiled.save() },
+        )?;
+        Ok(Box::new(loaded))
     }
 
     fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>> {
@@ -229,7 +365,7 @@ impl Client for CpuClient {
         // SAFETY: the client lives. The array has as many bytes as its sizes and type need, and they are copied during the call.
         check(unsafe {
             ffi::vnca_cpu_put(
-                self.0.client.as_ptr(),
+                self.shared.client.as_ptr(),
                 device,
                 array.bytes().as_ptr().cast(),
                 element_type(array.shape().dtype),
@@ -239,7 +375,7 @@ impl Client for CpuClient {
             )
         })?;
         let buffer = NonNull::new(buffer).context("XLA returned no buffer")?;
-        Ok(Box::new(CpuBuffer { buffer, shared: self.0.clone() }))
+        Ok(Box::new(CpuBuffer { buffer, shared: self.shared.clone() }))
     }
 
     fn memory(&self, _device: usize) -> Option<Memory> {
@@ -301,7 +437,7 @@ mod ffi {
 
     use crate::engine::runtime::custom_call_header::opaque;
 
-    opaque!(Client Executable Buffer);
+    opaque!(Client Executable Buffer Bytes);
 
     /// The result of a function: null for success, else an error message that this value owns. Only the functions below create
     /// one.
@@ -336,9 +472,26 @@ mod ffi {
         pub fn vnca_cpu_device_count(client: *const Client) -> usize;
         pub fn vnca_cpu_name(client: *const Client) -> *const c_char;
         pub fn vnca_cpu_version(client: *const Client) -> *const c_char;
+        pub fn vnca_cpu_thread_count(client: *const Client) -> usize;
+        pub fn vnca_cpu_library() -> *const c_char;
         pub fn vnca_cpu_compile(
             client: *const Client,
             module: *const c_void,
+            size: usize,
+            replicas: usize,
+            result: *mut *mut Executable,
+        ) -> Message;
+        pub fn vnca_cpu_canonical_module(
+            module: *const c_void,
+            size: usize,
+            result: *mut *const Bytes,
+        ) -> Message;
+        pub fn vnca_cpu_save(executable: *const Executable, result: *mut *const Bytes) -> Message;
+        pub fn vnca_cpu_bytes(bytes: *const Bytes, size: *mut usize) -> *const u8;
+        pub fn vnca_cpu_free_bytes(bytes: *const Bytes);
+        pub fn vnca_cpu_load(
+            client: *const Client,
+            data: *const c_char,
             size: usize,
             replicas: usize,
             result: *mut *mut Executable,

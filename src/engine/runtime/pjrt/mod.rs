@@ -2,7 +2,6 @@
 
 mod aot;
 mod api;
-mod cache;
 mod estimate;
 mod executable;
 #[expect(non_camel_case_types)]
@@ -25,17 +24,19 @@ pub use self::aot::{Compiled, Compiler, Usage};
 pub use self::api::Value;
 use self::api::{Api, Options};
 // For the tests that give their readers damaged bytes.
-#[doc(hidden)]
-pub use self::cache::Entry as KeptProgram;
 pub use self::estimate::{Collective, Estimate};
 use self::executable::UnloadedExecutable;
 pub use self::find::Plugin;
+pub(super) use self::find::cache as cache_folder;
 pub use self::gpu::Gpu;
+pub(super) use self::host::processor;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
 pub use self::kernels::Kernels;
 #[doc(hidden)]
 pub use self::wire::hlo::module_bytes;
-use super::{Buffer, Cache, Client, Loaded, Memory};
+#[doc(hidden)]
+pub use super::cache::Entry as KeptProgram;
+use super::{Buffer, Cache, Client, Loaded, Memory, cache};
 use crate::engine::array::Array;
 use crate::engine::program::{Format, Program, Signature, Target};
 use crate::engine::shape::{DType, Shape};
@@ -310,7 +311,11 @@ impl PluginClient {
     }
 
     /// Loads an executable that [`UnloadedExecutable::serialize`] wrote.
-    fn load(&self, bytes: &[u8], signature: &Signature) -> Result<PluginExecutable> {
+    fn load(
+        &self,
+        bytes: &[u8],
+        signature: &Signature,
+    ) -> Result<(PluginExecutable, UnloadedExecutable<'_>)> {
         let load = ffi::Executable_DeserializeAndLoad {
             client: self.0.client,
             serialized_executable: bytes.as_ptr().cast(),
@@ -318,7 +323,7 @@ impl PluginClient {
             ..Default::default()
         };
         // SAFETY: client and bytes live during the call; the executable has no other owner.
-        Ok(unsafe { self.wrap(self.0.api.call(load)?.loaded_executable, signature) }?.0)
+        unsafe { self.wrap(self.0.api.call(load)?.loaded_executable, signature) }
     }
 }
 
@@ -357,22 +362,13 @@ impl Client for PluginClient {
         let entry = self.0.cache.as_ref().map(|folder| {
             cache::Entry::new(folder, &[&self.fingerprint(), format.as_bytes(), &program.module, &options])
         });
-        let name = &program.signature.name;
-        if let Some((entry, bytes)) = entry.as_ref().and_then(|entry| Some((entry, entry.read()?))) {
-            match self.load(&bytes, &program.signature) {
-                Ok(loaded) => {
-                    log::info!("loaded the compiled {name} from {}", entry.path().display());
-                    return Ok(Box::new(loaded));
-                }
-                Err(error) => log::info!("compiling {name} again, cannot load it: {error:#}"),
-            }
-        }
-        let (loaded, unloaded) = self.compile_uncached(program, &options)?;
-        if let Some(entry) = &entry
-            && let Err(error) = unloaded.serialize().and_then(|bytes| entry.write(&bytes))
-        {
-            log::info!("the compiled {name} is not cached: {error:#}");
-        }
+        let (loaded, _) = cache::load_or_compile(
+            entry,
+            &program.signature.name,
+            |bytes| self.load(bytes, &program.signature),
+            || self.compile_uncached(program, &options),
+            |(_, unloaded)| unloaded.serialize(),
+        )?;
         Ok(Box::new(loaded))
     }
 

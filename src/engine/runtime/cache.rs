@@ -1,4 +1,4 @@
-//! Caches the compiled programs of plugins as files, so that a second run of the same configuration does not compile again.
+//! Caches compiled programs as files, so that a second run of the same configuration does not compile again.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -7,7 +7,7 @@ use std::{env, fs};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use crate::engine::runtime::Cache;
+use super::{Cache, pjrt};
 use crate::files;
 
 /// The environment variable with the cache's folder. Empty or `off` disables the cache.
@@ -19,6 +19,9 @@ const LIMIT: u64 = 2 << 30;
 /// The size in bytes of the checksum with which a file begins.
 const CHECKSUM: usize = 32;
 
+/// Identifies the format of the files. Another version of vnca with another format does not find them.
+const FORMAT: &[u8] = b"checksum of name and program, program";
+
 /// Returns a cache's folder. `None` if the cache is disabled.
 pub fn folder(cache: &Cache) -> Option<PathBuf> {
     match (cache, env::var_os(VARIABLE)) {
@@ -26,12 +29,41 @@ pub fn folder(cache: &Cache) -> Option<PathBuf> {
         (Cache::Folder(folder), _) => Some(folder.clone()),
         (Cache::Environment, Some(value)) if value.is_empty() || value == "off" => None,
         (Cache::Environment, Some(folder)) => Some(folder.into()),
-        (Cache::Environment, None) => Some(super::find::cache()?.join("compiled")),
+        (Cache::Environment, None) => Some(pjrt::cache_folder()?.join("compiled")),
     }
+}
+
+/// Loads a program if `entry` has it. Otherwise compiles it and caches it in `entry`.
+///
+/// # Errors
+/// When the program cannot be compiled. If it cannot be loaded or cached, the log has the reason.
+pub fn load_or_compile<P>(
+    entry: Option<Entry>,
+    name: &str,
+    load: impl FnOnce(&[u8]) -> Result<P>,
+    compile: impl FnOnce() -> Result<P>,
+    save: impl FnOnce(&P) -> Result<Vec<u8>>,
+) -> Result<P> {
+    let Some(entry) = entry else { return compile() };
+    if let Some(bytes) = entry.read() {
+        match load(&bytes) {
+            Ok(program) => {
+                log::info!("loaded the compiled {name} from {}", entry.path().display());
+                return Ok(program);
+            }
+            Err(error) => log::info!("compiling {name} again, cannot load it: {error:#}"),
+        }
+    }
+    let program = compile()?;
+    if let Err(error) = save(&program).and_then(|bytes| entry.write(&bytes)) {
+        log::info!("the compiled {name} is not cached: {error:#}");
+    }
+    Ok(program)
 }
 
 /// The cache's file for one compiled program. The file need not exist.
 pub struct Entry {
+    name: String,
     path: PathBuf,
 }
 
@@ -39,12 +71,18 @@ impl Entry {
     /// Returns the entry for a program that `parts` determine: compiler, module, options.
     pub fn new(folder: &Path, parts: &[&[u8]]) -> Entry {
         let mut hash = Sha256::new();
-        for part in parts {
+        for part in [FORMAT].iter().chain(parts) {
             hash.update(part.len().to_le_bytes());
             hash.update(part);
         }
         let name: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        Entry { path: folder.join(name) }
+        let path = folder.join(&name);
+        Entry { name, path }
+    }
+
+    /// Returns the checksum of this entry's file. It contains the name, so that a file that was renamed counts as damaged.
+    fn checksum(&self, body: &[u8]) -> [u8; CHECKSUM] {
+        Sha256::new().chain_update(&self.name).chain_update(body).finalize().into()
     }
 
     /// The file.
@@ -56,7 +94,7 @@ impl Entry {
     pub fn read(&self) -> Option<Vec<u8>> {
         let mut bytes = fs::read(&self.path).ok()?;
         let body = bytes.split_off(CHECKSUM.min(bytes.len()));
-        if bytes[..] != Sha256::digest(&body)[..] {
+        if bytes[..] != self.checksum(&body) {
             log::warn!("{} is damaged: compiling the program again", self.path.display());
             return None;
         }
@@ -78,7 +116,7 @@ impl Entry {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).with_context(context)?;
         // `write_bytes` renames a complete file into place: another process never reads half of it.
-        files::write_bytes(&self.path, [&Sha256::digest(body)[..], body].concat()).with_context(context)?;
+        files::write_bytes(&self.path, [&self.checksum(body)[..], body].concat()).with_context(context)?;
         let found = fs::read_dir(folder).with_context(context)?.flatten();
         let mut files: Vec<(SystemTime, u64, PathBuf)> = found
             .filter_map(|f| {
@@ -127,6 +165,28 @@ mod tests {
             fs::write(entry.path(), damaged).unwrap();
             assert!(entry.read().is_none());
         }
+    }
+
+    #[test]
+    fn a_file_under_another_name_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = [b"one", b"two"].map(|part| Entry::new(folder.path(), &[part]));
+        one.write(b"program").unwrap();
+        fs::rename(one.path(), other.path()).unwrap();
+        assert!(other.read().is_none());
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_loaded_is_compiled_and_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = || Some(Entry::new(folder.path(), &[]));
+        let load = |bytes: &[u8]| (bytes != b"old").then(|| bytes.to_vec()).context("too old");
+        let get = |compiled: &[u8]| {
+            load_or_compile(entry(), "test", load, || Ok(compiled.to_vec()), |p| Ok(p.clone())).unwrap()
+        };
+        assert_eq!(get(b"old"), b"old");
+        assert_eq!(get(b"new"), b"new");
+        assert_eq!(get(b"newer"), b"new");
     }
 
     #[test]
