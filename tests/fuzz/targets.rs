@@ -16,7 +16,7 @@ use vnca::engine::array::Array;
 use vnca::engine::npy::{self, Record};
 use vnca::engine::program::{Format, InputSpec, OutputSpec, Program, Signature, Target as Written};
 use vnca::engine::runtime::Device;
-use vnca::engine::runtime::pjrt::{Compiled, KeptProgram, Usage, module_bytes};
+use vnca::engine::runtime::pjrt::{Compiled, KeptProgram, Trips, Usage, module_bytes};
 use vnca::engine::shape::{DType, Shape};
 use vnca::nn::params::{Leaf, Role, layer};
 use vnca::nn::weights::{self, npz, safetensors};
@@ -686,7 +686,7 @@ fn module_seeds(_: &Bench) -> Vec<Vec<u8>> {
 
 fn read_module(_: &Bench, bytes: &[u8]) {
     let compiled = Compiled { usage: Usage::default(), costs: vec![], module: bytes.to_vec() };
-    let _ = compiled.estimate(3.0);
+    let _ = compiled.estimate(Trips { steps: 2.0, drawn: 3.0 });
 }
 
 fn answer_seeds(bench: &Bench) -> Vec<Vec<u8>> {

@@ -190,7 +190,7 @@ fn topologies(requested: &[String]) -> Vec<String> {
 }
 
 fn row(made: &SizedProgram, topology: &str, chip: Chip, compiled: Compiled, seconds: f64) -> Result<Row> {
-    let Estimate { cycles, bytes, collectives, kernels } = compiled.estimate(made.drawn_trips)?;
+    let Estimate { cycles, bytes, collectives, kernels } = compiled.estimate(made.trips)?;
     let (limit, estimated_ms, of_peak, memory_ms) = match chip {
         Chip::Tpu(generation) => {
             let ms = generation.filter(|_| cycles > 0.0).map(|g| cycles / g.mhz / 1e3);

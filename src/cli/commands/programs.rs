@@ -8,6 +8,7 @@ use clap::{ArgMatches, Command, FromArgMatches};
 use crate::cli::config::{TrainConfig, TrainOptions, preset_names};
 use crate::cli::models::Kind;
 use crate::engine::ir::{Cost, Function};
+use crate::engine::runtime::pjrt::Trips;
 use crate::model::pool::PoolSpec;
 use crate::model::{Vae, pool};
 use crate::study::pictures;
@@ -78,30 +79,31 @@ pub struct SizedProgram {
     /// Floating-point operations in matmuls and convolutions of a gradient step, or of a call without training. A number of
     /// automaton steps that is drawn counts with its mean.
     pub flops: f64,
-    /// Mean number of trips of the loop whose number of trips a gradient step draws. Without such a loop it is 0.
-    pub drawn_trips: f64,
+    /// The gradient steps of a call, and the mean number of trips of the loop whose number of trips a step draws.
+    pub trips: Trips,
 }
 
 impl SizedProgram {
     /// A program that does not train.
     fn call(function: Function, replicas: usize) -> SizedProgram {
         let flops = Cost::from_function(&function).flops as f64;
-        SizedProgram { function, replicas, flops, drawn_trips: 0.0 }
+        SizedProgram { function, replicas, flops, trips: Trips { steps: 1.0, drawn: 0.0 } }
     }
 
     /// The program that trains, for a training set of `images` images.
     fn train(config: &TrainConfig, images: usize) -> Result<SizedProgram> {
         let function = config.train_function(images)?;
         let flops = |function: &Function| Cost::from_function(function).flops as f64 / config.chunk as f64;
-        let (mut mean, mut drawn_trips) = (flops(&function), 0.0);
+        let (mut mean, mut drawn) = (flops(&function), 0.0);
         if let Some(pool) = config.pool {
             // A graph's cost counts the largest number of steps. It is linear in the number, which is drawn uniformly.
             let least = PoolSpec { steps_max: pool.steps_min + 1, ..pool };
             let least = TrainConfig { pool: Some(least), ..config.clone() };
             mean = (mean + flops(&least.train_function(images)?)) / 2.0;
-            drawn_trips = (pool.steps_max - 1 - pool.steps_min) as f64 / 2.0;
+            drawn = (pool.steps_max - 1 - pool.steps_min) as f64 / 2.0;
         }
-        Ok(SizedProgram { function, replicas: config.replicas, flops: mean, drawn_trips })
+        let trips = Trips { steps: config.chunk as f64, drawn };
+        Ok(SizedProgram { function, replicas: config.replicas, flops: mean, trips })
     }
 }
 
@@ -215,7 +217,7 @@ mod tests {
     fn a_drawn_number_of_automaton_steps_counts_with_its_mean() {
         // 4 to 8 steps, whose mean is that of exactly 6.
         let (drawn, fixed) = (training(4, 9), training(6, 7));
-        assert_eq!((drawn.drawn_trips, fixed.drawn_trips), (2.0, 0.0));
+        assert_eq!((drawn.trips.drawn, fixed.trips.drawn), (2.0, 0.0));
         assert_eq!(drawn.flops, fixed.flops);
         assert!(training(4, 10).flops > drawn.flops);
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use xla::{ElementType, XlaOp};
 
 use super::conv::Forward;
-use super::{Lowering, element_type, elementwise, i64s};
+use super::{Lowered, Lowering, element_type, elementwise, i64s};
 use crate::engine::ir::ops::conv::Conv;
 use crate::engine::ir::ops::elementwise::Elementwise;
 use crate::engine::ir::ops::layout::Layout;
@@ -35,12 +35,12 @@ impl Lowering<'_> {
         &self,
         block: &Block,
         node: &Node,
-        values: &[Vec<XlaOp>],
+        values: &[Vec<Lowered>],
     ) -> Result<Option<XlaOp>> {
         if self.target != Target::OneDnn || !matches!(node.op, Op::Elementwise(Elementwise::Elu)) {
             return Ok(None);
         }
-        let lowered = |v: Value| &values[v.node][v.output];
+        let lowered = |v: Value| &values[v.node][v.output].op;
         let channels = |v: Value| block.shape(v).dims.last().copied();
         let before_reshapes = |mut v: Value| {
             while let Node { op: Op::Layout(Layout::Reshape { .. }), operands, .. } = &block.nodes[v.node] {

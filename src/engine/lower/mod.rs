@@ -13,6 +13,7 @@ mod placeholders;
 mod unroll;
 
 use std::cell::Cell;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use xla::{ElementType, HloModuleProto, Literal, XlaBuilder, XlaComputation, XlaOp};
@@ -52,9 +53,9 @@ pub fn lower(function: &Function, target: Target, replicas: usize) -> Result<Pro
         let op = builder.parameter(i as i64, ty, &dims(&input.shape), &input.name)?;
         parameters.push(lowering.bitcast(&op, lowering.element_type(input.shape.dtype))?);
     }
-    let results = lowering.block(&function.block, parameters)?;
+    let results = lowering.block(&function.block, parameters.into_iter().map(Lowered::from).collect())?;
     let results = results.iter().zip(&function.outputs);
-    let results = results.map(|(op, output)| lowering.bitcast(op, element_type(output.shape.dtype)));
+    let results = results.map(|(x, output)| lowering.bitcast(&x.op, element_type(output.shape.dtype)));
     let results = results.collect::<Result<Vec<_>>>()?;
     for (i, output) in function.outputs.iter().enumerate() {
         if let Some(donor) = output.donor {
@@ -152,6 +153,22 @@ fn live(block: &Block) -> Vec<bool> {
     live
 }
 
+/// A lowered value, with what is known of it besides the operation.
+#[derive(Clone)]
+struct Lowered {
+    op: XlaOp,
+    /// The value of an s32 scalar that does not depend on the program's inputs.
+    constant: Option<i64>,
+    /// The rows of a stack of a loop that was written out.
+    rows: Option<Rc<Vec<XlaOp>>>,
+}
+
+impl From<XlaOp> for Lowered {
+    fn from(op: XlaOp) -> Lowered {
+        Lowered { op, constant: None, rows: None }
+    }
+}
+
 /// Lowers nodes into one builder: of the module's entry computation or of a loop's body.
 struct Lowering<'b> {
     builder: &'b XlaBuilder,
@@ -163,9 +180,9 @@ struct Lowering<'b> {
 
 impl Lowering<'_> {
     /// Lowers the nodes of a block and returns its results.
-    fn block(&self, block: &Block, parameters: Vec<XlaOp>) -> Result<Vec<XlaOp>> {
-        let mut parameters: Vec<Option<XlaOp>> = parameters.into_iter().map(Some).collect();
-        let mut values: Vec<Vec<XlaOp>> = Vec::with_capacity(block.nodes.len());
+    fn block(&self, block: &Block, parameters: Vec<Lowered>) -> Result<Vec<Lowered>> {
+        let mut parameters: Vec<Option<Lowered>> = parameters.into_iter().map(Some).collect();
+        let mut values: Vec<Vec<Lowered>> = Vec::with_capacity(block.nodes.len());
         let live = live(block);
         for (at, node) in block.nodes.iter().enumerate() {
             let lowered = match block.parameters.iter().position(|p| *p == at) {
@@ -173,18 +190,33 @@ impl Lowering<'_> {
                 // Mostly values that are recomputed only for the rules of their gradients.
                 None if !live[at] => vec![],
                 None => {
-                    let operands = read_operands(node).iter().map(|v| &values[v.node][v.output]);
-                    let operands: Vec<&XlaOp> = operands.collect();
-                    let lowered = match self.fused_bias_elu(block, node, &values) {
-                        Ok(None) => self.node(block, node, &operands),
-                        fused => fused.map(|y| y.into_iter().collect()),
-                    };
+                    let lowered = self.in_block(block, node, &values);
                     lowered.with_context(|| format!("lowering {}", node.op.name()))?
                 }
             };
             values.push(lowered);
         }
         Ok(block.results.iter().map(|v| values[v.node][v.output].clone()).collect())
+    }
+
+    /// Lowers a node whose operands are among the lowered values of its block.
+    fn in_block(&self, block: &Block, node: &Node, values: &[Vec<Lowered>]) -> Result<Vec<Lowered>> {
+        let operands = read_operands(node).iter().map(|v| &values[v.node][v.output]);
+        let operands: Vec<&Lowered> = operands.collect();
+        match &node.op {
+            Op::Repeat(op) if self.unrolls(op) => return self.unrolled(op, &operands),
+            Op::Index(Index::DynamicSlice { sizes }) if let Some(row) = unroll::row(&operands, sizes)? => {
+                return Ok(vec![row.into()]);
+            }
+            _ => {}
+        }
+        if let Some(fused) = self.fused_bias_elu(block, node, values)? {
+            return Ok(vec![fused.into()]);
+        }
+        let known = unroll::constant(&node.op, &operands);
+        let ops: Vec<&XlaOp> = operands.iter().map(|x| &x.op).collect();
+        let lowered = self.node(block, node, &ops)?.into_iter();
+        Ok(lowered.map(|op| Lowered { constant: known, ..op.into() }).collect())
     }
 
     /// Lowers a node and returns its outputs.
@@ -396,9 +428,6 @@ impl Lowering<'_> {
 
     /// Lowers a loop to a `while` over the tuple (index, number of trips if dynamic, carries, stacks, captured values).
     fn repeat(&self, op: &Repeat, x: &[&XlaOp], node: &Node, block: &Block) -> Result<Vec<XlaOp>> {
-        if self.unrolls(op) {
-            return self.unrolled(op, x);
-        }
         let first = op.first_carry();
         let (carries, captured) = x[first..].split_at(op.carries);
         let stacks = &node.shapes[op.carries..];
@@ -436,10 +465,11 @@ impl Lowering<'_> {
                 arguments.push(field(i)?);
             }
             let lowering = Lowering { builder: &builder, ..*self };
-            let results = lowering.block(&op.body, arguments)?;
+            let results = lowering.block(&op.body, arguments.into_iter().map(Lowered::from).collect())?;
+            let results = results.into_iter().map(|x| x.op);
             let mut next = vec![index.add_(&builder.c0(1i32)?)?];
             next.extend((0..first).map(|i| field(1 + i)).collect::<xla::Result<Vec<_>>>()?);
-            for (i, result) in results.into_iter().enumerate() {
+            for (i, result) in results.enumerate() {
                 next.push(match i < op.carries {
                     true => result,
                     false => {

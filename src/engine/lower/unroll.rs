@@ -5,14 +5,17 @@
 //! The gradient's sums over the trips become one operation over the rows of all trips where a trip has few rows. Small grids have
 //! few: a matmul with as many rows as there are in one of their trips takes no less time than one with the rows of all.
 
+use std::rc::Rc;
+
 use anyhow::Result;
 use xla::XlaOp;
 
-use super::Lowering;
+use super::{Lowered, Lowering};
 use crate::engine::ir::ops::control::Repeat;
 use crate::engine::ir::ops::conv::Conv;
 use crate::engine::ir::ops::elementwise::Elementwise;
 use crate::engine::ir::ops::reduce::Reduction;
+use crate::engine::ir::ops::source::Source;
 use crate::engine::ir::{Block, Node, Op, Value};
 use crate::engine::program::Target;
 use crate::engine::shape::{DType, Shape};
@@ -29,6 +32,34 @@ struct RowSum {
     operands: Vec<usize>,
 }
 
+/// Returns the row that a slice of a stack is, if the loop that made it was written out and the row's index is known.
+///
+/// XLA would find it too, but not through every conversion.
+pub(super) fn row(operands: &[&Lowered], sizes: &[usize]) -> Result<Option<XlaOp>> {
+    let [stack, index, rest @ ..] = operands else { return Ok(None) };
+    let (Some(rows), Some(index)) = (&stack.rows, index.constant) else { return Ok(None) };
+    let whole = stack.op.dims()?[1..] == sizes[1..] && rest.iter().all(|start| start.constant == Some(0));
+    if sizes[0] != 1 || !whole {
+        return Ok(None);
+    }
+    // As XLA does for indices that are out of range.
+    Ok(Some(rows[index.clamp(0, rows.len() as i64 - 1) as usize].clone()))
+}
+
+/// Returns the value of a node that is an s32 scalar, if its operands' values are known.
+pub(super) fn constant(op: &Op, operands: &[&Lowered]) -> Option<i64> {
+    let of = |i: usize| operands.get(i).and_then(|x| x.constant);
+    match op {
+        Op::Source(Source::Constant(array)) if array.shape() == &Shape::s32(&[]) => {
+            array.to_vec::<i32>().first().map(|v| i64::from(*v))
+        }
+        Op::Elementwise(Elementwise::Add) => of(0)?.checked_add(of(1)?),
+        Op::Elementwise(Elementwise::Sub) => of(0)?.checked_sub(of(1)?),
+        Op::Elementwise(Elementwise::Mul) => of(0)?.checked_mul(of(1)?),
+        _ => None,
+    }
+}
+
 impl Lowering<'_> {
     /// Reports whether a loop is written out.
     pub(super) fn unrolls(&self, op: &Repeat) -> bool {
@@ -37,23 +68,24 @@ impl Lowering<'_> {
     }
 
     /// Lowers a loop whose body is written out once for each trip.
-    pub(super) fn unrolled(&self, op: &Repeat, x: &[&XlaOp]) -> Result<Vec<XlaOp>> {
-        let owned = |values: &[&XlaOp]| values.iter().map(|v| (*v).clone()).collect::<Vec<XlaOp>>();
+    pub(super) fn unrolled(&self, op: &Repeat, x: &[&Lowered]) -> Result<Vec<Lowered>> {
+        let owned = |values: &[&Lowered]| values.iter().map(|v| (*v).clone()).collect::<Vec<Lowered>>();
         let (mut carries, captured) = (owned(&x[..op.carries]), owned(&x[op.carries..]));
         let (body, sums) = self.without_row_sums(op);
         let mut stacks = vec![Vec::new(); body.results.len() - op.carries];
         for trip in 0..op.max_trips {
             let index = self.builder.c0(trip as i32)?;
+            let index = Lowered { constant: Some(trip as i64), ..index.into() };
             let arguments = [&[index], carries.as_slice(), captured.as_slice()].concat();
             let mut results = self.block(&body, arguments)?;
             let rows = results.split_off(op.carries);
-            stacks.iter_mut().zip(rows).for_each(|(stack, row)| stack.push(row));
+            stacks.iter_mut().zip(rows).for_each(|(stack, row)| stack.push(row.op));
             carries = results;
         }
         let collected = stacks.split_off(op.body.results.len() - op.carries);
         for sum in &sums {
             let added = self.over_all_trips(&op.body, sum, &collected)?;
-            carries[sum.carry] = carries[sum.carry].add_(&added)?;
+            carries[sum.carry] = carries[sum.carry].op.add_(&added)?.into();
         }
         for rows in &stacks {
             let rows = rows.iter().map(|row| {
@@ -61,7 +93,8 @@ impl Lowering<'_> {
                 row.reshape(&[&[1], dims.as_slice()].concat())
             });
             let rows = rows.collect::<xla::Result<Vec<_>>>()?;
-            carries.push(rows[0].concat_in_dim(&rows[1..], 0)?);
+            let stack = rows[0].concat_in_dim(&rows[1..], 0)?;
+            carries.push(Lowered { rows: Some(Rc::new(rows)), ..stack.into() });
         }
         Ok(carries)
     }
@@ -120,7 +153,7 @@ impl Lowering<'_> {
             let joined = self.joined(trips, shape)?;
             rows.push(joined);
             let dims = [&[trips.len() * shape.dims[0]], &shape.dims[1..]].concat();
-            let op = crate::engine::ir::ops::source::Source::Parameter.into();
+            let op = Source::Parameter.into();
             all.nodes.push(Node { op, operands: vec![], shapes: vec![shape.with_dims(&dims)] });
         }
         let operands = (0..rows.len()).map(Value::first).collect();

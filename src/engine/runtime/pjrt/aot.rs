@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::api::{self, Api, Options, Value};
-use super::estimate::Estimate;
+use super::estimate::{Estimate, Trips};
 use super::executable::UnloadedExecutable;
 use super::gpu::Gpu;
 use super::{Plugin, Settings, ffi, to_ffi, wire, with_gpu_defaults};
@@ -53,13 +53,12 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// Estimates cycles, bytes, collectives and kernels. `inner_trips` is the number of iterations of an inner loop, where the
-    /// module does not contain it.
+    /// Estimates cycles, bytes, collectives and kernels.
     ///
     /// # Errors
     /// When the module is not well-formed.
-    pub fn estimate(&self, inner_trips: f64) -> Result<Estimate> {
-        Estimate::from_module(&wire::hlo::Module::read(&self.module)?, inner_trips)
+    pub fn estimate(&self, trips: Trips) -> Result<Estimate> {
+        Estimate::from_module(&wire::hlo::Module::read(&self.module)?, trips)
     }
 }
 

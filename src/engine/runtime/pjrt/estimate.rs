@@ -1,8 +1,9 @@
 //! Estimates a program's cost from the compiler's optimized module.
 //!
 //! XLA's own cost analysis counts a loop's body once. Here a body counts once for each iteration, whose number the compiler notes
-//! at the loop, or is the constant in the loop's condition. If the number is known only at run time, the body of a loop in the entry computation counts once: this is
-//! the train program's loop over gradient steps. A loop inside another loop then counts as often as the caller says.
+//! at the loop, or is the constant in the loop's condition. Where the number is known only at run time, it is the caller's
+//! ([`Trips`]). The costs of a train program are those of one gradient step: what a call does once, such as copying its arguments
+//! to another layout, is divided by the number of steps in a call.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -39,22 +40,31 @@ pub struct Estimate {
     pub kernels: Kernels,
 }
 
+/// The numbers of iterations of loops where they are known only at run time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trips {
+    /// Of a loop in the entry computation: the gradient steps in a call. Costs are divided by it. 1 for a program without steps.
+    pub steps: f64,
+    /// Of a loop inside another one.
+    pub drawn: f64,
+}
+
 impl Estimate {
-    /// Sums the costs of a module. `inner_trips` is the number of iterations of an inner loop where it is known only at run time.
+    /// Sums the costs of a module.
     ///
     /// # Errors
     /// When the module is not well-formed.
-    pub fn from_module(module: &Module, inner_trips: f64) -> Result<Estimate> {
+    pub fn from_module(module: &Module, trips: Trips) -> Result<Estimate> {
         let by_id = module.computations.iter().map(|c| (c.id, c)).collect();
-        let mut walk = Walk { by_id, inner_trips, sum: Estimate::default(), depth: 0, steps: 0 };
-        walk.computation(module.entry_id, 1.0, true)?;
+        let mut walk = Walk { by_id, trips, sum: Estimate::default(), depth: 0, steps: 0 };
+        walk.computation(module.entry_id, 1.0 / trips.steps, true)?;
         Ok(walk.sum)
     }
 }
 
 struct Walk<'m> {
     by_id: HashMap<i64, &'m Computation>,
-    inner_trips: f64,
+    trips: Trips,
     sum: Estimate,
     depth: usize,
     steps: usize,
@@ -86,7 +96,7 @@ impl<'m> Walk<'m> {
                         || trips(self.find(condition).ok()?).or_else(|| trips(self.by_id.get(&body)?));
                     let count = known_trips(&instruction.backend_config)
                         .or_else(constant)
-                        .unwrap_or(if entry { 1.0 } else { self.inner_trips });
+                        .unwrap_or(if entry { self.trips.steps } else { self.trips.drawn });
                     // Versions of XLA list body and condition in different orders. Visiting both is safe, because the
                     // condition has next to no cost.
                     for called in [body, condition] {
@@ -273,6 +283,8 @@ mod tests {
         Computation { id, root_id, instructions, ..Computation::default() }
     }
 
+    const ONCE: Trips = Trips { steps: 1.0, drawn: 15.5 };
+
     /// A condition that compares with a constant, or with a number known only at run time.
     fn condition(id: i64, trips: Option<i32>) -> Computation {
         let number = match trips {
@@ -286,8 +298,27 @@ mod tests {
         computation(id, vec![counter, number, instruction(3, "compare", None, &[1, 2], &[])])
     }
 
+    /// A call of five steps copies 50 bytes once and moves 8 in each step: 18 bytes in a step.
+    #[test]
+    fn what_a_call_does_once_is_divided_by_its_steps() {
+        let moves = |id, bytes: i64| instruction(id, "copy", f32s(&[bytes / 8], 0), &[1], &[]);
+        let body = computation(1, vec![instruction(1, "parameter", f32s(&[1], 0), &[], &[]), moves(2, 8)]);
+        let entry = computation(
+            0,
+            vec![
+                instruction(1, "parameter", f32s(&[25], 0), &[], &[]),
+                instruction(2, "negate", f32s(&[], 0), &[1], &[]),
+                instruction(3, "while", None, &[2], &[1, 2]),
+            ],
+        );
+        let module = Module { computations: vec![entry, body, condition(2, None)], entry_id: 0 };
+        let found = Estimate::from_module(&module, Trips { steps: 5.0, drawn: 0.0 }).unwrap();
+        assert_eq!(found.bytes, (100.0 + 4.0) / 5.0 + 8.0);
+    }
+
     fn estimate(computations: Vec<Computation>) -> Estimate {
-        Estimate::from_module(&Module { computations, entry_id: 0 }, 15.5).unwrap()
+        Estimate::from_module(&Module { computations, entry_id: 0 }, Trips { steps: 1.0, drawn: 15.5 })
+            .unwrap()
     }
 
     #[test]
@@ -391,7 +422,7 @@ mod tests {
             let twice = |id| called(id, &[id + 1, id + 1]);
             let doubling = (0..60).map(twice).chain([computation(60, vec![])]).collect();
             for computations in [vec![called(0, &[1]), called(1, &[0])], doubling] {
-                let error = Estimate::from_module(&Module { computations, entry_id: 0 }, 1.0).unwrap_err();
+                let error = Estimate::from_module(&Module { computations, entry_id: 0 }, ONCE).unwrap_err();
                 assert!(error.to_string().contains("without end"), "{error}");
             }
         }
@@ -410,7 +441,7 @@ mod tests {
     #[test]
     fn a_missing_computation_is_an_error() {
         let module = Module { computations: vec![], entry_id: 7 };
-        let error = Estimate::from_module(&module, 1.0).unwrap_err().to_string();
+        let error = Estimate::from_module(&module, ONCE).unwrap_err().to_string();
         assert_eq!(error, "the module has no computation 7");
     }
 }

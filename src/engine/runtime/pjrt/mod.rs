@@ -24,7 +24,7 @@ pub use self::aot::{Compiled, Compiler, Usage};
 pub use self::api::Value;
 use self::api::{Api, Options};
 // For the tests that give their readers damaged bytes.
-pub use self::estimate::{Collective, Estimate};
+pub use self::estimate::{Collective, Estimate, Trips};
 use self::executable::UnloadedExecutable;
 pub use self::find::Plugin;
 pub(super) use self::find::cache as cache_folder;
