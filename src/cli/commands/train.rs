@@ -17,6 +17,7 @@ use crate::cli::error::Exit;
 use crate::cli::models::Model;
 use crate::data::identity::{DataCrc, located};
 use crate::data::{self, Part, Split};
+use crate::engine::program::Target;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::Precision;
@@ -135,6 +136,9 @@ pub fn run(args: Args) -> Outcome {
     ));
     watch.say(&format!("run     {}", path.display()));
     report_forms(&mesh, vae.precision);
+    if (mesh.target(), vae.precision) == (Target::Gpu, Precision::F32) {
+        watch.say("        f32, as JAX computes it; --precision bf16 takes about half the time on a GPU");
+    }
     let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
     if options.eval_every > 0 && mesh.programs().is_some() {
         // Exported programs for evaluation and pictures may not fit. Load them now, so that an error comes before training.

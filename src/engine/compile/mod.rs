@@ -18,7 +18,7 @@ use crate::engine::shape::Precision;
 /// When the compiler refuses the program, or the exported program is missing or computes something else.
 pub fn compile(mesh: &Mesh, function: &Function) -> Result<Executable> {
     mesh.compile(match mesh.programs() {
-        Some(folder) => load_exported(folder, function, mesh.replicas())?,
+        Some(folder) => load_exported(folder, function, mesh)?,
         None => lower_here(function, target(mesh, function.precision), mesh.replicas())?,
     })
 }
@@ -72,7 +72,8 @@ fn lower_here(function: &Function, _target: Target, _replicas: usize) -> Result<
 }
 
 /// Loads the exported program of a computation. The computation must be equal to the exported one.
-fn load_exported(folder: &Path, function: &Function, replicas: usize) -> Result<Program> {
+fn load_exported(folder: &Path, function: &Function, mesh: &Mesh) -> Result<Program> {
+    let replicas = mesh.replicas();
     let program = Program::load(folder, &function.name).with_context(|| {
         format!("{} holds no program {}: export it with vnca export", folder.display(), function.name)
     })?;
@@ -97,5 +98,8 @@ fn load_exported(folder: &Path, function: &Function, replicas: usize) -> Result<
         signature.graph == function.fingerprint(),
         "{at} computes something else than this version of vnca with these options: export it again with the same options"
     );
+    if (mesh.target(), signature.target) == (Target::Gpu, Target::Native) {
+        log::warn!("{at} is in the form for TPUs: exported with --target gpu it is faster here");
+    }
     Ok(program)
 }
