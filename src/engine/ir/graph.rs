@@ -60,15 +60,6 @@ impl Block {
         &self.nodes[value.node].shapes[value.output]
     }
 
-    /// Returns the number of operations, with those of the bodies of loops.
-    pub(crate) fn operations(&self) -> usize {
-        let of = |node: &Node| match &node.op {
-            Op::Repeat(repeat) => 1 + repeat.body.operations(),
-            _ => 1,
-        };
-        self.nodes.iter().map(of).sum()
-    }
-
     /// Follows a value back through [`Elementwise::Keep`], which does not change it.
     pub(crate) fn before_keep(&self, mut value: Value) -> Value {
         while let Node { op: Op::Elementwise(Elementwise::Keep), operands, .. } = &self.nodes[value.node] {

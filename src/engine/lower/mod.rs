@@ -434,7 +434,7 @@ impl Lowering<'_> {
         let mut init: Vec<XlaOp> = vec![self.builder.c0(0i32)?];
         init.extend(x[..first + op.carries].iter().map(|v| (*v).clone()));
         for (i, stack) in stacks.iter().enumerate() {
-            let written = !op.dynamic || op.is_saved(op.carries + i);
+            let written = !op.dynamic || op.carries + i >= op.saved_from;
             init.push(if written { self.uninitialized(stack)? } else { self.zeros(stack)? });
         }
         init.extend(captured.iter().map(|v| (*v).clone()));

@@ -60,10 +60,19 @@ pub(super) fn constant(op: &Op, operands: &[&Lowered]) -> Option<i64> {
     }
 }
 
+/// Returns the number of operations of a block, with those of the bodies of loops.
+fn operations(block: &Block) -> usize {
+    let of = |node: &Node| match &node.op {
+        Op::Repeat(repeat) => 1 + operations(&repeat.body),
+        _ => 1,
+    };
+    block.nodes.iter().map(of).sum()
+}
+
 impl Lowering<'_> {
     /// Reports whether a loop is written out.
     pub(super) fn unrolls(&self, op: &Repeat) -> bool {
-        let operations = op.max_trips * op.body.operations();
+        let operations = op.max_trips * operations(&op.body);
         !self.target.is_cpu() && !op.dynamic && (1..=MOST_OPERATIONS).contains(&operations)
     }
 

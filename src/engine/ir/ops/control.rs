@@ -64,11 +64,6 @@ impl Repeat {
         usize::from(self.dynamic)
     }
 
-    /// Reports whether a result is a stack that only the gradient reads.
-    pub(crate) fn is_saved(&self, result: usize) -> bool {
-        result >= self.saved_from
-    }
-
     pub(in crate::engine::ir) fn infer(&self, operands: &[Shape]) -> Result<Vec<Shape>, String> {
         let first = self.first_carry();
         if self.dynamic && operands.first() != Some(&Shape::s32(&[])) {
