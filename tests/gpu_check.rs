@@ -67,12 +67,9 @@ fn a_dry_run_covers_all_parts() {
     for figure in [
         &step["peak_gflops"],
         &step["ours"]["ms"],
-        &step["ours-bf16"]["ms"],
         &training["f32"]["ms_per_step"],
-        &training["bf16"]["report_minutes"],
+        &training["f32"]["report_minutes"],
     ] {
         assert!(figure.as_f64().is_some_and(|v| v > 0.0), "{told}");
     }
-    let rounded = step["ours-bf16"]["loss_off_by"][0].as_f64().unwrap();
-    assert!(rounded > 1e-6, "the step in bf16 computed in f32: its loss is off by {rounded:e}");
 }
