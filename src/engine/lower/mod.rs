@@ -204,7 +204,7 @@ impl Lowering<'_> {
         let operands = read_operands(node).iter().map(|v| &values[v.node][v.output]);
         let operands: Vec<&Lowered> = operands.collect();
         match &node.op {
-            Op::Repeat(op) if self.unrolls(op) => return self.unrolled(op, &operands),
+            Op::Repeat(op) if self.unrolls(op, &operands) => return self.unrolled(op, &operands),
             Op::Index(Index::DynamicSlice { sizes }) if let Some(row) = unroll::row(&operands, sizes)? => {
                 return Ok(vec![row.into()]);
             }

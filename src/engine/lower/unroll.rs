@@ -70,10 +70,12 @@ fn operations(block: &Block) -> usize {
 }
 
 impl Lowering<'_> {
-    /// Reports whether a loop is written out.
-    pub(super) fn unrolls(&self, op: &Repeat) -> bool {
+    /// Reports whether a loop is written out: if it fills a stack, or reads the rows of one. Others gain nothing, and by the
+    /// estimates of the TPU's compiler take more memory.
+    pub(super) fn unrolls(&self, op: &Repeat, x: &[&Lowered]) -> bool {
+        let stacks = op.body.results.len() > op.carries || x.iter().any(|x| x.rows.is_some());
         let operations = op.max_trips * operations(&op.body);
-        !self.target.is_cpu() && !op.dynamic && (1..=MOST_OPERATIONS).contains(&operations)
+        !self.target.is_cpu() && !op.dynamic && stacks && (1..=MOST_OPERATIONS).contains(&operations)
     }
 
     /// Lowers a loop whose body is written out once for each trip.
