@@ -28,6 +28,14 @@ pub(super) fn cases() -> Vec<Case> {
                 g.repeat(3, &[x[0]], |i, c| (vec![c[0] * x[1]], vec![c[0] + i.convert(DType::F32)]))[1]
             },
         ),
+        case("repeat that stacks its sums", inputs(), f32s(&[2, 3], &[0., 2., 4., 2., 4., 6.]), |g, x| {
+            // The sum before and after each trip.
+            let sums = g.repeat(3, &[g.scalar(DType::F32, 0.0)], |_, c| {
+                let next = c[0] + x[0].sum(&[0]);
+                (vec![next], vec![c[0], next])
+            });
+            Sym::concat(&[sums[1].reshape(&[1, 3]), sums[2].reshape(&[1, 3])], 0)
+        }),
         case("repeat in repeat", inputs(), f32s(&[3], &[8.0, -16.0, -3.0]), |g, x| {
             // The inner loop runs one trip, then two.
             g.repeat(2, &[x[0]], |i, c| {

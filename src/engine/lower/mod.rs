@@ -203,12 +203,15 @@ impl Lowering<'_> {
     fn in_block(&self, block: &Block, node: &Node, values: &[Vec<Lowered>]) -> Result<Vec<Lowered>> {
         let operands = read_operands(node).iter().map(|v| &values[v.node][v.output]);
         let operands: Vec<&Lowered> = operands.collect();
-        match &node.op {
-            Op::Repeat(op) if self.unrolls(op, &operands) => return self.unrolled(op, &operands),
-            Op::Index(Index::DynamicSlice { sizes }) if let Some(row) = unroll::row(&operands, sizes)? => {
-                return Ok(vec![row.into()]);
-            }
-            _ => {}
+        if let Op::Repeat(op) = &node.op
+            && self.unrolls(op, &operands)
+        {
+            return self.unrolled(op, &operands);
+        }
+        if let Op::Index(Index::DynamicSlice { sizes }) = &node.op
+            && let Some(row) = unroll::row(&operands, sizes)?
+        {
+            return Ok(vec![row.into()]);
         }
         if let Some(fused) = self.fused_bias_elu(block, node, values)? {
             return Ok(vec![fused.into()]);

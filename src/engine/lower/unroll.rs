@@ -149,9 +149,12 @@ impl Lowering<'_> {
         // By measurement on an H200, and by the TPU compiler's estimates.
         let few = if self.target == Target::Gpu { 1 << 21 } else { 1 << 16 };
         let small = operands.iter().all(|v| body.shape(*v).count() <= few);
-        let read =
-            |value: Value| body.nodes.iter().flat_map(|n| &n.operands).filter(|v| **v == value).count();
-        (sums && small && terms[0] == parameter && read(parameter) == 1 && read(result) == 0).then_some(node)
+        // Nothing else may need the carry's values in the trips. A loop can stack them, too.
+        let read = |value: Value| {
+            let operands = body.nodes.iter().flat_map(|n| &n.operands);
+            operands.chain(&body.results).filter(|v| **v == value).count()
+        };
+        (sums && small && terms[0] == parameter && read(parameter) == 1 && read(result) == 1).then_some(node)
     }
 
     /// Lowers a sum over the rows of all trips.

@@ -298,7 +298,7 @@ mod tests {
         computation(id, vec![counter, number, instruction(3, "compare", None, &[1, 2], &[])])
     }
 
-    /// A call of five steps copies 50 bytes once and moves 8 in each step: 18 bytes in a step.
+    /// In a call of five steps, what moves 104 bytes once counts with a fifth, and what moves 8 in each step with 8.
     #[test]
     fn what_a_call_does_once_is_divided_by_its_steps() {
         let moves = |id, bytes: i64| instruction(id, "copy", f32s(&[bytes / 8], 0), &[1], &[]);
@@ -317,8 +317,7 @@ mod tests {
     }
 
     fn estimate(computations: Vec<Computation>) -> Estimate {
-        Estimate::from_module(&Module { computations, entry_id: 0 }, Trips { steps: 1.0, drawn: 15.5 })
-            .unwrap()
+        Estimate::from_module(&Module { computations, entry_id: 0 }, ONCE).unwrap()
     }
 
     #[test]
