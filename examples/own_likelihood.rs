@@ -84,7 +84,7 @@ fn main() -> Result<()> {
     let digits = data::load(data::GLYPHS)?;
     let images = blurred(&digits.split(Part::Train)?.pixels, 2048);
 
-    let model = Vae::new("grey", 8, ConvEncoder, ConvDecoder, DiscretisedLogistic);
+    let model = Vae::new("grey", 8, ConvEncoder::default(), ConvDecoder, DiscretisedLogistic);
     let mesh = Mesh::open(&Device::Cpu, 1)?;
     let mut losses = Vec::new();
     let mut run = Trainer::new(&mesh, Elbo::new(model))

@@ -38,7 +38,7 @@
 //! fn main() -> anyhow::Result<()> {
 //!     let mesh = Mesh::open(&Device::Cpu, 1)?;
 //!     let images = data::load(data::GLYPHS)?.split(Part::Train)?.to_array();
-//!     let model = Vae::new("mine", 32, ConvEncoder, Grow::doubling(MyCell, 5, 4), Bernoulli);
+//!     let model = Vae::new("mine", 32, ConvEncoder::default(), Grow::doubling(MyCell, 5, 4), Bernoulli);
 //!     let mut run = Trainer::new(&mesh, Elbo::new(model))
 //!         .optimiser(chain![ClipByGlobalNorm(10.0), Adam::new(1e-3)])
 //!         .steps(2000)

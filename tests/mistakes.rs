@@ -175,10 +175,10 @@ impl Likelihood for PerPixel {
 #[test]
 fn a_cell_or_likelihood_of_other_sizes_is_named() {
     let sizes = Sizes { examples: 100, ..SIZES };
-    let wide = Elbo::new(Vae::new("mine", 8, ConvEncoder, Grow::doubling(Wide, 5, 1), Bernoulli));
+    let wide = Elbo::new(Vae::new("mine", 8, ConvEncoder::default(), Grow::doubling(Wide, 5, 1), Bernoulli));
     let error = format!("{:#}", error_with(&wide, &chain![Adam::new(1e-3)], sizes));
     assert!(error.contains("Cell::update returned f32[2,2,2,9], and the grids are f32[2,2,2,8]"), "{error}");
-    let narrow = Vae::new("mine", 8, ConvEncoder, vnca::model::baseline::ConvDecoder, PerPixel);
+    let narrow = Vae::new("mine", 8, ConvEncoder::default(), vnca::model::baseline::ConvDecoder, PerPixel);
     let error = format!("{:#}", error_with(&Elbo::new(narrow), &chain![Adam::new(1e-3)], sizes));
     assert!(error.contains("Likelihood::log_prob returned f32[2,32,32,1], not f32[2]"), "{error}");
 }

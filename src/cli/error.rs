@@ -57,6 +57,7 @@ fn flag(field: &str) -> String {
         "batch" => "batch-size".into(),
         "loss.samples" => "train-samples".into(),
         "pool.size" => "pool-size".into(),
+        "pool.recovery_steps" => "recovery-steps".into(),
         "pool.steps_min" => "nca-steps-min".into(),
         other => other.replace('_', "-"),
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::shape::Precision;
 use crate::error::valid;
+use crate::model::encoder::ConvEncoder;
 use crate::model::{GRID_SIDE, Grow, Vae, report};
 
 /// A model of the report, named after its decoder.
@@ -88,6 +89,9 @@ pub struct Model {
     /// start as zeros. The whole grid in the report.
     #[serde(default = "whole_grid")]
     pub start_side: usize,
+    /// Channels of the encoder's first convolution. Each further one doubles them. 32 in the report.
+    #[serde(default = "report_width")]
+    pub encoder_width: usize,
     /// Element type of the operands of matmuls and convolutions.
     #[serde(default)]
     pub precision: Precision,
@@ -96,6 +100,11 @@ pub struct Model {
 /// The report's [`Model::start_side`].
 fn whole_grid() -> usize {
     GRID_SIDE
+}
+
+/// The report's [`Model::encoder_width`].
+fn report_width() -> usize {
+    ConvEncoder::default().width
 }
 
 /// Doublings from one cell to a grid of [`GRID_SIDE`].
@@ -122,6 +131,7 @@ impl Model {
             nca_steps: kind.default_nca_steps(),
             update_prob: 1.0,
             start_side: whole_grid(),
+            encoder_width: report_width(),
             precision: Precision::F32,
         }
     }
@@ -137,6 +147,12 @@ impl Model {
     /// [`Error::Invalid`](crate::error::Error::Invalid) when a size is out of range, or does not apply to this kind of model.
     pub fn check(&self) -> Result<()> {
         let report = Model::new(self.kind, Some(self.latent))?;
+        valid!(
+            (1..=4096).contains(&self.encoder_width),
+            "encoder_width",
+            "{}: it must be from 1 to 4096",
+            self.encoder_width
+        );
         let only = |field: &'static str, other: bool, kinds: &str| -> Result<()> {
             valid!(!other, field, "is an option of the {kinds} model, not of the {}", self.kind);
             Ok(())
@@ -162,7 +178,8 @@ impl Model {
             Kind::Doubling => self.grown(report::doubling(self.latent, self.doublings, self.nca_steps)),
             Kind::NonDoubling => self.grown(report::nondoubling(self.latent, self.nca_steps)),
         };
-        Vae { precision: self.precision, ..vae }
+        let encoder = Arc::new(ConvEncoder { width: self.encoder_width });
+        Vae { precision: self.precision, encoder, ..vae }
     }
 
     /// Returns the model with the growth options of this configuration.

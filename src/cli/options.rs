@@ -120,6 +120,8 @@ options! {
     chunk: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.chunk)).check(count);
     /// Latent size
     latent: usize = Declaration::new().metavar("Z").field(|c| Some(&mut c.model.latent));
+    /// Channels of the encoder's first convolution. Each of the four further ones doubles them
+    encoder_width: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.model.encoder_width));
     /// NCA steps: after each doubling, or in evaluation (nondoubling)
     nca_steps: usize =
         Declaration::new().metavar("N").field(|c| when(c.model.grows(), &mut c.model.nca_steps));
@@ -153,6 +155,9 @@ options! {
         .metavar("FRACTION")
         .default("0.25 for nondoubling, else 0")
         .field(|c| Some(&mut c.damage));
+    /// NCA steps that follow damage of every grown grid, within one gradient step. Their results are scored like the grown ones.
+    /// 0: only grids from the pool are damaged (nondoubling)
+    recovery_steps: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.recovery_steps));
     /// Values of the NCA steps that are saved for the gradient: 0 all values, 1 each step's grid, k every k-th step's grid. The
     /// rest is recomputed, which saves memory and costs time
     remat: usize = Declaration::new().metavar("k").field(|c| Some(&mut c.memory.remat)).resumable();

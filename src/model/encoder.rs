@@ -16,35 +16,57 @@ pub trait Encoder: Send + Sync {
     fn encode<'g>(&self, params: &Params<'g>, images: Sym<'g>) -> (Sym<'g>, Sym<'g>);
 }
 
-/// Channels before and after each convolution.
-const CHANNELS: [usize; 6] = [1, 32, 64, 128, 256, 512];
-/// Features of an image after the last convolution: 2 x 2 pixels of 512 channels.
-const FEATURES: usize = 2048;
+/// Number of convolutions.
+const LAYERS: usize = 5;
 
 /// The report's encoder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConvEncoder;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvEncoder {
+    /// Channels of the first convolution's result. Each further convolution doubles them. The report uses 32.
+    pub width: usize,
+}
+
+impl Default for ConvEncoder {
+    /// Returns the encoder with the report's width.
+    fn default() -> ConvEncoder {
+        ConvEncoder { width: 32 }
+    }
+}
+
+impl ConvEncoder {
+    /// Returns the channels after convolution `i`.
+    fn channels(&self, i: usize) -> usize {
+        self.width << i
+    }
+
+    /// Returns the features of an image after the last convolution: 2 x 2 pixels.
+    fn features(&self) -> usize {
+        4 * self.channels(LAYERS - 1)
+    }
+}
 
 impl Encoder for ConvEncoder {
     fn parameters(&self, latent: usize) -> Vec<Leaf> {
         let mut leaves = Vec::new();
-        for (i, pair) in CHANNELS.windows(2).enumerate() {
-            let shape = [pair[1], pair[0], 5, 5];
+        for i in 0..LAYERS {
+            let before = if i == 0 { 1 } else { self.channels(i - 1) };
+            let shape = [self.channels(i), before, 5, 5];
             leaves.extend(layer(&format!("conv{i}"), Role::ConvWeight, &shape, &[i]));
         }
-        leaves.extend(layer("linear", Role::LinearWeight, &[2 * latent, FEATURES], &[5]));
+        leaves.extend(layer("linear", Role::LinearWeight, &[2 * latent, self.features()], &[5]));
         leaves
     }
 
     fn encode<'g>(&self, params: &Params<'g>, images: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
         let n = images.dims()[0];
         let mut h = images.expect(&[n, 32, 32, 1]);
-        for i in 0..5 {
+        for i in 0..LAYERS {
             let stride = if i == 0 { 1 } else { 2 };
             h = params.conv(&format!("conv{i}"), h, Window::new(stride, (2, 2))).elu();
         }
         // In the features the channel varies slowest, as in the report's code.
-        let features = h.expect(&[n, 2, 2, 512]).transpose(&[0, 3, 1, 2]).reshape(&[n, FEATURES]);
+        let features = h.expect(&[n, 2, 2, self.channels(LAYERS - 1)]).transpose(&[0, 3, 1, 2]);
+        let features = features.reshape(&[n, self.features()]);
         let out = params.linear("linear", features);
         let latent = out.dims()[1] / 2;
         (out.slice_axis(1, 0, latent), out.slice_axis(1, latent, 2 * latent))

@@ -70,12 +70,24 @@ pub struct PoolSpec {
     pub steps_min: usize,
     /// Excluded upper bound of the number of automaton steps.
     pub steps_max: usize,
+    /// Number of automaton steps after damage of every grown grid, within the same training step. Their results are scored like
+    /// the grown ones. With 0, only grids from the pool are damaged, as in the report.
+    ///
+    /// The gradient passes through the damage. Thus an automaton learns to keep in every cell what its neighbours need to regrow,
+    /// which no gradient rewards if a grid comes from the pool.
+    #[serde(default)]
+    pub recovery_steps: usize,
 }
 
 impl PoolSpec {
     /// The pool of the report.
-    pub const REPORT: PoolSpec =
-        PoolSpec { size: 1024, shuffle: Shuffle::Exchange, steps_min: 32, steps_max: 64 };
+    pub const REPORT: PoolSpec = PoolSpec {
+        size: 1024,
+        shuffle: Shuffle::Exchange,
+        steps_min: 32,
+        steps_max: 64,
+        recovery_steps: 0,
+    };
 
     /// Returns the number of rows in which each replica holds its share. Under `exchange` entries stay on the replica that
     /// wrote them, so that the number of entries on a replica varies around the share. The additional rows almost always
@@ -246,7 +258,7 @@ impl Task for Pooled {
         let Elbo { model, loss, damage, .. } = &self.elbo;
         model.check()?;
         model.automaton()?;
-        let PoolSpec { size, steps_min, steps_max, .. } = self.pool;
+        let PoolSpec { size, steps_min, steps_max, recovery_steps, .. } = self.pool;
         let (replicas, each) = (sizes.replicas, sizes.each());
         // Only grids from the pool are damaged, and they are half of the batch.
         valid!(
@@ -283,6 +295,7 @@ impl Task for Pooled {
             "pool.steps_min",
             "{steps_min} and steps_max {steps_max}: the minimum must be below the maximum, which is excluded and at most 10000"
         );
+        valid!(recovery_steps <= 10_000, "pool.recovery_steps", "{recovery_steps}: at most 10000");
         valid!(loss.samples == 1, "loss.samples", "is {}: with the pool it is 1", loss.samples);
         Ok(())
     }
@@ -346,9 +359,21 @@ impl Task for Pooled {
         // The steps that are always taken are a loop of their own, whose number of trips compilers know.
         let least = automaton.steps(Grids { cells, keys }, spec.steps_min);
         let most = spec.steps_max - 1 - spec.steps_min;
-        let grids = automaton.steps_upto(least, count - spec.steps_min as f64, most).cells;
-        let outputs = first_channels(grids, model.likelihood.outputs().channels);
-        let log_likelihood = log_prob(model.likelihood.as_ref(), padded, outputs);
+        let grown = automaton.steps_upto(least, count - spec.steps_min as f64, most);
+        let scored = |grids| {
+            let outputs = first_channels(grids, model.likelihood.outputs().channels);
+            log_prob(model.likelihood.as_ref(), padded, outputs)
+        };
+        let (grids, log_likelihood) = match spec.recovery_steps {
+            0 => (grown.cells, scored(grown.cells)),
+            steps => {
+                // The damage of the grids from the pool does not use this child of the key.
+                let damage = Damage { grids: n, key: draw::split_at(damage_key, n) };
+                let damaged = Grids { cells: damage.apply(grown.cells), ..grown };
+                let recovered = automaton.steps(damaged, steps).cells;
+                (recovered, (scored(grown.cells) + scored(recovered)) * 0.5)
+            }
+        };
         let loss = loss.from_latents(&latents, log_likelihood.reshape(&[n, 1]));
         let next = move |healthy| {
             let Entries { images, grids } = pool.after(Entries { images, grids }, shuffle, healthy);

@@ -17,16 +17,16 @@ use super::vae::Vae;
 
 /// Returns the convolutional VAE. The report uses a latent size of 256.
 pub fn baseline(latent: usize) -> Vae {
-    Vae::new("baseline", latent, ConvEncoder, ConvDecoder, Bernoulli)
+    Vae::new("baseline", latent, ConvEncoder::default(), ConvDecoder, Bernoulli)
 }
 
 /// Returns the model whose grid doubles. The report uses a latent size of 256, 5 doublings and 8 steps after each.
 pub fn doubling(latent: usize, doublings: usize, steps: usize) -> Vae {
     let grow = Grow::doubling(ResidualCell { blocks: 4 }, doublings, steps);
-    Vae::new("doubling", latent, ConvEncoder, grow, Bernoulli)
+    Vae::new("doubling", latent, ConvEncoder::default(), grow, Bernoulli)
 }
 
 /// Returns the model with a grid of constant size. The report uses a latent size of 128, and 36 steps in evaluation.
 pub fn nondoubling(latent: usize, steps: usize) -> Vae {
-    Vae::new("nondoubling", latent, ConvEncoder, Grow::new(ShallowCell, steps), Bernoulli)
+    Vae::new("nondoubling", latent, ConvEncoder::default(), Grow::new(ShallowCell, steps), Bernoulli)
 }

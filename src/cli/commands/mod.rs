@@ -62,7 +62,7 @@ pub type Outcome = Result<Option<Exit>>;
 #[group(skip)]
 pub struct Source {
     /// A run's folder: its best checkpoint, else its newest
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["weights", "model", "latent"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["weights", "model", "latent", "encoder_width"])]
     pub run: Option<PathBuf>,
     /// A checkpoint, or parameters as .npz, .safetensors or Equinox's .eqx
     #[arg(long, value_name = "FILE", requires = "model")]
@@ -73,6 +73,9 @@ pub struct Source {
     /// Latent size of the model [default: the report's]
     #[arg(long, value_name = "Z")]
     pub latent: Option<usize>,
+    /// Channels of the encoder's first convolution [default: the run's, else the report's 32]
+    #[arg(long, value_name = "N")]
+    pub encoder_width: Option<usize>,
     /// Element type of the operands of matmuls and convolutions [default: the run's, else f32]
     #[arg(long, env = "VNCA_PRECISION", value_enum)]
     pub precision: Option<Precision>,
@@ -207,7 +210,8 @@ impl Source {
     /// When no model is chosen, or its latent size is out of range.
     pub fn bare_model(&self) -> Result<Model> {
         let Some(kind) = self.model else { bail!("one of --run, --weights and --model is needed") };
-        self.computed(Model::new(kind, self.latent)?)
+        let model = Model::new(kind, self.latent)?;
+        self.computed(Model { encoder_width: self.encoder_width.unwrap_or(model.encoder_width), ..model })
     }
 
     /// Applies the options for precision and growth to a model.
