@@ -82,6 +82,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("study::eval", &["engine", "files", "nn", "model", "data"]),
     ("study::figure", &["files"]),
     ("study::gallery", &["engine", "nn", "model", "data", "study"]),
+    ("study::page", &["engine", "nn", "model", "study::figure"]),
     ("study::pictures", &["engine", "nn", "model", "data", "study::figure"]),
     ("study::session", &["engine", "nn", "model"]),
     ("study::validation", &["engine", "model", "data", "study"]),

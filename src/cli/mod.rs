@@ -22,7 +22,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use commands::{
     Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents,
-    planes, probe, reconstruct, recover, run_exported, sample, to_stderr, train, tsne,
+    page, planes, probe, reconstruct, recover, run_exported, sample, to_stderr, train, tsne,
 };
 #[cfg(feature = "xla")]
 use commands::{compile, export};
@@ -85,6 +85,8 @@ enum Command {
     Grow(grow::Args),
     /// Damage grown pictures and show and measure their recovery
     Recover(recover::Args),
+    /// Write an interactive page: one HTML file that grows pictures in a browser
+    Page(page::Args),
     /// Show channels of grown cells as stacked planes
     Planes(planes::Args),
     /// Draw the report's figures and table of results from runs, as files and as one page, report.html
@@ -143,6 +145,7 @@ impl Command {
             Command::Interpolate(args) => interpolate::run(&args),
             Command::Grow(args) => grow::run(&args),
             Command::Recover(args) => recover::run(&args),
+            Command::Page(args) => page::run(&args),
             Command::Planes(args) => planes::run(&args),
             Command::Figures(args) => figures::run(&args),
             Command::Convert(args) => convert::run(&args),

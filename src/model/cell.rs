@@ -11,6 +11,45 @@ pub trait Cell: Send + Sync {
 
     /// Returns the change u(z) of every cell for grids z (n, h, w, channels). It has the shape of z.
     fn update<'g>(&self, params: &Params<'g>, cells: Sym<'g>) -> Sym<'g>;
+
+    /// Returns the cell as convolutions, for what computes steps without a graph, such as the interactive page. Together they
+    /// compute z + u(z). `None`, the default: the cell is not described in this way.
+    fn layers(&self) -> Option<Vec<CellLayer>> {
+        None
+    }
+}
+
+/// A convolution of a cell, with stride 1 and zeros around the grid. It reads one of three grids and writes another one: grid 0 is
+/// z, the other two are for values in between. The last convolution adds to grid 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CellLayer {
+    /// Name of the layer, as in [`Cell::parameters`]. Its weight has the kernel's size, which is odd.
+    pub name: String,
+    /// The grid that is read.
+    pub from: usize,
+    /// The grid that is written, another one.
+    pub to: usize,
+    /// Whether an ELU follows.
+    pub elu: bool,
+    /// Whether the result is added to the grid, instead of replacing it.
+    pub add: bool,
+}
+
+impl CellLayer {
+    /// Returns a convolution from one grid to another, without an ELU.
+    pub fn new(name: &str, from: usize, to: usize) -> CellLayer {
+        CellLayer { name: name.into(), from, to, elu: false, add: false }
+    }
+
+    /// Adds an ELU.
+    pub fn elu(self) -> CellLayer {
+        CellLayer { elu: true, ..self }
+    }
+
+    /// Makes the layer add to its grid.
+    pub fn adding(self) -> CellLayer {
+        CellLayer { add: true, ..self }
+    }
 }
 
 /// Sets a layer's initial values to zero. An automaton with such a last layer initially leaves its grid unchanged.
@@ -59,6 +98,16 @@ impl Cell for ResidualCell {
         }
         params.linear("conv1", h)
     }
+
+    fn layers(&self) -> Option<Vec<CellLayer>> {
+        let mut layers = vec![CellLayer::new("conv0", 0, 1)];
+        for block in 0..self.blocks {
+            layers.push(CellLayer::new(&format!("block{block}.conv0"), 1, 2).elu());
+            layers.push(CellLayer::new(&format!("block{block}.conv1"), 2, 1).adding());
+        }
+        layers.push(CellLayer::new("conv1", 1, 0).adding());
+        Some(layers)
+    }
 }
 
 /// The report's cell for the non-doubling model: a 3x3 convolution, an ELU, and a 1x1 convolution, initially zero.
@@ -73,5 +122,9 @@ impl Cell for ShallowCell {
     fn update<'g>(&self, params: &Params<'g>, cells: Sym<'g>) -> Sym<'g> {
         let h = params.conv("conv0", cells, Window::new(1, (1, 1))).elu().keep();
         params.linear("conv1", h)
+    }
+
+    fn layers(&self) -> Option<Vec<CellLayer>> {
+        Some(vec![CellLayer::new("conv0", 0, 1).elu(), CellLayer::new("conv1", 1, 0).adding()])
     }
 }

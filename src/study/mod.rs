@@ -6,6 +6,8 @@ pub mod eval;
 pub mod figure;
 pub mod gallery;
 #[cfg(feature = "plots")]
+pub mod page;
+#[cfg(feature = "plots")]
 pub mod pictures;
 pub mod session;
 #[cfg(feature = "plots")]

@@ -16,6 +16,7 @@ pub mod inspect;
 pub mod interpolate;
 pub mod label;
 pub mod latents;
+pub mod page;
 pub mod picture;
 pub mod planes;
 pub mod probe;

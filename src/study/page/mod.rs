@@ -1,0 +1,417 @@
+//! An interactive page: one HTML file with a model's weights, that grows, damages and explores its pictures in a browser.
+//!
+//! The file contains everything it needs and loads nothing. It computes with WebGPU, WebGL2 or WebAssembly. The latter is compiled
+//! from `tools/page/kernel.rs` by `tools/page/build`.
+//!
+//! A network is described to the page as a list of convolutions. Weights are f16, in blocks of 8 output channels: (blocks, kernel,
+//! kernel, inputs, 8). All numbers of channels but those of images and latents are padded with zeros to multiples of 8.
+
+use anyhow::{Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use half::f16;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::figure::page::escape;
+use crate::engine::array::Array;
+use crate::model::grow::{Growth, SCOPE};
+use crate::model::{GRID_SIDE, Grow, Vae};
+use crate::nn::params::Leaf;
+
+const TEMPLATE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPTS: [&str; 2] = [include_str!("backends.js"), include_str!("page.js")];
+const KERNEL: &[u8] = include_bytes!("kernel.wasm");
+
+/// Output channels per block of weights.
+const BLOCK: usize = 8;
+/// The largest page, in bytes. Browsers open larger files slowly.
+pub const MAX_BYTES: usize = 96 << 20;
+
+/// What a page shows.
+pub struct Content<'a> {
+    /// The model.
+    pub model: &'a Vae,
+    /// Its weights, in the checkpoint layout and the order of the leaves.
+    pub weights: &'a [Array],
+    /// Title of the page.
+    pub title: String,
+    /// Origin of the weights, as a sentence.
+    pub origin: String,
+    /// Seed of the first picture: the first sample of `vnca sample` with this seed.
+    pub seed: u64,
+    /// Whether the page contains the encoder, for images that its reader draws.
+    pub encoder: bool,
+    /// A map of latents.
+    pub map: Option<Map>,
+}
+
+/// A map of latents: points in a plane, with class and latent each.
+pub struct Map {
+    /// x and y of each point.
+    pub coordinates: Vec<f32>,
+    /// The class of each point.
+    pub labels: Vec<u8>,
+    /// The latent of each point.
+    pub means: Vec<f32>,
+}
+
+/// A convolution, as the page's scripts read it.
+#[derive(Serialize)]
+struct Layer<D: Serialize> {
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+    /// Padding before the first row and column.
+    low: usize,
+    /// Number of channels of a cell's layer; height, width and channels of another layer.
+    #[serde(rename = "in")]
+    input: D,
+    out: D,
+    /// Index of the first weight.
+    weight: usize,
+    /// Index of the first bias.
+    bias: usize,
+    elu: bool,
+    add: bool,
+    /// Grids that a cell's layer reads and writes: 0 is the state.
+    from: usize,
+    to: usize,
+}
+
+/// Collects weights in the page's layout.
+struct Packer<'a> {
+    leaves: Vec<Leaf>,
+    arrays: &'a [Array],
+    packed: Vec<f16>,
+}
+
+impl Packer<'_> {
+    /// Returns the sizes and values of a parameter.
+    fn find(&self, name: &str) -> Option<(&[usize], Vec<f32>)> {
+        let at = self.leaves.iter().position(|leaf| leaf.name == name)?;
+        Some((&self.leaves[at].shape, self.arrays[at].to_vec::<f32>()))
+    }
+
+    /// Packs a layer whose weight has the sizes (out, inputs, kernel, kernel). Returns the indices of weight and bias.
+    fn pack(&mut self, weight: &[f32], bias: &[f32], inputs: [usize; 2], kernel: usize) -> (usize, usize) {
+        let [inputs, padded_inputs] = inputs;
+        let (outputs, taps) = (bias.len(), kernel * kernel);
+        let at = self.packed.len();
+        for block in 0..outputs.div_ceil(BLOCK) {
+            for tap in 0..taps {
+                for input in 0..padded_inputs {
+                    for output in block * BLOCK..(block + 1) * BLOCK {
+                        let inside = output < outputs && input < inputs;
+                        let value = if inside { weight[(output * inputs + input) * taps + tap] } else { 0.0 };
+                        self.packed.push(f16::from_f32(value));
+                    }
+                }
+            }
+        }
+        let bias_at = self.packed.len();
+        self.packed.extend(bias.iter().map(|b| f16::from_f32(*b)));
+        self.packed.resize(bias_at + padded(outputs), f16::ZERO);
+        (at, bias_at)
+    }
+
+    /// Packs the layers of an automaton's cell. `None`: the cell is no list of convolutions.
+    fn cell(&mut self, grow: &Grow) -> Option<Vec<Layer<usize>>> {
+        let mut layers = Vec::new();
+        for layer in grow.cell.layers()? {
+            let (shape, weight) = self.find(&format!("{SCOPE}.{}.weight", layer.name))?;
+            let (outputs, inputs, kernel) = (shape[0], shape[1], shape[2]);
+            let (_, bias) = self.find(&format!("{SCOPE}.{}.bias", layer.name))?;
+            let input = padded(inputs);
+            let (weight, bias) = self.pack(&weight, &bias, [inputs, input], kernel);
+            layers.push(Layer {
+                kernel,
+                stride: 1,
+                dilation: 1,
+                low: (kernel - 1) / 2,
+                input,
+                out: padded(outputs),
+                weight,
+                bias,
+                elu: layer.elu,
+                add: layer.add,
+                from: layer.from,
+                to: layer.to,
+            });
+        }
+        Some(layers)
+    }
+
+    /// Packs a layer of a network for images. `name` is that of the layer; its weight has `inputs` input channels.
+    fn image_layer(&mut self, name: &str, inputs: usize, step: Step) -> Option<Layer<[usize; 3]>> {
+        let (_, mut weight) = self.find(&format!("{name}.weight"))?;
+        let (_, mut bias) = self.find(&format!("{name}.bias"))?;
+        if let Some(pixels) = step.regroup {
+            weight = regrouped(&weight, bias.len(), pixels);
+            bias = regrouped(&bias, bias.len(), pixels);
+        }
+        let (height, width, channels) = step.input;
+        let (weight, bias_at) = self.pack(&weight, &bias, [inputs, channels], step.kernel);
+        let (out_height, out_width) = step.output;
+        Some(Layer {
+            kernel: step.kernel,
+            stride: step.stride,
+            dilation: step.dilation,
+            low: step.low,
+            input: [height, width, channels],
+            out: [out_height, out_width, padded(bias.len())],
+            weight,
+            bias: bias_at,
+            elu: step.elu,
+            add: false,
+            from: 0,
+            to: 0,
+        })
+    }
+
+    /// Packs the report's encoder, of any width. `None`: the parameters are those of another one.
+    fn encoder(&mut self) -> Option<Vec<Layer<[usize; 3]>>> {
+        let mut layers = Vec::new();
+        let (mut side, mut channels) = (GRID_SIDE, [1, 1]);
+        for i in 0..5 {
+            let stride = if i == 0 { 1 } else { 2 };
+            let name = format!("encoder.conv{i}");
+            let outputs = match *self.find(&format!("{name}.weight"))?.0 {
+                [outputs, inputs, 5, 5] if inputs == channels[0] => outputs,
+                _ => return None,
+            };
+            let next = side / stride;
+            let step = Step {
+                input: (side, side, channels[1]),
+                output: (next, next),
+                kernel: 5,
+                stride,
+                dilation: 1,
+                low: 2,
+                elu: true,
+                regroup: None,
+            };
+            layers.push(self.image_layer(&name, channels[0], step)?);
+            (side, channels) = (next, [outputs, padded(outputs)]);
+        }
+        // The features are ordered by channel, row and column, like the weights of a 2x2 convolution.
+        let step = Step {
+            input: (side, side, channels[1]),
+            output: (1, 1),
+            kernel: 2,
+            stride: 1,
+            dilation: 1,
+            low: 0,
+            elu: false,
+            regroup: None,
+        };
+        let (shape, _) = self.find("encoder.linear.weight")?;
+        if shape[1] != side * side * channels[0] {
+            return None;
+        }
+        layers.push(self.image_layer("encoder.linear", channels[0], step)?);
+        Some(layers)
+    }
+
+    /// Packs the baseline's decoder. `None`: the parameters are those of another one.
+    fn decoder(&mut self, latent: usize) -> Option<Vec<Layer<[usize; 3]>>> {
+        let none = Step {
+            input: (1, 1, latent),
+            output: (1, 1),
+            kernel: 1,
+            stride: 1,
+            dilation: 1,
+            low: 0,
+            elu: false,
+            regroup: Some(4),
+        };
+        let mut layers = vec![self.image_layer("decoder.linear", latent, none)?];
+        let (mut side, mut channels) = (2, layers[0].out[2] / 4);
+        for i in 0..5 {
+            let doubles = i < 4;
+            let next = if doubles { 2 * side } else { side - 4 };
+            let name = format!("decoder.conv{i}");
+            let outputs = match *self.find(&format!("{name}.weight"))?.0 {
+                [outputs, inputs, 5, 5] if inputs == channels => outputs,
+                _ => return None,
+            };
+            let step = Step {
+                input: (side, side, channels),
+                output: (next, next),
+                kernel: 5,
+                stride: 1,
+                dilation: if doubles { 2 } else { 1 },
+                low: if doubles { 2 } else { 0 },
+                elu: doubles,
+                regroup: None,
+            };
+            layers.push(self.image_layer(&name, channels, step)?);
+            (side, channels) = (next, outputs);
+        }
+        Some(layers)
+    }
+}
+
+/// Sizes of a layer of a network for images.
+struct Step {
+    /// Height, width and channels.
+    input: (usize, usize, usize),
+    output: (usize, usize),
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+    low: usize,
+    elu: bool,
+    /// The layer's outputs are a grid of this number of pixels, in which the channel varies slowest. Orders them with the channel
+    /// varying fastest.
+    regroup: Option<usize>,
+}
+
+fn padded(channels: usize) -> usize {
+    channels.next_multiple_of(BLOCK)
+}
+
+/// Orders rows (channels, pixels) of `outputs` rows in all as (pixels, channels).
+fn regrouped(rows: &[f32], outputs: usize, pixels: usize) -> Vec<f32> {
+    let (length, channels) = (rows.len() / outputs, outputs / pixels);
+    let row = |output: usize| &rows[output * length..][..length];
+    (0..outputs).flat_map(|i| row(i % channels * pixels + i / channels)).copied().collect()
+}
+
+/// Returns f16 numbers as base64, in little-endian order.
+fn encoded(values: &[f16]) -> String {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    STANDARD.encode(bytes)
+}
+
+impl Map {
+    /// Returns the map as the page's scripts read it: coordinates from -1 to 1.
+    fn json(&self) -> Value {
+        let most = self.coordinates.iter().fold(f32::MIN_POSITIVE, |most, x| most.max(x.abs()));
+        let rounded = |x: f32| (f64::from(x / most) * 1e4).round() / 1e4;
+        let points: Vec<[f64; 2]> =
+            self.coordinates.chunks_exact(2).map(|p| [rounded(p[0]), rounded(p[1])]).collect();
+        let means: Vec<f16> = self.means.iter().map(|x| f16::from_f32(*x)).collect();
+        json!({ "points": points, "labels": self.labels, "means": encoded(&means) })
+    }
+}
+
+/// Returns the page as HTML.
+///
+/// # Errors
+/// When the page cannot show the model, its weights do not fit f16, or the page would be larger than [`MAX_BYTES`].
+pub fn html(content: &Content<'_>) -> Result<String> {
+    let model = content.model;
+    let mut packer = Packer { leaves: model.leaves(), arrays: content.weights, packed: Vec::new() };
+    let outputs = model.likelihood.outputs().channels;
+    ensure!(outputs == 1, "the likelihood has {outputs} outputs per pixel: the page shows logits of bits");
+    let grow = model.decoder.automaton();
+    let cell = match grow {
+        Some(grow) => {
+            let layers = packer.cell(grow);
+            ensure!(
+                layers.is_some(),
+                "the cell of {} is not described as convolutions: the page needs Cell::layers",
+                model.name
+            );
+            layers
+        }
+        None => None,
+    };
+    let decoder = if grow.is_none() { packer.decoder(model.latent) } else { None };
+    ensure!(
+        cell.is_some() || decoder.is_some(),
+        "the decoder of {} is neither an automaton nor the baseline's: the page cannot show it",
+        model.name
+    );
+    let encoder = if content.encoder { packer.encoder() } else { None };
+    let all_finite = packer.packed.iter().all(|value| value.is_finite());
+    ensure!(all_finite, "some weights are not finite, or over 65504, more than f16 holds");
+    let bytes = packer.packed.len() * 2 / 3 * 4;
+    ensure!(
+        bytes <= MAX_BYTES,
+        "the page would have {} MiB, for {} weights in f16 as text; at most {} MiB. It is smaller without the encoder",
+        bytes >> 20,
+        packer.packed.len(),
+        MAX_BYTES >> 20
+    );
+    let (doublings, steps) = match grow.map(|grow| grow.growth) {
+        Some(Growth::Doublings { doublings, steps }) => (Some(doublings), steps),
+        Some(Growth::Steps(steps)) => (None, steps),
+        None => (None, 0),
+    };
+    let widths = cell.iter().flatten().flat_map(|layer| [layer.input, layer.out]);
+    let description = json!({
+        "name": model.name,
+        "latent": model.latent,
+        "channels": padded(model.latent),
+        "width": widths.max().unwrap_or(0),
+        "side": GRID_SIDE,
+        "first_side": grow.map(Grow::first_side),
+        "start_side": grow.map(|grow| grow.start_side),
+        "update_prob": grow.map(|grow| grow.update_prob),
+        "doublings": doublings,
+        "steps": steps,
+        "seed": content.seed,
+        "origin": content.origin,
+        "cell": cell,
+        "decoder": decoder,
+        "encoder": encoder,
+        "map": content.map.as_ref().map(Map::json),
+    });
+    let parts = [
+        ("TITLE", escape(&content.title)),
+        ("STYLE", STYLE.trim_end().to_string()),
+        ("SCRIPT", SCRIPTS.concat().trim_end().to_string()),
+        // A closing tag in a text would end the script element.
+        ("MODEL", description.to_string().replace("</", "<\\/")),
+        ("WEIGHTS", encoded(&packer.packed)),
+        ("KERNEL", STANDARD.encode(KERNEL)),
+    ];
+    Ok(fill(TEMPLATE, &parts))
+}
+
+/// Replaces each `{{NAME}}` of a template. What is inserted is not searched.
+fn fill(template: &str, parts: &[(&str, String)]) -> String {
+    let mut out = String::new();
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (name, after) = after.split_once("}}").expect("the template closes its braces");
+        out += before;
+        out += &parts.iter().find(|(part, _)| *part == name).expect("the template names a part").1;
+        rest = after;
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn rows_are_regrouped_by_pixel() {
+        // 2 channels of 3 pixels, rows of one number.
+        let rows = [10.0, 11.0, 12.0, 20.0, 21.0, 22.0];
+        assert_eq!(regrouped(&rows, 6, 3), [10.0, 20.0, 11.0, 21.0, 12.0, 22.0]);
+    }
+
+    #[test]
+    fn inserted_text_is_not_a_template() {
+        let parts = [("A", "{{B}}".to_string()), ("B", "b".to_string())];
+        assert_eq!(fill("x{{A}}y{{B}}z", &parts), "x{{B}}ybz");
+    }
+
+    #[test]
+    fn the_webassembly_is_that_of_its_sources() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        for line in include_str!("kernel.sha256").lines() {
+            let (sum, path) = line.split_once("  ").unwrap();
+            let text = std::fs::read(root.join(path)).unwrap();
+            let now: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(now, sum, "{path} changed: run tools/page/build");
+        }
+    }
+}
