@@ -95,6 +95,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli::options", &["engine", "model"]),
     ("cli::optimiser", &["nn", "chain"]),
     ("cli::huge_pages", &[]),
+    ("cli::pretrained", &["engine", "nn"]),
     ("cli::values", &["engine", "model"]),
 ];
 

@@ -11,6 +11,7 @@ pub mod huge_pages;
 pub mod models;
 pub mod optimiser;
 pub mod options;
+pub mod pretrained;
 mod values;
 
 use std::io::IsTerminal;

@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::{Outcome, Report, Source, Weights};
+use crate::cli::pretrained::{self, Card, Iwelbo};
 use crate::engine::array::Array;
+use crate::error::{Error, Tag};
 use crate::nn::params::Leaf;
 
 #[derive(Debug, clap::Args)]
@@ -33,7 +35,22 @@ pub fn run(args: &Args) -> Outcome {
     let leaves = model.vae().leaves();
     let rows: Vec<Row<'_>> = leaves.iter().zip(&arrays).map(|(leaf, array)| row(leaf, array)).collect();
     let count = model.vae().parameter_count();
-    Report { json: json(count, &rows), text: table(count, &rows) }.print(args.json)
+    let mut report = Report { json: json(count, &rows), text: table(count, &rows) };
+    if let Some(name) = &args.source.pretrained {
+        let card = pretrained::card(&pretrained::folder().tag(Error::Data)?, name)?;
+        report.json["card"] = serde_json::to_value(&card)?;
+        report.text = format!("{}\n\n{}", describe(&card), report.text);
+    }
+    report.print(args.json)
+}
+
+/// Formats the facts of a card that the list of parameters lacks.
+fn describe(card: &Card) -> String {
+    let Iwelbo { mean, stderr, samples, images } = card.iwelbo;
+    format!(
+        "{}\ndata      {} ({})\ntraining  {} steps: {}\nIWELBO    {mean:.2} ± {stderr:.2} nats, {samples} samples, {images} test images",
+        card.description, card.data, card.licence_of_data, card.steps, card.command
+    )
 }
 
 fn row<'a>(leaf: &'a Leaf, array: &Array) -> Row<'a> {

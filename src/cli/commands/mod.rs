@@ -43,6 +43,7 @@ use serde_json::Value;
 use crate::cli::config::TrainConfig;
 use crate::cli::error::Exit;
 use crate::cli::models::{Kind, Model};
+use crate::cli::pretrained;
 use crate::engine::array::Array;
 use crate::engine::compile::forms;
 use crate::engine::random::Key;
@@ -58,13 +59,20 @@ use run_data::RunData;
 /// The result of a verb: an exit code if it is not 0.
 pub type Outcome = Result<Option<Exit>>;
 
-/// The source of weights: a run's folder, or a file and its model.
+/// The source of weights: a run's folder, a name of weights that come with the program, or a file and its model.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct Source {
     /// A run's folder: its best checkpoint, else its newest
     #[arg(long, value_name = "DIR", conflicts_with_all = ["weights", "model", "latent", "encoder_width"])]
     pub run: Option<PathBuf>,
+    /// Weights that come with the program, such as `doubling`; an unknown name lists all
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with_all = ["run", "weights", "model", "latent", "encoder_width"]
+    )]
+    pub pretrained: Option<String>,
     /// A checkpoint, or parameters as .npz, .safetensors or Equinox's .eqx
     #[arg(long, value_name = "FILE", requires = "model")]
     pub weights: Option<PathBuf>,
@@ -200,7 +208,7 @@ impl Automaton {
 pub struct Weights {
     pub model: Model,
     pub arrays: Vec<Array>,
-    /// The data set that the run was trained on, if the source is a run.
+    /// The data set that the weights were trained on, if the source says so.
     pub data: Option<RunData>,
 }
 
@@ -210,7 +218,7 @@ impl Source {
     /// # Errors
     /// When no model is chosen, or its latent size is out of range.
     pub fn bare_model(&self) -> Result<Model> {
-        let Some(kind) = self.model else { bail!("one of --run, --weights and --model is needed") };
+        let Some(kind) = self.model else { bail!("one of --run, --pretrained, --weights and --model is needed") };
         let model = Model::new(kind, self.latent)?;
         self.computed(Model { encoder_width: self.encoder_width.unwrap_or(model.encoder_width), ..model })
     }
@@ -226,7 +234,7 @@ impl Source {
     /// # Errors
     /// The errors of [`Source::load`].
     pub fn load_or_init(&self, seed: u64) -> Result<Weights> {
-        if self.run.is_some() || self.weights.is_some() {
+        if self.run.is_some() || self.weights.is_some() || self.pretrained.is_some() {
             return self.load();
         }
         let model = self.bare_model()?;
@@ -246,7 +254,14 @@ impl Source {
             let model = self.computed(config.model)?;
             return Ok(Weights { model, arrays, data: Some(data) });
         }
-        let Some(path) = &self.weights else { bail!("--run DIR, or --weights FILE with --model, is needed") };
+        if let Some(name) = &self.pretrained {
+            let (card, arrays) = pretrained::load(&pretrained::folder().tag(Error::Data)?, name)?;
+            let data = RunData::pretrained(name, &card);
+            return Ok(Weights { model: self.computed(card.model)?, arrays, data: Some(data) });
+        }
+        let Some(path) = &self.weights else {
+            bail!("--run DIR, --pretrained NAME, or --weights FILE with --model, is needed")
+        };
         let model = self.bare_model()?;
         Ok(Weights { arrays: weights::read(path, &model.vae().leaves())?, model, data: None })
     }

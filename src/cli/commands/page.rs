@@ -79,12 +79,13 @@ fn title(weights: &Weights) -> &'static str {
 
 /// Describes where the weights come from.
 fn origin(args: &Args, weights: &Weights, parameters: usize) -> String {
-    let source = args.source.run.as_ref().or(args.source.weights.as_ref());
-    let name = source.and_then(|path| path.file_name()).map(|name| format!(" of {}", name.to_string_lossy()));
+    let Source { run, weights: file, pretrained, .. } = &args.source;
+    let path = run.as_ref().or(file.as_ref()).and_then(|path| path.file_name());
+    let name = path.map(|name| name.to_string_lossy().into_owned()).or(pretrained.clone());
     format!(
         "Made by vnca {} from the weights{}: the {} model, {parameters} parameters, latent size {}.",
         env!("CARGO_PKG_VERSION"),
-        name.unwrap_or_default(),
+        name.map(|name| format!(" of {name}")).unwrap_or_default(),
         weights.model.kind,
         weights.model.latent,
     )

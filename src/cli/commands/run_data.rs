@@ -1,10 +1,11 @@
 //! The images of a command: those that the user names, else those of the run. Checksums make sure that they are the run's images.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::cli::config::TrainConfig;
+use crate::cli::pretrained::Card;
 use crate::data::identity::{DataCrc, crc};
 use crate::data::{self, Dataset, Part, Split};
 use crate::error::{Error, Tag};
@@ -13,18 +14,25 @@ use crate::train::checkpoint::Meta;
 /// The data set of a run: its location, and checksums of its images.
 #[derive(Clone, Debug)]
 pub struct RunData {
-    run: PathBuf,
+    /// What was trained on it, such as `the run runs/first`.
+    owner: String,
     spec: String,
-    /// Checksum of the training images, from the checkpoint.
-    train_crc: u32,
+    /// Checksum of the training images, from the checkpoint of a run.
+    train_crc: Option<u32>,
     /// Checksums of both parts. `None` for runs of older versions, which did not save them.
     crc: Option<DataCrc>,
 }
 
 impl RunData {
     pub fn new(run: &Path, config: &TrainConfig, meta: &Meta) -> RunData {
-        let (train_crc, crc) = (meta.data_crc, config.data_crc);
-        RunData { run: run.to_path_buf(), spec: config.data.clone(), train_crc, crc }
+        let (train_crc, crc) = (Some(meta.data_crc), config.data_crc);
+        RunData { owner: format!("the run {}", run.display()), spec: config.data.clone(), train_crc, crc }
+    }
+
+    /// The data set that the card of pretrained weights names. Only the embedded digits are found without `--data`.
+    pub fn pretrained(name: &str, card: &Card) -> RunData {
+        let owner = format!("the pretrained weights {name}, {},", card.data);
+        RunData { owner, spec: card.data.clone(), train_crc: None, crc: None }
     }
 
     /// Checks that these are the run's images.
@@ -33,18 +41,18 @@ impl RunData {
     /// When they are not.
     fn check(&self, part: Part, images: &Split) -> Result<()> {
         let found = crc(images);
-        let same = match (self.crc, part) {
-            (Some(crc), part) => found == crc.part(part),
-            (None, Part::Train) => found == self.train_crc,
+        let same = match (self.crc, self.train_crc, part) {
+            (Some(crc), _, part) => found == crc.part(part),
+            (None, None, _) => true,
+            (None, Some(train), Part::Train) => found == train,
             // The run has no checksum of test images. They are its own if the training images beside them are.
-            (None, Part::Test) => found == self.train_crc || crc(&self.read(Part::Train)?) == self.train_crc,
+            (None, Some(train), Part::Test) => found == train || crc(&self.read(Part::Train)?) == train,
         };
-        let RunData { run, spec, .. } = self;
+        let RunData { owner, spec, .. } = self;
         ensure!(
             same,
-            "{spec}: these are not the {} images of the run {}: name their location, or other images, with --data PATH",
+            "{spec}: these are not the {} images of {owner}: name their location, or other images, with --data PATH",
             part.name(),
-            run.display()
         );
         Ok(())
     }
@@ -54,10 +62,8 @@ impl RunData {
     }
 
     fn cannot_read(&self) -> String {
-        format!(
-            "cannot read the images of the run {}: name their location, or other images, with --data PATH",
-            self.run.display()
-        )
+        let RunData { owner, .. } = self;
+        format!("cannot read the images of {owner}: name their location, or other images, with --data PATH")
     }
 }
 

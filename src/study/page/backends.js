@@ -337,27 +337,42 @@ class WebGpu {
   close() { this.device.destroy(); }
 }
 
-// The fastest first.
 const BACKENDS = [WebGpu, WebGl, Wasm];
+const TRIAL = 4;
 
-// Opens a backend if it computes what WebAssembly does; returns null if not.
-async function openBackend(kind, model, weights, kernel) {
+// Takes a step on a small grid and returns the result.
+async function attempt(backend, kernel) {
+  const { channels, latent } = backend.model, cells = new Float32Array(TRIAL * TRIAL * channels);
+  kernel.normal([1, 2], cells.length).forEach((x, i) => { if (i % channels < latent) cells[i] = x; });
+  backend.write(cells, TRIAL);
+  await backend.step(null);
+  return backend.read();
+}
+
+// Opens a backend, or returns null if it does not compute what WebAssembly, the given `reference`, does.
+async function openBackend(kind, model, weights, kernel, reference) {
   try {
     const backend = await kind.open(model, weights, kernel);
     if (!backend || kind === Wasm) return backend;
-    const side = 4, cells = new Float32Array(side * side * model.channels);
-    kernel.normal([1, 2], cells.length).forEach((x, i) => { if (i % model.channels < model.latent) cells[i] = x; });
-    const other = await Wasm.open(model, weights, kernel), results = [];
-    for (const each of [other, backend]) {
-      each.write(cells, side);
-      await each.step(null);
-      results.push(await each.read());
-    }
-    const scale = results[0].reduce((most, x) => Math.max(most, Math.abs(x)), 1);
-    const same = results[0].every((x, i) => Math.abs(x - results[1][i]) <= 1e-3 * scale);
-    if (!same) backend.close();
-    return same ? backend : null;
+    const [right, result] = [await attempt(reference, kernel), await attempt(backend, kernel)];
+    const scale = right.reduce((most, x) => Math.max(most, Math.abs(x)), 1);
+    if (right.every((x, i) => Math.abs(x - result[i]) <= 1e-3 * scale)) return backend;
+    backend.close();
   } catch {
-    return null;
+    // A browser may offer what its device then refuses.
   }
+  return null;
+}
+
+// Milliseconds of a step on a grid of half the side, after one that warms up. GPUs in software are slower than WebAssembly.
+async function timed(backend) {
+  const side = backend.model.side / 2;
+  backend.write(new Float32Array(side * side * backend.model.channels), side);
+  let began;
+  for (let i = 0; i < 3; i++) {
+    if (i === 1) began = performance.now();
+    await backend.step(null);
+    await backend.read();
+  }
+  return (performance.now() - began) / 2;
 }

@@ -122,7 +122,7 @@ const enqueue = work => new Promise((done, failed) => todo.push(async () => {
 
 const PACES = [1, 3, 8, 20, 40, 80, Infinity];
 const state = { playing: true, fast: false, events: [], applied: 0, changed: true, z: null, key: null, name: '', until: null };
-let kernel, grower, backends = {};
+let kernel, weights, reference, grower;
 
 const floats = text => new Float32Array(decode(text.replaceAll('-', '+').replaceAll('_', '/')).buffer);
 const text = values => btoa(String.fromCharCode(...new Uint8Array(Float32Array.from(values).buffer)))
@@ -343,10 +343,11 @@ const oneStep = () => enqueue(async () => {
   state.changed = true;
 });
 
+// Goes on with another backend, from the grid as it is.
 async function use(name) {
   const kind = BACKENDS.find(b => b.name === name);
-  const next = await openBackend(kind, model, halfWeights, kernel);
-  if (!next) return false;
+  const next = await enqueue(() => openBackend(kind, model, weights, kernel, reference));
+  if (!next) return;
   await enqueue(async () => {
     const old = grower, fresh = new Grower(next, kernel);
     if (old) {
@@ -357,8 +358,6 @@ async function use(name) {
     grower = fresh;
     state.changed = true;
   });
-  $('backend').value = name;
-  return true;
 }
 
 function connect() {
@@ -441,35 +440,38 @@ function describe() {
   for (const part of document.querySelectorAll('[data-for=cells]')) part.hidden = !grows;
 }
 
-let halfWeights;
-
 async function main() {
   if (typeof WebAssembly !== 'object' || typeof BigInt !== 'function')
     return problem('This browser has no WebAssembly, which the page needs to compute. A current Chromium, Firefox or Safari has it.');
-  halfWeights = halves(decode($('weights').textContent));
+  weights = halves(decode($('weights').textContent));
   try {
-    kernel = await Kernel.open(decode($('kernel').textContent), halfWeights, model);
+    kernel = await Kernel.open(decode($('kernel').textContent), weights, model);
   } catch (error) {
     return problem(`This browser cannot run the page's WebAssembly (${error.message}). A current Chromium, Firefox or Safari can.`);
   }
   if (model.map) model.map.means = halves(decode(model.map.means));
   describe();
-  const found = grows ? [] : [Wasm];
-  for (const kind of grows ? BACKENDS : []) {
-    const backend = await openBackend(kind, model, halfWeights, kernel);
-    if (!backend) continue;
-    found.push(kind);
-    if (grower) backend.close();
-    else grower = new Grower(backend, kernel);
+  const found = [];
+  if (grows) {
+    reference = await Wasm.open(model, weights, kernel);
+    for (const kind of BACKENDS) {
+      const backend = await openBackend(kind, model, weights, kernel, reference);
+      if (backend) found.push({ kind, backend, time: await timed(backend) });
+    }
+    found.sort((a, b) => a.time - b.time);
+    found.slice(1).forEach(({ backend }) => backend.close());
+    grower = new Grower(found[0].backend, kernel);
+  } else {
+    found.push({ kind: Wasm });
   }
-  $('backend').replaceChildren(...found.map(kind => new Option(kind.title, kind.name)));
+  $('backend').replaceChildren(...found.map(({ kind }) => new Option(kind.title, kind.name)));
   connect();
   if (!follow(location.hash)) showSample(model.seed, 0);
   newPlane();
   drawMap();
   $('app').hidden = false;
   loop().catch(error => problem(`The page stopped: ${error.message}. Reload it, or choose another way to compute.`));
-  return found.map(kind => kind.name);
+  return found.map(({ kind }) => kind.name);
 }
 
 const started = main();
@@ -487,7 +489,7 @@ window.vnca = {
   grow: ({ backend, z, key, after = 0, damage = null }) => started.then(() => enqueue(async () => {
     const list = values => Array.from(values, v => Number.isFinite(v) ? v : null);
     if (!grows) return { logits: list(decodeAll(kernel, Float32Array.from(z))) };
-    const one = new Grower(await openBackend(BACKENDS.find(b => b.name === backend), model, halfWeights, kernel), kernel);
+    const one = new Grower(await openBackend(BACKENDS.find(b => b.name === backend), model, weights, kernel, reference), kernel);
     const began = performance.now();
     one.start(Float32Array.from(z), key);
     while (!one.grown) await one.advance();
