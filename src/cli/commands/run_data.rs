@@ -31,7 +31,7 @@ impl RunData {
 
     /// The data set that the card of pretrained weights names. Only the embedded digits are found without `--data`.
     pub fn pretrained(name: &str, card: &Card) -> RunData {
-        let owner = format!("the pretrained weights {name}, {},", card.data);
+        let owner = format!("the pretrained weights {name} ({})", card.data);
         RunData { owner, spec: card.data.clone(), train_crc: None, crc: None }
     }
 
