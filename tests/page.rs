@@ -53,7 +53,8 @@ impl Drop for Browser {
 fn find_browser() -> Option<PathBuf> {
     let named = std::env::var_os("VNCA_CHROMIUM").map(PathBuf::from);
     let usual = ["chromium", "chromium-browser", "google-chrome"].map(PathBuf::from);
-    let runs = |name: &PathBuf| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    let runs =
+        |name: &PathBuf| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
     let found = named.into_iter().chain(usual).find(runs);
     if found.is_none() {
         assert!(std::env::var("VNCA_PAGE_TESTS").as_deref() != Ok("required"), "there is no browser");
@@ -204,7 +205,7 @@ fn largest_difference(got: &Value, expected: &[f32]) -> f64 {
 fn compare(case: &Case, browser: &Path, flags: &[&str]) -> Vec<String> {
     let expected = case.expected();
     let most = expected[0].iter().filter(|l| l.is_finite()).fold(0f32, |m, l| m.max(l.abs()));
-    assert!((0.1..100.0).contains(&most), "a picture worth comparing: {most}");
+    assert!((0.02..100.0).contains(&most), "a picture worth comparing: {most}");
     let answers = answers(browser, flags, &case.page, PICTURES);
     let backends: Vec<String> = serde_json::from_value(answers[0].clone()).unwrap();
     assert!(largest_difference(&answers[1], &case.latent.z) < 1e-6, "the page draws other latents");
@@ -214,7 +215,7 @@ fn compare(case: &Case, browser: &Path, flags: &[&str]) -> Vec<String> {
         let difference = largest_difference(&answer["logits"], &expected[i % pictures]);
         let mut out = std::io::stderr().lock();
         writeln!(out, "{} {}: {difference:.1e} of {most:.1}", case.model.kind, answer["backend"]).unwrap();
-        assert!(difference < TOLERANCE, "{}: {difference}", answer["backend"]);
+        assert!(difference < TOLERANCE * f64::from(most).min(1.0), "{}: {difference}", answer["backend"]);
     }
     backends
 }
@@ -299,8 +300,10 @@ fn a_link_reproduces_what_is_shown() {
 fn the_page_is_one_file_that_loads_nothing() {
     let case = Case::new(small(Kind::NonDoubling), "--encoder-width 3");
     let text = std::fs::read_to_string(&case.page).unwrap();
-    let scripts = text.split("<script type=").next().unwrap().to_string() + text.rsplit("<script>").next().unwrap();
-    for word in ["http:", "https:", "src=", "fetch(", "XMLHttpRequest", "import(", "WebSocket", "sendBeacon"] {
+    let scripts =
+        text.split("<script type=").next().unwrap().to_string() + text.rsplit("<script>").next().unwrap();
+    for word in ["http:", "https:", "src=", "fetch(", "XMLHttpRequest", "import(", "WebSocket", "sendBeacon"]
+    {
         assert!(!scripts.contains(word), "the page has {word}");
     }
     assert!(text.len() < 1_000_000, "{} bytes", text.len());
