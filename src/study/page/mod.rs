@@ -390,12 +390,46 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
+    use crate::engine::ir::Sym;
+    use crate::engine::random::Key;
+    use crate::model::Bernoulli;
+    use crate::model::cell::{Cell, ShallowCell};
+    use crate::model::encoder::ConvEncoder;
+    use crate::nn::params::{Params, init};
 
     #[test]
     fn rows_are_regrouped_by_pixel() {
         // 2 channels of 3 pixels, rows of one number.
         let rows = [10.0, 11.0, 12.0, 20.0, 21.0, 22.0];
         assert_eq!(regrouped(&rows, 6, 3), [10.0, 20.0, 11.0, 21.0, 12.0, 22.0]);
+    }
+
+    struct Undescribed;
+
+    impl Cell for Undescribed {
+        fn parameters(&self, channels: usize) -> Vec<Leaf> {
+            ShallowCell.parameters(channels)
+        }
+
+        fn update<'g>(&self, params: &Params<'g>, cells: Sym<'g>) -> Sym<'g> {
+            ShallowCell.update(params, cells)
+        }
+    }
+
+    fn page_of(grow: Grow, encoder: bool) -> Result<String> {
+        let model = Vae::new("own", 4, ConvEncoder { width: 2 }, grow, Bernoulli);
+        let weights = init(&model.leaves(), Key::new(0));
+        let (title, origin) = ("<b>".to_string(), "</script>".to_string());
+        html(&Content { model: &model, weights: &weights, title, origin, seed: 0, encoder, map: None })
+    }
+
+    #[test]
+    fn an_own_cell_is_shown_if_it_describes_itself() {
+        let error = page_of(Grow::new(Undescribed, 3), false).unwrap_err().to_string();
+        assert!(error.contains("the cell of own") && error.contains("Cell::layers"), "{error}");
+        let page = page_of(Grow::new(ShallowCell, 3), true).unwrap();
+        assert!(page.contains("<title>&lt;b&gt;</title>") && page.contains("<\\/script>"));
+        assert!(page_of(Grow::new(ShallowCell, 3), false).unwrap().len() < page.len());
     }
 
     #[test]
