@@ -130,7 +130,7 @@ const text = values => btoa(String.fromCharCode(...new Uint8Array(Float32Array.f
 
 // Shows another latent. `name` is how a link names it.
 function show(z, key, name, { fast = false, events = [], until = null } = {}) {
-  Object.assign(state, { z, key, name, fast, events, until, applied: 0, playing: true });
+  Object.assign(state, { z, key, name, fast, events, until, after: null, applied: 0, playing: true });
   enqueue(() => {
     if (grows) grower.start(z, key);
     state.changed = true;
@@ -143,7 +143,8 @@ function showSample(seed, index, options) {
   show(z, key, `seed=${seed}.${index}`, options);
 }
 
-const showLatent = (z, options) => show(z, state.key ?? [0, 0], `z=${text(z)}`, options);
+// A link to it holds no key.
+const showLatent = (z, options) => show(z, [0, 0], `z=${text(z)}`, options);
 
 function link() {
   const damage = state.events.map(e => [e.time, e.row, e.column, e.side].join('.')).join(',');
@@ -152,7 +153,7 @@ function link() {
 
 function follow(hash) {
   const fields = new URLSearchParams(hash.replace(/^#/, ''));
-  const whole = word => /^\d{1,15}$/.test(word ?? '') ? Number(word) : null;
+  const whole = word => /^\d{1,16}$/.test(word ?? '') && Number.isSafeInteger(Number(word)) ? Number(word) : null;
   const events = (fields.get('damage') ?? '').split(',').filter(Boolean).map(e => {
     const [time, row, column, width] = e.split('.').map(Number);
     return { time, row, column, side: width };
