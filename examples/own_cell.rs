@@ -72,7 +72,13 @@ fn main() -> Result<()> {
     let images = digits.split(Part::Train)?.to_array();
 
     // ANCHOR: model
-    let model = Vae::new("own", 16, ConvEncoder::default(), Grow::doubling(FilterCell { hidden: 32 }, 5, 2), Bernoulli);
+    let model = Vae::new(
+        "own",
+        16,
+        ConvEncoder::default(),
+        Grow::doubling(FilterCell { hidden: 32 }, 5, 2),
+        Bernoulli,
+    );
     // ANCHOR_END: model
     println!("{} parameters, {} of them the cell's", model.parameter_count(), {
         let cell = model.leaves().into_iter().filter(|leaf| leaf.name.starts_with("cell."));

@@ -1,9 +1,12 @@
 //! Features of training beyond the report's: random updates of cells, damage while a grid doubles, the importance-weighted
 //! bound, automata that start from a few cells, and other updates and clipping.
 
+#[path = "common/cli.rs"]
+mod cli;
 mod common;
 
 use common::{evaluate, fill, finish};
+use tempfile::TempDir;
 use vnca::cli::models::{Kind, Model};
 use vnca::engine::array::Array;
 use vnca::engine::ir::{Graph, RepeatOptions, Sym, gradient};
@@ -155,6 +158,30 @@ fn a_grid_starts_as_the_latent_in_the_middle_and_zeros_elsewhere() {
             assert_eq!(cell, expected, "side {side}, row {row}, column {column}");
         }
     }
+}
+
+/// A cell whose last layer is zero leaves its grid as it is: logits are the latent's first number everywhere, and 0 in the damaged
+/// quarter. Of black images without a KL term, the loss is then a known sum.
+#[test]
+fn recovery_steps_score_the_grown_grids_and_the_damaged_ones() {
+    let place = TempDir::new().unwrap();
+    ndarray_npy::write_npy(place.path().join("black.npy"), &ndarray::Array3::<u8>::zeros((16, 28, 28)))
+        .unwrap();
+    let loss = |steps: &str| {
+        let words = "train --model nondoubling --data black.npy --latent 6 --batch-size 8 --pool-size 16 --steps 1 --beta 0 \
+                     --damage 0 --nca-steps-min 1 --nca-steps-max 2 --nca-steps 1 --checkpoint-every 0 --encoder-width 2";
+        let arguments: Vec<&str> =
+            words.split_whitespace().chain(["--recovery-steps", steps, "--out", steps]).collect();
+        cli::succeed(place.path(), &arguments);
+        cli::metrics(&place.path().join(steps))[0]["loss"].as_f64().unwrap()
+    };
+    let [whole, both] = ["0", "3"].map(loss);
+    let softplus = whole / 1024.0;
+    let expected = 896.0 * softplus + 128.0 * 2f64.ln();
+    assert!(
+        (both - expected).abs() < 1e-5 * expected && (both - whole).abs() > 1.0,
+        "{both}, {expected}, {whole}"
+    );
 }
 
 /// Returns a parameter of a given shape.

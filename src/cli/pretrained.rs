@@ -100,14 +100,19 @@ pub fn card(folder: &Path, name: &str) -> Result<Card> {
     let names = names(folder).tag(Error::Data)?;
     if !names.iter().any(|known| known == name) {
         let known = || -> Result<Card> {
-            bail!("--pretrained {name}: there is no such model; {} has {}", folder.display(), names.join(", "))
+            bail!(
+                "--pretrained {name}: there is no such model; {} has {}",
+                folder.display(),
+                names.join(", ")
+            )
         };
         return known().tag(Error::Usage);
     }
     let path = folder.join(format!("{name}.toml"));
     let read = || -> Result<Card> {
         let card: Card = toml::from_str(&fs::read_to_string(&path)?)?;
-        card.model.check()?;
+        // Its fields are no options of the command line here.
+        card.model.check().map_err(|error| anyhow!("model: {error}"))?;
         Ok(card)
     };
     read().with_context(|| format!("cannot use {}", path.display())).tag(Error::Data)

@@ -81,13 +81,8 @@ pub struct PoolSpec {
 
 impl PoolSpec {
     /// The pool of the report.
-    pub const REPORT: PoolSpec = PoolSpec {
-        size: 1024,
-        shuffle: Shuffle::Exchange,
-        steps_min: 32,
-        steps_max: 64,
-        recovery_steps: 0,
-    };
+    pub const REPORT: PoolSpec =
+        PoolSpec { size: 1024, shuffle: Shuffle::Exchange, steps_min: 32, steps_max: 64, recovery_steps: 0 };
 
     /// Returns the number of rows in which each replica holds its share. Under `exchange` entries stay on the replica that
     /// wrote them, so that the number of entries on a replica varies around the share. The additional rows almost always

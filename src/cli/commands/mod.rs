@@ -218,7 +218,9 @@ impl Source {
     /// # Errors
     /// When no model is chosen, or its latent size is out of range.
     pub fn bare_model(&self) -> Result<Model> {
-        let Some(kind) = self.model else { bail!("one of --run, --pretrained, --weights and --model is needed") };
+        let Some(kind) = self.model else {
+            bail!("one of --run, --pretrained, --weights and --model is needed")
+        };
         let model = Model::new(kind, self.latent)?;
         self.computed(Model { encoder_width: self.encoder_width.unwrap_or(model.encoder_width), ..model })
     }

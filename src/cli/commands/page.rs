@@ -107,7 +107,10 @@ fn read_map(folder: &Path, latent: usize) -> Result<Map> {
             folder.display()
         );
         ensure!(
-            map.shape().dtype == DType::F32 && means.shape().dtype == DType::F32 && map.dims() == [n, 2] && means.dims() == [n, latent],
+            map.shape().dtype == DType::F32
+                && means.shape().dtype == DType::F32
+                && map.dims() == [n, 2]
+                && means.dims() == [n, latent],
             "--tsne {}: map.npy is {:?} and means.npy {:?}; for {n} labels and this model they are [{n}, 2] and [{n}, {latent}]",
             folder.display(),
             map.dims(),

@@ -121,7 +121,9 @@ const enqueue = work => new Promise((done, failed) => todo.push(async () => {
 }));
 
 const PACES = [1, 3, 8, 20, 40, 80, Infinity];
-const state = { playing: true, fast: false, events: [], applied: 0, changed: true, z: null, key: null, name: '', until: null };
+const state = { playing: true, fast: false, events: [], applied: 0, changed: true, z: null, key: null, name: '', until: null,
+  // A doubling automaton goes on until this step. Where on the plane of latents the digit lies, until it is grown.
+  after: 0, spot: null };
 let kernel, weights, reference, grower;
 
 const floats = text => new Float32Array(decode(text.replaceAll('-', '+').replaceAll('_', '/')).buffer);
@@ -129,8 +131,8 @@ const text = values => btoa(String.fromCharCode(...new Uint8Array(Float32Array.f
   .replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
 
 // Shows another latent. `name` is how a link names it.
-function show(z, key, name, { fast = false, events = [], until = null } = {}) {
-  Object.assign(state, { z, key, name, fast, events, until, after: null, applied: 0, playing: true });
+function show(z, key, name, { fast = false, events = [], until = null, spot = null } = {}) {
+  Object.assign(state, { z, key, name, fast, events, until, spot, applied: 0, after: 0, playing: true });
   enqueue(() => {
     if (grows) grower.start(z, key);
     state.changed = true;
@@ -197,7 +199,12 @@ function hurt(row, column, width) {
 async function redraw() {
   state.changed = false;
   const shown = grows ? await grower.channel(Number($('channel').value)) : decodeAll(kernel, state.z);
-  paint($('grid'), shown, !grows || $('channel').value === '0');
+  const picture = !grows || $('channel').value === '0';
+  paint($('grid'), shown, picture);
+  if (state.spot && picture && (!grows || grower.grown)) {
+    leave(state.spot);
+    state.spot = null;
+  }
   if (!grows) return;
   $('time').value = Math.min(1, grower.time / grower.plan.length);
   $('clock').textContent = `${grower.side} x ${grower.side}, step ${grower.time}${grower.grown ? ', grown' : ''}`;
@@ -207,7 +214,7 @@ async function redraw() {
 // A doubling automaton is not trained to keep its picture: it stops where it is grown, and some steps after damage.
 function due() {
   if (!grows || !state.playing) return false;
-  const stop = state.until ?? (model.doublings !== null ? Math.max(grower.plan.length, state.after ?? 0) : Infinity);
+  const stop = state.until ?? (model.doublings !== null ? Math.max(grower.plan.length, state.after) : Infinity);
   if (grower.time < stop) return true;
   Object.assign(state, { playing: false, until: null, changed: true });
   return false;
@@ -240,11 +247,24 @@ async function loop() {
 
 // --- the map of latents ---
 
-const plane = { at: [0, 0] };
+const plane = { at: [0, 0], trail: [] };
+const THUMB = 44, TRAIL = 300;
+
+// Leaves a small picture of the digit that is shown where it lies on the plane.
+function leave(at) {
+  const picture = document.createElement('canvas');
+  [picture.width, picture.height] = [side, side];
+  picture.getContext('2d').drawImage($('grid'), 0, 0);
+  plane.trail.push({ at, picture });
+  if (plane.trail.length > TRAIL) plane.trail.shift();
+  drawMap();
+}
 
 function newPlane() {
   // Around a sample, in the directions of two others. The length stays that of samples of the prior.
   plane.at = [0, 0];
+  plane.trail = [];
+  state.spot = model.map ? null : [0, 0];
   plane.base = state.z;
   plane.axes = [1, 2].map(i => kernel.normal(kernel.split(state.key, latent + 10 + i), latent));
 }
@@ -274,6 +294,10 @@ function drawMap() {
       c.stroke();
     }
   }
+  for (const { at, picture } of plane.trail) {
+    const [x, y] = place(at);
+    c.drawImage(picture, 6, 6, side - 12, side - 12, x - THUMB / 2, y - THUMB / 2, THUMB, THUMB);
+  }
   const [x, y] = place(plane.at);
   c.beginPath();
   c.arc(x, y, 9, 0, 2 * Math.PI);
@@ -284,7 +308,7 @@ function drawMap() {
 
 function moveTo(x, y) {
   plane.at = [x, y].map(v => Math.max(-1, Math.min(1, v)));
-  if (!model.map) return showLatent(onPlane(plane.at.map(v => 3 * v)), { fast: true });
+  if (!model.map) return showLatent(onPlane(plane.at.map(v => 3 * v)), { fast: true, spot: [...plane.at] });
   let best = 0, least = Infinity;
   model.map.points.forEach(([px, py], i) => {
     const d = (px - plane.at[0]) ** 2 + (py - plane.at[1]) ** 2;
@@ -436,7 +460,7 @@ function describe() {
   $('about').textContent = kind.replace('divides five times', `divides ${['no times', 'once', 'twice', 'three times', 'four times', 'five times'][model.doublings] ?? ''}`);
   $('maptext').textContent = model.map
     ? `t-SNE map of ${model.map.labels.length} images' latents, coloured by class. Drag to grow the nearest one.`
-    : 'A plane of latents through the first digit; the rings are one, two and three standard deviations. Drag to grow what lies there.';
+    : 'A plane of latents through the first digit; the rings are one, two and three standard deviations. Drag to grow what lies there; the digits stay on the map.';
   $('origin').textContent = model.origin;
   for (const part of document.querySelectorAll('[data-for=cells]')) part.hidden = !grows;
 }
