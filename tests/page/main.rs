@@ -4,7 +4,6 @@ mod browser;
 #[path = "../common/cli.rs"]
 mod cli;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use browser::{GPU, NO_GPU, answers, find_browser};
@@ -135,8 +134,7 @@ fn compare(case: &Case, browser: &Path, flags: &[&str]) -> Vec<String> {
     assert_eq!(answers.len(), 2 + pictures * backends.len());
     for (i, answer) in answers[2..].iter().enumerate() {
         let difference = largest_difference(&answer["logits"], &expected[i % pictures]);
-        let mut out = std::io::stderr().lock();
-        writeln!(out, "{} {}: {difference:.1e} of {most:.1}", case.model.kind, answer["backend"]).unwrap();
+        eprintln!("{} {}: {difference:.1e} of {most:.1}", case.model.kind, answer["backend"]);
         assert!(difference < TOLERANCE * f64::from(most).min(1.0), "{}: {difference}", answer["backend"]);
     }
     backends
