@@ -145,7 +145,8 @@ function showSample(seed, index, options) {
   show(z, key, `seed=${seed}.${index}`, options);
 }
 
-const showLatent = (z, options) => show(z, state.key ?? [0, 0], `z=${text(z)}`, options);
+// A link to it holds no key.
+const showLatent = (z, options) => show(z, [0, 0], `z=${text(z)}`, options);
 
 function link() {
   const damage = state.events.map(e => [e.time, e.row, e.column, e.side].join('.')).join(',');
@@ -154,7 +155,7 @@ function link() {
 
 function follow(hash) {
   const fields = new URLSearchParams(hash.replace(/^#/, ''));
-  const whole = word => /^\d{1,15}$/.test(word ?? '') ? Number(word) : null;
+  const whole = word => /^\d{1,16}$/.test(word ?? '') && Number.isSafeInteger(Number(word)) ? Number(word) : null;
   const events = (fields.get('damage') ?? '').split(',').filter(Boolean).map(e => {
     const [time, row, column, width] = e.split('.').map(Number);
     return { time, row, column, side: width };

@@ -1,14 +1,12 @@
 //! `vnca page` writes a page that computes in a browser what the program computes.
 
-#[path = "common/cli.rs"]
+mod browser;
+#[path = "../common/cli.rs"]
 mod cli;
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
 
+use browser::{GPU, NO_GPU, answers, find_browser};
 use cli::{fail, succeed};
 use half::f16;
 use serde_json::{Value, json};
@@ -18,7 +16,7 @@ use vnca::data::{GLYPHS, Part, Split, load_split};
 use vnca::engine::array::Array;
 use vnca::engine::random::Key;
 use vnca::engine::runtime::Device;
-use vnca::nn::params::init;
+use vnca::nn::params::{Leaf, init};
 use vnca::nn::weights;
 use vnca::study::gallery::recovery::{Damage, Recovery};
 use vnca::study::gallery::{self, Latent};
@@ -31,106 +29,23 @@ const DAMAGE: Damage = Damage { side: 12, at: Some((5, 9)), count: 1 };
 const AFTER: usize = 7;
 const SEED: u64 = 12;
 
-/// Starts a line of the browser's log that answers a test.
-const ANSWER: &str = "ANSWER ";
-/// A GPU in software. WebGPU and WebGL2 then run on machines without one.
-const GPU: &[&str] =
-    &["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--enable-unsafe-webgpu"];
-const NO_GPU: &[&str] =
-    &["--disable-gpu", "--disable-3d-apis", "--disable-software-rasterizer", "--disable-features=WebGPU"];
-
-/// A browser that is stopped at the end of the test.
-struct Browser(Child);
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Finds a browser. Without one the tests pass, unless they are required.
-fn find_browser() -> Option<PathBuf> {
-    let named = std::env::var_os("VNCA_CHROMIUM").map(PathBuf::from);
-    let usual = ["chromium", "chromium-browser", "google-chrome"].map(PathBuf::from);
-    let runs =
-        |name: &PathBuf| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
-    let found = named.into_iter().chain(usual).find(runs);
-    if found.is_none() {
-        assert!(std::env::var("VNCA_PAGE_TESTS").as_deref() != Ok("required"), "there is no browser");
-        eprintln!("left out: there is no browser. tools/setup --page-tests gets one");
-    }
-    found
-}
-
-/// Opens a page with a script added. Returns what the script passes to `answer`, in order, until it passes null.
-fn answers(browser: &Path, flags: &[&str], page: &Path, script: &str) -> Vec<Value> {
-    let folder = TempDir::new().unwrap();
-    let with_script = folder.path().join("page.html");
-    let mut text = std::fs::read_to_string(page).unwrap();
-    text += &format!(
-        "<script>const answer = value => console.log('{ANSWER}' + JSON.stringify(value));\n\
-         (async () => {{ {script}\n answer(null); }})().catch(error => answer('failed: ' + error.stack));</script>"
-    );
-    std::fs::write(&with_script, text).unwrap();
-    let mut child = Command::new(browser)
-        .args(["--headless=new", "--no-sandbox", "--enable-logging=stderr", "--v=0", "--no-first-run"])
-        .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
-        .args(flags)
-        .arg(format!("file://{}", with_script.display()))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (sender, lines) = channel();
-    let log = BufReader::new(child.stderr.take().unwrap());
-    std::thread::spawn(move || {
-        for line in log.lines().map_while(Result::ok) {
-            let _ = sender.send(line);
-        }
-    });
-    let _browser = Browser(child);
-    read_answers(&lines)
-}
-
-fn read_answers(lines: &Receiver<String>) -> Vec<Value> {
-    let (mut answers, mut log) = (Vec::new(), Vec::new());
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(240) {
-        let Ok(line) = lines.recv_timeout(Duration::from_secs(1)) else { continue };
-        let Some((_, message)) = line.split_once("CONSOLE") else {
-            log.push(line);
-            continue;
-        };
-        // The browser's own warning when a page asks for WebGPU and there is none.
-        if message.contains("Failed to create WebGPU Context Provider") {
-            continue;
-        }
-        let Some((_, answer)) = message.split_once(ANSWER) else { panic!("the page's console: {line}") };
-        // The message is between quotation marks, and its source follows.
-        let value = serde_json::Deserializer::from_str(answer).into_iter::<Value>().next();
-        match value.expect("an answer").expect("JSON") {
-            Value::Null => return answers,
-            Value::String(problem) => panic!("{problem}"),
-            value => answers.push(value),
-        }
-    }
-    panic!("the page does not answer; {} answers, and the browser's log:\n{}", answers.len(), log.join("\n"));
-}
-
-/// Returns random weights that f16 represents. No layer is zero, so that the automaton changes its grid.
+/// Returns random weights that f16 represents. No layer is zero, so that the automaton changes its grid; those of encoder and
+/// baseline keep the size of what goes through them, which the initial values shrink by 1.7 each.
 fn random_weights(model: &Model) -> Vec<Array> {
     let leaves = model.vae().leaves();
     let arrays = init(&leaves, Key::new(77));
-    let fill = |(i, array): (usize, Array)| {
+    let fill = |(i, (leaf, array)): (usize, (&Leaf, Array))| {
         let mut values = array.to_vec::<f32>();
         if values.iter().all(|v| *v == 0.0) {
             values = Key::new(78).split_at(i as u64).uniform(values.len(), -0.1, 0.1);
         }
+        if !leaf.name.starts_with("cell.") {
+            values.iter_mut().for_each(|v| *v *= 1.7);
+        }
         let rounded: Vec<f32> = values.into_iter().map(|v| f16::from_f32(v).to_f32()).collect();
         Array::new(array.dims(), &rounded)
     };
-    arrays.into_iter().enumerate().map(fill).collect()
+    leaves.iter().zip(arrays).enumerate().map(fill).collect()
 }
 
 /// A model, its page, and what the program computes.
@@ -204,8 +119,14 @@ fn largest_difference(got: &Value, expected: &[f32]) -> f64 {
 /// Compares a page with the program and returns the names of the page's backends.
 fn compare(case: &Case, browser: &Path, flags: &[&str]) -> Vec<String> {
     let expected = case.expected();
-    let most = expected[0].iter().filter(|l| l.is_finite()).fold(0f32, |m, l| m.max(l.abs()));
-    assert!((0.02..100.0).contains(&most), "a picture worth comparing: {most}");
+    let finite = || expected[0].iter().copied().filter(|l| l.is_finite());
+    let most = finite().fold(0f32, |m, l| m.max(l.abs()));
+    let range = finite().fold(f32::MIN, f32::max) - finite().fold(f32::MAX, f32::min);
+    assert!(most < 100.0 && range > 0.1, "a picture worth comparing: {range} of {most}");
+    if case.model.grows() {
+        let change = expected[0].iter().zip(&expected[1]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(change > 0.1, "a damage worth comparing: {change}");
+    }
     let answers = answers(browser, flags, &case.page, PICTURES);
     let backends: Vec<String> = serde_json::from_value(answers[0].clone()).unwrap();
     assert!(largest_difference(&answers[1], &case.latent.z) < 1e-6, "the page draws other latents");
@@ -213,8 +134,7 @@ fn compare(case: &Case, browser: &Path, flags: &[&str]) -> Vec<String> {
     assert_eq!(answers.len(), 2 + pictures * backends.len());
     for (i, answer) in answers[2..].iter().enumerate() {
         let difference = largest_difference(&answer["logits"], &expected[i % pictures]);
-        let mut out = std::io::stderr().lock();
-        writeln!(out, "{} {}: {difference:.1e} of {most:.1}", case.model.kind, answer["backend"]).unwrap();
+        eprintln!("{} {}: {difference:.1e} of {most:.1}", case.model.kind, answer["backend"]);
         assert!(difference < TOLERANCE * f64::from(most).min(1.0), "{}: {difference}", answer["backend"]);
     }
     backends
@@ -242,8 +162,8 @@ fn every_backend_computes_the_programs_pictures() {
 #[test]
 fn without_a_gpu_the_page_computes_by_webassembly() {
     let Some(browser) = find_browser() else { return };
-    let model = Model { nca_steps: 2, doublings: 3, ..small(Kind::Doubling) };
-    let case = Case::new(model, "--encoder-width 3 --nca-steps 2 --doublings 3");
+    let model = Model { nca_steps: 2, doublings: 3, update_prob: 0.7, ..small(Kind::Doubling) };
+    let case = Case::new(model, "--encoder-width 3 --nca-steps 2 --doublings 3 --update-prob 0.7");
     assert_eq!(compare(&case, &browser, NO_GPU), ["wasm"]);
     let case = Case::new(Model { encoder_width: 8, ..small(Kind::Baseline) }, "--encoder-width 8");
     assert_eq!(compare(&case, &browser, NO_GPU), ["wasm"]);
@@ -259,53 +179,134 @@ fn the_pages_encoder_finds_the_programs_latents() {
     let script = format!("answer(await vnca.encode({}));", json!(one.pixels));
     let answers = answers(&browser, NO_GPU, &case.page, &script);
     for (name, expected) in [("mean", &posterior.mean), ("logvar", &posterior.logvar)] {
+        let most = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
         let difference = largest_difference(&answers[0][name], expected);
+        eprintln!("{name}: {difference:.1e} of {most:.1}");
+        assert!((0.1..10.0).contains(&most), "a posterior worth comparing: {name} up to {most}");
         assert!(difference < TOLERANCE, "{name}: {difference}");
     }
 }
 
-/// A link holds latent and damage; a page that follows it shows the same cells.
+/// Any seed and number: those of two words, and the largest that JavaScript's numbers hold, which a link can name too.
+#[test]
+fn the_page_draws_the_programs_latents() {
+    let Some(browser) = find_browser() else { return };
+    let case = Case::new(small(Kind::NonDoubling), "--encoder-width 3");
+    let asked = [(0, 0), (7, 5), (u64::from(u32::MAX), 1), (1 << 32, 2), ((1 << 53) - 1, 70_000)];
+    let script = format!(
+        "await vnca.ready;
+        const sample = (seed, index) => {{ const {{ z, key }} = vnca.sample(seed, index); return {{ z: [...z], key }}; }};
+        answer({}.map(([seed, index]) => sample(seed, index)));
+        location.hash = '#seed=9007199254740991.3';
+        await new Promise(done => setTimeout(done, 300));
+        document.getElementById('share').click();
+        answer({{ hash: location.hash }});",
+        json!(asked)
+    );
+    let answers = answers(&browser, NO_GPU, &case.page, &script);
+    assert_eq!(answers[1]["hash"], "#seed=9007199254740991.3");
+    for (i, (seed, index)) in asked.into_iter().enumerate() {
+        let expected = Latent::prior(Key::new(seed).split_at(index), case.model.latent);
+        let got = &answers[0][i];
+        assert_eq!(got["key"], json!(expected.key.0), "seed {seed}, {index}");
+        let difference = largest_difference(&got["z"], &expected.z);
+        assert!(difference < 1e-6, "seed {seed}, {index}: {difference}");
+    }
+}
+
+/// Functions for scripts that use the page as a person does.
+const HANDS: &str = "
+    const click = id => document.getElementById(id).click();
+    const picture = () => document.getElementById('grid').toDataURL();
+    const clock = () => document.getElementById('clock').textContent;
+    const paused = () => document.getElementById('play').textContent === 'Play';
+    const sleep = time => new Promise(done => setTimeout(done, time));
+    const wait = async until => { while (!until()) await sleep(20); };
+    // Waits until the page has stopped for a while, or will not stop.
+    const settled = async () => {
+      let last = '', same = 0;
+      while (same < 10 && !/step \\d{4}/.test(last)) {
+        await sleep(50);
+        same = paused() && clock() === last ? same + 1 : 0;
+        last = clock();
+      }
+      return last;
+    };
+    await vnca.ready;
+    await wait(() => clock().includes('grown'));";
+
+/// A link holds latent and damage; a page that follows it shows the same cells. The latent is a sample, or one from the map.
 #[test]
 fn a_link_reproduces_what_is_shown() {
     let Some(browser) = find_browser() else { return };
-    let model = Model { nca_steps: 4, ..small(Kind::NonDoubling) };
-    let case = Case::new(model, "--encoder-width 3 --nca-steps 4");
-    let script = "
-        const click = id => document.getElementById(id).click();
-        const picture = () => document.getElementById('grid').toDataURL();
-        const clock = () => document.getElementById('clock').textContent;
-        const wait = async until => { while (!until()) await new Promise(done => setTimeout(done, 20)); };
-        await vnca.ready;
-        await wait(() => clock().includes('grown'));
-        click('cut');
-        await wait(() => clock().includes('step 20,'));
-        click('play');
-        await new Promise(done => setTimeout(done, 300));
-        click('share');
-        const [first, time, hash] = [picture(), clock(), location.hash];
-        click('new');
-        await wait(() => clock() !== time);
-        location.hash = '#other';
-        location.hash = hash;
-        await wait(() => clock() === time && document.getElementById('play').textContent === 'Play');
-        await new Promise(done => setTimeout(done, 300));
-        answer({ hash, same: picture() === first });";
-    let answers = answers(&browser, NO_GPU, &case.page, script);
-    let hash = answers[0]["hash"].as_str().unwrap();
-    assert!(hash.starts_with("#seed=12.0&damage=") && hash.contains("&steps="), "{hash}");
-    assert_eq!(answers[0]["same"], true, "{hash}");
+    let model = Model { nca_steps: 4, update_prob: 0.5, ..small(Kind::NonDoubling) };
+    let case = Case::new(model, "--encoder-width 3 --nca-steps 4 --update-prob 0.5");
+    let script = format!(
+        "{HANDS}
+        const right = new KeyboardEvent('keydown', {{ key: 'ArrowRight' }});
+        for (const choose of [() => click('new'), () => document.getElementById('map').dispatchEvent(right)]) {{
+          choose();
+          await sleep(300);
+          await wait(() => clock().includes('grown'));
+          click('cut');
+          await sleep(300);
+          click('play');
+          click('share');
+          const [time, hash, first] = [await settled(), location.hash, picture()];
+          click('new');
+          await wait(() => clock() !== time);
+          location.hash = '#other';
+          location.hash = hash;
+          answer({{ hash, same: await settled() === time && picture() === first }});
+        }}"
+    );
+    let answers = answers(&browser, NO_GPU, &case.page, &script);
+    for (answer, name) in answers.iter().zip(["#seed=", "#z="]) {
+        let hash = answer["hash"].as_str().unwrap();
+        assert!(hash.starts_with(name) && hash.contains("&damage=") && hash.contains("&steps="), "{hash}");
+        assert_eq!(answer["same"], true, "{hash}");
+    }
+    assert_eq!(answers.len(), 2);
+}
+
+/// A doubling automaton does not keep its picture. What a person does to one digit must not make the next one grow on.
+#[test]
+fn each_digit_stops_where_it_is_grown() {
+    let Some(browser) = find_browser() else { return };
+    let model = Model { nca_steps: 2, doublings: 3, ..small(Kind::Doubling) };
+    let case = Case::new(model, "--encoder-width 3 --nca-steps 2 --doublings 3");
+    let script = format!(
+        "{HANDS}
+        document.getElementById('speed').value = 6;
+        answer({{ clock: await settled() }});
+        for (const act of ['cut', 'play']) {{
+          const before = clock();
+          click(act);
+          await wait(() => clock() !== before);
+          click('new');
+          await sleep(300);
+          answer({{ clock: await settled() }});
+        }}"
+    );
+    let answers = answers(&browser, NO_GPU, &case.page, &script);
+    assert_eq!(answers, vec![json!({ "clock": "32 x 32, step 9, grown" }); 3]);
 }
 
 #[test]
 fn the_page_is_one_file_that_loads_nothing() {
     let case = Case::new(small(Kind::NonDoubling), "--encoder-width 3");
     let text = std::fs::read_to_string(&case.page).unwrap();
+    // All but the numbers, in which any letters occur.
     let scripts =
         text.split("<script type=").next().unwrap().to_string() + text.rsplit("<script>").next().unwrap();
-    for word in ["http:", "https:", "src=", "fetch(", "XMLHttpRequest", "import(", "WebSocket", "sendBeacon"]
-    {
+    let loads =
+        ["http:", "https:", "src=", "url(", "@import", "import(", "import {", "importScripts", "Worker("];
+    let sends = ["fetch(", "XMLHttpRequest", "WebSocket", "EventSource", "sendBeacon", "<form", "action="];
+    for word in loads.into_iter().chain(sends) {
         assert!(!scripts.contains(word), "the page has {word}");
     }
+    assert_eq!(scripts.matches("href=").count(), 1, "a link besides that of the icon, which is empty");
+    assert!(scripts.contains("<link rel=\"icon\" href=\"data:,\">"));
     assert!(text.len() < 1_000_000, "{} bytes", text.len());
 }
 
