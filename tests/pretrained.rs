@@ -72,7 +72,7 @@ fn mistakes_are_named() {
     }
 }
 
-/// The images of the weights do not come with the program. A folder that happens to have the data set's name is not taken for them.
+/// The images of the weights do not come with the program. A folder with the data set's name in the current folder is not used.
 #[test]
 fn verbs_that_need_images_ask_for_them() {
     let place = TempDir::new().unwrap();
