@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cli::{fail, succeed, text, vnca};
+use clap::Parser;
+use cli::{data_folder, fail, succeed, text, vnca};
 use tempfile::TempDir;
-use vnca::cli::pretrained::{folder, load, names};
+use vnca::cli::Cli;
+use vnca::cli::pretrained::{folder, load, names, table};
+use vnca::data::GLYPHS;
 
 #[path = "common/cli.rs"]
 mod cli;
@@ -27,6 +30,8 @@ fn all_weights_are_whole_and_small() {
         let (card, arrays) = load(&folder, name).unwrap();
         assert_eq!(arrays.len(), card.model.vae().leaves().len(), "{name}");
         assert!(card.iwelbo.mean < 0.0 && card.iwelbo.stderr > 0.0, "{name}");
+        let fetched = Cli::try_parse_from(["vnca", "data", "fetch", &card.data]).is_ok();
+        assert!(card.data == GLYPHS || fetched, "{name}: the images {} have no source", card.data);
     }
     let data = size(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data"));
     assert!(data <= 16_000_000, "data/ has {data} bytes");
@@ -75,9 +80,71 @@ fn mistakes_are_named() {
     assert!(error.contains("--pretrained doublin") && error.contains("doubling"), "{error}");
     let error = fail(&here, &["sample", "--pretrained", "doubling", "--latent", "3"], 2);
     assert!(error.contains("--latent"), "{error}");
-    // The images of the weights are not those that come with the program.
-    let error = fail(&here, &["eval", "--pretrained", "doubling", "--limit", "1"], 3);
-    assert!(error.contains("--data PATH") && error.contains("binarized-mnist"), "{error}");
+    for other in [&["--run", "x"][..], &["--weights", "x", "--model", "doubling"], &["--encoder-width", "8"]]
+    {
+        let error = fail(&here, &[&["sample", "--pretrained", "doubling"], other].concat(), 2);
+        assert!(error.contains(other[0]), "{error}");
+    }
+}
+
+/// The images of the weights do not come with the program. A folder with the data set's name in the current folder is not used.
+#[test]
+fn verbs_that_need_images_ask_for_them() {
+    let place = TempDir::new().unwrap();
+    fs::rename(data_folder(place.path()), place.path().join("binarized-mnist")).unwrap();
+    for verb in [
+        "eval",
+        "reconstruct",
+        "latents --out o",
+        "tsne --out o",
+        "probe --out o",
+        "interpolate --from 0 --to 1",
+    ] {
+        let arguments: Vec<&str> = verb.split(' ').chain(["--pretrained", "doubling"]).collect();
+        let error = fail(place.path(), &arguments, 3);
+        assert!(
+            error.contains("--data PATH") && error.contains("vnca data fetch binarized-mnist"),
+            "{error}"
+        );
+    }
+}
+
+/// The options of the automaton and the precision replace those of the card. Weights leave the program as they came.
+#[test]
+fn options_override_the_card() {
+    let place = TempDir::new().unwrap();
+    let inspect = |source: &[&str]| {
+        let out = succeed(place.path(), &[&["inspect", "--json"], source].concat());
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()["leaves"].clone()
+    };
+    succeed(place.path(), &["convert", "--pretrained", "doubling", "--out", "w.npz"]);
+    let (pretrained, converted) =
+        (["--pretrained", "doubling"], ["--weights", "w.npz", "--model", "doubling", "--latent", "256"]);
+    assert_eq!(inspect(&pretrained), inspect(&converted));
+    let more = ["--nca-steps", "1", "--doublings", "3", "--update-prob", "0.5", "--precision", "bf16"];
+    let picture = ["sample", "--rows", "1", "--columns", "1", "--json"];
+    let out = succeed(place.path(), &[&picture[..], &pretrained, &more].concat());
+    let model = &serde_json::from_str::<serde_json::Value>(&out).unwrap()["model"];
+    assert_eq!((&model["nca_steps"], &model["doublings"]), (&1.into(), &3.into()));
+    assert_eq!((&model["update_prob"], &model["precision"]), (&0.5.into(), &"bf16".into()));
+    // Without a run, pictures lie in the current folder.
+    assert!(place.path().join("figures/sample.png").is_file());
+}
+
+/// Compares the table with that of the page. VNCA_BLESS=1 writes it.
+#[test]
+fn the_book_lists_the_weights() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/data.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once("<!-- pretrained -->\n").expect("the page has the marker");
+    let (listed, after) = rest.split_once("<!-- /pretrained -->").expect("the page has the end marker");
+    let table = table(&folder().unwrap()).unwrap() + "\n";
+    if std::env::var_os("VNCA_BLESS").is_some() {
+        let text = format!("{before}<!-- pretrained -->\n{table}<!-- /pretrained -->{after}");
+        fs::write(&path, text).unwrap();
+    } else {
+        assert_eq!(listed, table, "run the tests with VNCA_BLESS=1 to write the table");
+    }
 }
 
 /// Copies the pretrained weights of a name to a folder.
@@ -107,13 +174,17 @@ fn damaged_weights_and_cards_are_refused() {
     let (code, error) = sample();
     assert!(code == Some(3) && error.contains("doubling.safetensors") && error.contains("sha256"), "{error}");
     let card_text = fs::read_to_string(&card_file).unwrap();
-    for wrong in [card_text.replace("latent = 256", "latent = 0"), card_text.replace("steps", "stepz")] {
-        fs::write(&card_file, wrong).unwrap();
+    for (right, wrong) in
+        [("latent = 256", "latent = 0"), ("\nsteps", "\nstepz"), ("start_side", "start_sid")]
+    {
+        fs::write(&card_file, card_text.replace(right, wrong)).unwrap();
         let (code, error) = sample();
-        assert!(code == Some(3) && error.contains("doubling.toml"), "{error}");
+        let key = wrong.split_whitespace().next().unwrap();
+        assert!(code == Some(3) && error.contains("doubling.toml") && error.contains(key), "{error}");
     }
     fs::remove_file(&card_file).unwrap();
-    assert_eq!(sample().0, Some(2));
+    let (code, error) = sample();
+    assert!(code == Some(2) && error.contains("has none"), "{error}");
     let mut command = vnca(place.path(), &["inspect", "--pretrained", "doubling"]);
     let output = command.env("VNCA_PRETRAINED", place.path().join("nowhere")).output().unwrap();
     assert!(output.status.code() == Some(3) && text(&output.stderr).contains("VNCA_PRETRAINED"));

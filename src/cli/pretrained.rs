@@ -1,6 +1,7 @@
 //! Weights that come with the program: a folder with a file `NAME.safetensors` and a card `NAME.toml` for each model.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ pub const FOLDER: &str = "VNCA_PRETRAINED";
 pub struct Card {
     /// What the model is, in a sentence.
     pub description: String,
-    /// The training and test images: `glyphs`, the embedded digits, or the name of a data set.
+    /// The training and test images: `glyphs`, the embedded digits, or a data set's name in `vnca data fetch`.
     pub data: String,
     /// Licence of the images.
     pub licence_of_data: String,
@@ -36,6 +37,23 @@ pub struct Card {
     pub iwelbo: Iwelbo,
     /// The model and its sizes.
     pub model: Model,
+}
+
+impl Card {
+    /// Parses and checks a card. Refuses unknown keys: a misspelt size would have the report's value instead.
+    fn parse(text: &str) -> Result<Card> {
+        let table: toml::Table = toml::from_str(text)?;
+        let card: Card = toml::from_str(text)?;
+        let known = toml::Table::try_from(card.model)?;
+        let mut given = table["model"].as_table().into_iter().flat_map(toml::Table::keys);
+        if let Some(key) = given.find(|key| !known.contains_key(*key)) {
+            let known: Vec<&str> = known.keys().map(String::as_str).collect();
+            bail!("model: unknown field `{key}`, expected one of {}", known.join(", "));
+        }
+        // The message of an invalid size names an option otherwise.
+        card.model.check().map_err(|error| anyhow!("model: {error}"))?;
+        Ok(card)
+    }
 }
 
 /// A bound on log p(x) of test images.
@@ -52,6 +70,13 @@ pub struct Iwelbo {
     pub images: usize,
 }
 
+impl fmt::Display for Iwelbo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Iwelbo { mean, stderr, samples, images } = self;
+        write!(f, "{mean:.2} ± {stderr:.2} nats, {samples} samples, {images} test images")
+    }
+}
+
 /// Returns the folder with the weights: `VNCA_PRETRAINED`, or that of the sources, or one beside the program.
 ///
 /// # Errors
@@ -64,11 +89,11 @@ pub fn folder() -> Result<PathBuf> {
     }
     let program = env::current_exe().ok();
     let beside = program.as_deref().and_then(Path::parent);
-    let mut places = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pretrained")];
-    places.extend(beside.map(|folder| folder.join("data/pretrained")));
-    places.extend(beside.map(|folder| folder.join("../data/pretrained")));
-    let listed: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
-    places.into_iter().find(|place| place.is_dir()).ok_or_else(|| {
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pretrained")];
+    folders.extend(beside.map(|folder| folder.join("../data/pretrained")));
+    folders.extend(beside.map(|folder| folder.join("data/pretrained")));
+    let listed: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    folders.into_iter().find(|folder| folder.is_dir()).ok_or_else(|| {
         anyhow!(
             "there are no pretrained weights in {}: set {FOLDER} to the folder data/pretrained of the sources",
             listed.join(", ")
@@ -99,22 +124,12 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
 pub fn card(folder: &Path, name: &str) -> Result<Card> {
     let names = names(folder).tag(Error::Data)?;
     if !names.iter().any(|known| known == name) {
-        let known = || -> Result<Card> {
-            bail!(
-                "--pretrained {name}: there is no such model; {} has {}",
-                folder.display(),
-                names.join(", ")
-            )
-        };
-        return known().tag(Error::Usage);
+        let names = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+        return Err(anyhow!("--pretrained {name}: there is no such model; {} has {names}", folder.display()))
+            .tag(Error::Usage);
     }
     let path = folder.join(format!("{name}.toml"));
-    let read = || -> Result<Card> {
-        let card: Card = toml::from_str(&fs::read_to_string(&path)?)?;
-        // Its fields are no options of the command line here.
-        card.model.check().map_err(|error| anyhow!("model: {error}"))?;
-        Ok(card)
-    };
+    let read = || Card::parse(&fs::read_to_string(&path)?);
     read().with_context(|| format!("cannot use {}", path.display())).tag(Error::Data)
 }
 
@@ -133,4 +148,22 @@ pub fn load(folder: &Path, name: &str) -> Result<(Card, Vec<Array>)> {
     check().with_context(|| format!("cannot use {}", path.display())).tag(Error::Data)?;
     let arrays = weights::read(&path, &card.model.vae().leaves())?;
     Ok((card, arrays))
+}
+
+/// Returns a table of the pretrained weights in a folder, for the documentation.
+///
+/// # Errors
+/// The errors of [`card`].
+pub fn table(folder: &Path) -> Result<String> {
+    let mut rows = vec![
+        "| name | model | data | steps | IWELBO | licence of the data |".to_string(),
+        "| --- | --- | --- | --- | --- | --- |".to_string(),
+    ];
+    for name in names(folder)? {
+        let Card { description, data, steps, iwelbo, licence_of_data, .. } = card(folder, &name)?;
+        rows.push(format!(
+            "| `{name}` | {description} | `{data}` | {steps} | {iwelbo} | {licence_of_data} |"
+        ));
+    }
+    Ok(rows.join("\n"))
 }

@@ -1,9 +1,10 @@
 //! `vnca inspect`.
 
+use anyhow::Result;
 use serde_json::Value;
 
 use super::{Outcome, Report, Source, Weights};
-use crate::cli::pretrained::{self, Card, Iwelbo};
+use crate::cli::pretrained::{self, Card};
 use crate::engine::array::Array;
 use crate::error::{Error, Tag};
 use crate::nn::params::Leaf;
@@ -39,18 +40,21 @@ pub fn run(args: &Args) -> Outcome {
     if let Some(name) = &args.source.pretrained {
         let card = pretrained::card(&pretrained::folder().tag(Error::Data)?, name)?;
         report.json["card"] = serde_json::to_value(&card)?;
-        report.text = format!("{}\n\n{}", describe(&card), report.text);
+        report.text = format!("{}\n\n{}", describe(&card)?, report.text);
     }
     report.print(args.json)
 }
 
 /// Formats the facts of a card that the list of parameters lacks.
-fn describe(card: &Card) -> String {
-    let Iwelbo { mean, stderr, samples, images } = card.iwelbo;
-    format!(
-        "{}\ndata      {} ({})\ntraining  {} steps: {}\nIWELBO    {mean:.2} ± {stderr:.2} nats, {samples} samples, {images} test images",
-        card.description, card.data, card.licence_of_data, card.steps, card.command
-    )
+fn describe(card: &Card) -> Result<String> {
+    let Card { description, data, licence_of_data, steps, command, iwelbo, model, .. } = card;
+    let model = serde_json::to_value(model)?;
+    let sizes: Vec<String> =
+        model.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {v}")).collect();
+    Ok(format!(
+        "{description}\nmodel     {}\ndata      {data} ({licence_of_data})\ntraining  {steps} steps: {command}\nIWELBO    {iwelbo}",
+        sizes.join(", ").replace('"', "")
+    ))
 }
 
 fn row<'a>(leaf: &'a Leaf, array: &Array) -> Row<'a> {

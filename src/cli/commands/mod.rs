@@ -85,7 +85,7 @@ pub struct Source {
     /// Channels of the encoder's first convolution [default: the run's, else the report's 32]
     #[arg(long, value_name = "N")]
     pub encoder_width: Option<usize>,
-    /// Element type of the operands of matmuls and convolutions [default: the run's, else f32]
+    /// Element type of the operands of matmuls and convolutions [default: the run's or the card's, else f32]
     #[arg(long, env = "VNCA_PRECISION", value_enum)]
     pub precision: Option<Precision>,
     #[command(flatten)]
@@ -175,17 +175,18 @@ pub fn report_forms(mesh: &Mesh, precision: Precision) {
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct Automaton {
-    /// NCA steps: after each doubling, or in total [default: the run's, else the report's 8 or 36]
+    /// NCA steps: after each doubling, or in total [default: the run's or the card's, else the report's 8 or
+    /// 36]
     #[arg(long, value_name = "N")]
     pub nca_steps: Option<usize>,
-    /// Number of doublings (doubling) [default: the run's, else 5]
+    /// Number of doublings (doubling) [default: the run's or the card's, else 5]
     #[arg(long, value_name = "K")]
     pub doublings: Option<usize>,
-    /// Probability that a cell is updated in an NCA step [default: the run's, else 1]
+    /// Probability that a cell is updated in an NCA step [default: the run's or the card's, else 1]
     #[arg(long, value_name = "P")]
     pub update_prob: Option<f64>,
-    /// Side, in cells, of the central square of the grid that starts as the latent (nondoubling) [default: the run's, else
-    /// 32, the whole grid]
+    /// Side, in cells, of the central square of the grid that starts as the latent (nondoubling) [default: the run's or the
+    /// card's, else 32, the whole grid]
     #[arg(long, value_name = "N")]
     pub start_side: Option<usize>,
 }

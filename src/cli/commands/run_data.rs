@@ -16,7 +16,10 @@ use crate::train::checkpoint::Meta;
 pub struct RunData {
     /// What was trained on it, such as `the run runs/first`.
     owner: String,
+    /// Location of the images, or the name of a data set.
     spec: String,
+    /// The images are in no known place: `spec` is only the name of a data set.
+    elsewhere: bool,
     /// Checksum of the training images, from the checkpoint of a run.
     train_crc: Option<u32>,
     /// Checksums of both parts. `None` for runs of older versions, which did not save them.
@@ -26,13 +29,28 @@ pub struct RunData {
 impl RunData {
     pub fn new(run: &Path, config: &TrainConfig, meta: &Meta) -> RunData {
         let (train_crc, crc) = (Some(meta.data_crc), config.data_crc);
-        RunData { owner: format!("the run {}", run.display()), spec: config.data.clone(), train_crc, crc }
+        let (owner, spec) = (format!("the run {}", run.display()), config.data.clone());
+        RunData { owner, spec, elsewhere: false, train_crc, crc }
     }
 
     /// The data set that the card of pretrained weights names. Only the embedded digits are found without `--data`.
     pub fn pretrained(name: &str, card: &Card) -> RunData {
-        let owner = format!("the pretrained weights {name} ({})", card.data);
-        RunData { owner, spec: card.data.clone(), train_crc: None, crc: None }
+        let (owner, spec) = (format!("the pretrained weights {name}"), card.data.clone());
+        RunData { owner, elsewhere: spec != data::GLYPHS, spec, train_crc: None, crc: None }
+    }
+
+    /// Returns the location of the images.
+    ///
+    /// # Errors
+    /// When it is unknown.
+    fn location(&self) -> Result<&str> {
+        let RunData { owner, spec, .. } = self;
+        ensure!(
+            !self.elsewhere,
+            "{owner} come without images: name those of {spec}, or others, with --data PATH; `vnca data fetch {spec}` \
+             downloads them"
+        );
+        Ok(spec)
     }
 
     /// Checks that these are the run's images.
@@ -58,7 +76,7 @@ impl RunData {
     }
 
     fn read(&self, part: Part) -> Result<Split> {
-        data::load_split(&self.spec, part).with_context(|| self.cannot_read())
+        data::load_split(self.location()?, part).with_context(|| self.cannot_read())
     }
 
     fn cannot_read(&self) -> String {
@@ -107,7 +125,7 @@ impl<'a> ImageSource<'a> {
     /// As for [`ImageSource::split`].
     pub fn all(&self) -> Result<Dataset> {
         let from_run = |run: &RunData| {
-            let dataset = data::load(&run.spec).with_context(|| run.cannot_read())?;
+            let dataset = data::load(run.location()?).with_context(|| run.cannot_read())?;
             for (part, images) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
                 images.iter().try_for_each(|images| run.check(part, images))?;
             }
