@@ -52,6 +52,21 @@ fn samples_are_digits_without_training() {
     assert_eq!(numbers["model"]["latent"], 256);
 }
 
+/// Half the height and width of the grid is cut; the digits are back within some steps, and still there after 500.
+#[test]
+fn the_nondoubling_model_heals() {
+    let folder = TempDir::new().unwrap();
+    let words = "recover --pretrained nondoubling --samples 16 --sizes 16 --steps 500 --out healed";
+    succeed(folder.path(), &words.split(' ').collect::<Vec<_>>());
+    let table = fs::read_to_string(folder.path().join("healed/recover.csv")).unwrap();
+    let overlap = |damages: &str, step: &str| -> f64 {
+        let mut rows = table.lines().map(|line| line.split(',').collect::<Vec<_>>());
+        rows.find(|row| row[1] == damages && row[2] == step).expect("a row")[3].parse().unwrap()
+    };
+    let [cut, healed, later] = ["0", "32", "500"].map(|step| overlap("1", step));
+    assert!(cut < 0.6 && healed > 0.82 && later > 0.8, "{cut}, {healed}, {later}");
+}
+
 #[test]
 fn the_card_is_shown() {
     let out = succeed(&std::env::temp_dir(), &["inspect", "--pretrained", "doubling"]);

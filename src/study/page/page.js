@@ -226,6 +226,8 @@ async function loop() {
     await new Promise(requestAnimationFrame);
     const now = performance.now(), pace = state.fast ? Infinity : PACES[$('speed').value];
     while (todo.length) await todo.shift()();
+    // Also where the automaton stops: a link may end with damage.
+    if (grows) await applyDue();
     owed = Math.min(pace === Infinity ? 1000 : 8, owed + pace * (now - before) / 1000);
     before = now;
     while (due() && owed >= 1 && performance.now() - now < SLICE) {
