@@ -2,7 +2,11 @@
 // `step(mask)` takes one step, `read()` returns the grid, `close()` frees the device. Grids are (side, side, channels).
 // `mask` holds a factor for each cell's change, or is null.
 
-const ELU = 1, ADD = 2, SLICE = 12;
+// Bits that say what follows a layer's sums. A mask applies before the addition.
+const ELU = 1, ADD = 2, MASK = 4;
+const flags = (layer, masked = false) => (layer.elu ? ELU : 0) | (layer.add ? ADD : 0) | (masked ? MASK : 0);
+// Milliseconds of work between two frames.
+const SLICE = 12;
 
 // Lets the browser draw and react, without the delay of a timer.
 const pause = (() => {
@@ -58,7 +62,7 @@ class Kernel {
   }
   conv(layer, from, to, first, last, mask = -1) {
     this.api.conv(from, to, this.weights, layer.weight, layer.bias, ...layer.in, ...layer.out, layer.kernel, layer.stride,
-      layer.dilation, layer.low, (layer.elu ? ELU : 0) | (layer.add ? ADD : 0), mask, first, last);
+      layer.dilation, layer.low, flags(layer), mask, first, last);
   }
   // A list of layers, one after the other, as the encoder.
   run(layers, input) {
@@ -78,7 +82,7 @@ class Wasm {
   static title = 'WebAssembly';
   static async open(model, weights, kernel) {
     const wasm = new Wasm();
-    Object.assign(wasm, { model, kernel, cells: 0, side: 0 });
+    Object.assign(wasm, { model, kernel, side: 0 });
     const length = model.side ** 2 * model.width;
     wasm.slots = [0, 1, 2].map(() => kernel.buffer(length));
     wasm.mask = kernel.buffer(model.side * model.side);
@@ -214,7 +218,7 @@ class WebGl {
       gl.uniform1i(at.size, layer.kernel);
       gl.uniform1i(at.weightAt, layer.weight / 4);
       gl.uniform1i(at.biasAt, layer.bias / 4);
-      gl.uniform1i(at.flags, (layer.elu ? ELU : 0) | (layer.add ? ADD : 0) | (mask && i === last ? 4 : 0));
+      gl.uniform1i(at.flags, flags(layer, mask && i === last));
       gl.drawArrays(gl.TRIANGLES, 0, 3);
       to.reverse();
     });
@@ -315,8 +319,7 @@ class WebGpu {
     const encoder = device.createCommandEncoder(), pass = encoder.beginComputePass();
     pass.setPipeline(this.pipeline);
     this.layers.forEach(({ layer, uniform, group }, i) => {
-      const flags = (layer.elu ? ELU : 0) | (layer.add ? ADD : 0) | (mask && i === last ? 4 : 0);
-      const values = [side, layer.in / 4, layer.out / 4, layer.kernel, layer.weight / 4, layer.bias / 4, flags, 0];
+      const values = [side, layer.in / 4, layer.out / 4, layer.kernel, layer.weight / 4, layer.bias / 4, flags(layer, mask && i === last), 0];
       device.queue.writeBuffer(uniform, 0, Uint32Array.from(values));
       pass.setBindGroup(0, group);
       pass.dispatchWorkgroups(Math.ceil(layer.out / 32), Math.ceil(side * side / 32));

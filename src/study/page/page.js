@@ -76,17 +76,20 @@ function doubled(cells, size) {
   return [next, 2 * size];
 }
 
+// Index in the full grid of a pixel of a 28 x 28 image.
+const framed = i => (Math.floor(i / 28) + 2) * side + i % 28 + 2;
+
 // The baseline's decoder: 28 x 28 logits, framed.
 function decodeAll(kernel, z) {
   const out = kernel.run(model.decoder, z), shown = new Float32Array(side * side).fill(-Infinity);
   const width = out.length / 784;
-  for (let i = 0; i < 784; i++) shown[(Math.floor(i / 28) + 2) * side + i % 28 + 2] = out[i * width];
+  for (let i = 0; i < 784; i++) shown[framed(i)] = out[i * width];
   return shown;
 }
 
 function encode(kernel, image) {
   const padded = new Float32Array(side * side);
-  image.forEach((on, i) => { padded[(Math.floor(i / 28) + 2) * side + i % 28 + 2] = on; });
+  image.forEach((on, i) => { padded[framed(i)] = on; });
   const out = kernel.run(model.encoder, padded);
   return { mean: out.slice(0, latent), logvar: out.slice(latent, 2 * latent) };
 }
@@ -133,8 +136,11 @@ const text = values => btoa(String.fromCharCode(...new Uint8Array(Float32Array.f
 // Shows another latent. `name` is how a link names it.
 function show(z, key, name, { fast = false, events = [], until = null, spot = null } = {}) {
   Object.assign(state, { z, key, name, fast, events, until, spot, applied: 0, after: 0, playing: true });
-  enqueue(() => {
-    if (grows) grower.start(z, key);
+  enqueue(async () => {
+    if (grows) {
+      grower.start(z, key);
+      await applyDue();
+    }
     state.changed = true;
   });
   drawMap();
@@ -150,7 +156,8 @@ const showLatent = (z, options) => show(z, [0, 0], `z=${text(z)}`, options);
 
 function link() {
   const damage = state.events.map(e => [e.time, e.row, e.column, e.side].join('.')).join(',');
-  return `#${state.name}${damage ? `&damage=${damage}` : ''}${grows && !grower.grown ? '' : grows ? `&steps=${grower.time}` : ''}`;
+  const steps = grows && grower.grown ? `&steps=${grower.time}` : '';
+  return `#${state.name}${damage && `&damage=${damage}`}${steps}`;
 }
 
 function follow(hash) {
@@ -176,11 +183,18 @@ function follow(hash) {
   return true;
 }
 
+// Applies the damage whose time is reached. It follows each start, step and new damage.
 async function applyDue() {
   while (state.applied < state.events.length && state.events[state.applied].time <= grower.time) {
     await grower.damage(state.events[state.applied++]);
     state.changed = true;
   }
+}
+
+async function advance() {
+  await grower.advance();
+  await applyDue();
+  state.changed = true;
 }
 
 function hurt(row, column, width) {
@@ -191,7 +205,7 @@ function hurt(row, column, width) {
     state.events.push({ time: grower.time, row, column, side: width });
     await applyDue();
     state.until = null;
-    if (model.doublings !== null || !state.playing) state.playing = true;
+    state.playing = true;
     state.after = grower.time + Math.max(16, model.steps);
   });
 }
@@ -226,17 +240,13 @@ async function loop() {
     await new Promise(requestAnimationFrame);
     const now = performance.now(), pace = state.fast ? Infinity : PACES[$('speed').value];
     while (todo.length) await todo.shift()();
-    // Also where the automaton stops: a link may end with damage.
-    if (grows) await applyDue();
     owed = Math.min(pace === Infinity ? 1000 : 8, owed + pace * (now - before) / 1000);
     before = now;
     while (due() && owed >= 1 && performance.now() - now < SLICE) {
-      await applyDue();
-      await grower.advance();
+      await advance();
       if (grower.grown) state.fast = false;
       owed -= 1;
       steps += 1;
-      state.changed = true;
       if (todo.length) break;
     }
     if (state.changed) await redraw();
@@ -269,6 +279,7 @@ function newPlane() {
   state.spot = model.map ? null : [0, 0];
   plane.base = state.z;
   plane.axes = [1, 2].map(i => kernel.normal(kernel.split(state.key, latent + 10 + i), latent));
+  drawMap();
 }
 
 function onPlane([a, b]) {
@@ -320,12 +331,12 @@ function moveTo(x, y) {
 }
 
 // Calls `each(x, y)` with positions from 0 to 1 while a finger or the mouse is down.
-function dragged(canvas, each, begin = () => {}) {
+function dragged(canvas, each) {
   const at = event => {
     const box = canvas.getBoundingClientRect();
     each((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
   };
-  canvas.addEventListener('pointerdown', event => { canvas.setPointerCapture(event.pointerId); begin(); at(event); event.preventDefault(); });
+  canvas.addEventListener('pointerdown', event => { canvas.setPointerCapture(event.pointerId); at(event); event.preventDefault(); });
   canvas.addEventListener('pointermove', event => { if (event.buttons) at(event); });
 }
 
@@ -355,7 +366,7 @@ function showDrawing() {
   c.putImageData(image, 0, 0);
 }
 
-const anew = () => { showSample(Math.floor(Math.random() * 1e9), 0); newPlane(); drawMap(); };
+const anew = () => { showSample(Math.floor(Math.random() * 1e9), 0); newPlane(); };
 const again = () => show(state.z, state.key, state.name);
 const cut = () => hurt(Math.floor(Math.random() * (side / 2 + 1)), Math.floor(Math.random() * (side / 2 + 1)), side / 2);
 const toggle = () => {
@@ -365,9 +376,7 @@ const toggle = () => {
 };
 const oneStep = () => enqueue(async () => {
   state.playing = false;
-  await applyDue();
-  await grower.advance();
-  state.changed = true;
+  await advance();
 });
 
 // Goes on with another backend, from the grid as it is.
@@ -377,11 +386,9 @@ async function use(name) {
   if (!next) return;
   await enqueue(async () => {
     const old = grower, fresh = new Grower(next, kernel);
-    if (old) {
-      Object.assign(fresh, { time: old.time, side: old.side, keys: old.keys });
-      next.write(await old.backend.read(), old.side);
-      old.backend.close();
-    }
+    Object.assign(fresh, { time: old.time, side: old.side, keys: old.keys });
+    next.write(await old.backend.read(), old.side);
+    old.backend.close();
     grower = fresh;
     state.changed = true;
   });
@@ -495,7 +502,6 @@ async function main() {
   connect();
   if (!follow(location.hash)) showSample(model.seed, 0);
   newPlane();
-  drawMap();
   $('app').hidden = false;
   loop().catch(error => problem(`The page stopped: ${error.message}. Reload it, or choose another way to compute.`));
   return found.map(({ kind }) => kind.name);
