@@ -7,7 +7,7 @@ use clap::Parser;
 use cli::{data_folder, fail, succeed, text, vnca};
 use tempfile::TempDir;
 use vnca::cli::Cli;
-use vnca::cli::pretrained::{folder, load, names, table};
+use vnca::cli::pretrained::{folder, load, names};
 use vnca::data::GLYPHS;
 
 #[path = "common/cli.rs"]
@@ -129,22 +129,6 @@ fn options_override_the_card() {
     assert_eq!((&model["update_prob"], &model["precision"]), (&0.5.into(), &"bf16".into()));
     // Without a run, pictures lie in the current folder.
     assert!(place.path().join("figures/sample.png").is_file());
-}
-
-/// Compares the table with that of the page. VNCA_BLESS=1 writes it.
-#[test]
-fn the_book_lists_the_weights() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/data.md");
-    let page = fs::read_to_string(&path).unwrap();
-    let (before, rest) = page.split_once("<!-- pretrained -->\n").expect("the page has the marker");
-    let (listed, after) = rest.split_once("<!-- /pretrained -->").expect("the page has the end marker");
-    let table = table(&folder().unwrap()).unwrap() + "\n";
-    if std::env::var_os("VNCA_BLESS").is_some() {
-        let text = format!("{before}<!-- pretrained -->\n{table}<!-- /pretrained -->{after}");
-        fs::write(&path, text).unwrap();
-    } else {
-        assert_eq!(listed, table, "run the tests with VNCA_BLESS=1 to write the table");
-    }
 }
 
 /// Copies the pretrained weights of a name to a folder.

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use vnca::cli::pretrained;
+
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -95,7 +97,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli::options", &["engine", "model"]),
     ("cli::optimiser", &["nn", "chain"]),
     ("cli::huge_pages", &[]),
-    ("cli::pretrained", &["engine", "nn"]),
+    ("cli::pretrained", &["engine", "nn", "data::known"]),
     ("cli::values", &["engine", "model"]),
 ];
 
@@ -164,20 +166,29 @@ fn only_some_modules_contain_unsafe_code() {
     }
 }
 
-/// Compares the table with that in the README. VNCA_BLESS=1 writes it.
-#[test]
-fn the_readme_lists_the_verbs() {
-    let path = root().join("README.md");
+/// Compares a table with the text between two markers of a page. VNCA_BLESS=1 writes it.
+fn compare_table(page: &str, marker: &str, table: &str) {
+    let path = root().join(page);
     let text = fs::read_to_string(&path).unwrap();
-    let (begin, end) = ("<!-- verbs -->\n", "<!-- /verbs -->");
-    let from = text.find(begin).expect("the README has the marker for the verbs") + begin.len();
-    let to = text.find(end).expect("the README has the end marker");
-    let table = vnca::cli::verbs_table() + "\n";
+    let (begin, end) = (format!("<!-- {marker} -->\n"), format!("<!-- /{marker} -->"));
+    let from = text.find(&begin).expect("the page has the marker") + begin.len();
+    let to = text.find(&end).expect("the page has the end marker");
+    let table = format!("{table}\n");
     if std::env::var_os("VNCA_BLESS").is_some() {
         fs::write(&path, format!("{}{table}{}", &text[..from], &text[to..])).unwrap();
     } else {
         assert_eq!(&text[from..to], table, "run the tests with VNCA_BLESS=1 to write the table");
     }
+}
+
+#[test]
+fn the_readme_lists_the_verbs() {
+    compare_table("README.md", "verbs", &vnca::cli::verbs_table());
+}
+
+#[test]
+fn the_book_lists_the_pretrained_weights() {
+    compare_table("docs/data.md", "pretrained", &pretrained::table(&pretrained::folder().unwrap()).unwrap());
 }
 
 /// Returns the pages of the book as paths in docs/.

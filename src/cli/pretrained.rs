@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::models::Model;
+use crate::data::known::Digest;
 use crate::engine::array::Array;
 use crate::error::{Error, Tag};
 use crate::nn::weights;
@@ -141,8 +141,12 @@ pub fn load(folder: &Path, name: &str) -> Result<(Card, Vec<Array>)> {
     let card = card(folder, name)?;
     let path = folder.join(format!("{name}.safetensors"));
     let check = || -> Result<()> {
-        let sum: String = Sha256::digest(fs::read(&path)?).iter().map(|byte| format!("{byte:02x}")).collect();
-        ensure!(sum == card.sha256, "its sha256 is {sum}, and the card has {}: it is damaged", card.sha256);
+        let found = Digest::from_file(&path)?.sha256;
+        ensure!(
+            found == card.sha256,
+            "its sha256 is {found}, and the card has {}: it is damaged",
+            card.sha256
+        );
         Ok(())
     };
     check().with_context(|| format!("cannot use {}", path.display())).tag(Error::Data)?;

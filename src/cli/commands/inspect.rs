@@ -4,9 +4,8 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{Outcome, Report, Source, Weights};
-use crate::cli::pretrained::{self, Card};
+use crate::cli::pretrained::Card;
 use crate::engine::array::Array;
-use crate::error::{Error, Tag};
 use crate::nn::params::Leaf;
 
 #[derive(Debug, clap::Args)]
@@ -32,13 +31,12 @@ struct Row<'a> {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let Weights { model, arrays, .. } = args.source.load_or_init(args.seed)?;
+    let Weights { model, arrays, card, .. } = args.source.load_or_init(args.seed)?;
     let leaves = model.vae().leaves();
     let rows: Vec<Row<'_>> = leaves.iter().zip(&arrays).map(|(leaf, array)| row(leaf, array)).collect();
     let count = model.vae().parameter_count();
     let mut report = Report { json: json(count, &rows), text: table(count, &rows) };
-    if let Some(name) = &args.source.pretrained {
-        let card = pretrained::card(&pretrained::folder().tag(Error::Data)?, name)?;
+    if let Some(card) = card {
         report.json["card"] = serde_json::to_value(&card)?;
         report.text = format!("{}\n\n{}", describe(&card)?, report.text);
     }

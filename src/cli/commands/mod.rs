@@ -43,7 +43,7 @@ use serde_json::Value;
 use crate::cli::config::TrainConfig;
 use crate::cli::error::Exit;
 use crate::cli::models::{Kind, Model};
-use crate::cli::pretrained;
+use crate::cli::pretrained::{self, Card};
 use crate::engine::array::Array;
 use crate::engine::compile::forms;
 use crate::engine::random::Key;
@@ -211,6 +211,8 @@ pub struct Weights {
     pub arrays: Vec<Array>,
     /// The data set that the weights were trained on, if the source says so.
     pub data: Option<RunData>,
+    /// The card of pretrained weights.
+    pub card: Option<Card>,
 }
 
 impl Source {
@@ -241,7 +243,7 @@ impl Source {
             return self.load();
         }
         let model = self.bare_model()?;
-        Ok(Weights { arrays: init(&model.vae().leaves(), Key::new(seed)), model, data: None })
+        Ok(Weights { arrays: init(&model.vae().leaves(), Key::new(seed)), model, data: None, card: None })
     }
 
     /// Reads the weights.
@@ -255,18 +257,18 @@ impl Source {
             let arrays = weights::from_checkpoint(&path, &config.model.vae().leaves(), arrays)?;
             let data = RunData::new(run, &config, &meta);
             let model = self.computed(config.model)?;
-            return Ok(Weights { model, arrays, data: Some(data) });
+            return Ok(Weights { model, arrays, data: Some(data), card: None });
         }
         if let Some(name) = &self.pretrained {
             let (card, arrays) = pretrained::load(&pretrained::folder().tag(Error::Data)?, name)?;
-            let data = RunData::pretrained(name, &card);
-            return Ok(Weights { model: self.computed(card.model)?, arrays, data: Some(data) });
+            let data = Some(RunData::pretrained(name, &card));
+            return Ok(Weights { model: self.computed(card.model)?, arrays, data, card: Some(card) });
         }
         let Some(path) = &self.weights else {
             bail!("--run DIR, --pretrained NAME, or --weights FILE with --model, is needed")
         };
         let model = self.bare_model()?;
-        Ok(Weights { arrays: weights::read(path, &model.vae().leaves())?, model, data: None })
+        Ok(Weights { arrays: weights::read(path, &model.vae().leaves())?, model, data: None, card: None })
     }
 }
 

@@ -88,10 +88,27 @@ struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    /// Returns the sizes and values of a parameter.
-    fn find(&self, name: &str) -> Option<(&[usize], Vec<f32>)> {
-        let at = self.leaves.iter().position(|leaf| leaf.name == name)?;
-        Some((&self.leaves[at].shape, self.arrays[at].to_vec::<f32>()))
+    fn index(&self, name: &str) -> Option<usize> {
+        self.leaves.iter().position(|leaf| leaf.name == name)
+    }
+
+    /// Returns the sizes of a layer's weight.
+    fn weight_shape(&self, layer: &str) -> Option<&[usize]> {
+        Some(&self.leaves[self.index(&format!("{layer}.weight"))?].shape)
+    }
+
+    /// Returns the values of a layer's weight and bias.
+    fn values(&self, layer: &str) -> Option<[Vec<f32>; 2]> {
+        let values = |part: &str| Some(self.arrays[self.index(&format!("{layer}.{part}"))?].to_vec::<f32>());
+        Some([values("weight")?, values("bias")?])
+    }
+
+    /// Returns the output channels of a 5x5 convolution. `None`: there is no such layer with these input channels.
+    fn conv5_outputs(&self, layer: &str, channels: usize) -> Option<usize> {
+        match *self.weight_shape(layer)? {
+            [outputs, inputs, 5, 5] if inputs == channels => Some(outputs),
+            _ => None,
+        }
     }
 
     /// Packs a layer whose weight has the sizes (out, inputs, kernel, kernel). Returns the indices of weight and bias.
@@ -120,9 +137,10 @@ impl Packer<'_> {
     fn cell(&mut self, grow: &Grow) -> Option<Vec<Layer<usize>>> {
         let mut layers = Vec::new();
         for layer in grow.cell.layers()? {
-            let (shape, weight) = self.find(&format!("{SCOPE}.{}.weight", layer.name))?;
+            let name = format!("{SCOPE}.{}", layer.name);
+            let shape = self.weight_shape(&name)?;
             let (outputs, inputs, kernel) = (shape[0], shape[1], shape[2]);
-            let (_, bias) = self.find(&format!("{SCOPE}.{}.bias", layer.name))?;
+            let [weight, bias] = self.values(&name)?;
             let input = padded(inputs);
             let (weight, bias) = self.pack(&weight, &bias, [inputs, input], kernel);
             layers.push(Layer {
@@ -145,8 +163,7 @@ impl Packer<'_> {
 
     /// Packs a layer of a network for images. `name` is that of the layer; its weight has `inputs` input channels.
     fn image_layer(&mut self, name: &str, inputs: usize, step: Step) -> Option<Layer<[usize; 3]>> {
-        let (_, mut weight) = self.find(&format!("{name}.weight"))?;
-        let (_, mut bias) = self.find(&format!("{name}.bias"))?;
+        let [mut weight, mut bias] = self.values(name)?;
         if let Some(pixels) = step.regroup {
             weight = regrouped(&weight, bias.len(), pixels);
             bias = regrouped(&bias, bias.len(), pixels);
@@ -177,10 +194,7 @@ impl Packer<'_> {
         for i in 0..5 {
             let stride = if i == 0 { 1 } else { 2 };
             let name = format!("encoder.conv{i}");
-            let outputs = match *self.find(&format!("{name}.weight"))?.0 {
-                [outputs, inputs, 5, 5] if inputs == channels[0] => outputs,
-                _ => return None,
-            };
+            let outputs = self.conv5_outputs(&name, channels[0])?;
             let next = side / stride;
             let step = Step {
                 input: (side, side, channels[1]),
@@ -206,8 +220,7 @@ impl Packer<'_> {
             elu: false,
             regroup: None,
         };
-        let (shape, _) = self.find("encoder.linear.weight")?;
-        if shape[1] != side * side * channels[0] {
+        if self.weight_shape("encoder.linear")?[1] != side * side * channels[0] {
             return None;
         }
         layers.push(self.image_layer("encoder.linear", channels[0], step)?);
@@ -232,10 +245,7 @@ impl Packer<'_> {
             let doubles = i < 4;
             let next = if doubles { 2 * side } else { side - 4 };
             let name = format!("decoder.conv{i}");
-            let outputs = match *self.find(&format!("{name}.weight"))?.0 {
-                [outputs, inputs, 5, 5] if inputs == channels => outputs,
-                _ => return None,
-            };
+            let outputs = self.conv5_outputs(&name, channels)?;
             let step = Step {
                 input: (side, side, channels),
                 output: (next, next),
