@@ -6,7 +6,7 @@ mod cli;
 use std::path::Path;
 
 use serde_json::Value;
-use vnca::data::{Grey, PIXELS, Split};
+use vnca::data::{ImageShape, PIXELS, Split, Values};
 use vnca::engine::random::Key;
 use vnca::engine::runtime::{Cache, Device, Mesh};
 use vnca::study::analysis::originals::likeliest;
@@ -61,11 +61,18 @@ fn labels_indices_and_margins_are_written_for_images_drawn_from_known_originals(
 }
 
 fn split(pixels: Vec<u8>) -> Split {
-    Split { name: "images".into(), pixels, labels: None, sources: vec![] }
+    Split {
+        name: "images".into(),
+        shape: ImageShape::MNIST,
+        values: Values::Bits,
+        pixels,
+        labels: None,
+        sources: vec![],
+    }
 }
 
-fn originals(pixels: Vec<u8>) -> Grey {
-    Grey { name: "originals".into(), pixels, labels: None, sources: vec![] }
+fn originals(pixels: Vec<u8>) -> Split {
+    Split { name: "originals".into(), values: Values::Levels, ..split(pixels) }
 }
 
 #[test]

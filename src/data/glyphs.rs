@@ -8,7 +8,7 @@
 //! All numbers come from `Key`s and from additions, multiplications, divisions and square roots in f32, which IEEE 754 defines
 //! to the last bit. The set is therefore the same on every platform. A test compares its checksum.
 
-use super::{GLYPHS, IMAGE_SIDE, PIXELS, Part, Split};
+use super::{GLYPHS, IMAGE_SIDE, ImageShape, PIXELS, Part, Split, Values};
 use crate::engine::random::host::{Key, unit};
 
 /// Number of embedded training digits.
@@ -95,7 +95,14 @@ const FORMS: [&[Form]; 10] = [
 /// Returns the images of a part with labels, in random order, with equally many of each digit.
 pub fn split(part: Part) -> Split {
     let (pixels, labels) = first(part, usize::MAX);
-    Split { name: format!("{GLYPHS} {}", part.name()), pixels, labels: Some(labels), sources: Vec::new() }
+    Split {
+        name: format!("{GLYPHS} {}", part.name()),
+        shape: ImageShape::MNIST,
+        values: Values::Bits,
+        pixels,
+        labels: Some(labels),
+        sources: Vec::new(),
+    }
 }
 
 /// Returns the first `n` images of a part, or all if it has fewer, and their labels.

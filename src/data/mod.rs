@@ -5,7 +5,7 @@
 //! Memory grows with the data read, never with a header's claim.
 //!
 //! A folder may contain several kinds of binary images. The first kind found is used: `binarized_mnist_{train,valid,test}.amat`
-//! (the training set is train, followed by valid if present), IDX images like MNIST's (binarized here, see [`Grey::binarize`]),
+//! (the training set is train, followed by valid if present), IDX images like MNIST's (binarized here, see [`Split::binarized`]),
 //! or `{train,test}.npy`. Kinds are never mixed, and labels must be of the same kind as the images. Malformed labels are
 //! ignored with a warning, because few uses of the images need them.
 //!
@@ -32,9 +32,11 @@ pub mod labels;
 pub mod npy;
 pub mod npz;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 use crate::engine::array::Array;
 use crate::engine::random::host::{Key, unit};
@@ -50,6 +52,56 @@ pub const PIXELS: usize = IMAGE_SIDE * IMAGE_SIDE;
 pub const PADDED: usize = 32;
 /// The name of the embedded digits.
 pub const GLYPHS: &str = "glyphs";
+
+/// Height, width and channels of a data set's images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImageShape {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+    /// Values of a pixel: 1 grey; 3 red, green, blue; 4 red, green and blue, each multiplied by the opacity, and the opacity.
+    pub channels: usize,
+}
+
+impl ImageShape {
+    /// The images of MNIST.
+    pub const MNIST: ImageShape = ImageShape { height: IMAGE_SIDE, width: IMAGE_SIDE, channels: 1 };
+
+    /// Returns the number of values of an image.
+    pub fn values(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    /// Returns the dimensions of an image's array: (h, w) of grey images, (h, w, channels) of others.
+    pub fn dims(&self) -> Vec<usize> {
+        match self.channels {
+            1 => vec![self.height, self.width],
+            channels => vec![self.height, self.width, channels],
+        }
+    }
+}
+
+impl fmt::Display for ImageShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.channels {
+            1 => "grey",
+            3 => "RGB",
+            _ => "RGBA",
+        };
+        write!(f, "{} x {} {kind}", self.height, self.width)
+    }
+}
+
+/// What the bytes of a data set's pixels mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Values {
+    /// 0 and 1.
+    Bits,
+    /// 0 to 255.
+    Levels,
+}
 
 /// The two parts of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,23 +122,32 @@ impl Part {
     }
 }
 
-/// Binary images.
+/// Images of one size.
 #[derive(Clone, Debug)]
 pub struct Split {
     /// Description of the images for people, such as `binarized_mnist_test` or `glyphs train`.
     pub name: String,
-    /// `n * 784` bytes, each 0 or 1: image after image, row after row.
+    /// The images' size.
+    pub shape: ImageShape,
+    /// What the pixels' bytes mean.
+    pub values: Values,
+    /// Image after image, row after row, pixel after pixel, each with its channels.
     pub pixels: Vec<u8>,
-    /// A label from 0 to 9 for each image.
+    /// A label for each image.
     pub labels: Option<Vec<u8>>,
     /// The files that the images and labels come from.
     pub sources: Vec<PathBuf>,
 }
 
 impl Split {
-    /// Returns the pixels as an array of u8, (images, 28, 28).
+    /// Returns grey images of 28 x 28.
+    fn levels(name: String, pixels: Vec<u8>, labels: Option<Vec<u8>>, sources: Vec<PathBuf>) -> Split {
+        Split { name, shape: ImageShape::MNIST, values: Values::Levels, pixels, labels, sources }
+    }
+
+    /// Returns the pixels as an array of u8: (images, h, w) of grey images, (images, h, w, channels) of others.
     pub fn to_array(&self) -> Array {
-        Array::new(&[self.len(), IMAGE_SIDE, IMAGE_SIDE], &self.pixels)
+        Array::new(&[&[self.len()], self.shape.dims().as_slice()].concat(), &self.pixels)
     }
 
     /// Returns at most `n` images, evenly spaced. In a set sorted by class, the first images would all be of one class.
@@ -107,6 +168,8 @@ impl Split {
     pub fn chosen(&self, indices: &[usize]) -> Split {
         Split {
             name: self.name.clone(),
+            shape: self.shape,
+            values: self.values,
             pixels: indices.iter().flat_map(|i| self.image(*i)).copied().collect(),
             labels: self.labels.as_ref().map(|labels| indices.iter().map(|i| labels[*i]).collect()),
             sources: self.sources.clone(),
@@ -115,19 +178,23 @@ impl Split {
 
     /// Returns the images with rows and columns exchanged. EMNIST's files store transposed images.
     pub fn transposed(mut self) -> Split {
-        for image in self.pixels.chunks_exact_mut(PIXELS) {
-            for row in 0..IMAGE_SIDE {
-                for column in 0..row {
-                    image.swap(row * IMAGE_SIDE + column, column * IMAGE_SIDE + row);
+        let ImageShape { height, width, channels } = self.shape;
+        let mut pixels = Vec::with_capacity(self.pixels.len());
+        for image in self.pixels.chunks_exact(self.shape.values().max(1)) {
+            for column in 0..width {
+                for row in 0..height {
+                    pixels.extend_from_slice(&image[(row * width + column) * channels..][..channels]);
                 }
             }
         }
+        self.pixels = pixels;
+        self.shape = ImageShape { height: width, width: height, channels };
         self
     }
 
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.pixels.len() / PIXELS
+        self.pixels.len() / self.shape.values().max(1)
     }
 
     /// Reports whether there are no images.
@@ -135,74 +202,47 @@ impl Split {
         self.pixels.is_empty()
     }
 
-    /// The 784 pixels of image `i`.
+    /// The values of image `i`.
     ///
     /// # Panics
     /// When there is no image `i`.
     pub fn image(&self, i: usize) -> &[u8] {
-        &self.pixels[i * PIXELS..][..PIXELS]
+        let values = self.shape.values();
+        &self.pixels[i * values..][..values]
     }
 
-    /// Returns the share of pixels that are 1; 0 if there are no images.
+    /// Returns the mean value from 0 to 1; 0 if there are no images.
     pub fn mean(&self) -> f64 {
-        mean(&self.pixels)
-    }
-}
-
-/// Grey images.
-#[derive(Clone, Debug)]
-pub struct Grey {
-    /// Description of the images for people.
-    pub name: String,
-    /// `n * 784` bytes from 0 (background) to 255: image after image, row after row.
-    pub pixels: Vec<u8>,
-    /// A label from 0 to 9 for each image.
-    pub labels: Option<Vec<u8>>,
-    /// The files that the images and labels come from.
-    pub sources: Vec<PathBuf>,
-}
-
-impl Grey {
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.pixels.len() / PIXELS
-    }
-
-    /// Reports whether there are no images.
-    pub fn is_empty(&self) -> bool {
-        self.pixels.is_empty()
-    }
-
-    /// The 784 pixels of image `i`.
-    ///
-    /// # Panics
-    /// When there is no image `i`.
-    pub fn image(&self, i: usize) -> &[u8] {
-        &self.pixels[i * PIXELS..][..PIXELS]
-    }
-
-    /// Returns the static binarization: each pixel is 1 with probability grey / 255. The draw uses `key(42)` and has the shape
-    /// (n, 1, 32, 32), in which the images have a border of two zeros.
-    ///
-    /// If no pixel is above 1, the images are already binary and stay unchanged. If all pixels are 0 or 255, 255 becomes 1.
-    pub fn binarize(self) -> Split {
-        let mut pixels = self.pixels;
-        if pixels.iter().any(|&p| p > 1) {
-            binarize(&mut pixels);
+        match self.values {
+            Values::Bits => mean(&self.pixels),
+            Values::Levels => mean(&self.pixels) / 255.0,
         }
-        Split { name: self.name, pixels, labels: self.labels, sources: self.sources }
+    }
+
+    /// Returns the static binarization: each value is 1 with probability level / 255. The draw uses `key(42)`. For images of 28 x
+    /// 28 it has the shape (n, 1, 32, 32), in which the images have a border of two zeros; for others, that of the images.
+    ///
+    /// Bits stay unchanged. If no value is above 1, the levels are bits already. If all values are 0 or 255, 255 becomes 1.
+    pub fn binarized(mut self) -> Split {
+        if self.values == Values::Levels && self.pixels.iter().any(|&p| p > 1) {
+            binarize(&mut self.pixels, self.shape);
+        }
+        self.values = Values::Bits;
+        self
     }
 }
 
-fn binarize(pixels: &mut [u8]) {
+fn binarize(pixels: &mut [u8], shape: ImageShape) {
     let key = Key::new(42);
-    let border = (PADDED - IMAGE_SIDE) / 2;
-    let mut bits = [0; IMAGE_SIDE * PADDED];
-    for (i, image) in pixels.chunks_exact_mut(PIXELS).enumerate() {
+    let border = if shape == ImageShape::MNIST { (PADDED - IMAGE_SIDE) / 2 } else { 0 };
+    let row_values = shape.width * shape.channels;
+    let (drawn_row, drawn_rows) = (row_values + 2 * border, shape.height + 2 * border);
+    let mut bits = vec![0; shape.height * drawn_row];
+    for (i, image) in pixels.chunks_exact_mut(shape.values()).enumerate() {
         // Draw from the first pixel inside the border to the last one.
-        let start = i * PADDED * PADDED + border * PADDED + border;
+        let start = i * drawn_rows * drawn_row + border * drawn_row + border;
         key.bits32_from(start as u64, &mut bits);
-        for (row, bits) in image.chunks_exact_mut(IMAGE_SIDE).zip(bits.chunks_exact(PADDED)) {
+        for (row, bits) in image.chunks_exact_mut(row_values).zip(bits.chunks_exact(drawn_row)) {
             for (pixel, &bits) in row.iter_mut().zip(bits) {
                 *pixel = u8::from(unit(bits) < f32::from(*pixel) / 255.0);
             }
@@ -268,7 +308,7 @@ fn read_dataset(spec: &str) -> Result<Dataset> {
         Origin::File(path) => (Some(read_binary(path)?), None),
         Origin::Archive(archive) => {
             let test = if archive.has_parts() { archive.grey(Part::Test)? } else { None };
-            (archive.grey(Part::Train)?.map(Grey::binarize), test.map(Grey::binarize))
+            (archive.grey(Part::Train)?.map(Split::binarized), test.map(Split::binarized))
         }
         Origin::Folder(folder) => (folder.binary(Part::Train)?, folder.binary(Part::Test)?),
     };
@@ -294,7 +334,7 @@ fn read_split(spec: &str, part: Part) -> Result<Split> {
         Origin::Glyphs => Ok(glyphs::split(part)),
         Origin::File(path) => read_binary(&path),
         Origin::Archive(archive) => {
-            archive.grey(part)?.map(Grey::binarize).ok_or_else(|| archive.missing(part))
+            archive.grey(part)?.map(Split::binarized).ok_or_else(|| archive.missing(part))
         }
         Origin::Folder(folder) => folder.binary(part)?.ok_or_else(|| folder.missing(part)),
     }
@@ -305,11 +345,11 @@ fn read_split(spec: &str, part: Part) -> Result<Split> {
 ///
 /// # Errors
 /// The errors of `load_split`, and for the embedded digits, which have no grey images.
-pub fn load_grey(spec: &str, part: Part) -> Result<Grey> {
+pub fn load_grey(spec: &str, part: Part) -> Result<Split> {
     read_grey(spec, part).tag(Error::Data)
 }
 
-fn read_grey(spec: &str, part: Part) -> Result<Grey> {
+fn read_grey(spec: &str, part: Part) -> Result<Split> {
     match Origin::find(spec)? {
         Origin::Glyphs => bail!("{GLYPHS}: the embedded digits are binary and have no grey images"),
         Origin::File(path) => read_file(&path),
@@ -354,11 +394,11 @@ fn find_file(path: &Path) -> Result<Origin> {
 
 /// Reads one file of images of any known kind and binarizes them.
 fn read_binary(path: &Path) -> Result<Split> {
-    Ok(read_file(path)?.binarize())
+    Ok(read_file(path)?.binarized())
 }
 
 /// Reads one file of images of any known kind. Images that are binary in the file get pixels 0 and 1.
-fn read_file(path: &Path) -> Result<Grey> {
+fn read_file(path: &Path) -> Result<Split> {
     let input = Input::open(path)?;
     let name = file_name(path);
     let sources = vec![path.to_owned()];
@@ -381,7 +421,7 @@ fn read_file(path: &Path) -> Result<Grey> {
             head.escape_ascii()
         )));
     };
-    Ok(Grey { name, pixels, labels, sources })
+    Ok(Split::levels(name, pixels, labels, sources))
 }
 
 /// Checks that all labels are from 0 to 9.
@@ -490,7 +530,7 @@ impl Folder {
     fn binary(&self, part: Part) -> Result<Option<Split>> {
         match self.kind() {
             Some(Kind::Amat) => self.amat(part),
-            Some(Kind::Idx) => Ok(self.grey(part)?.map(Grey::binarize)),
+            Some(Kind::Idx) => Ok(self.grey(part)?.map(Split::binarized)),
             Some(Kind::Npy) => self.npy(part),
             None => Ok(None),
         }
@@ -499,7 +539,7 @@ impl Folder {
     fn amat(&self, part: Part) -> Result<Option<Split>> {
         let Some(path) = self.file(&amat_name(part.name())) else { return Ok(None) };
         let mut name = format!("binarized_mnist_{}", part.name());
-        let Grey { mut pixels, mut labels, mut sources, .. } = read_file(&path)?;
+        let Split { mut pixels, mut labels, mut sources, .. } = read_file(&path)?;
         if part == Part::Train
             && let Some(path) = self.file(&amat_name("valid"))
         {
@@ -509,10 +549,10 @@ impl Folder {
             labels = labels.zip(valid.labels).map(|(labels, more)| [labels, more].concat());
             sources.push(path);
         }
-        Ok(Some(Grey { name, pixels, labels, sources }.binarize()))
+        Ok(Some(Split::levels(name, pixels, labels, sources).binarized()))
     }
 
-    fn grey(&self, part: Part) -> Result<Option<Grey>> {
+    fn grey(&self, part: Part) -> Result<Option<Split>> {
         let Some(path) = self.idx_file(part, "images-idx3") else { return Ok(None) };
         let pixels = idx::read_images(Input::open(&path)?)?;
         let name = file_name(&path);
@@ -521,7 +561,7 @@ impl Folder {
             Some(path) => with_labels(path, idx::read_labels, &pixels, &mut sources),
             None => None,
         };
-        Ok(Some(Grey { name, pixels, labels, sources }))
+        Ok(Some(Split::levels(name, pixels, labels, sources)))
     }
 
     fn npy(&self, part: Part) -> Result<Option<Split>> {
@@ -533,7 +573,7 @@ impl Folder {
             Some(path) => with_labels(path, npy::read_labels, &pixels, &mut sources),
             None => None,
         };
-        Ok(Some(Split { name, pixels, labels, sources }))
+        Ok(Some(Split { values: Values::Bits, ..Split::levels(name, pixels, labels, sources) }))
     }
 
     /// Returns the error that the folder lacks the binary images of a part.
@@ -602,8 +642,8 @@ mod tests {
     #[test]
     fn binarization_draws_over_the_padded_array() {
         let pixels: Vec<u8> = (0..3 * PIXELS).map(|i| (i * 31 % 256) as u8).collect();
-        let grey = Grey { name: "ramp".into(), pixels: pixels.clone(), labels: None, sources: vec![] };
-        let binary = grey.binarize();
+        let grey = Split::levels("ramp".into(), pixels.clone(), None, vec![]);
+        let binary = grey.binarized();
         // Follows the definition literally: pad, draw all pixels, crop.
         let border = (PADDED - IMAGE_SIDE) / 2;
         let place = |i: usize| {
@@ -623,14 +663,14 @@ mod tests {
     #[test]
     fn binary_images_stay_unchanged() {
         let pixels: Vec<u8> = (0..PIXELS).map(|i| (i % 2) as u8).collect();
-        let grey = Grey { name: String::new(), pixels: pixels.clone(), labels: None, sources: vec![] };
-        assert_eq!(grey.binarize().pixels, pixels);
+        let grey = Split::levels(String::new(), pixels.clone(), None, vec![]);
+        assert_eq!(grey.binarized().pixels, pixels);
     }
 
     #[test]
     fn a_transposed_image_has_its_rows_as_columns() {
         let pixels: Vec<u8> = (0..2 * PIXELS).map(|i| u8::from(i % 5 == 0)).collect();
-        let split = Split { name: String::new(), pixels, labels: None, sources: vec![] };
+        let split = Split::levels(String::new(), pixels, None, vec![]);
         let turned = split.clone().transposed();
         let [image, other] = [split.image(1), turned.image(1)];
         for (row, column) in [(0, 0), (3, 20), (20, 3), (27, 0)] {

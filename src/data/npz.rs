@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::input::Input;
-use super::{Grey, Part, file_name, labels_beside, npy};
+use super::{Part, Split, file_name, labels_beside, npy};
 
 /// The first bytes of a zip archive, which an `.npz` file is.
 pub const MAGIC: &[u8] = b"PK\x03\x04";
@@ -45,7 +45,7 @@ impl Archive {
     ///
     /// # Errors
     /// When the arrays are not images. The message names the file and the array.
-    pub fn grey(&self, part: Part) -> Result<Option<Grey>> {
+    pub fn grey(&self, part: Part) -> Result<Option<Split>> {
         let (images, labels) = match &self.names[..] {
             [only] => (Some(only.clone()), None),
             _ => (self.find(image_names(part)), self.find(label_names(part))),
@@ -56,7 +56,7 @@ impl Archive {
         let labels = labels.and_then(|labels| {
             labels_beside(self.read(&labels, npy::read_labels), &pixels, &self.place(&labels))
         });
-        Ok(Some(Grey { name, pixels, labels, sources: vec![self.path.clone()] }))
+        Ok(Some(Split::levels(name, pixels, labels, vec![self.path.clone()])))
     }
 
     /// Returns the error that the file lacks the images of a part.

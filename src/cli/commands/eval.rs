@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use super::run_data::ImageSource;
 use super::{DeviceOptions, Outcome, Source, Weights, bar, print};
 use crate::cli::models::{Kind, Model};
-use crate::data::{self, Part as DataPart, Split};
+use crate::data::{Part as DataPart, Split};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
 use crate::study::eval::Evaluator;
@@ -144,7 +144,8 @@ fn summary(part: &Part) -> Result<Summary> {
 fn images(args: &Options, source: ImageSource<'_>, part: DataPart) -> Result<(Split, Option<Split>)> {
     let split = source.split(part)?;
     let count = args.limit.unwrap_or(usize::MAX).min(split.len());
-    let first = Split { pixels: split.pixels[..count * data::PIXELS].to_vec(), labels: None, ..split };
+    let first =
+        Split { pixels: split.pixels[..count * split.shape.values()].to_vec(), labels: None, ..split };
     if !args.gap {
         return Ok((first, None));
     }

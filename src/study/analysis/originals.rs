@@ -9,7 +9,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::data::{Grey, PIXELS, Split};
+use crate::data::{PIXELS, Split};
 use crate::engine::array::Array;
 use crate::engine::compile::compile;
 use crate::engine::ir::ops::linalg::Dot;
@@ -40,7 +40,7 @@ pub struct Matches {
 pub fn likeliest(
     mesh: &Mesh,
     images: &Split,
-    originals: &Grey,
+    originals: &Split,
     mut done: impl FnMut(usize),
 ) -> Result<Matches> {
     ensure!(!originals.is_empty(), "{}: there are no original images", originals.name);
@@ -110,7 +110,7 @@ struct Searcher<'a> {
 }
 
 impl Searcher<'_> {
-    fn new<'a>(mesh: &'a Mesh, images: usize, originals: &Grey) -> Result<Searcher<'a>> {
+    fn new<'a>(mesh: &'a Mesh, images: usize, originals: &Split) -> Result<Searcher<'a>> {
         let count = originals.len();
         let rows = count.min(BLOCK);
         let logarithms = compile(mesh, &logarithms(rows)?)?;
