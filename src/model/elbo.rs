@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use super::decoder::GrowOptions;
 use super::grow::{Damage, Growth};
-use super::likelihood::log_prob;
 use super::objective::{kl_to_standard_normal, noise, sample};
 use super::vae::Vae;
 use crate::engine::ir::{RepeatOptions, Sym};
@@ -54,7 +53,7 @@ pub struct Latents<'g> {
 }
 
 impl<'g> Latents<'g> {
-    /// Encodes images (n, 32, 32, 1) and samples latents with the noise `eps` (n, M, Z).
+    /// Encodes images (n, rows, columns, channels) and samples latents with the noise `eps` (n, M, Z).
     pub fn from_images(model: &Vae, params: &Params<'g>, images: Sym<'g>, eps: Sym<'g>) -> Latents<'g> {
         let (mean, logvar) = model.encode(params, images);
         let d = mean.dims();
@@ -83,7 +82,7 @@ impl Loss {
         -bound.mean(&[0])
     }
 
-    /// Returns the loss of images (n, 32, 32, 1). The batch's key is split into one key per image, which draws the image's M
+    /// Returns the loss of images (n, rows, columns, channels) with their margin. The batch's key is split into one key per image, which draws the image's M
     /// latents at once.
     pub fn from_images<'g>(
         &self,
@@ -102,7 +101,7 @@ impl Loss {
         let d = images.dims();
         let tiled = images.broadcast_in_dim(&[n, m, d[1], d[2], d[3]], &[0, 2, 3, 4]);
         let tiled = tiled.reshape(&[n * m, d[1], d[2], d[3]]);
-        self.from_latents(&latents, log_prob(model.likelihood.as_ref(), tiled, outputs).reshape(&[n, m]))
+        self.from_latents(&latents, model.log_prob(tiled, outputs).reshape(&[n, m]))
     }
 }
 
@@ -150,7 +149,7 @@ impl Task for Elbo {
     }
 
     fn example(&self) -> Option<(&'static str, Shape)> {
-        Some(("images", Shape::new(DType::U8, &[28, 28])))
+        Some(("images", Shape::new(DType::U8, &self.model.frame.pixel_dims())))
     }
 
     fn check(&self, _sizes: &Sizes) -> Result<()> {

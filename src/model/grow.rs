@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::GRID_SIDE;
 use super::cell::Cell;
-use super::decoder::{Decoder, GrowOptions};
-use super::likelihood::Outputs;
+use super::decoder::{Canvas, Decoder, GrowOptions};
+use super::frame::Frame;
 use crate::engine::ir::ops::layout::Padding;
 use crate::engine::ir::{Loop, RepeatOptions, Sym};
 use crate::engine::random::graph::{bernoulli, randint, split, split_each};
@@ -29,7 +28,7 @@ pub enum Growth {
     Steps(usize),
     /// Repeated doublings, in which every cell becomes four cells. Steps follow each doubling.
     Doublings {
-        /// Number of doublings. The first grid is 32 / 2^doublings cells wide.
+        /// Number of doublings. The first grid has 1 / 2^doublings of the rows and columns.
         doublings: usize,
         /// Number of steps after each doubling.
         steps: usize,
@@ -43,12 +42,12 @@ pub struct Grow {
     pub cell: Arc<dyn Cell>,
     /// How the grid reaches its full size.
     pub growth: Growth,
-    /// Side of the square in the middle of the first grid whose cells start as the latent; the cells around it start as zeros. At
-    /// most the side of the grid.
+    /// Side of the square in the middle of the first grid whose cells start as the latent; the cells around it start as zeros.
+    /// `None`: the whole grid.
     ///
     /// If all cells start equal, only the border of the grid lets them differ by position. A smaller square gives a position
     /// relative to it, as in Mordvintsev, Randazzo, Niklasson, Levin, "Growing Neural Cellular Automata" (2020).
-    pub start_side: usize,
+    pub start_side: Option<usize>,
     /// Probability that a cell is updated in a step, drawn for every cell and step.
     pub update_prob: f64,
 }
@@ -71,11 +70,11 @@ pub struct Damage<'g> {
 }
 
 impl<'g> Damage<'g> {
-    /// Returns the grids with a damaged square of half their height and width.
+    /// Returns the grids with a damaged square, whose side is half of the grid's smaller side.
     pub fn apply(&self, cells: Sym<'g>) -> Sym<'g> {
         let d = cells.dims();
         let (hurt, whole) = (cells.slice_axis(0, 0, self.grids), cells.slice_axis(0, self.grids, d[0]));
-        let hurt = damage(hurt, split(self.key, self.grids), d[1] / 2);
+        let hurt = damage(hurt, split(self.key, self.grids), d[1].min(d[2]) / 2);
         Sym::concat(&[hurt, whole], 0)
     }
 
@@ -139,15 +138,20 @@ impl<'g, 'a> Automaton<'g, 'a> {
         self.repeated(grids, Some(count), most)
     }
 
-    /// Returns the grids after `count` steps, at least one, and the first `channels` channels after each step: (count, n, h, w,
-    /// channels).
-    pub fn watched(&self, grids: Grids<'g>, count: usize, channels: usize) -> (Grids<'g>, Sym<'g>) {
+    /// Returns the grids after `count` steps, at least one, and the values that `watch` computes from the cells after each step,
+    /// stacked: (count, ...).
+    pub fn watched(
+        &self,
+        grids: Grids<'g>,
+        count: usize,
+        watch: impl Fn(Sym<'g>) -> Vec<Sym<'g>>,
+    ) -> (Grids<'g>, Vec<Sym<'g>>) {
         let g = grids.cells.graph();
         let last = g.repeat(count, &[grids.cells, grids.keys], |_, carry| {
             let next = self.step(Grids { cells: carry[0], keys: carry[1] });
-            (vec![next.cells, next.keys], vec![first_channels(next.cells, channels)])
+            (vec![next.cells, next.keys], watch(next.cells))
         });
-        (Grids { cells: last[0], keys: last[1] }, last[2])
+        (Grids { cells: last[0], keys: last[1] }, last[2..].to_vec())
     }
 
     fn repeated(&self, grids: Grids<'g>, count: Option<Sym<'g>>, most: usize) -> Grids<'g> {
@@ -167,7 +171,7 @@ impl<'g, 'a> Automaton<'g, 'a> {
 impl Grow {
     /// Returns an automaton that takes `steps` steps from a full grid of latents.
     pub fn new(cell: impl Cell + 'static, steps: usize) -> Grow {
-        Grow { cell: Arc::new(cell), growth: Growth::Steps(steps), start_side: GRID_SIDE, update_prob: 1.0 }
+        Grow { cell: Arc::new(cell), growth: Growth::Steps(steps), start_side: None, update_prob: 1.0 }
     }
 
     /// Returns an automaton whose grid reaches its full size in `doublings` doublings, with `steps` steps after each.
@@ -177,30 +181,33 @@ impl Grow {
 
     /// Makes the automaton start from a square of `side` x `side` cells in the middle of its grid.
     pub fn from_seed(self, side: usize) -> Grow {
-        Grow { start_side: side, ..self }
+        Grow { start_side: Some(side), ..self }
     }
 
-    /// Checks the fields.
+    /// Checks the fields for images of these sizes.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that is out of range.
-    pub fn check(&self) -> Result<()> {
+    pub fn check(&self, frame: &Frame) -> Result<()> {
         let (Growth::Steps(steps) | Growth::Doublings { steps, .. }) = self.growth;
         if let Growth::Doublings { doublings, .. } = self.growth {
-            let most = GRID_SIDE.trailing_zeros() as usize;
+            let [rows, columns] = frame.grid;
+            let most = rows.trailing_zeros().min(columns.trailing_zeros()) as usize;
             valid!(
                 doublings <= most,
                 "doublings",
-                "{doublings}: at most {most}, which turn one cell into the {GRID_SIDE} x {GRID_SIDE} grid"
+                "{doublings}: at most {most} reach the {rows} x {columns} grid from whole cells"
             );
         }
         valid!(steps <= 10_000, "nca_steps", "{steps} is too many: at most 10000");
-        valid!(
-            (1..=GRID_SIDE).contains(&self.start_side),
-            "start_side",
-            "{}: it must be from 1 to {GRID_SIDE}, the side of the grid",
-            self.start_side
-        );
+        if let Some(side) = self.start_side {
+            let most = frame.side();
+            valid!(
+                (1..=most).contains(&side),
+                "start_side",
+                "{side}: it must be from 1 to {most}, the side of the grid"
+            );
+        }
         valid!(
             self.update_prob > 0.0 && self.update_prob <= 1.0,
             "update_prob",
@@ -210,11 +217,11 @@ impl Grow {
         Ok(())
     }
 
-    /// Returns the side of the first grid: 32 / 2^doublings.
-    pub fn first_side(&self) -> usize {
+    /// Returns rows and columns of the first grid: those of the last one, divided by 2^doublings.
+    pub fn first_sides(&self, frame: &Frame) -> [usize; 2] {
         match self.growth {
-            Growth::Steps(_) => GRID_SIDE,
-            Growth::Doublings { doublings, .. } => GRID_SIDE >> doublings,
+            Growth::Steps(_) => frame.grid,
+            Growth::Doublings { doublings, .. } => frame.grid.map(|side| side >> doublings),
         }
     }
 
@@ -233,24 +240,25 @@ impl Grow {
     }
 
     /// Returns the first grids of the growth from latents (n, Z).
-    pub fn start<'g>(&self, z: Sym<'g>) -> Sym<'g> {
-        let (d, grid) = (z.dims(), self.first_side());
-        let square = grid.min(self.start_side);
-        let seed = z.broadcast_in_dim(&[d[0], square, square, d[1]], &[0, 3]);
+    pub fn start<'g>(&self, frame: &Frame, z: Sym<'g>) -> Sym<'g> {
+        let (d, grid) = (z.dims(), self.first_sides(frame));
+        let [rows, columns] = grid.map(|side| self.start_side.map_or(side, |square| square.min(side)));
+        let seed = z.broadcast_in_dim(&[d[0], rows, columns, d[1]], &[0, 3]);
         pad_to_centre(seed, 1, grid, 0.0)
     }
 
-    /// Returns the final grids (n, 32, 32, Z) of the growth from latents (n, Z), with keys (n, 2).
+    /// Returns the final grids (n, rows, columns, Z) of the growth from latents (n, Z), with keys (n, 2).
     pub fn grow<'g>(
         &self,
         params: &Params<'g>,
+        frame: &Frame,
         z: Sym<'g>,
         keys: Sym<'g>,
         options: &GrowOptions<'g>,
     ) -> Sym<'g> {
         let automaton = self.automaton(params).saving(options.memory);
         let phases: Vec<(bool, usize)> = self.phases().collect();
-        let mut grids = Grids { cells: self.start(z), keys };
+        let mut grids = Grids { cells: self.start(frame, z), keys };
         for (i, (doubles, steps)) in phases.iter().enumerate() {
             if *doubles {
                 let doubled = grids.cells.double_grid();
@@ -264,30 +272,32 @@ impl Grow {
         grids.cells
     }
 
-    /// Returns the final grids of the growth and its stages: the outputs (stages, n, 32, 32, channels) after every doubling and
-    /// every step; without doublings, at the start and after every step. A grid smaller than the image is centred in it. Its
-    /// margin is the likelihood's `outside`.
+    /// Returns the final grids of the growth and its stages: what `show` computes from the cells (n, ., ., Z), as (stages, n, rows,
+    /// columns, k), after every doubling and every step; without doublings, at the start and after every step. `show` keeps rows
+    /// and columns. A smaller grid is centred in the last one. Its margin is `outside`.
     pub fn stages<'g>(
         &self,
         params: &Params<'g>,
+        frame: &Frame,
         z: Sym<'g>,
         keys: Sym<'g>,
-        outputs: Outputs,
+        show: impl Fn(Sym<'g>) -> Sym<'g>,
+        outside: f64,
     ) -> (Grids<'g>, Sym<'g>) {
         let automaton = self.automaton(params);
-        let mut grids = Grids { cells: self.start(z), keys };
-        let framed = |shown| pad_to_centre(shown, 2, GRID_SIDE, outputs.outside);
+        let mut grids = Grids { cells: self.start(frame, z), keys };
+        let framed = |shown| pad_to_centre(shown, 2, frame.grid, outside);
         let mut shown = Vec::new();
         for (doubles, steps) in self.phases() {
             if doubles {
                 grids.cells = grids.cells.double_grid();
             }
-            let first = first_channels(grids.cells, outputs.channels);
+            let first = show(grids.cells);
             shown.push(framed(first.reshape(&[&[1], first.dims().as_slice()].concat())));
             if steps > 0 {
-                let (next, stages) = automaton.watched(grids, steps, outputs.channels);
+                let (next, stages) = automaton.watched(grids, steps, |cells| vec![show(cells)]);
                 grids = next;
-                shown.push(framed(stages));
+                shown.push(framed(stages[0]));
             }
         }
         (grids, Sym::concat(&shown, 0))
@@ -295,7 +305,7 @@ impl Grow {
 }
 
 impl Decoder for Grow {
-    fn parameters(&self, latent: usize, _outputs: Outputs) -> Vec<Leaf> {
+    fn parameters(&self, latent: usize, _canvas: &Canvas) -> Vec<Leaf> {
         scoped(SCOPE, &[], self.cell.parameters(latent))
     }
 
@@ -304,10 +314,14 @@ impl Decoder for Grow {
         params: &Params<'g>,
         z: Sym<'g>,
         keys: Sym<'g>,
-        outputs: Outputs,
+        canvas: &Canvas,
         options: &GrowOptions<'g>,
     ) -> Sym<'g> {
-        first_channels(self.grow(params, z, keys, options), outputs.channels)
+        first_channels(self.grow(params, &canvas.frame, z, keys, options), canvas.outputs.channels)
+    }
+
+    fn check(&self, canvas: &Canvas) -> Result<()> {
+        Grow::check(self, &canvas.frame)
     }
 
     fn automaton(&self) -> Option<&Grow> {
@@ -320,16 +334,18 @@ pub fn first_channels(cells: Sym<'_>, channels: usize) -> Sym<'_> {
     cells.slice_axis(3, 0, channels)
 }
 
-/// Pads squares, whose height and width are the dimensions `axis` and `axis + 1`, evenly to the side `side`.
-fn pad_to_centre(squares: Sym<'_>, axis: usize, side: usize, fill: f64) -> Sym<'_> {
-    let around = side - squares.dims()[axis];
-    if around == 0 {
-        return squares;
+/// Pads grids, whose rows and columns are the dimensions `axis` and `axis + 1`, evenly to these numbers.
+fn pad_to_centre(grids: Sym<'_>, axis: usize, [rows, columns]: [usize; 2], fill: f64) -> Sym<'_> {
+    let d = grids.dims();
+    if d[axis..axis + 2] == [rows, columns] {
+        return grids;
     }
-    let low = around / 2;
-    let mut padding = vec![Padding::default(); squares.rank()];
-    padding[axis..axis + 2].fill(Padding::new(low as i64, (around - low) as i64));
-    squares.pad(squares.scalar_like(fill), &padding)
+    let mut padding = vec![Padding::default(); grids.rank()];
+    for (i, side) in [rows, columns].into_iter().enumerate() {
+        let around = side - d[axis + i];
+        padding[axis + i] = Padding::new((around / 2) as i64, (around - around / 2) as i64);
+    }
+    grids.pad(grids.scalar_like(fill), &padding)
 }
 
 /// Returns the number of positions of a square of `side` cells along an axis of `length` cells that damage can draw.
@@ -341,8 +357,15 @@ pub fn damage_corners(side: usize, length: usize) -> usize {
 /// Returns the grids with a square of `side` x `side` cells set to zero in every channel. Each grid's key (n, 2) draws the
 /// corner.
 pub fn damage<'g>(cells: Sym<'g>, keys: Sym<'g>, side: usize) -> Sym<'g> {
-    let places = damage_corners(side, cells.dims()[1]) as i32;
-    let corners = randint(keys, &[2], 0, places);
+    let d = cells.dims();
+    let along = |axis: usize| {
+        let corners = randint(keys, &[2], 0, damage_corners(side, d[1 + axis]) as i32);
+        corners.slice_axis(1, axis, axis + 1)
+    };
+    let corners = match d[1] == d[2] {
+        true => randint(keys, &[2], 0, damage_corners(side, d[1]) as i32),
+        false => Sym::concat(&[along(0), along(1)], 1),
+    };
     damage_at(cells, corners, corners.scalar_like(side as f64))
 }
 

@@ -66,3 +66,27 @@ pub(super) fn log_prob<'g>(likelihood: &dyn Likelihood, images: Sym<'g>, outputs
     }
     result
 }
+/// TEMP
+pub use Bernoulli as DynamicBernoulli;
+/// TEMP
+#[derive(Clone, Copy, Debug)]
+pub struct LogisticMixture {
+    /// t
+    pub components: usize,
+    /// t
+    pub channels: usize,
+}
+impl Likelihood for LogisticMixture {
+    fn outputs(&self) -> Outputs {
+        Outputs { channels: self.components, outside: 0.0 }
+    }
+    fn log_prob<'g>(&self, i: Sym<'g>, o: Sym<'g>) -> Sym<'g> {
+        Bernoulli.log_prob(i, o)
+    }
+    fn mean<'g>(&self, o: Sym<'g>) -> Sym<'g> {
+        o
+    }
+    fn draw<'g>(&self, o: Sym<'g>, k: Sym<'g>) -> Sym<'g> {
+        Bernoulli.draw(o, k)
+    }
+}

@@ -9,6 +9,7 @@ pub mod decoder;
 pub mod elbo;
 pub mod encoder;
 pub mod exchange;
+pub mod frame;
 pub mod grow;
 pub mod likelihood;
 pub mod objective;
@@ -21,12 +22,11 @@ pub use cell::Cell;
 pub use decoder::Decoder;
 pub use elbo::Elbo;
 pub use encoder::Encoder;
+pub use frame::Frame;
 pub use grow::Grow;
-pub use likelihood::{Bernoulli, Likelihood};
+pub use likelihood::{Bernoulli, DynamicBernoulli, Likelihood, LogisticMixture};
 pub use pool::Pooled;
 pub use vae::Vae;
 
-/// Height and width of the images that models take: 28, padded with 2 zeros on every side.
+/// Height and width of the grids of the report's models: images of 28 x 28, padded with 2 zeros on every side.
 pub const GRID_SIDE: usize = 32;
-/// Zeros on every side of a 28 x 28 image.
-pub const MARGIN: usize = 2;

@@ -3,7 +3,6 @@
 //! Sources: Kingma & Welling, "Auto-Encoding Variational Bayes" (2014); Burda, Grosse & Salakhutdinov, "Importance Weighted
 //! Autoencoders" (2016).
 
-use super::likelihood::log_prob;
 use super::vae::Vae;
 use crate::engine::ir::Sym;
 use crate::engine::random::graph as draw;
@@ -38,7 +37,7 @@ pub struct Scores<'g> {
     pub mean: Sym<'g>,
 }
 
-/// Returns the scores of images (n, 32, 32, 1) from `samples` latents each. `keys` (n, 2) has one key per image.
+/// Returns the scores of images (n, rows, columns, channels), with their margin, from `samples` latents each. `keys` (n, 2) has one key per image.
 ///
 /// Each image is encoded once. At most `at_once` samples (or one sample of each image) are drawn and decoded at a time, so that
 /// memory does not grow with the number of samples.
@@ -71,7 +70,7 @@ pub fn scores<'g>(
         let eps = by_sample(draw::normal_from(keys, first * latent as f64, &[group, latent]), latent);
         let z = sample(tiled_mean, tiled_logvar, eps);
         let logits = model.decode(&params, z, by_sample(draw::split_from(stepping, first, group), 2));
-        let log_likelihood = log_prob(model.likelihood.as_ref(), tiled_images, logits);
+        let log_likelihood = model.log_prob(tiled_images, logits);
         // log p(z) − log q(z | x): the normalising constants cancel.
         let log_ratio = (tiled_logvar + eps.square() - z.square()).sum(&[1]) * 0.5;
         (vec![], vec![log_likelihood + log_ratio, log_likelihood])

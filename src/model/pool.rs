@@ -9,17 +9,15 @@ use std::fmt;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::GRID_SIDE;
 use super::elbo::{Elbo, Latents, round_share};
 use super::grow::{Damage, Grids, first_channels};
-use super::likelihood::log_prob;
 use super::pool_host::PoolHost;
 pub use super::pool_host::initial_pool;
 use super::vae::Vae;
 use crate::engine::ir::{Graph, Sym};
 use crate::engine::random::graph::{self as draw, permutation};
 use crate::engine::runtime::Mesh;
-use crate::engine::shape::{DType, Precision, Shape};
+use crate::engine::shape::{Precision, Shape};
 use crate::error::valid;
 use crate::nn::params::Leaf;
 use crate::train::task::{Entry, Feed, Host, Outcome, Sizes, Spread, Step, Task};
@@ -96,7 +94,7 @@ impl PoolSpec {
     }
 }
 
-/// Entries of the pool on one replica: images (rows, 28, 28) of u8 and grids (rows, 32, 32, Z).
+/// Entries of the pool on one replica: images of u8 and grids of cells.
 #[derive(Clone, Copy)]
 pub(super) struct Entries<'g> {
     pub images: Sym<'g>,
@@ -106,7 +104,8 @@ pub(super) struct Entries<'g> {
 impl<'g> Entries<'g> {
     /// Returns the shapes of the images and grids of `rows` entries.
     pub fn shapes(model: &Vae, rows: usize) -> [Shape; 2] {
-        [Shape::new(DType::U8, &[rows, 28, 28]), Shape::f32(&[rows, GRID_SIDE, GRID_SIDE, model.latent])]
+        let [height, width] = model.frame.grid;
+        [model.frame.pixels(rows), Shape::f32(&[rows, height, width, model.latent])]
     }
 
     fn map(self, f: impl Fn(Sym<'g>) -> Sym<'g>) -> Entries<'g> {
@@ -341,7 +340,7 @@ impl Task for Pooled {
         let padded = model.padded(images);
         let eps = draw::normal(noise, &[n, z]).reshape(&[n, 1, z]);
         let latents = Latents::from_images(model, params, padded, eps);
-        let grown = grow.start(latents.z.reshape(&[n, z]).slice_axis(0, 0, half));
+        let grown = grow.start(&model.frame, latents.z.reshape(&[n, z]).slice_axis(0, 0, half));
         let pooled = match round_share(*damage, n * loss.samples) {
             0 => head.grids,
             grids => Damage { grids, key: damage_key }.apply(head.grids),
@@ -357,7 +356,7 @@ impl Task for Pooled {
         let grown = automaton.steps_upto(least, count - spec.steps_min as f64, most);
         let scored = |grids| {
             let outputs = first_channels(grids, model.likelihood.outputs().channels);
-            log_prob(model.likelihood.as_ref(), padded, outputs)
+            model.log_prob(padded, outputs)
         };
         let (grids, log_likelihood) = match spec.recovery_steps {
             0 => (grown.cells, scored(grown.cells)),

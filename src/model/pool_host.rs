@@ -11,7 +11,7 @@ use crate::engine::compile::compile;
 use crate::engine::ir::{Function, Graph};
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Mesh};
-use crate::engine::shape::{DType, Shape};
+use crate::engine::shape::Shape;
 use crate::nn::params::Params;
 use crate::nn::tree::Tree;
 use crate::train::state::{State, words};
@@ -48,10 +48,10 @@ pub fn initial_pool(model: &Vae, share: usize, rows: usize) -> Result<Function> 
     let leaves = model.leaves();
     let g = Graph::new("pool");
     let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
-    let images = g.input("images", &Shape::new(DType::U8, &[share, 28, 28]));
+    let images = g.input("images", &model.frame.pixels(share));
     let eps = g.input("eps", &Shape::f32(&[share, 1, model.latent]));
     let z = Latents::from_images(model, &params, model.padded(images), eps).z.reshape(&[share, model.latent]);
-    let grids = model.automaton()?.start(z).pad_rows(rows);
+    let grids = model.automaton()?.start(&model.frame, z).pad_rows(rows);
     let outputs = PARTS.map(String::from).into_iter().zip([images.pad_rows(rows), grids]);
     g.finish(&outputs.collect::<Vec<_>>(), &[])
 }
@@ -73,7 +73,7 @@ impl PoolHost {
         })
     }
 
-    /// Uploads images (size, 28, 28) and grids (size, 32, 32, Z) to the replicas, in order.
+    /// Uploads images and grids of all entries to the replicas, in order.
     ///
     /// # Errors
     /// When the arrays have other shapes, or a device fails.
@@ -137,8 +137,9 @@ impl Host for PoolHost {
             .map(|part| Array::new(&[share, 1, self.model.latent], part))
             .collect();
         let pixels = run.examples.context("the pool needs training images")?.bytes();
-        let images: Vec<Array> = (pixels.chunks_exact(share * 28 * 28).take(replicas))
-            .map(|part| Array::new(&[share, 28, 28], part))
+        let shape = self.model.frame.pixels(share);
+        let images: Vec<Array> = (pixels.chunks_exact(shape.bytes()).take(replicas))
+            .map(|part| Array::new(&shape.dims, part))
             .collect();
         let mut arguments: Vec<Arg<'_>> = run.state.parameters().into_iter().map(Into::into).collect();
         arguments.extend([run.mesh.shard(&images)?.into(), run.mesh.shard(&latents)?.into()]);

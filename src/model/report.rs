@@ -3,7 +3,7 @@
 //! ```
 //! let model = vnca::model::report::doubling(256, 5, 8);
 //! let grow = model.automaton()?;
-//! assert_eq!(grow.first_side(), 1);
+//! assert_eq!(grow.first_sides(&model.frame), [1, 1]);
 //! assert!(vnca::model::report::baseline(256).automaton().is_err());
 //! # Ok::<(), anyhow::Error>(())
 //! ```

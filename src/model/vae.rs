@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::decoder::{Decoder, GrowOptions};
+use super::decoder::{Canvas, Decoder, GrowOptions};
 use super::encoder::Encoder;
+use super::frame::Frame;
 use super::grow::Grow;
-use super::likelihood::Likelihood;
-use super::{GRID_SIDE, MARGIN};
-use crate::engine::ir::ops::layout::Padding;
+use super::likelihood::{self, Likelihood};
 use crate::engine::ir::{Function, Graph, Sym};
 use crate::engine::shape::{Precision, Shape};
 use crate::error::{Error, valid};
@@ -24,6 +23,8 @@ pub struct Vae {
     pub latent: usize,
     /// Element type of the operands of matmuls and convolutions.
     pub precision: Precision,
+    /// The sizes of the images.
+    pub frame: Frame,
     /// The encoder, q(z | x).
     pub encoder: Arc<dyn Encoder>,
     /// The decoder from latents to the likelihood's outputs.
@@ -33,7 +34,7 @@ pub struct Vae {
 }
 
 impl Vae {
-    /// Combines the parts of a model, with f32 operands.
+    /// Combines the parts of a model of the report's images, with f32 operands.
     pub fn new(
         name: &str,
         latent: usize,
@@ -45,10 +46,21 @@ impl Vae {
             name: name.into(),
             latent,
             precision: Precision::F32,
+            frame: Frame::REPORT,
             encoder: Arc::new(encoder),
             decoder: Arc::new(decoder),
             likelihood: Arc::new(likelihood),
         }
+    }
+
+    /// Sets the sizes of the images.
+    pub fn with_frame(self, frame: Frame) -> Vae {
+        Vae { frame, ..self }
+    }
+
+    /// Returns what the decoder computes.
+    pub fn canvas(&self) -> Canvas {
+        Canvas { frame: self.frame, outputs: self.likelihood.outputs() }
     }
 
     /// Checks the fields.
@@ -58,8 +70,9 @@ impl Vae {
     pub fn check(&self) -> Result<()> {
         let channels = self.likelihood.outputs().channels;
         valid!((1..=65_536).contains(&self.latent), "latent", "{}: it must be from 1 to 65536", self.latent);
-        if let Some(grow) = self.decoder.automaton() {
-            grow.check()?;
+        self.frame.check()?;
+        self.decoder.check(&self.canvas())?;
+        if self.decoder.automaton().is_some() {
             valid!(
                 self.latent >= channels,
                 "latent",
@@ -89,8 +102,8 @@ impl Vae {
 
     /// Returns all parameters in the order of checkpoints: the encoder's, then the decoder's.
     pub fn leaves(&self) -> Vec<Leaf> {
-        let mut leaves = scoped("encoder", &[0], self.encoder.parameters(self.latent));
-        let decoder = self.decoder.parameters(self.latent, self.likelihood.outputs());
+        let mut leaves = scoped("encoder", &[0], self.encoder.parameters(&self.frame, self.latent));
+        let decoder = self.decoder.parameters(self.latent, &self.canvas());
         leaves.extend(
             decoder.into_iter().map(|leaf| Leaf { path: [&[1], leaf.path.as_slice()].concat(), ..leaf }),
         );
@@ -104,7 +117,7 @@ impl Vae {
 
     /// Returns the parameters in the form that decodes this number of latents fastest, over all calls of [`Vae::decode`].
     pub fn prepared<'g>(&self, params: &Params<'g>, latents: usize) -> Params<'g> {
-        self.decoder.prepared(params, latents)
+        self.decoder.prepared(params, &self.canvas(), latents)
     }
 
     /// Builds a computation whose first inputs are the parameters. `build` declares the other inputs and returns the outputs by
@@ -123,13 +136,14 @@ impl Vae {
         g.finish(&build(&g, &params), &[])
     }
 
-    /// Returns mean and log-variance of q(z | x), (n, Z) each, for images (n, 32, 32, 1).
+    /// Returns mean and log-variance of q(z | x), (n, Z) each, for images (n, rows, columns, channels) with
+    /// their margin.
     pub fn encode<'g>(&self, params: &Params<'g>, images: Sym<'g>) -> (Sym<'g>, Sym<'g>) {
         self.encoder.encode(&params.scope("encoder"), images)
     }
 
-    /// Decodes latents (n, Z) to the likelihood's outputs (n, 32, 32, channels), as in evaluation. Random draws while decoding
-    /// use the keys (n, 2).
+    /// Decodes latents (n, Z) to the likelihood's outputs (n, rows, columns, channels) of the whole grid, as in evaluation. Random
+    /// draws while decoding use the keys (n, 2).
     pub fn decode<'g>(&self, params: &Params<'g>, z: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
         self.decode_with(params, z, keys, &GrowOptions::default())
     }
@@ -142,7 +156,7 @@ impl Vae {
         keys: Sym<'g>,
         options: &GrowOptions<'g>,
     ) -> Sym<'g> {
-        self.decoder.decode(params, z, keys, self.likelihood.outputs(), options)
+        self.decoder.decode(params, z, keys, &self.canvas(), options)
     }
 
     /// Declares the inputs `latents` (n, Z) and `keys` (n, 2). Returns [`Vae::decode`] as the output `logits`.
@@ -152,12 +166,20 @@ impl Vae {
         vec![("logits".into(), self.decode(params, latents, keys))]
     }
 
-    /// Converts u8 pixels (n, 28, 28) to padded images (n, 32, 32, 1) of the values that the likelihood observes.
+    /// Converts u8 pixels (n, h, w) or (n, h, w, channels) to images (n, rows, columns, channels) with their margin, of the values
+    /// that the likelihood observes.
     pub fn padded<'g>(&self, pixels: Sym<'g>) -> Sym<'g> {
-        let observed = self.likelihood.observe(pixels);
-        let margin = Padding::new(MARGIN as i64, MARGIN as i64);
-        let images = observed.pad(observed.scalar_like(0.0), &[Padding::default(), margin, margin]);
-        let n = images.dims()[0];
-        images.reshape(&[n, GRID_SIDE, GRID_SIDE, 1])
+        self.frame.pad(self.likelihood.observe(pixels))
+    }
+
+    /// Returns log p(image | outputs) in nats, (n), of images and a decoder's outputs for the whole grid. The likelihood sees the
+    /// pixels that count.
+    pub fn log_prob<'g>(&self, images: Sym<'g>, outputs: Sym<'g>) -> Sym<'g> {
+        likelihood::log_prob(self.likelihood.as_ref(), self.frame.crop(images), self.frame.crop(outputs))
+    }
+
+    /// Returns the means of the pixels that count, (n, h, w, channels), as brightness from 0 to 1.
+    pub fn means<'g>(&self, outputs: Sym<'g>) -> Sym<'g> {
+        self.likelihood.mean(self.frame.crop(outputs))
     }
 }

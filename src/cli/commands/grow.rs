@@ -105,7 +105,7 @@ fn numbers(model: &Model, stage: usize, logits: &[f32]) -> Value {
     json!({
         "doubling": doubling,
         "step": step,
-        "side": model.seed_side() << doubling,
+        "side": model.first_sides()[0] << doubling,
         "mean_ink": mean(pictures().map(ink)),
         "mean_entropy_nats": mean(pictures().map(entropy)),
     })

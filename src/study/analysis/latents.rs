@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use crate::data::{IMAGE_SIDE, PIXELS, Split};
 use crate::engine::array::Array;
 use crate::engine::random::Key;
-use crate::engine::shape::{DType, Shape};
+use crate::engine::shape::Shape;
 use crate::model::GRID_SIDE;
 use crate::model::decoder::GrowOptions;
 use crate::model::objective::{noise, sample};
@@ -43,7 +43,7 @@ impl<'s> Encoder<'s> {
     pub fn new(session: &'s Session, batch: usize) -> Result<Encoder<'s>> {
         let (model, latent) = (&session.model, session.model.latent);
         let program = session.compile("encode", |g, params| {
-            let images = g.input("images", &Shape::new(DType::U8, &[batch, IMAGE_SIDE, IMAGE_SIDE]));
+            let images = g.input("images", &model.frame.pixels(batch));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
             let (means, logvars) = model.encode(params, model.padded(images));
             let (eps, keys) = noise(keys, 1, latent);
@@ -100,7 +100,10 @@ impl<'s> Grower<'s> {
         let program = session.compile("grow", |g, params| {
             let latents = g.input("latents", &Shape::f32(&[batch, model.latent]));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
-            vec![("states".to_string(), grow.grow(params, latents, keys, &GrowOptions::default()))]
+            vec![(
+                "states".to_string(),
+                grow.grow(params, &model.frame, latents, keys, &GrowOptions::default()),
+            )]
         })?;
         Ok(Grower { program, latent: model.latent, batch })
     }

@@ -14,9 +14,9 @@ use crate::engine::compile::compile;
 use crate::engine::ir::Function;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
-use crate::engine::shape::{DType, Shape};
+use crate::engine::shape::Shape;
 use crate::error::valid;
-use crate::model::{Vae, objective};
+use crate::model::{Frame, Vae, objective};
 use crate::nn::params::Params;
 use spread::Spread;
 
@@ -94,7 +94,7 @@ impl Scores {
 
 /// Builds the evaluation program of one replica.
 ///
-/// Inputs: the parameters, images u8 (batch, 28, 28) and keys u32 (batch, 2). Outputs: the fields of [`objective::Scores`].
+/// Inputs: the parameters, images u8 (batch, h, w) or (batch, h, w, channels), and keys u32 (batch, 2). Outputs: the fields of [`objective::Scores`].
 ///
 /// # Errors
 /// When the graph is ill-formed, which is a bug.
@@ -102,7 +102,7 @@ pub fn function(model: &Vae, batch: usize, samples: usize) -> Result<Function> {
     let leaves = model.leaves();
     let g = model.graph(&format!("eval_{}_k{samples}", model.name));
     let values = Params::inputs(&g, &leaves, "");
-    let images = g.input("images", &Shape::new(DType::U8, &[batch, 28, 28]));
+    let images = g.input("images", &model.frame.pixels(batch));
     let keys = g.input("keys", &Shape::u32(&[batch, 2]));
     let params = Params::new(&leaves, &values);
     let s = objective::scores(model, &params, model.padded(images), keys, samples, DECODED_AT_ONCE);
@@ -117,6 +117,7 @@ pub struct Evaluator {
     mesh: Mesh,
     /// Images per replica and call.
     batch: usize,
+    frame: Frame,
 }
 
 impl Evaluator {
@@ -138,7 +139,7 @@ impl Evaluator {
             "{batch} is not divided evenly by {replicas} replicas"
         );
         let executable = compile(mesh, &function(model, batch / replicas, samples)?)?;
-        Ok(Evaluator { executable, mesh: mesh.clone(), batch: batch / replicas })
+        Ok(Evaluator { executable, mesh: mesh.clone(), batch: batch / replicas, frame: model.frame })
     }
 
     /// Scores a range of images.
@@ -169,7 +170,7 @@ impl Evaluator {
                 let rows: Vec<usize> = (0..self.batch).map(|i| index(r, i)).collect();
                 let bytes: Vec<u8> = rows.iter().flat_map(|i| split.image(*i)).copied().collect();
                 let words: Vec<u32> = rows.iter().flat_map(|i| key.split_at(*i as u64).0).collect();
-                pixels.push(Array::new(&[self.batch, 28, 28], &bytes));
+                pixels.push(Array::new(&self.frame.pixels(self.batch).dims, &bytes));
                 keys.push(Array::new(&[self.batch, 2], &words));
             }
             let mut arguments: Vec<Arg<'_>> = parameters.iter().map(|b| Arg::from(*b)).collect();

@@ -196,7 +196,11 @@ fn compile_growth(session: &Session, batch: usize) -> Result<SessionProgram<'_>>
     session.compile("grow", |g, params| {
         let z = g.input("latents", &Shape::f32(&[batch, model.latent]));
         let keys = g.input("keys", &Shape::u32(&[batch, 2]));
-        let (grids, logits) = grow.stages(params, z, keys, model.likelihood.outputs());
+        let (grids, logits) = {
+            let outputs = model.likelihood.outputs();
+            let show = |cells| crate::model::grow::first_channels(cells, outputs.channels);
+            grow.stages(params, &model.frame, z, keys, show, outputs.outside)
+        };
         vec![("cells".into(), grids.cells), ("keys".into(), grids.keys), ("logits".into(), logits)]
     })
 }

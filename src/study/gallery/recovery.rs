@@ -145,12 +145,14 @@ impl<'s> Recovery<'s> {
             let side = g.input("side", &Shape::new(DType::S32, &[]));
             let damaged = grow::damage_at(cells, corners, side);
             let grids = Grids { cells: damaged, keys };
-            let (grids, logits) = automaton.automaton(params).watched(grids, steps, channels);
+            let (grids, logits) = automaton
+                .automaton(params)
+                .watched(grids, steps, |cells| vec![first_channels(cells, channels)]);
             let outputs = [
                 ("cells", grids.cells),
                 ("keys", grids.keys),
                 ("damaged", first_channels(damaged, channels)),
-                ("course", logits),
+                ("course", logits[0]),
             ];
             outputs.map(|(name, sym)| (name.to_string(), sym)).to_vec()
         })?;

@@ -358,7 +358,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         "channels": padded(model.latent),
         "width": widths.max().unwrap_or(0),
         "side": GRID_SIDE,
-        "first_side": grow.map(Grow::first_side),
+        "first_side": grow.map(|grow| grow.first_sides(&model.frame)[0]),
         "start_side": grow.map(|grow| grow.start_side),
         "update_prob": grow.map(|grow| grow.update_prob),
         "doublings": doublings,
