@@ -12,6 +12,7 @@ use vnca::engine::array::Array;
 use vnca::engine::ir::{Graph, RepeatOptions, Sym, gradient};
 use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
+use vnca::model::Frame;
 use vnca::model::decoder::GrowOptions;
 use vnca::model::elbo::{Loss, ManySamples};
 use vnca::model::grow::{Damage, Grids};
@@ -89,7 +90,7 @@ fn damage_affects_its_share_of_grids_at_every_doubling() {
         let grown = |seed: u64| {
             let damage = Some(Damage { grids: 2, key: draw::constant(g, Key::new(seed)) });
             let options = GrowOptions { memory: RepeatOptions::default(), damage };
-            model.vae().automaton().unwrap().grow(params, z, keys(g, 3), &options)
+            model.vae().automaton().unwrap().grow(params, &Frame::REPORT, z, keys(g, 3), &options)
         };
         (0..40).map(grown).collect()
     });
@@ -147,7 +148,7 @@ fn a_grid_starts_as_the_latent_in_the_middle_and_zeros_elsewhere() {
         let model = Model { start_side: side, ..small(Kind::NonDoubling) };
         let vae = model.vae();
         let grow = vae.automaton().unwrap();
-        let cells = outputs(&model, |g, _, _| vec![grow.start(g.constant(z.clone()))]).remove(0);
+        let cells = outputs(&model, |g, _, _| vec![grow.start(&vae.frame, g.constant(z.clone()))]).remove(0);
 
         assert_eq!(cells.dims(), [2, 32, 32, 6]);
         let (cells, z, first) = (cells.to_vec::<f32>(), z.to_vec::<f32>(), (32 - side) / 2);

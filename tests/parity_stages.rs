@@ -13,7 +13,6 @@ use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
 use vnca::model::GRID_SIDE;
 use vnca::model::grow::{Grids, damage, damage_at, first_channels};
-use vnca::model::likelihood::{Bernoulli, Likelihood};
 use vnca::nn::params::Params;
 use vnca::nn::weights::npz::read as read_npz;
 use vnca::study::gallery::probability;
@@ -37,20 +36,24 @@ fn output<'g>(name: &str, model: &Model, params: &Params<'g>, g: &'g Graph) -> S
         "decoder" => vae.decode(params, prior(300), unused),
         "growth_stages" => {
             let grow = vae.automaton().expect("it grows");
-            let (_, all) = grow.stages(params, prior(600), unused, Bernoulli.outputs());
+            let (_, all) = {
+                let show = |cells| first_channels(cells, 1);
+                grow.stages(params, &vae.frame, prior(600), unused, show, f64::NEG_INFINITY)
+            };
             let d = all.dims();
             all.slice_strided(&[0; 5], &d, &[5, 1, 1, 1, 1])
         }
         "nca_stages_T12_damage5" => {
             let grow = vae.automaton().expect("it grows");
             let automaton = grow.automaton(params);
-            let seed = Grids { cells: grow.start(prior(700)), keys: unused };
-            let (grown, before) = automaton.watched(seed, 6, 1);
+            let seed = Grids { cells: grow.start(&vae.frame, prior(700)), keys: unused };
+            let (grown, before) = automaton.watched(seed, 6, |cells| vec![first_channels(cells, 1)]);
             let [_, sub] = draw::split_each(key(700));
             let damaged = damage(grown.cells, sub.reshape(&[1, 2]), 16);
             let shown = first_channels(damaged, 1).reshape(&[1, 1, GRID_SIDE, GRID_SIDE, 1]);
-            let (_, after) = automaton.watched(Grids { cells: damaged, ..grown }, 6, 1);
-            Sym::concat(&[before.slice_axis(0, 0, 5), shown, after], 0)
+            let damaged = Grids { cells: damaged, ..grown };
+            let (_, after) = automaton.watched(damaged, 6, |cells| vec![first_channels(cells, 1)]);
+            Sym::concat(&[before[0].slice_axis(0, 0, 5), shown, after[0]], 0)
         }
         "damage" => {
             let ones = g.full(&Shape::f32(&[1, GRID_SIDE, GRID_SIDE, 2]), 1.0);

@@ -170,7 +170,12 @@ impl Task for Elbo {
 
     fn step<'g>(&self, step: Step<'g, '_>) -> Outcome<'g> {
         let [noise, damage_key] = step.keys;
-        let images = self.model.padded(step.examples.expect("the task has examples"));
+        let images = step.examples.expect("the task has examples");
+        let n = images.dims()[0];
+        // The latents of n images do not use this child of the key.
+        let pixels =
+            self.model.likelihood.training_pixels(images, &|| draw::split(draw::split_at(noise, n), n));
+        let images = self.model.padded(pixels);
         let damage =
             Some(Damage { grids: self.damaged_grids(step.sizes), key: damage_key }).filter(|d| d.grids > 0);
         let options = GrowOptions { memory: self.memory, damage };

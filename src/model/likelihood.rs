@@ -27,6 +27,12 @@ pub trait Likelihood: Send + Sync {
     /// Draws images (n, h, w, 1) with one key per image (n, 2).
     fn draw<'g>(&self, outputs: Sym<'g>, keys: Sym<'g>) -> Sym<'g>;
 
+    /// Returns the u8 pixels that a training step sees, given the data set's u8 pixels (n, ...). `keys` returns one key per image
+    /// (n, 2) for random draws. By default, returns the data set's.
+    fn training_pixels<'g>(&self, pixels: Sym<'g>, _keys: &dyn Fn() -> Sym<'g>) -> Sym<'g> {
+        pixels
+    }
+
     /// Converts a data set's u8 pixels to the values that `log_prob` takes. By default, converts each integer to f32.
     fn observe<'g>(&self, pixels: Sym<'g>) -> Sym<'g> {
         pixels.convert(DType::F32)

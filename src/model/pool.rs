@@ -337,7 +337,10 @@ impl Task for Pooled {
         let head = pool.head(half);
         let images = step.examples.expect("the task has examples");
         let images = Sym::concat(&[images.slice_axis(0, 0, half), head.images], 0);
-        let padded = model.padded(images);
+        // The draws of the latents and of the cells that are updated do not use this child of the key.
+        let pixels =
+            model.likelihood.training_pixels(images, &|| draw::split(draw::split_at(noise, n * z + 1), n));
+        let padded = model.padded(pixels);
         let eps = draw::normal(noise, &[n, z]).reshape(&[n, 1, z]);
         let latents = Latents::from_images(model, params, padded, eps);
         let grown = grow.start(&model.frame, latents.z.reshape(&[n, z]).slice_axis(0, 0, half));

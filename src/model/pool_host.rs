@@ -9,7 +9,7 @@ use super::vae::Vae;
 use crate::engine::array::Array;
 use crate::engine::compile::compile;
 use crate::engine::ir::{Function, Graph};
-use crate::engine::random::Key;
+use crate::engine::random::{Key, graph as draw};
 use crate::engine::runtime::{Arg, Buffers, Mesh};
 use crate::engine::shape::Shape;
 use crate::nn::params::Params;
@@ -49,8 +49,10 @@ pub fn initial_pool(model: &Vae, share: usize, rows: usize) -> Result<Function> 
     let g = Graph::new("pool");
     let params = Params::new(&leaves, &Params::inputs(&g, &leaves, ""));
     let images = g.input("images", &model.frame.pixels(share));
+    let pixels =
+        model.likelihood.training_pixels(images, &|| draw::split(draw::constant(&g, Key::new(42)), share));
     let eps = g.input("eps", &Shape::f32(&[share, 1, model.latent]));
-    let z = Latents::from_images(model, &params, model.padded(images), eps).z.reshape(&[share, model.latent]);
+    let z = Latents::from_images(model, &params, model.padded(pixels), eps).z.reshape(&[share, model.latent]);
     let grids = model.automaton()?.start(&model.frame, z).pad_rows(rows);
     let outputs = PARTS.map(String::from).into_iter().zip([images.pad_rows(rows), grids]);
     g.finish(&outputs.collect::<Vec<_>>(), &[])
