@@ -5,11 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
-use super::models::{Kind, Model};
+use super::image_options::{ImageOptions, cache_beside};
+use super::models::{Kind, Likelihood, Model};
 use super::optimiser::{ClipOrder, ClipScope, Optimiser};
 use super::options::Start;
 pub use super::options::{TrainOptions, preset_names};
 use crate::data::identity::DataCrc;
+use crate::data::{ImageShape, Reading, Values};
 use crate::engine::ir::{Function, RepeatOptions};
 use crate::engine::runtime::Device;
 use crate::error::{Error, Tag, valid};
@@ -26,6 +28,9 @@ pub struct TrainConfig {
     pub model: Model,
     /// The data set: a name or a path. A run's configuration has an absolute path, or the name of the embedded digits.
     pub data: String,
+    /// How the images are read.
+    #[serde(default, skip_serializing_if = "ImageOptions::is_default")]
+    pub images: ImageOptions,
     /// Checksums of the run's images, once they are known. Older runs did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_crc: Option<DataCrc>,
@@ -76,6 +81,7 @@ impl TrainConfig {
         TrainConfig {
             model: Model::report(kind),
             data: "glyphs".into(),
+            images: ImageOptions::default(),
             data_crc: None,
             steps: 100_000,
             batch_size: if kind == Kind::NonDoubling { 128 } else { 32 },
@@ -106,13 +112,43 @@ impl TrainConfig {
     /// # Errors
     /// [`Error::Invalid`] when a value is out of its range or belongs to another model.
     pub fn resolve(options: &TrainOptions) -> Result<TrainConfig> {
+        let config = TrainConfig::before_images(options)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Returns the configuration of a new run before its images are known: they determine the model's sizes.
+    ///
+    /// # Errors
+    /// As for [`TrainConfig::resolve`], but for the sizes of the model.
+    pub fn before_images(options: &TrainOptions) -> Result<TrainConfig> {
         let mut config = TrainConfig::report(options.model.unwrap_or(Kind::Baseline));
         options.apply(&mut config, Start::New)?;
         if options.save_as.is_none() {
             config.memory.save_as = RepeatOptions::for_precision(config.model.precision).save_as;
         }
-        config.check()?;
+        TrainOptions::check(&config)?;
+        config.device()?;
         Ok(config)
+    }
+
+    /// Fits the model to the images of a new run, and checks it. The options' likelihood, doublings and start are kept.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the model does not fit the images.
+    pub fn fit(&mut self, options: &TrainOptions, image: ImageShape, values: Values) -> Result<()> {
+        let of_data =
+            if values == Values::Bits { Likelihood::Bernoulli } else { Likelihood::LogisticMixture };
+        self.model = self.model.for_images(image, options.likelihood.unwrap_or(of_data));
+        let Model { doublings, start_side, .. } = &mut self.model;
+        *doublings = options.doublings.unwrap_or(*doublings);
+        *start_side = options.start_side.unwrap_or(*start_side);
+        self.check()
+    }
+
+    /// Returns how the images of the run in `folder` are read. `values` is what their pixels mean, if it is decided.
+    pub fn reading(&self, values: Option<Values>, folder: &Path) -> Reading {
+        self.images.reading(values, cache_beside(folder))
     }
 
     /// Returns the configuration of a resumed run: the saved one with the given options.

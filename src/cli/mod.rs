@@ -8,6 +8,7 @@ pub mod config;
 mod environment;
 mod error;
 pub mod huge_pages;
+pub mod image_options;
 pub mod models;
 pub mod optimiser;
 pub mod options;

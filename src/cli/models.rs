@@ -100,6 +100,11 @@ impl Likelihood {
         }
     }
 
+    /// Returns the default for images of a size: bits for those of MNIST's size, a mixture for others.
+    pub fn of_images(image: ImageShape) -> Likelihood {
+        if image == ImageShape::MNIST { Likelihood::Bernoulli } else { Likelihood::LogisticMixture }
+    }
+
     /// Reports whether the pixels are bits.
     pub fn of_bits(self) -> bool {
         matches!(self, Likelihood::Bernoulli | Likelihood::DynamicBernoulli)

@@ -12,7 +12,8 @@ use clap::{Arg, ArgMatches, Command, FromArgMatches, value_parser};
 use serde::{Deserialize, Serialize};
 
 use super::config::TrainConfig;
-use super::models::Kind;
+use super::image_options::ImageSize;
+use super::models::{Kind, Likelihood};
 use super::optimiser::{CellRule, ClipOrder, ClipScope};
 use crate::engine::shape::{DType, Precision};
 use crate::error::{Error, Tag, valid};
@@ -107,6 +108,28 @@ options! {
     model: Kind = Declaration::new().default("baseline").field(|c| Some(&mut c.model.kind));
     /// Images: a file, a folder with files of the usual names, or `glyphs`, the embedded digits
     data: String = Declaration::new().metavar("PATH").field(|c| Some(&mut c.data)).resumable();
+    /// Height and width to which images are resized: H or HxW, 8 to 256 each. Without it all images must have one size
+    image_size: ImageSize =
+        Declaration::new().metavar("H[xW]").default("the images' own").field(|c| Some(&mut c.images.image_size));
+    /// Share of the images for training, the others for testing. The content of an image decides. For data without test images
+    split: f64 = Declaration::new()
+        .metavar("X")
+        .default("none")
+        .field(|c| Some(&mut c.images.split))
+        .check(|x| if *x > 0.0 && *x < 1.0 { Ok(()) } else { Err("it must be between 0 and 1") });
+    /// Skip files that cannot be read, and count them
+    skip_bad: bool = Declaration::new().flag().field(|c| Some(&mut c.images.skip_bad));
+    /// Exchange rows and columns: EMNIST's files store them so
+    transpose: bool = Declaration::new().flag().field(|c| Some(&mut c.images.transpose));
+    /// Distribution of pixels
+    likelihood: Likelihood = Declaration::new()
+        .default("bernoulli for bits and 28x28 grey images, logistic-mixture for others")
+        .field(|c| Some(&mut c.model.likelihood));
+    /// Logistic distributions of a mixture
+    components: usize = Declaration::new()
+        .metavar("K")
+        .field(|c| Some(&mut c.model.components))
+        .check(|n| if (1..=100).contains(n) { Ok(()) } else { Err("it must be from 1 to 100") });
     /// Run folder
     out: PathBuf = Declaration::new().metavar("DIR").default("the first free one of runs/MODEL-1, runs/MODEL-2, ...");
     /// Gradient steps in total
@@ -129,10 +152,10 @@ options! {
     nca_steps_min: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.steps_min));
     /// Upper bound of that draw, itself excluded (nondoubling)
     nca_steps_max: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.steps_max));
-    /// Number of doublings (doubling). The first grid is 32 / 2^K cells wide
+    /// Number of doublings (doubling). The first grid has 1 / 2^K of the last one's rows and columns
     doublings: usize = Declaration::new()
         .metavar("K")
-        .default("5, from one cell")
+        .default("5, from one cell for 28x28 images; fewer for images under 17 pixels")
         .field(|c| when(c.model.kind == Kind::Doubling, &mut c.model.doublings));
     /// Probability that a cell is updated in an NCA step
     update_prob: f64 =
@@ -141,7 +164,7 @@ options! {
     /// (nondoubling)
     start_side: usize = Declaration::new()
         .metavar("N")
-        .default("32, the whole grid")
+        .default("the whole grid")
         .field(|c| when(c.model.kind == Kind::NonDoubling, &mut c.model.start_side));
     /// Entries of the pool, over all replicas (nondoubling)
     pool_size: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.pool.as_mut()?.size));
@@ -258,6 +281,7 @@ struct Declaration<T: 'static> {
     metavar: Option<&'static str>,
     default: Option<&'static str>,
     parser: Option<ValueParser>,
+    flag: bool,
     field: fn(&mut TrainConfig) -> Option<&mut dyn ConfigField<T>>,
     check: fn(&T) -> Result<(), &'static str>,
     resumable: fn(&T, &T) -> bool,
@@ -270,6 +294,7 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
             metavar: None,
             default: None,
             parser: None,
+            flag: false,
             field: |_| None,
             check: |_| Ok(()),
             resumable: |old, new| old == new,
@@ -288,6 +313,11 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
 
     fn parser(self, parser: impl Into<ValueParser>) -> Self {
         Declaration { parser: Some(parser.into()), ..self }
+    }
+
+    /// Makes the option one that is true without a value.
+    fn flag(self) -> Self {
+        Declaration { flag: true, default: Some("no"), metavar: Some("BOOL"), ..self }
     }
 
     /// Sets the field in the configuration. The function returns `None` if the model has no such option.
@@ -362,13 +392,17 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
     fn argument(&self, name: &'static str, help: &str, parser: impl Into<ValueParser>) -> Arg {
         let help: Vec<&str> = help.split_whitespace().collect();
         let default = self.default_text().map(|text| format!(" [default: {text}]")).unwrap_or_default();
-        Arg::new(name)
+        let arg = Arg::new(name)
             .long(name.replace('_', "-"))
             .env(format!("VNCA_{}", name.to_uppercase()))
             .value_name(self.metavar.map_or(name.to_uppercase(), String::from))
             .value_parser(self.parser.clone().unwrap_or_else(|| parser.into()))
             .allow_negative_numbers(true)
-            .help(help.join(" ") + &default)
+            .help(help.join(" ") + &default);
+        match self.flag {
+            true => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+            false => arg,
+        }
     }
 }
 

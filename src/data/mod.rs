@@ -21,6 +21,7 @@
 //! ```
 
 pub mod amat;
+mod channels;
 #[cfg(feature = "download")]
 pub mod download;
 pub mod glyphs;
@@ -101,6 +102,36 @@ pub enum Values {
     Bits,
     /// 0 to 255.
     Levels,
+}
+
+/// STAND-IN
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reading {
+    /// .
+    pub values: Option<Values>,
+    /// .
+    pub size: Option<[usize; 2]>,
+    /// .
+    pub train_share: Option<f64>,
+    /// .
+    pub skip_bad: bool,
+    /// .
+    pub transpose: bool,
+    /// .
+    pub cache: Option<PathBuf>,
+}
+/// STAND-IN
+pub fn load_with(spec: &str, _: &Reading, _: &mut dyn FnMut(usize, usize)) -> Result<Dataset> {
+    load(spec)
+}
+/// STAND-IN
+pub fn load_split_with(
+    spec: &str,
+    part: Part,
+    _: &Reading,
+    _: &mut dyn FnMut(usize, usize),
+) -> Result<Split> {
+    load_split(spec, part)
 }
 
 /// The two parts of a data set.

@@ -136,6 +136,7 @@ fn summary(part: &Part) -> Result<Summary> {
         latent: model.latent,
         nca_steps: automaton.then_some(model.nca_steps),
         doublings: (model.kind == Kind::Doubling).then_some(model.doublings),
+        image: [model.image.height, model.image.width, model.image.channels],
     };
     Summary::from_part(part, info)
 }

@@ -42,8 +42,10 @@ use serde_json::Value;
 
 use crate::cli::config::TrainConfig;
 use crate::cli::error::Exit;
-use crate::cli::models::{Kind, Model};
+use crate::cli::image_options::ImageSize;
+use crate::cli::models::{Kind, Likelihood, Model};
 use crate::cli::pretrained::{self, Card};
+use crate::data::{IMAGE_SIDE, ImageShape};
 use crate::engine::array::Array;
 use crate::engine::compile::forms;
 use crate::engine::random::Key;
@@ -85,6 +87,18 @@ pub struct Source {
     /// Channels of the encoder's first convolution [default: the run's, else the report's 32]
     #[arg(long, value_name = "N")]
     pub encoder_width: Option<usize>,
+    /// Height and width of the model's images [default: 28x28]
+    #[arg(long, value_name = "H[xW]", conflicts_with_all = ["run", "pretrained"])]
+    pub image_size: Option<ImageSize>,
+    /// Channels of the model's images: 1, 3 or 4 [default: 1]
+    #[arg(long, value_name = "N", conflicts_with_all = ["run", "pretrained"])]
+    pub image_channels: Option<usize>,
+    /// Distribution of pixels [default: bernoulli for 28x28 grey images, logistic-mixture for others]
+    #[arg(long, conflicts_with_all = ["run", "pretrained"])]
+    pub likelihood: Option<Likelihood>,
+    /// Logistic distributions of a mixture [default: 5]
+    #[arg(long, value_name = "K", conflicts_with_all = ["run", "pretrained"])]
+    pub components: Option<usize>,
     /// Element type of the operands of matmuls and convolutions [default: the run's or the card's, else f32]
     #[arg(long, env = "VNCA_PRECISION", value_enum)]
     pub precision: Option<Precision>,
@@ -224,7 +238,11 @@ impl Source {
         let Some(kind) = self.model else {
             bail!("one of --run, --pretrained, --weights and --model is needed")
         };
-        let model = Model::new(kind, self.latent)?;
+        let mut model = Model::new(kind, self.latent)?;
+        let image = image_shape(self.image_size, self.image_channels);
+        let likelihood = self.likelihood.unwrap_or(Likelihood::of_images(image));
+        model.components = self.components.unwrap_or(model.components);
+        let model = model.for_images(image, likelihood);
         self.computed(Model { encoder_width: self.encoder_width.unwrap_or(model.encoder_width), ..model })
     }
 
@@ -243,7 +261,8 @@ impl Source {
             return self.load();
         }
         let model = self.bare_model()?;
-        Ok(Weights { arrays: init(&model.vae().leaves(), Key::new(seed)), model, data: None, card: None })
+        let arrays = init(&model.vae().leaves(), Key::new(seed));
+        Ok(Weights { arrays, model, data: Some(RunData::unknown(model)), card: None })
     }
 
     /// Reads the weights.
@@ -268,8 +287,15 @@ impl Source {
             bail!("--run DIR, --pretrained NAME, or --weights FILE with --model, is needed")
         };
         let model = self.bare_model()?;
-        Ok(Weights { arrays: weights::read(path, &model.vae().leaves())?, model, data: None, card: None })
+        let arrays = weights::read(path, &model.vae().leaves())?;
+        Ok(Weights { arrays, model, data: Some(RunData::unknown(model)), card: None })
     }
+}
+
+/// Returns the size of images that options describe, by default the report's.
+pub fn image_shape(size: Option<ImageSize>, channels: Option<usize>) -> ImageShape {
+    let ImageSize([height, width]) = size.unwrap_or(ImageSize([IMAGE_SIDE; 2]));
+    ImageShape { height, width, channels: channels.unwrap_or(1) }
 }
 
 /// The results of a verb, as JSON and as text.

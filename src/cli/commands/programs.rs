@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::{ArgMatches, Command, FromArgMatches};
 
+use super::image_shape;
 use crate::cli::config::{TrainConfig, TrainOptions, preset_names};
-use crate::cli::models::Kind;
+use crate::cli::models::{Kind, Likelihood};
 use crate::engine::ir::{Cost, Function};
 use crate::engine::runtime::pjrt::Trips;
 use crate::model::pool::PoolSpec;
@@ -29,6 +30,9 @@ pub struct Sizes {
     pub preset: Option<String>,
     #[command(flatten)]
     options: ProgramOptions,
+    /// Channels of the images: 1, 3 or 4
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub image_channels: usize,
     /// Only training, without evaluation
     #[arg(long)]
     pub train_only: bool,
@@ -48,7 +52,18 @@ pub struct Sizes {
 struct ProgramOptions(TrainOptions);
 
 impl ProgramOptions {
-    const NAMES: [&str; 7] = ["replicas", "batch_size", "latent", "precision", "remat", "save_as", "chunk"];
+    const NAMES: [&str; 10] = [
+        "replicas",
+        "batch_size",
+        "latent",
+        "precision",
+        "remat",
+        "save_as",
+        "chunk",
+        "image_size",
+        "likelihood",
+        "components",
+    ];
 }
 
 impl FromArgMatches for ProgramOptions {
@@ -171,7 +186,11 @@ impl Sizes {
     }
 
     fn config(&self, kind: Kind) -> Result<TrainConfig> {
-        TrainConfig::resolve(&TrainOptions { model: Some(kind), ..self.options()? })
+        let options = TrainOptions { model: Some(kind), ..self.options()? };
+        let image = image_shape(options.image_size, Some(self.image_channels));
+        let mut config = TrainConfig::before_images(&options)?;
+        config.fit(&options, image, Likelihood::of_images(image).values())?;
+        Ok(config)
     }
 
     /// Returns the requested models, by default those that can be trained with the options.

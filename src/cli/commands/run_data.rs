@@ -1,13 +1,17 @@
 //! The images of a command: those that the user names, else those of the run. Checksums make sure that they are the run's images.
 
+use std::cell::OnceCell;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use indicatif::ProgressBar;
 
+use super::bar;
 use crate::cli::config::TrainConfig;
+use crate::cli::models::Model;
 use crate::cli::pretrained::Card;
 use crate::data::identity::{DataCrc, crc};
-use crate::data::{self, Dataset, Part, Split};
+use crate::data::{self, Dataset, ImageShape, Part, Reading, Split};
 use crate::error::{Error, Tag};
 use crate::train::checkpoint::Meta;
 
@@ -24,19 +28,44 @@ pub struct RunData {
     train_crc: Option<u32>,
     /// Checksums of both parts. `None` for runs of older versions, which did not save them.
     crc: Option<DataCrc>,
+    /// How the run reads its images.
+    reading: Reading,
+    model: Model,
 }
 
 impl RunData {
     pub fn new(run: &Path, config: &TrainConfig, meta: &Meta) -> RunData {
-        let (train_crc, crc) = (Some(meta.data_crc), config.data_crc);
-        let (owner, spec) = (format!("the run {}", run.display()), config.data.clone());
-        RunData { owner, spec, elsewhere: false, train_crc, crc }
+        let model = config.model;
+        RunData {
+            owner: format!("the run {}", run.display()),
+            spec: config.data.clone(),
+            elsewhere: false,
+            train_crc: Some(meta.data_crc),
+            crc: config.data_crc,
+            reading: config.reading(Some(model.likelihood.values()), run),
+            model,
+        }
+    }
+
+    /// The embedded digits, for weights without a data set.
+    pub fn unknown(model: Model) -> RunData {
+        RunData {
+            owner: "the weights".into(),
+            spec: data::GLYPHS.into(),
+            elsewhere: false,
+            train_crc: None,
+            crc: None,
+            reading: own_reading(&model),
+            model,
+        }
     }
 
     /// The data set that the card of pretrained weights names. Only the embedded digits are found without `--data`.
     pub fn pretrained(name: &str, card: &Card) -> RunData {
-        let (owner, spec) = (format!("the pretrained weights {name}"), card.data.clone());
-        RunData { owner, elsewhere: spec != data::GLYPHS, spec, train_crc: None, crc: None }
+        let owner = format!("the pretrained weights {name}");
+        let spec = card.data.clone();
+        let elsewhere = spec != data::GLYPHS;
+        RunData { owner, spec, elsewhere, ..RunData::unknown(card.model) }
     }
 
     /// Returns the location of the images.
@@ -76,13 +105,51 @@ impl RunData {
     }
 
     fn read(&self, part: Part) -> Result<Split> {
-        data::load_split(self.location()?, part).with_context(|| self.cannot_read())
+        load_split(self.location()?, part, &self.reading).with_context(|| self.cannot_read())
     }
 
     fn cannot_read(&self) -> String {
         let RunData { owner, .. } = self;
         format!("cannot read the images of {owner}: name their location, or other images, with --data PATH")
     }
+}
+
+/// Returns how images that were not trained on are read: with the size and the values of the model's.
+fn own_reading(model: &Model) -> Reading {
+    let ImageShape { height, width, .. } = model.image;
+    Reading { values: Some(model.likelihood.values()), size: Some([height, width]), ..Reading::default() }
+}
+
+fn load_split(spec: &str, part: Part, reading: &Reading) -> Result<Split> {
+    let progress = DecodingBar::default();
+    data::load_split_with(spec, part, reading, &mut |done, all| progress.show(done, all))
+}
+
+fn load(spec: &str, reading: &Reading) -> Result<Dataset> {
+    let progress = DecodingBar::default();
+    data::load_with(spec, reading, &mut |done, all| progress.show(done, all))
+}
+
+/// A progress bar that appears when images are decoded.
+#[derive(Default)]
+pub struct DecodingBar(OnceCell<ProgressBar>);
+
+impl DecodingBar {
+    pub fn show(&self, done: usize, all: usize) {
+        let bar = self.0.get_or_init(|| bar(all, "images"));
+        bar.set_position(done as u64);
+        if done >= all {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Returns images as a model takes them: with its channels, and as bits if it evaluates bits.
+fn for_model(images: Split, model: &Model) -> Result<Split> {
+    let images = images.with_channels(model.image.channels);
+    let (got, expected) = (images.shape, model.image);
+    ensure!(got == expected, "{}: the images are {got}, and the model's are {expected}", images.name);
+    Ok(if model.likelihood.of_bits() { images.binarized() } else { images })
 }
 
 /// Where a command's images come from.
@@ -108,15 +175,18 @@ impl<'a> ImageSource<'a> {
     /// # Errors
     /// When a file is missing or invalid, or the location of the run's images now has other images.
     pub fn split(&self, part: Part) -> Result<Split> {
-        let from_run = |run: &RunData| {
-            let images = run.read(part)?;
-            run.check(part, &images).map(|()| images)
-        };
-        match (self.named, self.run) {
-            (None, Some(run)) => from_run(run),
+        let read = || match (self.named, self.run) {
+            (None, Some(run)) => {
+                let images = run.read(part)?;
+                run.check(part, &images)?;
+                for_model(images, &run.model)
+            }
+            (Some(named), Some(run)) => {
+                for_model(load_split(named, part, &own_reading(&run.model))?, &run.model)
+            }
             _ => data::load_split(self.spec(), part),
-        }
-        .tag(Error::Data)
+        };
+        read().tag(Error::Data)
     }
 
     /// Reads all parts.
@@ -124,17 +194,25 @@ impl<'a> ImageSource<'a> {
     /// # Errors
     /// As for [`ImageSource::split`].
     pub fn all(&self) -> Result<Dataset> {
-        let from_run = |run: &RunData| {
-            let dataset = data::load(run.location()?).with_context(|| run.cannot_read())?;
-            for (part, images) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
-                images.iter().try_for_each(|images| run.check(part, images))?;
+        let read = || {
+            let mut dataset = match (self.named, self.run) {
+                (None, Some(run)) => {
+                    let dataset = load(run.location()?, &run.reading).with_context(|| run.cannot_read())?;
+                    for (part, images) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
+                        images.iter().try_for_each(|images| run.check(part, images))?;
+                    }
+                    dataset
+                }
+                (Some(named), Some(run)) => load(named, &own_reading(&run.model))?,
+                _ => data::load(self.spec())?,
+            };
+            if let Some(run) = self.run {
+                let fitted =
+                    |images: Option<Split>| images.map(|images| for_model(images, &run.model)).transpose();
+                (dataset.train, dataset.test) = (fitted(dataset.train)?, fitted(dataset.test)?);
             }
-            Ok(dataset)
+            anyhow::Ok(dataset)
         };
-        match (self.named, self.run) {
-            (None, Some(run)) => from_run(run),
-            _ => data::load(self.spec()),
-        }
-        .tag(Error::Data)
+        read().tag(Error::Data)
     }
 }

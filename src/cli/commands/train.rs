@@ -10,11 +10,12 @@ use indicatif::ProgressBar;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+use super::run_data::DecodingBar;
 use super::{Outcome, bar, open, print, report_forms, to_stderr};
 use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::environment;
 use crate::cli::error::Exit;
-use crate::cli::models::Model;
+use crate::cli::models::{Likelihood, Model};
 use crate::data::identity::{DataCrc, located};
 use crate::data::{self, Part, Split};
 use crate::engine::program::Target;
@@ -54,7 +55,17 @@ pub fn run(args: Args) -> Outcome {
     let options = options.over(&options.from_preset()?);
     let signal = listen()?;
     let (mut config, resumed) = prepare(&options, args.resume)?;
-    let dataset = data::load(&config.data);
+    // A new run's likelihood may follow from the data.
+    let values =
+        (resumed.is_some() || options.likelihood.is_some()).then(|| config.model.likelihood.values());
+    let beside = match (&resumed, &options.out) {
+        (Some(folder), _) => folder.path().to_owned(),
+        (None, Some(out)) => out.clone(),
+        (None, None) => PathBuf::from("runs/new"),
+    };
+    let decoding = DecodingBar::default();
+    let reading = config.reading(values, &beside);
+    let dataset = data::load_with(&config.data, &reading, &mut |done, all| decoding.show(done, all));
     let dataset = match &resumed {
         Some(folder) if options.data.is_none() => dataset.with_context(|| {
             format!("the images of the run {}: --data PATH sets their location", folder.path().display())
@@ -64,6 +75,9 @@ pub fn run(args: Args) -> Outcome {
     let dataset = dataset?;
     let train = dataset.split(Part::Train)?.clone();
     let test = dataset.test.clone();
+    if resumed.is_none() {
+        config.fit(&options, train.shape, train.values).tag(Error::Usage)?;
+    }
     // Record an absolute path, so that the run finds its images from any working folder. Older runs recorded relative paths; the
     // checksums below show whether such a path has led to the right images.
     config.data = located(&config.data);
@@ -112,6 +126,8 @@ pub fn run(args: Args) -> Outcome {
     };
     let path = folder.path().to_owned();
     let test = test.map(|t| t.spread(config.eval_images));
+    // Images whose bits are drawn anew in training have fixed bits in evaluation.
+    let test = if config.model.likelihood.of_bits() { test.map(Split::binarized) } else { test };
     let mut watch = Screen {
         bar: ProgressBar::hidden(),
         signal,
@@ -129,11 +145,20 @@ pub fn run(args: Args) -> Outcome {
     let count = vae.parameter_count();
     watch.say(&format!("model   {}, Z {}, {count} parameters{matmuls}", vae.name, vae.latent));
     watch.say(&format!(
-        "data    {}: {} training images, {} test images",
+        "data    {}: {} training images, {} test images, {}",
         config.data,
         train.len(),
-        dataset.test.as_ref().map_or(0, |t| t.len())
+        dataset.test.as_ref().map_or(0, |t| t.len()),
+        train.shape
     ));
+    let Model { likelihood, components, .. } = config.model;
+    let mixture = if likelihood == Likelihood::LogisticMixture {
+        format!(", {components} components")
+    } else {
+        String::new()
+    };
+    let chosen = if values.is_none() { " (from the data; --likelihood chooses another)" } else { "" };
+    watch.say(&format!("        likelihood {}{mixture}{chosen}", likelihood.name()));
     watch.say(&format!("run     {}", path.display()));
     report_forms(&mesh, vae.precision);
     if (mesh.target(), vae.precision) == (Target::Gpu, Precision::F32) {

@@ -20,6 +20,8 @@ pub struct ModelInfo {
     pub nca_steps: Option<usize>,
     /// Number of doublings, if the grid doubles.
     pub doublings: Option<usize>,
+    /// Height, width and channels of an image.
+    pub image: [usize; 3],
 }
 
 /// Means over the images, in nats. Standard errors are over the images unless noted.
@@ -35,6 +37,8 @@ pub struct Summary {
     pub iwelbo: f64,
     /// Standard error of `iwelbo` over the images. One image has none.
     pub stderr: Option<f64>,
+    /// −`iwelbo` in bits, divided by the number of an image's values.
+    pub bits_per_dim: f64,
     /// Number of images.
     pub images: usize,
     /// Latent samples per image.
@@ -113,6 +117,7 @@ impl Summary {
             data: task.data.clone(),
             iwelbo: iwelbo.mean,
             stderr: iwelbo.stderr,
+            bits_per_dim: -iwelbo.mean / std::f64::consts::LN_2 / info.image.iter().product::<usize>() as f64,
             images: iwelbo.images,
             samples: task.samples,
             seconds: part.seconds,
@@ -158,6 +163,7 @@ impl Summary {
             "log p(x) >= {} nats ({images} images of {data}, {samples} samples, {seconds:.1} s)",
             plus_minus(*iwelbo, *stderr, 3)
         )];
+        lines.push(format!("{:.4} bits per dimension", self.bits_per_dim));
         if let Some(over_seeds) = self.stderr_over_seeds {
             lines.push(format!("over {} seeds ± {over_seeds:.4} nats", self.seeds.len()));
         }
