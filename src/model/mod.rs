@@ -22,7 +22,7 @@ pub use decoder::Decoder;
 pub use elbo::Elbo;
 pub use encoder::Encoder;
 pub use grow::Grow;
-pub use likelihood::{Bernoulli, Likelihood};
+pub use likelihood::{Bernoulli, DynamicBernoulli, Likelihood, LogisticMixture};
 pub use pool::Pooled;
 pub use vae::Vae;
 
