@@ -1,7 +1,14 @@
 //! Likelihoods p(x | z): distributions of images given a decoder's outputs.
 
+mod bernoulli;
+mod logistic;
+
+use anyhow::Result;
+
+pub use bernoulli::{Bernoulli, DynamicBernoulli};
+pub use logistic::LogisticMixture;
+
 use crate::engine::ir::Sym;
-use crate::engine::random::graph as draw;
 use crate::engine::shape::{DType, Shape};
 
 /// The outputs that a likelihood needs from a decoder.
@@ -13,18 +20,28 @@ pub struct Outputs {
     pub outside: f64,
 }
 
-/// A distribution of images, given the decoder's outputs (n, h, w, channels).
+/// A distribution of images (n, h, w, c), given the decoder's outputs (n, h, w, channels).
+///
+/// The number of an image's channels c belongs to the likelihood.
 pub trait Likelihood: Send + Sync {
+    /// Checks the fields.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::error::Error::Invalid), with the field that is out of range.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Returns the outputs that the likelihood needs from a decoder.
     fn outputs(&self) -> Outputs;
 
-    /// Returns log p(image | outputs) in nats, summed over the pixels of each image: (n). Images are (n, h, w, 1).
+    /// Returns log p(image | outputs) in nats, summed over the pixels of each image: (n). Images are (n, h, w, c).
     fn log_prob<'g>(&self, images: Sym<'g>, outputs: Sym<'g>) -> Sym<'g>;
 
-    /// Returns the mean of each pixel: (n, h, w, 1).
+    /// Returns the mean of each pixel: (n, h, w, c).
     fn mean<'g>(&self, outputs: Sym<'g>) -> Sym<'g>;
 
-    /// Draws images (n, h, w, 1) with one key per image (n, 2).
+    /// Draws images (n, h, w, c) with one key per image (n, 2).
     fn draw<'g>(&self, outputs: Sym<'g>, keys: Sym<'g>) -> Sym<'g>;
 
     /// Returns the u8 pixels that a training step sees, given the data set's u8 pixels (n, ...). `keys` returns one key per image
@@ -37,29 +54,17 @@ pub trait Likelihood: Send + Sync {
     fn observe<'g>(&self, pixels: Sym<'g>) -> Sym<'g> {
         pixels.convert(DType::F32)
     }
-}
 
-/// Independent pixels that are 0 or 1. The outputs are logits. A logit of −∞ makes the pixel 0 with certainty.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bernoulli;
-
-impl Likelihood for Bernoulli {
-    fn outputs(&self) -> Outputs {
-        Outputs { channels: 1, outside: f64::NEG_INFINITY }
+    /// Converts values that `log_prob` takes, and that `mean` and `draw` return, to brightness from 0 to 1. By default, returns
+    /// them unchanged.
+    fn shown<'g>(&self, images: Sym<'g>) -> Sym<'g> {
+        images
     }
 
-    /// A logit of −∞ contributes 0 nats, with a gradient of 0.
-    fn log_prob<'g>(&self, images: Sym<'g>, logits: Sym<'g>) -> Sym<'g> {
-        let on = images.gt(images.scalar_like(0.5));
-        (on.mask(logits) - logits.softplus()).sum(&[1, 2, 3])
-    }
-
-    fn mean<'g>(&self, logits: Sym<'g>) -> Sym<'g> {
-        logits.sigmoid()
-    }
-
-    fn draw<'g>(&self, logits: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
-        draw::bernoulli(keys, &logits.dims()[1..], logits.sigmoid()).convert(DType::F32)
+    /// Returns the u8 pixels that a training step sees, given the data set's u8 pixels (n, ...) and one key per image (n, 2). By
+    /// default, returns them unchanged.
+    fn training_pixels<'g>(&self, pixels: Sym<'g>, _keys: Sym<'g>) -> Sym<'g> {
+        pixels
     }
 }
 
