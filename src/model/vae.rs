@@ -71,6 +71,7 @@ impl Vae {
         let channels = self.likelihood.outputs().channels;
         valid!((1..=65_536).contains(&self.latent), "latent", "{}: it must be from 1 to 65536", self.latent);
         self.frame.check()?;
+        self.likelihood.check()?;
         self.decoder.check(&self.canvas())?;
         if self.decoder.automaton().is_some() {
             valid!(
@@ -180,6 +181,6 @@ impl Vae {
 
     /// Returns the means of the pixels that count, (n, h, w, channels), as brightness from 0 to 1.
     pub fn means<'g>(&self, outputs: Sym<'g>) -> Sym<'g> {
-        self.likelihood.mean(self.frame.crop(outputs))
+        self.likelihood.shown(self.likelihood.mean(self.frame.crop(outputs)))
     }
 }

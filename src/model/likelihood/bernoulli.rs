@@ -56,9 +56,9 @@ impl Likelihood for DynamicBernoulli {
     }
 
     /// Draws a bit (u8, 0 or 1) for each grey level, with the key of its image.
-    fn training_pixels<'g>(&self, pixels: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
+    fn training_pixels<'g>(&self, pixels: Sym<'g>, keys: &dyn Fn() -> Sym<'g>) -> Sym<'g> {
         let dims = pixels.dims();
         let share = pixels.convert(DType::F32) / 255.0;
-        draw::bernoulli(keys, dims.get(1..).unwrap_or(&[]), share).convert(DType::U8)
+        draw::bernoulli(keys(), dims.get(1..).unwrap_or(&[]), share).convert(DType::U8)
     }
 }

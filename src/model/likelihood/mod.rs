@@ -60,12 +60,6 @@ pub trait Likelihood: Send + Sync {
     fn shown<'g>(&self, images: Sym<'g>) -> Sym<'g> {
         images
     }
-
-    /// Returns the u8 pixels that a training step sees, given the data set's u8 pixels (n, ...) and one key per image (n, 2). By
-    /// default, returns them unchanged.
-    fn training_pixels<'g>(&self, pixels: Sym<'g>, _keys: Sym<'g>) -> Sym<'g> {
-        pixels
-    }
 }
 
 /// Returns [`Likelihood::log_prob`] of n images, and rejects a result of other sizes.
@@ -76,28 +70,4 @@ pub(super) fn log_prob<'g>(likelihood: &dyn Likelihood, images: Sym<'g>, outputs
         images.graph().reject(&format!("Likelihood::log_prob returned {}, not {expected}", result.shape()));
     }
     result
-}
-/// TEMP
-pub use Bernoulli as DynamicBernoulli;
-/// TEMP
-#[derive(Clone, Copy, Debug)]
-pub struct LogisticMixture {
-    /// t
-    pub components: usize,
-    /// t
-    pub channels: usize,
-}
-impl Likelihood for LogisticMixture {
-    fn outputs(&self) -> Outputs {
-        Outputs { channels: self.components, outside: 0.0 }
-    }
-    fn log_prob<'g>(&self, i: Sym<'g>, o: Sym<'g>) -> Sym<'g> {
-        Bernoulli.log_prob(i, o)
-    }
-    fn mean<'g>(&self, o: Sym<'g>) -> Sym<'g> {
-        o
-    }
-    fn draw<'g>(&self, o: Sym<'g>, k: Sym<'g>) -> Sym<'g> {
-        Bernoulli.draw(o, k)
-    }
 }
