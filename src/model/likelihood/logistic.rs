@@ -45,6 +45,8 @@ pub struct LogisticMixture {
 /// Levels per unit of value.
 const LEVELS_PER_UNIT: f64 = 127.5;
 const HIGHEST_LEVEL: f64 = 255.0;
+/// The level of the value 0.
+const MIDDLE: f64 = HIGHEST_LEVEL / 2.0;
 /// Limit of the size of a mean. The mean is far outside of [−1, 1] at any scale, and small enough for f32 with all its products.
 const MOST_MEAN: f64 = 1000.0;
 /// Limit of the size of a log-scale. The lower one is that of the paper's code.
@@ -78,13 +80,14 @@ fn channel(x: Sym<'_>, i: usize) -> Sym<'_> {
 
 /// Returns the level of each value from −1 to 1, rounded: f32 from 0 to 255.
 fn level(value: Sym<'_>) -> Sym<'_> {
-    let scaled = clamp((value + 1.0) * LEVELS_PER_UNIT, 0.0, HIGHEST_LEVEL);
+    let scaled = clamp(value * LEVELS_PER_UNIT + MIDDLE, 0.0, HIGHEST_LEVEL);
     (scaled + 0.5).convert(DType::S32).convert(DType::F32)
 }
 
-/// Returns the value of each level.
+/// Returns the value of each level. Centred before the division, so that the outermost values are exactly −1 and 1 although
+/// compilers replace the division by a product.
 fn value(level: Sym<'_>) -> Sym<'_> {
-    level / LEVELS_PER_UNIT - 1.0
+    (level - MIDDLE) / LEVELS_PER_UNIT
 }
 
 /// Returns log(1 / (1 + exp(−x))), whose gradient at 0 is exact too.
@@ -214,7 +217,7 @@ impl Likelihood for LogisticMixture {
         // the same number, and all probabilities add up to 1.
         let rate = (-parts.log_scales - LEVELS_PER_UNIT.ln()).exp();
         let means = means * LEVELS_PER_UNIT;
-        let centred = levels - HIGHEST_LEVEL / 2.0;
+        let centred = levels - MIDDLE;
         let upper = rate * (centred + 0.5 - means);
         let lower = rate * (centred - 0.5 - means);
         // σ(upper) − σ(lower) = σ(upper) σ(−lower) (1 − exp(lower − upper)), where upper − lower = rate. The lowest level lacks the
