@@ -1,4 +1,5 @@
-//! Likelihoods of 256 levels and of bits drawn in each step: against formulas in f64, PixelCNN++'s numbers, and their own draws.
+//! Likelihoods of 256 levels and of bits drawn in each step: against formulas in f64, PixelCNN++'s numbers, and their own
+//! draws.
 
 mod common;
 

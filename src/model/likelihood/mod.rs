@@ -55,8 +55,8 @@ pub trait Likelihood: Send + Sync {
         images
     }
 
-    /// Returns the u8 pixels that a training step sees, given the data set's u8 pixels (n, ...) and one key per image (n, 2). By
-    /// default, returns them unchanged.
+    /// Returns the u8 pixels that a training step sees, given the data set's u8 pixels (n, ...) and one key per image (n, 2).
+    /// By default, returns them unchanged.
     fn training_pixels<'g>(&self, pixels: Sym<'g>, _keys: Sym<'g>) -> Sym<'g> {
         pixels
     }
