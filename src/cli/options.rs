@@ -21,13 +21,18 @@ use crate::model::elbo::ManySamples;
 use crate::model::pool::Shuffle;
 
 /// Options of the presets, as TOML.
-const PRESETS: [(&str, &str); 6] = [
+const PRESETS: [(&str, &str); 11] = [
     ("report-baseline", include_str!("presets/report-baseline.toml")),
     ("report-doubling", include_str!("presets/report-doubling.toml")),
     ("report-nondoubling", include_str!("presets/report-nondoubling.toml")),
     ("demo-baseline", include_str!("presets/demo-baseline.toml")),
     ("demo-doubling", include_str!("presets/demo-doubling.toml")),
     ("demo-nondoubling", include_str!("presets/demo-nondoubling.toml")),
+    ("demo-emoji", include_str!("presets/demo-emoji.toml")),
+    ("emoji", include_str!("presets/emoji.toml")),
+    ("faces", include_str!("presets/faces.toml")),
+    ("fashion", include_str!("presets/fashion.toml")),
+    ("dynamic-mnist", include_str!("presets/dynamic-mnist.toml")),
 ];
 
 /// Returns the names of all presets.
@@ -102,7 +107,7 @@ macro_rules! options {
 }
 
 options! {
-    /// Named run: the report's, or a demonstration that learns in two minutes. Other options override it
+    /// Named run: the report's, a demonstration that learns in minutes, or one of other images. Other options override it
     preset: String = Declaration::new().parser(PossibleValuesParser::new(preset_names()));
     /// Model: baseline, doubling or nondoubling
     model: Kind = Declaration::new().default("baseline").field(|c| Some(&mut c.model.kind));

@@ -29,8 +29,8 @@ impl Likelihood for Bernoulli {
     }
 }
 
-/// [`Bernoulli`] pixels whose training data are grey levels from 0 to 255. Each training step draws its bits anew: a bit is 1 with
-/// probability level / 255.
+/// [`Bernoulli`] pixels whose training data are grey levels from 0 to 255. Each training step draws its bits anew: a bit is 1
+/// with probability level / 255.
 ///
 /// Evaluation needs bits that do not change. It gets a data set of zeros and ones.
 ///

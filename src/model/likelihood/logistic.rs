@@ -11,29 +11,30 @@ use crate::error::valid;
 
 /// A mixture of discretised logistic distributions over the 256 levels of each channel.
 ///
-/// Level l is the value l / 127.5 − 1, from −1 to 1. A component's probability of a level is the mass of a logistic distribution
-/// between the middles to both neighbours; the outermost levels include all mass beyond them. All channels of a pixel share the
-/// choice of the component, and pixels are independent of each other.
+/// Level l is the value l / 127.5 − 1, from −1 to 1. A component's probability of a level is the mass of a logistic
+/// distribution between the middles to both neighbours; the outermost levels include all mass beyond them. All channels of a
+/// pixel share the choice of the component, and pixels are independent of each other.
 ///
 /// # Channels
 /// - 1: grey.
 /// - 3: red, green, blue. Within a component, green's mean is linear in the pixel's red, and blue's in its red and green.
 /// - 4: red, green and blue, each multiplied by the opacity, then opacity. Where the opacity is 0, the colours are 0 with
-///   certainty, and log p is that of the opacity alone. Elsewhere log p counts every colour level, also those above the opacity.
+///   certainty, and log p is that of the opacity alone. Elsewhere log p counts every colour level, also those above the
+///   opacity.
 ///
 /// # Outputs
 /// For K components and c channels a pixel has K (1 + 2 c) outputs, and 3 K more if c is 3 or 4, in this order:
 ///
 /// 1. K logits of the components.
 /// 2. Means: K for each channel. They are limited to [−1000, 1000].
-/// 3. Logarithms of scales: K for each channel. They are limited to [−7, 7]. At −7 a scale is a ninth of the distance between two
-///    levels; at 7 the mass between two levels is almost the same everywhere.
+/// 3. Logarithms of scales: K for each channel. They are limited to [−7, 7]. At −7 a scale is a ninth of the distance between
+///    two levels; at 7 the mass between two levels is almost the same everywhere.
 /// 4. For colours, coefficients before tanh: K for green from red, K for blue from red, K for blue from green.
 ///
 /// All outputs that are finite give finite results and gradients.
 ///
-/// Source: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", 2017. The paper's code replaces small probabilities by approximations.
-/// Here all are exact up to rounding.
+/// Source: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", 2017. The paper's code replaces small probabilities by
+/// approximations. Here all are exact up to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogisticMixture {
     /// Number of components, from 1 to 100.
@@ -45,7 +46,10 @@ pub struct LogisticMixture {
 /// Levels per unit of value.
 const LEVELS_PER_UNIT: f64 = 127.5;
 const HIGHEST_LEVEL: f64 = 255.0;
-/// Limit of the size of a mean. The mean is far outside of [−1, 1] at any scale, and small enough for f32 with all its products.
+/// The level of the value 0.
+const MIDDLE: f64 = HIGHEST_LEVEL / 2.0;
+/// Limit of the size of a mean. The mean is far outside of [−1, 1] at any scale, and small enough for f32 with all its
+/// products.
 const MOST_MEAN: f64 = 1000.0;
 /// Limit of the size of a log-scale. The lower one is that of the paper's code.
 const MOST_LOG_SCALE: f64 = 7.0;
@@ -78,13 +82,14 @@ fn channel(x: Sym<'_>, i: usize) -> Sym<'_> {
 
 /// Returns the level of each value from −1 to 1, rounded: f32 from 0 to 255.
 fn level(value: Sym<'_>) -> Sym<'_> {
-    let scaled = clamp((value + 1.0) * LEVELS_PER_UNIT, 0.0, HIGHEST_LEVEL);
+    let scaled = clamp(value * LEVELS_PER_UNIT + MIDDLE, 0.0, HIGHEST_LEVEL);
     (scaled + 0.5).convert(DType::S32).convert(DType::F32)
 }
 
-/// Returns the value of each level.
+/// Returns the value of each level. Centred before the division, so that the outermost values are exactly −1 and 1 although
+/// compilers replace the division by a product.
 fn value(level: Sym<'_>) -> Sym<'_> {
-    level / LEVELS_PER_UNIT - 1.0
+    (level - MIDDLE) / LEVELS_PER_UNIT
 }
 
 /// Returns log(1 / (1 + exp(−x))), whose gradient at 0 is exact too.
@@ -107,7 +112,8 @@ impl LogisticMixture {
         self.channels > OPACITY
     }
 
-    /// Splits the outputs (n, h, w, channels) into parameters in f32. Records a build error and returns `None` if that is impossible.
+    /// Splits the outputs (n, h, w, channels) into parameters in f32. Records a build error and returns `None` if that is
+    /// impossible.
     fn parts<'g>(&self, outputs: Sym<'g>) -> Option<Parts<'g>> {
         let Outputs { channels, .. } = self.outputs();
         if let Err(error) = Likelihood::check(self) {
@@ -144,7 +150,7 @@ impl LogisticMixture {
     }
 
     /// Returns the contributions of a pixel's observed colours (n, h, w, c, 1) to its means: (n, h, w, c, K).
-    fn from_observed<'g>(&self, coefficients: Sym<'g>, observed: Sym<'g>) -> Sym<'g> {
+    fn observed_shift<'g>(&self, coefficients: Sym<'g>, observed: Sym<'g>) -> Sym<'g> {
         let factors = Sym::concat(&[channel(observed, 0), observed.slice_axis(3, 0, 2)], 3);
         let products = coefficients * factors;
         let blue = channel(products, 1) + channel(products, 2);
@@ -206,20 +212,20 @@ impl Likelihood for LogisticMixture {
         };
         let levels = level(images.convert(DType::F32)).reshape(&[dims.as_slice(), &[1]].concat());
         let means = match parts.coefficients {
-            Some(all) => parts.means + self.from_observed(all, value(levels)),
+            Some(all) => parts.means + self.observed_shift(all, value(levels)),
             None => parts.means,
         };
 
-        // In units of levels the borders are exact in f32. So the upper border of one level and the lower border of the next give
-        // the same number, and all probabilities add up to 1.
+        // In units of levels the borders are exact in f32. So the upper border of one level and the lower border of the next
+        // give the same number, and all probabilities add up to 1.
         let rate = (-parts.log_scales - LEVELS_PER_UNIT.ln()).exp();
         let means = means * LEVELS_PER_UNIT;
-        let centred = levels - HIGHEST_LEVEL / 2.0;
+        let centred = levels - MIDDLE;
         let upper = rate * (centred + 0.5 - means);
         let lower = rate * (centred - 0.5 - means);
-        // σ(upper) − σ(lower) = σ(upper) σ(−lower) (1 − exp(lower − upper)), where upper − lower = rate. The lowest level lacks the
-        // second factor, the highest one the first, and both the third. Each factor is finite whichever level is observed, so that
-        // the factors left out add no NaN to the gradient.
+        // σ(upper) − σ(lower) = σ(upper) σ(−lower) (1 − exp(lower − upper)), where upper − lower = rate. The lowest level lacks
+        // the second factor, the highest one the first, and both the third. Each factor is finite whichever level is observed,
+        // so that the factors left out add no NaN to the gradient.
         let mut above_lowest = levels.gt(levels.scalar_like(0.5));
         let mut below_highest = levels.lt(levels.scalar_like(HIGHEST_LEVEL - 0.5));
         let mut between = above_lowest.and(below_highest);
@@ -238,8 +244,8 @@ impl Likelihood for LogisticMixture {
         components.logsumexp(3).sum(&[1, 2])
     }
 
-    /// Returns the mean of the components' means, each of which is limited to the range of values. The means of colours use those
-    /// of the colours before them.
+    /// Returns the mean of the components' means, each of which is limited to the range of values. The means of colours use
+    /// those of the colours before them.
     fn mean<'g>(&self, outputs: Sym<'g>) -> Sym<'g> {
         let Some(parts) = self.parts(outputs) else { return self.nothing(outputs) };
         let each = self.in_order(parts.means, parts.coefficients, |_, mean| clamp(mean, -1.0, 1.0));
@@ -263,8 +269,8 @@ impl Likelihood for LogisticMixture {
         let chosen = index.eq(one(best.mask(index).reduce_max(&[4])));
         let of_chosen = |x: Sym<'g>| one(sum_components(chosen.mask(x)));
 
-        // The inverse of the cumulative distribution function. Neither logarithm is infinite: the least uniform number is half of
-        // the distance to the next one, and the greatest is less than 1.
+        // The inverse of the cumulative distribution function. Neither logarithm is infinite: the least uniform number is half
+        // of the distance to the next one, and the greatest is less than 1.
         let least = f32::EPSILON / 2.0;
         let uniform = draw::uniform(for_noise, &[&dims[1..4], &[1]].concat(), least, 1.0);
         let noise = of_chosen(parts.log_scales).exp() * (uniform.log() - (-uniform).log1p());
