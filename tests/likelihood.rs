@@ -547,7 +547,8 @@ fn bits_are_drawn_from_grey_levels_by_each_images_key() {
         let g = Graph::new("bits");
         let pixels = g.constant(Array::new(&dims, &levels));
         let keys: Vec<u32> = (0..2 * n as u32).map(|i| first + i).collect();
-        let drawn = DynamicBernoulli.training_pixels(pixels, g.constant(Array::new(&[n, 2], &keys)));
+        let drawn_keys = g.constant(Array::new(&[n, 2], &keys));
+        let drawn = DynamicBernoulli.training_pixels(pixels, &|| drawn_keys);
         let result = evaluate(&finish(&g, &[("bits".into(), drawn)]), &[]).swap_remove(0);
         assert_eq!(result.shape(), &Shape::new(DType::U8, &dims));
         result.to_vec::<u8>()

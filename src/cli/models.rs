@@ -231,7 +231,7 @@ impl Model {
         if old.doublings == old.default_doublings() {
             new.doublings = new.default_doublings();
         }
-        if old.start_side == old.frame().side() {
+        if old.kind == Kind::NonDoubling && old.start_side == old.frame().side() {
             new.start_side = new.frame().side();
         }
         new
@@ -298,7 +298,8 @@ impl Model {
             "{}: it must be from 1 to 4096",
             self.encoder_width
         );
-        let whole = self.frame().side();
+        // The other models have the report's value, which has no effect.
+        let whole = if self.kind == Kind::NonDoubling { self.frame().side() } else { report_side() };
         valid!(
             (1..=whole).contains(&self.start_side),
             "start_side",
@@ -346,7 +347,8 @@ impl Model {
     /// Returns the model with the growth options of this configuration.
     fn grown(&self, vae: Vae) -> Vae {
         let Some(grow) = vae.decoder.automaton() else { return vae };
-        let start_side = (self.start_side < self.frame().side()).then_some(self.start_side);
+        let in_middle = self.kind == Kind::NonDoubling && self.start_side < self.frame().side();
+        let start_side = in_middle.then_some(self.start_side);
         let grow = Grow { start_side, update_prob: self.update_prob, ..grow.clone() };
         Vae { decoder: Arc::new(grow), ..vae }
     }

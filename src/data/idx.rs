@@ -2,54 +2,51 @@
 
 use anyhow::{Result, bail};
 
+use super::ImageShape;
 use super::input::Input;
-use super::{IMAGE_SIDE, PIXELS};
 
 /// Magic number: `0, 0`, element type (8: unsigned byte), number of dimensions.
 const IMAGES: [u8; 4] = [0, 0, 8, 3];
 const LABELS: [u8; 4] = [0, 0, 8, 1];
+/// Rows or columns of an image at most.
+const MOST_SIDE_IN_FILE: u32 = 1 << 14;
 
 /// Reports whether a file's first bytes are those of an IDX file of any type.
 pub fn is_idx(head: &[u8]) -> bool {
     matches!(head, [0, 0, 0x08 | 0x09 | 0x0b..=0x0e, 1..=4, ..])
 }
 
-/// Reads grey images: `n * 784` bytes from 0 (background) to 255, image after image.
+/// Reads grey images: their shape, and bytes from 0 (background) to 255, image after image.
 ///
 /// # Errors
-/// When the file is not an IDX file of 28 x 28 images. The message names the file and the byte.
-pub fn read_images(mut input: Input) -> Result<Vec<u8>> {
+/// When the file is not an IDX file of images. The message names the file and the byte.
+pub fn read_images(mut input: Input) -> Result<(ImageShape, Vec<u8>)> {
     read_magic(&mut input, IMAGES, "images")?;
     let n = read_u32(&mut input, "number of images")?;
     let rows = read_u32(&mut input, "number of rows")?;
     let columns = read_u32(&mut input, "number of columns")?;
-    if (rows, columns) != (IMAGE_SIDE as u32, IMAGE_SIDE as u32) {
+    if [rows, columns].iter().any(|side| !(1..=MOST_SIDE_IN_FILE).contains(side)) {
         bail!(input.error(format_args!(
-            "byte 8: expected images of {IMAGE_SIDE} x {IMAGE_SIDE}, got {rows} x {columns}"
+            "byte 8: expected images of 1 to {MOST_SIDE_IN_FILE} rows and columns, got {rows} x {columns}"
         )));
     }
     if n == 0 {
         bail!(input.error("byte 4: expected at least one image, got 0"));
     }
-    input.read_body(u64::from(n) * PIXELS as u64, &format!("{n} images of {IMAGE_SIDE} x {IMAGE_SIDE}"))
+    let bytes = u64::from(n).saturating_mul(u64::from(rows) * u64::from(columns));
+    let pixels = input.read_body(bytes, &format!("{n} images of {rows} x {columns}"))?;
+    let shape = ImageShape { height: rows as usize, width: columns as usize, channels: 1 };
+    Ok((shape, pixels))
 }
 
-/// Reads labels: `n` bytes from 0 to 9.
+/// Reads labels: `n` bytes.
 ///
 /// # Errors
-/// When the file is not an IDX file of such labels. The message names the file and the byte.
+/// When the file is not an IDX file of labels. The message names the file and the byte.
 pub fn read_labels(mut input: Input) -> Result<Vec<u8>> {
     read_magic(&mut input, LABELS, "labels")?;
     let n = read_u32(&mut input, "number of labels")?;
-    let labels = input.read_body(u64::from(n), &format!("{n} labels"))?;
-    if let Some(i) = labels.iter().position(|&label| label > 9) {
-        bail!(input.error(format_args!(
-            "byte {}: expected a label from 0 to 9 for image {i}, got {}",
-            8 + i,
-            labels[i]
-        )));
-    }
-    Ok(labels)
+    input.read_body(u64::from(n), &format!("{n} labels"))
 }
 
 fn read_magic(input: &mut Input, expected: [u8; 4], what: &str) -> Result<()> {

@@ -24,6 +24,7 @@ pub mod amat;
 mod channels;
 #[cfg(feature = "download")]
 pub mod download;
+pub mod emoji;
 pub mod glyphs;
 pub mod identity;
 pub mod idx;
@@ -32,6 +33,9 @@ pub mod known;
 pub mod labels;
 pub mod npy;
 pub mod npz;
+mod pictures;
+mod reading;
+mod resize;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -42,8 +46,11 @@ use serde::{Deserialize, Serialize};
 use crate::engine::array::Array;
 use crate::engine::random::host::{Key, unit};
 use crate::error::{Error, Tag};
+pub use emoji::EMOJI;
 use input::Input;
 use npz::Archive;
+use pictures::Pictures;
+pub use reading::Reading;
 
 /// Rows and columns of an image.
 pub const IMAGE_SIDE: usize = 28;
@@ -51,8 +58,14 @@ pub const IMAGE_SIDE: usize = 28;
 pub const PIXELS: usize = IMAGE_SIDE * IMAGE_SIDE;
 /// Rows and columns of an image after padding with zeros, as models take it.
 pub const PADDED: usize = 32;
+/// The fewest rows or columns of an image.
+pub const FEWEST_SIDE: usize = 8;
+/// The most rows or columns of an image.
+pub const MOST_SIDE: usize = 256;
 /// The name of the embedded digits.
 pub const GLYPHS: &str = "glyphs";
+/// Share of the emoji for training, unless a reading has another one.
+const EMOJI_TRAIN_SHARE: f64 = 0.9;
 
 /// Height, width and channels of a data set's images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -104,36 +117,6 @@ pub enum Values {
     Levels,
 }
 
-/// STAND-IN
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Reading {
-    /// .
-    pub values: Option<Values>,
-    /// .
-    pub size: Option<[usize; 2]>,
-    /// .
-    pub train_share: Option<f64>,
-    /// .
-    pub skip_bad: bool,
-    /// .
-    pub transpose: bool,
-    /// .
-    pub cache: Option<PathBuf>,
-}
-/// STAND-IN
-pub fn load_with(spec: &str, _: &Reading, _: &mut dyn FnMut(usize, usize)) -> Result<Dataset> {
-    load(spec)
-}
-/// STAND-IN
-pub fn load_split_with(
-    spec: &str,
-    part: Part,
-    _: &Reading,
-    _: &mut dyn FnMut(usize, usize),
-) -> Result<Split> {
-    load_split(spec, part)
-}
-
 /// The two parts of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -171,9 +154,32 @@ pub struct Split {
 }
 
 impl Split {
-    /// Returns grey images of 28 x 28.
-    fn levels(name: String, pixels: Vec<u8>, labels: Option<Vec<u8>>, sources: Vec<PathBuf>) -> Split {
-        Split { name, shape: ImageShape::MNIST, values: Values::Levels, pixels, labels, sources }
+    /// Returns images of levels from 0 to 255.
+    fn levels(
+        name: String,
+        (shape, pixels): (ImageShape, Vec<u8>),
+        labels: Option<Vec<u8>>,
+        sources: Vec<PathBuf>,
+    ) -> Split {
+        Split { name, shape, values: Values::Levels, pixels, labels, sources }
+    }
+
+    /// Adds the labels of a file, if they fit, and the file to the sources.
+    fn add_labels(&mut self, path: PathBuf, reader: fn(Input) -> Result<Vec<u8>>) {
+        let place = path.display().to_string();
+        self.labels = labels_beside(Input::open(&path).and_then(reader), self.len(), &place);
+        if self.labels.is_some() {
+            self.sources.push(path);
+        }
+    }
+
+    /// Returns the images with levels from 0 to 255. Bits become 0 and 255.
+    pub fn with_levels(mut self) -> Split {
+        if self.values == Values::Bits {
+            self.pixels.iter_mut().for_each(|pixel| *pixel *= 255);
+            self.values = Values::Levels;
+        }
+        self
     }
 
     /// Returns the pixels as an array of u8: (images, h, w) of grey images, (images, h, w, channels) of others.
@@ -295,6 +301,10 @@ pub struct Dataset {
     pub train: Option<Split>,
     /// The test images, if the set has any.
     pub test: Option<Split>,
+    /// Names of the classes that labels count, if they are the names of folders.
+    pub classes: Vec<String>,
+    /// Remarks for people, such as the number of skipped files.
+    pub notes: Vec<String>,
     origin: Origin,
 }
 
@@ -317,39 +327,35 @@ impl Dataset {
             (None, Origin::File(_)) => self.train.as_ref().context("a single file's images are not loaded"),
             (None, Origin::Archive(archive)) if archive.has_parts() => Err(archive.missing(part)),
             (None, Origin::Archive(_)) => self.train.as_ref().context("the file's only array is not loaded"),
+            // Image files without a folder `test` are like a single file.
+            (None, Origin::Folder(folder)) if folder.kind().is_none() && part == Part::Test => {
+                self.train.as_ref().ok_or_else(|| folder.missing(part))
+            }
             (None, Origin::Folder(folder)) => Err(folder.missing(part)),
-            (None, Origin::Glyphs) => bail!("the embedded digits are not loaded"),
+            (None, Origin::Glyphs | Origin::Emoji) => bail!("the {} images are not loaded", part.name()),
         }
     }
 }
 
-/// Loads a data set: `glyphs`, a file or a folder. The images of a file are in `train`, and `test` is `None`; see
-/// `Dataset::split`. Write a folder named `glyphs` as `./glyphs`.
+/// Loads a data set: `glyphs`, `emoji`, a file or a folder, with the default [`Reading`]. The images of a file are in `train`, and
+/// `test` is `None`; see `Dataset::split`. Write a folder named `glyphs` as `./glyphs`.
 ///
 /// # Errors
 /// [`Error::Data`] when the images cannot be found or read; see the module's documentation.
 pub fn load(spec: &str) -> Result<Dataset> {
-    read_dataset(spec).tag(Error::Data)
+    load_with(spec, &Reading::default(), &mut |_, _| {})
 }
 
-fn read_dataset(spec: &str) -> Result<Dataset> {
-    let origin = Origin::find(spec)?;
-    let (train, test) = match &origin {
-        Origin::Glyphs => (Some(glyphs::split(Part::Train)), Some(glyphs::split(Part::Test))),
-        Origin::File(path) => (Some(read_binary(path)?), None),
-        Origin::Archive(archive) => {
-            let test = if archive.has_parts() { archive.grey(Part::Test)? } else { None };
-            (archive.grey(Part::Train)?.map(Split::binarized), test.map(Split::binarized))
-        }
-        Origin::Folder(folder) => (folder.binary(Part::Train)?, folder.binary(Part::Test)?),
+/// Loads a data set as a reading says. `progress` is called with the number of image files that are decoded, and of all.
+///
+/// # Errors
+/// The errors of [`load`]. [`Error::Invalid`] when the reading does not fit the images.
+pub fn load_with(spec: &str, reading: &Reading, progress: &mut dyn FnMut(usize, usize)) -> Result<Dataset> {
+    let mut read = || {
+        reading.check()?;
+        reading.apply(read_parts(spec, &[Part::Train, Part::Test], reading, progress)?)
     };
-    if let Origin::Archive(archive) = &origin {
-        ensure!(train.is_some() || test.is_some(), archive.missing(Part::Train));
-    }
-    if let Origin::Folder(folder) = &origin {
-        ensure!(train.is_some() || test.is_some(), folder.missing(Part::Train));
-    }
-    Ok(Dataset { name: spec.to_owned(), train, test, origin })
+    read().tag(Error::Data)
 }
 
 /// Loads one part of a data set. The images of a single file serve as both parts.
@@ -357,18 +363,77 @@ fn read_dataset(spec: &str) -> Result<Dataset> {
 /// # Errors
 /// The errors of `load`, and when a folder lacks the part.
 pub fn load_split(spec: &str, part: Part) -> Result<Split> {
-    read_split(spec, part).tag(Error::Data)
+    load_split_with(spec, part, &Reading::default(), &mut |_, _| {})
 }
 
-fn read_split(spec: &str, part: Part) -> Result<Split> {
-    match Origin::find(spec)? {
-        Origin::Glyphs => Ok(glyphs::split(part)),
-        Origin::File(path) => read_binary(&path),
-        Origin::Archive(archive) => {
-            archive.grey(part)?.map(Split::binarized).ok_or_else(|| archive.missing(part))
+/// Loads one part of a data set as a reading says.
+///
+/// # Errors
+/// The errors of [`load_with`], and when a folder lacks the part.
+pub fn load_split_with(
+    spec: &str,
+    part: Part,
+    reading: &Reading,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Split> {
+    let mut read = || {
+        reading.check()?;
+        // A share takes all images to divide them.
+        let both = [Part::Train, Part::Test];
+        let parts = if reading.train_share.is_some() { both.as_slice() } else { &[part] };
+        let dataset = reading.apply(read_parts(spec, parts, reading, progress)?)?;
+        dataset.find(part).cloned()
+    };
+    read().tag(Error::Data)
+}
+
+/// Reads parts of a data set, without changes.
+///
+/// # Errors
+/// When an image cannot be read, or the data set has none of the parts.
+fn read_parts(
+    spec: &str,
+    parts: &[Part],
+    reading: &Reading,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Dataset> {
+    let origin = Origin::find(spec)?;
+    let has = |part: Part| parts.contains(&part);
+    let (mut classes, mut notes) = (vec![], vec![]);
+    let each = |read: &dyn Fn(Part) -> Result<Option<Split>>| -> Result<(Option<Split>, Option<Split>)> {
+        let part = |part: Part| if has(part) { read(part) } else { Ok(None) };
+        Ok((part(Part::Train)?, part(Part::Test)?))
+    };
+    let (train, test) = match &origin {
+        Origin::Glyphs => each(&|part| Ok(Some(glyphs::split(part))))?,
+        Origin::Emoji => {
+            let all = emoji::read(reading.size)?;
+            let share = reading.train_share.unwrap_or(EMOJI_TRAIN_SHARE);
+            let (train, test) = reading::divide(&all, share);
+            (Some(train), Some(test))
         }
-        Origin::Folder(folder) => folder.binary(part)?.ok_or_else(|| folder.missing(part)),
+        Origin::File(path) => (Some(read_file(path)?), None),
+        Origin::Archive(archive) if archive.has_parts() => each(&|part| archive.images(part))?,
+        Origin::Archive(archive) => (archive.images(Part::Train)?, None),
+        Origin::Folder(folder) if folder.kind().is_some() => each(&|part| folder.images(part))?,
+        Origin::Folder(folder) => match Pictures::find(&folder.path)? {
+            Some(pictures) => {
+                let (train, test, remarks) = pictures.read(&folder.path, reading, progress)?;
+                (classes, notes) = (pictures.classes, remarks);
+                (train, test)
+            }
+            None => (None, None),
+        },
+    };
+    if train.is_none() && test.is_none() {
+        let part = parts[0];
+        match &origin {
+            Origin::Archive(archive) => return Err(archive.missing(part)),
+            Origin::Folder(folder) => return Err(folder.missing(part)),
+            _ => bail!("{spec}: no images"),
+        }
     }
+    Ok(Dataset { name: spec.to_owned(), train, test, classes, notes, origin })
 }
 
 /// Loads the grey images of a part without binarization: IDX images of a folder, even if it also contains binary images, or
@@ -383,8 +448,9 @@ pub fn load_grey(spec: &str, part: Part) -> Result<Split> {
 fn read_grey(spec: &str, part: Part) -> Result<Split> {
     match Origin::find(spec)? {
         Origin::Glyphs => bail!("{GLYPHS}: the embedded digits are binary and have no grey images"),
-        Origin::File(path) => read_file(&path),
-        Origin::Archive(archive) => archive.grey(part)?.ok_or_else(|| archive.missing(part)),
+        Origin::Emoji => bail!("{EMOJI}: the images of a font have colours"),
+        Origin::File(path) => of_mnist(read_file(&path)?),
+        Origin::Archive(archive) => of_mnist(archive.images(part)?.ok_or_else(|| archive.missing(part))?),
         Origin::Folder(folder) => folder.grey(part)?.ok_or_else(|| {
             folder.lacks(
                 &format!("grey {} images", part.name()),
@@ -394,10 +460,18 @@ fn read_grey(spec: &str, part: Part) -> Result<Split> {
     }
 }
 
+/// Checks that images have the size of MNIST's.
+fn of_mnist(split: Split) -> Result<Split> {
+    let shape = split.shape;
+    ensure!(shape == ImageShape::MNIST, "{}: expected grey images of 28 x 28, got {shape}", split.name);
+    Ok(split)
+}
+
 /// The source of a data set.
 #[derive(Clone, Debug)]
 enum Origin {
     Glyphs,
+    Emoji,
     File(PathBuf),
     Archive(Archive),
     Folder(Folder),
@@ -408,9 +482,13 @@ impl Origin {
         if spec == GLYPHS {
             return Ok(Origin::Glyphs);
         }
+        if spec == EMOJI {
+            return Ok(Origin::Emoji);
+        }
         let path = Path::new(spec);
-        let meta = std::fs::metadata(path)
-            .with_context(|| format!("{spec}: expected '{GLYPHS}', a file or a folder with images"))?;
+        let meta = std::fs::metadata(path).with_context(|| {
+            format!("{spec}: expected '{GLYPHS}', '{EMOJI}', a file or a folder with images")
+        })?;
         if meta.is_dir() { Ok(Origin::Folder(Folder::open(path)?)) } else { find_file(path) }
     }
 }
@@ -423,11 +501,6 @@ fn find_file(path: &Path) -> Result<Origin> {
     }
 }
 
-/// Reads one file of images of any known kind and binarizes them.
-fn read_binary(path: &Path) -> Result<Split> {
-    Ok(read_file(path)?.binarized())
-}
-
 /// Reads one file of images of any known kind. Images that are binary in the file get pixels 0 and 1.
 fn read_file(path: &Path) -> Result<Split> {
     let input = Input::open(path)?;
@@ -437,36 +510,28 @@ fn read_file(path: &Path) -> Result<Split> {
     // The name matters only for malformed files: the error then describes the type that the user meant.
     let stem = name.strip_suffix(".gz").unwrap_or(&name);
     let text = [".amat", ".csv"].iter().any(|ending| stem.ends_with(ending));
-    let (pixels, labels) = if head.starts_with(npy::MAGIC) || stem.ends_with(".npy") {
+    let (images, labels) = if head.starts_with(npy::MAGIC) || stem.ends_with(".npy") {
         (npy::read_images(input)?, None)
     } else if idx::is_idx(head) || stem.ends_with("-ubyte") {
         (idx::read_images(input)?, None)
     } else if text || matches!(head.trim_ascii_start().first(), Some(b'0'..=b'9')) {
         let text = amat::read(input)?;
         let place = path.display().to_string();
-        let labels = text.labels.and_then(|labels| labels_beside(check_labels(labels), &text.pixels, &place));
-        (text.pixels, labels)
+        let images = text.pixels.len() / PIXELS;
+        let labels = text.labels.and_then(|labels| labels_beside(Ok(labels), images, &place));
+        ((ImageShape::MNIST, text.pixels), labels)
     } else {
         bail!(input.error(format_args!(
             "expected images as .amat text, IDX or .npy (gzip or not), .npz or .csv, got a file that starts with '{}'",
             head.escape_ascii()
         )));
     };
-    Ok(Split::levels(name, pixels, labels, sources))
-}
-
-/// Checks that all labels are from 0 to 9.
-fn check_labels(labels: Vec<u8>) -> Result<Vec<u8>> {
-    match labels.iter().position(|label| *label > 9) {
-        Some(i) => bail!("expected a label from 0 to 9 for image {i}, got {}", labels[i]),
-        None => Ok(labels),
-    }
+    Ok(Split::levels(name, images, labels, sources))
 }
 
 /// Returns the labels that belong to images, if they fit. Otherwise logs a warning: few commands need labels, so that the images
 /// are loaded without them.
-fn labels_beside(labels: Result<Vec<u8>>, pixels: &[u8], place: &str) -> Option<Vec<u8>> {
-    let images = pixels.len() / PIXELS;
+fn labels_beside(labels: Result<Vec<u8>>, images: usize, place: &str) -> Option<Vec<u8>> {
     let checked = labels.and_then(|labels| {
         ensure!(
             labels.len() == images,
@@ -557,11 +622,11 @@ impl Folder {
         }
     }
 
-    /// Reads the binary images of a part, if the folder has them.
-    fn binary(&self, part: Part) -> Result<Option<Split>> {
+    /// Reads the images of a part, if the folder has them.
+    fn images(&self, part: Part) -> Result<Option<Split>> {
         match self.kind() {
             Some(Kind::Amat) => self.amat(part),
-            Some(Kind::Idx) => Ok(self.grey(part)?.map(Split::binarized)),
+            Some(Kind::Idx) => self.grey(part),
             Some(Kind::Npy) => self.npy(part),
             None => Ok(None),
         }
@@ -580,31 +645,29 @@ impl Folder {
             labels = labels.zip(valid.labels).map(|(labels, more)| [labels, more].concat());
             sources.push(path);
         }
-        Ok(Some(Split::levels(name, pixels, labels, sources).binarized()))
+        Ok(Some(Split::levels(name, (ImageShape::MNIST, pixels), labels, sources)))
     }
 
     fn grey(&self, part: Part) -> Result<Option<Split>> {
         let Some(path) = self.idx_file(part, "images-idx3") else { return Ok(None) };
-        let pixels = idx::read_images(Input::open(&path)?)?;
+        let images = idx::read_images(Input::open(&path)?)?;
         let name = file_name(&path);
-        let mut sources = vec![path];
-        let labels = match self.idx_file(part, "labels-idx1") {
-            Some(path) => with_labels(path, idx::read_labels, &pixels, &mut sources),
-            None => None,
-        };
-        Ok(Some(Split::levels(name, pixels, labels, sources)))
+        let mut split = Split::levels(name, images, None, vec![path]);
+        if let Some(path) = self.idx_file(part, "labels-idx1") {
+            split.add_labels(path, idx::read_labels);
+        }
+        Ok(Some(split))
     }
 
     fn npy(&self, part: Part) -> Result<Option<Split>> {
         let Some(path) = self.file(&format!("{}.npy", part.name())) else { return Ok(None) };
-        let pixels = npy::read_images(Input::open(&path)?)?;
+        let images = npy::read_images(Input::open(&path)?)?;
         let name = file_name(&path);
-        let mut sources = vec![path];
-        let labels = match self.file(&format!("{}_labels.npy", part.name())) {
-            Some(path) => with_labels(path, npy::read_labels, &pixels, &mut sources),
-            None => None,
-        };
-        Ok(Some(Split { values: Values::Bits, ..Split::levels(name, pixels, labels, sources) }))
+        let mut split = Split::levels(name, images, None, vec![path]);
+        if let Some(path) = self.file(&format!("{}_labels.npy", part.name())) {
+            split.add_labels(path, npy::read_labels);
+        }
+        Ok(Some(split))
     }
 
     /// Returns the error that the folder lacks the binary images of a part.
@@ -653,19 +716,6 @@ fn idx_name(part: Part, what: &str, dot: char) -> String {
     }
 }
 
-/// Adds the labels of a file to images, if they fit, and their file to the sources.
-fn with_labels(
-    path: PathBuf,
-    reader: fn(Input) -> Result<Vec<u8>>,
-    pixels: &[u8],
-    sources: &mut Vec<PathBuf>,
-) -> Option<Vec<u8>> {
-    let place = path.display().to_string();
-    let labels = labels_beside(Input::open(&path).and_then(reader), pixels, &place)?;
-    sources.push(path);
-    Some(labels)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -673,7 +723,7 @@ mod tests {
     #[test]
     fn binarization_draws_over_the_padded_array() {
         let pixels: Vec<u8> = (0..3 * PIXELS).map(|i| (i * 31 % 256) as u8).collect();
-        let grey = Split::levels("ramp".into(), pixels.clone(), None, vec![]);
+        let grey = Split::levels("ramp".into(), (ImageShape::MNIST, pixels.clone()), None, vec![]);
         let binary = grey.binarized();
         // Follows the definition literally: pad, draw all pixels, crop.
         let border = (PADDED - IMAGE_SIDE) / 2;
@@ -694,14 +744,14 @@ mod tests {
     #[test]
     fn binary_images_stay_unchanged() {
         let pixels: Vec<u8> = (0..PIXELS).map(|i| (i % 2) as u8).collect();
-        let grey = Split::levels(String::new(), pixels.clone(), None, vec![]);
+        let grey = Split::levels(String::new(), (ImageShape::MNIST, pixels.clone()), None, vec![]);
         assert_eq!(grey.binarized().pixels, pixels);
     }
 
     #[test]
     fn a_transposed_image_has_its_rows_as_columns() {
         let pixels: Vec<u8> = (0..2 * PIXELS).map(|i| u8::from(i % 5 == 0)).collect();
-        let split = Split::levels(String::new(), pixels, None, vec![]);
+        let split = Split::levels(String::new(), (ImageShape::MNIST, pixels), None, vec![]);
         let turned = split.clone().transposed();
         let [image, other] = [split.image(1), turned.image(1)];
         for (row, column) in [(0, 0), (3, 20), (20, 3), (27, 0)] {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::input::Input;
-use super::{IMAGE_SIDE, PIXELS, check_grey};
+use super::{ImageShape, check_grey};
 pub use crate::engine::npy::MAGIC;
 use crate::engine::npy::{Header, Source};
 use crate::engine::shape::DType;
@@ -11,46 +11,46 @@ use crate::engine::shape::DType;
 /// Number of elements read at a time.
 const CHUNK: usize = 1 << 13;
 
-/// Reads binary images of shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1). Returns `n * 784` bytes, each 0 or 1.
-/// In the file the pixels are 0 and 1, or 0 and 255, of any number type.
+/// Reads images of shape (n, h, w), (n, h, w, c), (n, c, h, w) or (n, side · side), where c is 1, 3 or 4. If both the second and the
+/// last dimension can be channels, the last one has them. Returns the shape, and bytes from 0 to 255 with the channels last.
+///
+/// In the file the values are whole numbers from 0 to 255, or numbers from 0 to 1. Numbers that are only 0 and 1 stay 0 and 1.
 ///
 /// # Errors
-/// When the header is malformed or of another shape, or a value is neither background nor ink. The message names the file, and
-/// the header's entry or the index of the value.
-pub fn read_images(input: Input) -> Result<Vec<u8>> {
-    let mut pixels = read_pixels(input, Values::Binary)?;
-    pixels.iter_mut().for_each(|pixel| *pixel = (*pixel).min(1));
-    Ok(pixels)
-}
-
-/// Reads grey images of the shapes of [`read_images`]. Returns `n * 784` bytes from 0 to 255. In the file they are whole numbers.
-///
-/// # Errors
-/// The errors of [`read_images`].
-pub fn read_grey(input: Input) -> Result<Vec<u8>> {
-    let place = input.error("");
-    let pixels = read_pixels(input, Values::Grey)?;
-    check_grey(&pixels).with_context(|| place.to_string().trim_end().to_owned())?;
-    Ok(pixels)
-}
-
-fn read_pixels(mut input: Input, values: Values) -> Result<Vec<u8>> {
+/// When the header is malformed or of another shape, or a value is out of range. The message names the file, and the header's entry
+/// or the index of the value.
+pub fn read_images(mut input: Input) -> Result<(ImageShape, Vec<u8>)> {
     let header = Header::read(&mut input)?;
-    let n = match header.shape[..] {
-        [n, PIXELS]
-        | [n, IMAGE_SIDE, IMAGE_SIDE]
-        | [n, 1, IMAGE_SIDE, IMAGE_SIDE]
-        | [n, IMAGE_SIDE, IMAGE_SIDE, 1] => n,
+    let is_channels = |c: usize| matches!(c, 1 | 3 | 4);
+    let (n, height, width, channels, first) = match header.shape[..] {
+        [n, pixels] if pixels.isqrt().pow(2) == pixels => (n, pixels.isqrt(), pixels.isqrt(), 1, false),
+        [n, h, w] => (n, h, w, 1, false),
+        [n, h, w, c] if is_channels(c) => (n, h, w, c, false),
+        [n, c, h, w] if is_channels(c) => (n, h, w, c, true),
         _ => bail!(input.error(format_args!(
-            "expected the shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1), got {:?}",
+            "expected the shape (n, h, w), (n, h, w, c), (n, c, h, w) with c = 1, 3 or 4, or (n, side * side), got {:?}",
             header.shape
         ))),
     };
     ensure!(n > 0, input.error("expected at least one image, got none"));
-    read_values(&header, &mut input, values)
+    ensure!(height > 0 && width > 0, input.error(format_args!("expected pixels, got {:?}", header.shape)));
+    let place = input.error("").to_string();
+    let mut pixels = read_values(&header, &mut input, Values::Pixels)?;
+    let shape = ImageShape { height, width, channels };
+    if first && channels > 1 {
+        let plane = height * width;
+        let images = pixels.chunks_exact(channels * plane);
+        pixels = images
+            .flat_map(|image| (0..plane).flat_map(move |i| (0..channels).map(move |c| image[c * plane + i])))
+            .collect();
+    }
+    if channels == 1 && !header.is_float() {
+        check_grey(&pixels).with_context(|| place.trim_end().trim_end_matches(':').to_owned())?;
+    }
+    Ok((shape, pixels))
 }
 
-/// Reads labels of shape (n,) or (n, 1). Returns `n` bytes from 0 to 9.
+/// Reads labels of shape (n,) or (n, 1). Returns `n` bytes.
 ///
 /// # Errors
 /// The errors of [`read_images`].
@@ -78,46 +78,11 @@ impl Source for Input<'_> {
 /// The values that an array may contain.
 #[derive(Clone, Copy, PartialEq)]
 enum Values {
-    /// 0 and 1, or 0 and 255.
-    Binary,
-    /// 0 to 255.
-    Grey,
-    /// 0 to 9.
+    /// Whole numbers from 0 to 255, or numbers from 0 to 1.
+    Pixels,
+    /// Whole numbers from 0 to 255.
     Labels,
 }
-
-impl Values {
-    /// Returns the value as a byte, if it is allowed. `ink` is the ink value of earlier pixels, or 0 if all were background.
-    fn byte(self, value: f64, ink: u8) -> Option<u8> {
-        let byte = (value.fract() == 0.0 && (0.0..=255.0).contains(&value)).then_some(value as u8)?;
-        let allowed = match self {
-            Values::Binary => byte == 0 || byte == ink || ink == 0 && matches!(byte, 1 | 255),
-            Values::Grey => true,
-            Values::Labels => byte <= 9,
-        };
-        allowed.then_some(byte)
-    }
-
-    /// Describes the expected values and the value found.
-    fn expected(self, value: f64, ink: u8) -> String {
-        match (self, ink) {
-            (Values::Binary, _) => {
-                let expected = if ink == 255 { "0 or 255" } else { "0 or 1" };
-                // Mention grey images only if the value could be a grey value.
-                match Values::Grey.byte(value, 0) {
-                    Some(_) => format!("{expected}, got {value}: {GREY_HELP}"),
-                    None => format!("{expected}, got {value}"),
-                }
-            }
-            (Values::Grey, _) => format!("a whole number from 0 to 255, got {value}"),
-            (Values::Labels, _) => format!("0 to 9, got {value}"),
-        }
-    }
-}
-
-/// Advice for grey images where binary ones were expected.
-pub const GREY_HELP: &str = "grey images are binarized from IDX files, from .npz files of x_train and x_test, and from text with \
-                             commas";
 
 /// Reads all values to the end of the file. Returns them in C order.
 fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec<u8>> {
@@ -129,7 +94,10 @@ fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec
     };
     input.check_claim(bytes, &what)?;
     input.check_memory(elements)?;
-    let (mut found, mut ink) = (Vec::new(), 0);
+    let mut found = Vec::new();
+    // Whether all numbers so far are whole, or all are from 0 to 1. Until it is known, the bytes are the whole numbers.
+    let (mut whole, mut unit) = (true, header.is_float() && values == Values::Pixels);
+    let mut fractions: Vec<u8> = Vec::new();
     let mut chunk = vec![0; CHUNK * header.width];
     let mut left = bytes;
     while left > 0 {
@@ -138,19 +106,35 @@ fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec
         left -= part.len() as u64;
         for element in part.chunks_exact(header.width) {
             let value = header.value(element);
-            let Some(byte) = values.byte(value, ink) else {
-                let i = found.len();
+            whole &= value.fract() == 0.0 && (0.0..=255.0).contains(&value);
+            unit &= (0.0..=1.0).contains(&value);
+            if !whole && !unit {
+                let i = found.len().max(fractions.len());
+                let expected = match values {
+                    Values::Pixels if header.is_float() => {
+                        "whole numbers from 0 to 255, or numbers from 0 to 1"
+                    }
+                    _ => "a whole number from 0 to 255",
+                };
                 bail!(input.error(format_args!(
-                    "value {i} (index {:?}): expected {}",
-                    header.index(i),
-                    values.expected(value, ink)
+                    "value {i} (index {:?}): expected {expected}, got {value}",
+                    header.index(i)
                 )));
-            };
-            ink = ink.max(byte);
-            found.push(byte);
+            }
+            if whole {
+                found.push(value as u8);
+            }
+            if unit {
+                fractions.push((value * 255.0).round() as u8);
+            }
+        }
+        // Only one of both can be right from here on.
+        if !unit {
+            fractions = Vec::new();
         }
     }
     input.finish(&what)?;
+    let found = if whole { found } else { fractions };
     if !header.fortran {
         return Ok(found);
     }
