@@ -5,13 +5,13 @@ use std::path::absolute;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{GLYPHS, Part, Split};
+use super::{NAMES, Part, Split};
 use crate::error::Error;
 
-/// Converts the user's name of a data set to one that is valid in any working folder. A path becomes absolute; the name
-/// `glyphs` stays. Links in the path stay, because their targets may move.
+/// Converts the user's name of a data set to one that is valid in any working folder. A path becomes absolute; the names `glyphs`
+/// and `emoji` stay. Links in the path stay, because their targets may move.
 pub fn located(spec: &str) -> String {
-    if spec == GLYPHS {
+    if NAMES.contains(&spec) {
         return spec.into();
     }
     let path = absolute(spec).ok().and_then(|path| path.to_str().map(String::from));

@@ -64,6 +64,8 @@ pub const FEWEST_SIDE: usize = 8;
 pub const MOST_SIDE: usize = 256;
 /// The name of the embedded digits.
 pub const GLYPHS: &str = "glyphs";
+/// The names of data sets that are not paths.
+pub const NAMES: [&str; 2] = [GLYPHS, EMOJI];
 /// Share of the emoji for training, unless a reading has another one.
 const EMOJI_TRAIN_SHARE: f64 = 0.9;
 

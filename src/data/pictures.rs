@@ -142,7 +142,7 @@ impl Pictures {
                 (0..kept.len()).filter(|i| (kept[*i] < self.train.len()) == (part == Part::Train)).collect();
             let pixels = chosen.iter().flat_map(|i| &decoded.pixels[i * shape.values()..][..shape.values()]);
             let split = Split {
-                name: format!("{name} {}", part.name()),
+                name: if self.test.is_empty() { name.clone() } else { format!("{name} {}", part.name()) },
                 shape: *shape,
                 values: Values::Levels,
                 pixels: pixels.copied().collect(),

@@ -64,7 +64,7 @@ impl RunData {
     pub fn pretrained(name: &str, card: &Card) -> RunData {
         let owner = format!("the pretrained weights {name}");
         let spec = card.data.clone();
-        let elsewhere = spec != data::GLYPHS;
+        let elsewhere = !data::NAMES.contains(&spec.as_str());
         RunData { owner, spec, elsewhere, ..RunData::unknown(card.model) }
     }
 

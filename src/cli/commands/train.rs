@@ -52,6 +52,8 @@ pub fn run(args: Args) -> Outcome {
         Some(path) => args.options.over(&TrainOptions::from_toml(path)?),
         None => args.options,
     };
+    // Only what the user asked for is an error, if there are fewer test images. A preset asks for this number at most.
+    let asked_images = options.eval_images;
     let options = options.over(&options.from_preset()?);
     let signal = listen()?;
     let (mut config, resumed) = prepare(&options, args.resume)?;
@@ -89,7 +91,7 @@ pub fn run(args: Args) -> Outcome {
         ))
         .tag(Error::Usage);
     }
-    if let (Some(asked), Some(test)) = (options.eval_images, &test) {
+    if let (Some(asked), Some(test)) = (asked_images, &test) {
         let there = test.len();
         valid!(asked <= there, "eval_images", "is {asked}: {} has {there} test images", config.data);
     }
