@@ -71,11 +71,13 @@ fn operations(block: &Block) -> usize {
 
 impl Lowering<'_> {
     /// Reports whether a loop is written out: if it fills a stack, or reads the rows of one. Others gain nothing, and by the
-    /// estimates of the TPU's compiler take more memory.
+    /// estimates of the TPU's compiler take more memory. A loop whose values are recomputed for the gradient stays a loop too: the
+    /// compiler would find that a written-out recomputation gives the values of the forward pass, and keep those instead.
     pub(super) fn unrolls(&self, op: &Repeat, x: &[&Lowered]) -> bool {
         let stacks = op.body.results.len() > op.carries || x.iter().any(|x| x.rows.is_some());
         let operations = op.max_trips * operations(&op.body);
-        !self.target.is_cpu() && !op.dynamic && stacks && (1..=MOST_OPERATIONS).contains(&operations)
+        let recomputed = op.options.remat > 0;
+        !self.target.is_cpu() && !op.dynamic && !recomputed && stacks && (1..=MOST_OPERATIONS).contains(&operations)
     }
 
     /// Lowers a loop whose body is written out once for each trip.
