@@ -3,7 +3,8 @@
 use anyhow::{Result, bail};
 
 use super::input::Input;
-use super::{IMAGE_SIDE, PIXELS};
+use super::resize::MAX_SIDE;
+use super::{IMAGE_SIDE, ImageShape};
 
 /// Magic number: `0, 0`, element type (8: unsigned byte), number of dimensions.
 const IMAGES: [u8; 4] = [0, 0, 8, 3];
@@ -18,38 +19,54 @@ pub fn is_idx(head: &[u8]) -> bool {
 ///
 /// # Errors
 /// When the file is not an IDX file of 28 x 28 images. The message names the file and the byte.
-pub fn read_images(mut input: Input) -> Result<Vec<u8>> {
+pub fn read_images(input: Input) -> Result<Vec<u8>> {
+    read_sized(input, |rows, columns| [rows, columns] == [IMAGE_SIDE; 2], "images of 28 x 28")
+        .map(|read| read.1)
+}
+
+/// Reads grey images of any one size. Returns their shape, and their bytes from 0 (background) to 255, image after image.
+///
+/// # Errors
+/// When the file is not an IDX file of images. The message names the file and the byte.
+pub fn read_any(input: Input) -> Result<(ImageShape, Vec<u8>)> {
+    let fits = |side| (1..=MAX_SIDE).contains(&side);
+    read_sized(input, |rows, columns| fits(rows) && fits(columns), "images of 1 x 1 to 65535 x 65535")
+}
+
+fn read_sized(
+    mut input: Input,
+    fits: impl Fn(usize, usize) -> bool,
+    expected: &str,
+) -> Result<(ImageShape, Vec<u8>)> {
     read_magic(&mut input, IMAGES, "images")?;
     let n = read_u32(&mut input, "number of images")?;
     let rows = read_u32(&mut input, "number of rows")?;
     let columns = read_u32(&mut input, "number of columns")?;
-    if (rows, columns) != (IMAGE_SIDE as u32, IMAGE_SIDE as u32) {
-        bail!(input.error(format_args!(
-            "byte 8: expected images of {IMAGE_SIDE} x {IMAGE_SIDE}, got {rows} x {columns}"
-        )));
+    let shape = ImageShape { height: rows as usize, width: columns as usize, channels: 1 };
+    if !fits(shape.height, shape.width) {
+        bail!(input.error(format_args!("byte 8: expected {expected}, got {rows} x {columns}")));
     }
     if n == 0 {
         bail!(input.error("byte 4: expected at least one image, got 0"));
     }
-    input.read_body(u64::from(n) * PIXELS as u64, &format!("{n} images of {IMAGE_SIDE} x {IMAGE_SIDE}"))
+    let Some(bytes) = u64::from(n).checked_mul(shape.values() as u64) else {
+        bail!(
+            input.error(format_args!(
+                "the header claims {n} images of {rows} x {columns}: more than 2^64 bytes"
+            ))
+        );
+    };
+    Ok((shape, input.read_body(bytes, &format!("{n} images of {rows} x {columns}"))?))
 }
 
-/// Reads labels: `n` bytes from 0 to 9.
+/// Reads labels: `n` bytes.
 ///
 /// # Errors
-/// When the file is not an IDX file of such labels. The message names the file and the byte.
+/// When the file is not an IDX file of labels. The message names the file and the byte.
 pub fn read_labels(mut input: Input) -> Result<Vec<u8>> {
     read_magic(&mut input, LABELS, "labels")?;
     let n = read_u32(&mut input, "number of labels")?;
-    let labels = input.read_body(u64::from(n), &format!("{n} labels"))?;
-    if let Some(i) = labels.iter().position(|&label| label > 9) {
-        bail!(input.error(format_args!(
-            "byte {}: expected a label from 0 to 9 for image {i}, got {}",
-            8 + i,
-            labels[i]
-        )));
-    }
-    Ok(labels)
+    input.read_body(u64::from(n), &format!("{n} labels"))
 }
 
 fn read_magic(input: &mut Input, expected: [u8; 4], what: &str) -> Result<()> {

@@ -1,11 +1,15 @@
 //! Reads images and labels from NumPy's `.npy` arrays: a file, or an entry of an `.npz` file.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail, ensure};
 
+use super::decode::premultiply;
 use super::input::Input;
-use super::{IMAGE_SIDE, PIXELS, check_grey};
+use super::resize::MAX_SIDE;
+use super::{IMAGE_SIDE, ImageShape, PIXELS, check_grey};
 pub use crate::engine::npy::MAGIC;
-use crate::engine::npy::{Header, Source};
+use crate::engine::npy::{Header, Kind, Source};
 use crate::engine::shape::DType;
 
 /// Number of elements read at a time.
@@ -18,39 +22,112 @@ const CHUNK: usize = 1 << 13;
 /// When the header is malformed or of another shape, or a value is neither background nor ink. The message names the file, and
 /// the header's entry or the index of the value.
 pub fn read_images(input: Input) -> Result<Vec<u8>> {
-    let mut pixels = read_pixels(input, Values::Binary)?;
+    let mut pixels = read_pixels(input)?;
     pixels.iter_mut().for_each(|pixel| *pixel = (*pixel).min(1));
     Ok(pixels)
 }
 
-/// Reads grey images of the shapes of [`read_images`]. Returns `n * 784` bytes from 0 to 255. In the file they are whole numbers.
+/// Reads images of shape (n, h, w), (n, h, w, c), (n, c, h, w) with c = 1, 3 or 4, or (n, h * w) of squares. Returns their shape,
+/// and their bytes from 0 to 255, or 0 and 1 if none is greater, image after image and pixel after pixel.
+///
+/// In the file they are whole numbers from 0 to 255, or floats from 0 to 1. The axis of the channels is the last one if it has
+/// 1, 3 or 4 elements, else the second one. Of four channels the last one is the opacity, with which the others are multiplied
+/// here.
 ///
 /// # Errors
-/// The errors of [`read_images`].
-pub fn read_grey(input: Input) -> Result<Vec<u8>> {
-    let place = input.error("");
-    let pixels = read_pixels(input, Values::Grey)?;
-    check_grey(&pixels).with_context(|| place.to_string().trim_end().to_owned())?;
-    Ok(pixels)
+/// When the header is malformed or of another shape, or a value is out of range. The message names the file, and the header's
+/// entry or the index of the value.
+pub fn read_any(mut input: Input) -> Result<(ImageShape, Vec<u8>)> {
+    let place = input.error("").to_string().trim_end().to_owned();
+    let header = Header::read(&mut input)?;
+    let (n, shape, channels_first) = match header.shape[..] {
+        [n, values] => (n, square(values), false),
+        [n, height, width] => (n, grey(height, width), false),
+        [n, height, width, channels @ (1 | 3 | 4)] => {
+            (n, Some(ImageShape { height, width, channels }), false)
+        }
+        [n, channels @ (1 | 3 | 4), height, width] => (n, Some(ImageShape { height, width, channels }), true),
+        _ => (0, None, false),
+    };
+    let fits = |side| (1..=MAX_SIDE).contains(&side);
+    let Some(shape) = shape.filter(|shape| fits(shape.height) && fits(shape.width)) else {
+        bail!(input.error(format_args!(
+            "expected the shape (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels c, or (n, h * w) of squares \
+             such as (n, 784), got {:?}",
+            header.shape
+        )));
+    };
+    ensure!(n > 0, input.error("expected at least one image, got none"));
+    let mut values = read_values(&header, &mut input, Values::Grey)?;
+    if shape == ImageShape::MNIST {
+        check_grey(&values).context(place)?;
+    }
+    if channels_first && shape.channels > 1 {
+        values = channels_last(&values, shape);
+    }
+    if shape.channels == 4 && values.iter().any(|value| *value > 1) {
+        premultiply(&mut values);
+    }
+    Ok((shape, values))
 }
 
-fn read_pixels(mut input: Input, values: Values) -> Result<Vec<u8>> {
-    let header = Header::read(&mut input)?;
-    let n = match header.shape[..] {
+/// Reads images as [`read_any`] does. Those of 28 x 28 must be binary, as for [`read_images`].
+///
+/// # Errors
+/// The errors of [`read_any`] and [`read_images`].
+pub fn read_binary_or_any(path: &Path) -> Result<(ImageShape, Vec<u8>)> {
+    let header = Header::read(&mut Input::open(path)?)?;
+    match of_mnist(&header) {
+        Some(_) => Ok((ImageShape::MNIST, read_images(Input::open(path)?)?)),
+        None => read_any(Input::open(path)?),
+    }
+}
+
+fn grey(height: usize, width: usize) -> Option<ImageShape> {
+    Some(ImageShape { height, width, channels: 1 })
+}
+
+fn square(values: usize) -> Option<ImageShape> {
+    let side = values.isqrt();
+    if side * side == values { grey(side, side) } else { None }
+}
+
+/// Returns images of (c, h, w) as (h, w, c).
+fn channels_last(values: &[u8], shape: ImageShape) -> Vec<u8> {
+    let plane = shape.height * shape.width;
+    let image = |image: &[u8]| -> Vec<u8> {
+        (0..plane)
+            .flat_map(|pixel| (0..shape.channels).map(move |c| c * plane + pixel))
+            .map(|i| image[i])
+            .collect()
+    };
+    values.chunks_exact(shape.values()).flat_map(image).collect()
+}
+
+/// Returns the number of images if the header is of images of 28 x 28.
+fn of_mnist(header: &Header) -> Option<usize> {
+    match header.shape[..] {
         [n, PIXELS]
         | [n, IMAGE_SIDE, IMAGE_SIDE]
         | [n, 1, IMAGE_SIDE, IMAGE_SIDE]
-        | [n, IMAGE_SIDE, IMAGE_SIDE, 1] => n,
-        _ => bail!(input.error(format_args!(
-            "expected the shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1), got {:?}",
-            header.shape
-        ))),
-    };
-    ensure!(n > 0, input.error("expected at least one image, got none"));
-    read_values(&header, &mut input, values)
+        | [n, IMAGE_SIDE, IMAGE_SIDE, 1] => Some(n),
+        _ => None,
+    }
 }
 
-/// Reads labels of shape (n,) or (n, 1). Returns `n` bytes from 0 to 9.
+fn read_pixels(mut input: Input) -> Result<Vec<u8>> {
+    let header = Header::read(&mut input)?;
+    let Some(n) = of_mnist(&header) else {
+        bail!(input.error(format_args!(
+            "expected the shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1), got {:?}",
+            header.shape
+        )));
+    };
+    ensure!(n > 0, input.error("expected at least one image, got none"));
+    read_values(&header, &mut input, Values::Binary)
+}
+
+/// Reads labels of shape (n,) or (n, 1). Returns `n` bytes.
 ///
 /// # Errors
 /// The errors of [`read_images`].
@@ -80,9 +157,9 @@ impl Source for Input<'_> {
 enum Values {
     /// 0 and 1, or 0 and 255.
     Binary,
-    /// 0 to 255.
+    /// Whole numbers from 0 to 255, or floats from 0 to 1.
     Grey,
-    /// 0 to 9.
+    /// 0 to 255.
     Labels,
 }
 
@@ -92,8 +169,7 @@ impl Values {
         let byte = (value.fract() == 0.0 && (0.0..=255.0).contains(&value)).then_some(value as u8)?;
         let allowed = match self {
             Values::Binary => byte == 0 || byte == ink || ink == 0 && matches!(byte, 1 | 255),
-            Values::Grey => true,
-            Values::Labels => byte <= 9,
+            Values::Grey | Values::Labels => true,
         };
         allowed.then_some(byte)
     }
@@ -109,15 +185,17 @@ impl Values {
                     None => format!("{expected}, got {value}"),
                 }
             }
-            (Values::Grey, _) => format!("a whole number from 0 to 255, got {value}"),
-            (Values::Labels, _) => format!("0 to 9, got {value}"),
+            (Values::Grey, _) => {
+                format!("a whole number from 0 to 255, got {value} (floats may be from 0 to 1, if all are)")
+            }
+            (Values::Labels, _) => format!("a whole number from 0 to 255 as label, got {value}"),
         }
     }
 }
 
 /// Advice for grey images where binary ones were expected.
 pub const GREY_HELP: &str = "grey images are binarized from IDX files, from .npz files of x_train and x_test, and from text with \
-                             commas";
+                             commas; arrays of 28 x 28 grey values, if the reading asks for levels";
 
 /// Reads all values to the end of the file. Returns them in C order.
 fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec<u8>> {
@@ -129,7 +207,7 @@ fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec
     };
     input.check_claim(bytes, &what)?;
     input.check_memory(elements)?;
-    let (mut found, mut ink) = (Vec::new(), 0);
+    let (mut found, mut ink, mut fractions) = (Vec::new(), 0, false);
     let mut chunk = vec![0; CHUNK * header.width];
     let mut left = bytes;
     while left > 0 {
@@ -138,6 +216,24 @@ fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec
         left -= part.len() as u64;
         for element in part.chunks_exact(header.width) {
             let value = header.value(element);
+            if values == Values::Grey && header.kind == Kind::Float {
+                if !fractions && ink <= 1 && value > 0.0 && value < 1.0 {
+                    // All values so far are 0 and 1, of the same scale.
+                    found.iter_mut().for_each(|byte: &mut u8| *byte *= 255);
+                    fractions = true;
+                }
+                if fractions {
+                    if !(0.0..=1.0).contains(&value) {
+                        let i = found.len();
+                        let index = header.index(i);
+                        bail!(input.error(format_args!(
+                            "value {i} (index {index:?}): expected 0 to 1, as of the values before it, got {value}"
+                        )));
+                    }
+                    found.push((value * 255.0).round() as u8);
+                    continue;
+                }
+            }
             let Some(byte) = values.byte(value, ink) else {
                 let i = found.len();
                 bail!(input.error(format_args!(

@@ -51,12 +51,14 @@ impl Archive {
             _ => (self.find(image_names(part)), self.find(label_names(part))),
         };
         let Some(images) = images else { return Ok(None) };
-        let pixels = self.read(&images, npy::read_grey)?;
+        let (shape, pixels) = self.read(&images, npy::read_any)?;
         let name = format!("{} {images}", file_name(&self.path));
         let labels = labels.and_then(|labels| {
-            labels_beside(self.read(&labels, npy::read_labels), &pixels, &self.place(&labels))
+            let n = pixels.len() / shape.values();
+            labels_beside(self.read(&labels, npy::read_labels), n, &self.place(&labels))
         });
-        Ok(Some(Split::levels(name, pixels, labels, vec![self.path.clone()])))
+        let sources = vec![self.path.clone()];
+        Ok(Some(Split { shape, ..Split::levels(name, pixels, labels, sources) }))
     }
 
     /// Returns the error that the file lacks the images of a part.
@@ -84,7 +86,7 @@ impl Archive {
     }
 
     /// Reads an array to its end, which verifies its checksum.
-    fn read(&self, array: &str, reader: fn(Input) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+    fn read<T>(&self, array: &str, reader: fn(Input) -> Result<T>) -> Result<T> {
         let place = self.place(array);
         let mut zip = zip(&self.path)?;
         let entry = match zip.index_for_name(&format!("{array}.npy")) {
