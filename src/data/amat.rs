@@ -6,14 +6,12 @@ use anyhow::{Result, bail};
 
 use super::PIXELS;
 use super::input::Input;
+use super::npy::GREY_HELP;
 
 /// Bytes of a line in the published files: digit, blank, digit, ..., digit, line feed.
 const LINE: usize = 2 * PIXELS;
 /// Bytes read at a time, and the longest accepted line. Numbers may be as long as `1.000000000000000000e+00`.
 const WINDOW: usize = 1 << 18;
-/// Advice for grey images where bits were expected.
-const GREY_HELP: &str =
-    "grey images are read from IDX, .npy and .npz files, from image files, and from text with commas";
 /// Numbers in a line with a label.
 const WITH_LABEL: usize = PIXELS + 1;
 

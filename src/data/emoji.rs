@@ -1,96 +1,118 @@
-//! The images of an emoji font, with opacity.
+//! The data set `emoji`: the pictures of a font, one for each character that has one.
 //!
-//! The font is Noto Color Emoji (SIL Open Font License), or another one with bitmaps. The package `fonts-noto-color-emoji` of
-//! Debian and Ubuntu brings it. Each character that has an image is one image. Equal images are used once.
+//! The font is Noto Color Emoji, which Debian and Ubuntu have as the package `fonts-noto-color-emoji`. The environment variable
+//! `VNCA_EMOJI_FONT` names another font with bitmaps in PNG.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashSet};
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use ttf_parser::{Face, RasterImageFormat};
+use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
+use ttf_parser::{Face, GlyphId, RasterImageFormat};
 
-use super::pictures::from_memory;
-use super::{Split, Values};
+use super::decode::{decode, widened};
+use super::reading::{Reading, content_hash};
+use super::resize::resized;
+use super::{EMOJI, ImageShape, Split, Values};
 
-/// The name of the data set.
-pub const EMOJI: &str = "emoji";
-/// Names another font.
-pub const FONT: &str = "VNCA_EMOJI_FONT";
-/// Height and width of the images, unless other ones are asked for.
-const SIDE: usize = 64;
-/// Where packages put the font.
-const PLACES: [&str; 4] = [
-    "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
-    "/usr/share/fonts/noto/NotoColorEmoji.ttf",
-    "/usr/share/fonts/google-noto-emoji/NotoColorEmoji.ttf",
-    "/usr/share/fonts/noto-emoji/NotoColorEmoji.ttf",
-];
+/// Height and width of the images if no others are asked for.
+pub const SIZE: [usize; 2] = [64, 64];
+/// Share of the images for training if no other is asked for.
+pub const TRAIN_SHARE: f64 = 0.9;
+/// Names the font.
+pub const VARIABLE: &str = "VNCA_EMOJI_FONT";
+const FONT: &str = "NotoColorEmoji.ttf";
+const PACKAGE: &str = "fonts-noto-color-emoji";
 
-/// Reads the font's images.
+/// Returns the path of the emoji font: that of the environment variable, or the one in the system's folders.
 ///
 /// # Errors
-/// When the font is missing, or is not a font with bitmaps.
-pub fn read(size: Option<[usize; 2]>) -> Result<Split> {
-    let path = find()?;
-    let bytes = fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-    let mut split =
-        from_font(&bytes, size.unwrap_or([SIDE; 2])).with_context(|| path.display().to_string())?;
-    split.sources.push(path);
-    Ok(split)
-}
-
-fn find() -> Result<PathBuf> {
-    if let Some(path) = env::var_os(FONT) {
-        return Ok(path.into());
+/// When there is none. The message says which package has it.
+pub fn font() -> Result<PathBuf> {
+    if let Some(path) = env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "{}: no such file; {VARIABLE} names it as the emoji font", path.display());
+        return Ok(path);
     }
-    let found = PLACES.iter().map(PathBuf::from).find(|path| path.is_file());
-    found.with_context(|| {
+    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let folders = [
+        PathBuf::from("/usr/share/fonts"),
+        PathBuf::from("/usr/local/share/fonts"),
+        home.join(".local/share/fonts"),
+        home.join(".fonts"),
+    ];
+    folders.iter().find_map(|folder| find(folder, 4)).with_context(|| {
         format!(
-            "{EMOJI}: no emoji font is installed: install Noto Color Emoji (`apt-get install fonts-noto-color-emoji`), or name \
-             the file of such a font in {FONT}"
+            "{EMOJI}: no font {FONT} in the system's folders: install the package {PACKAGE}, or name the font with {VARIABLE}"
         )
     })
 }
 
-/// Draws the images of a font's characters, in the order of their code points.
-fn from_font(bytes: &[u8], size: [usize; 2]) -> Result<Split> {
-    let face = Face::parse(bytes, 0).context("not a font")?;
-    let mut characters = BTreeSet::new();
-    for table in face.tables().cmap.iter().flat_map(|cmap| cmap.subtables).filter(|table| table.is_unicode())
-    {
-        table.codepoints(|code| {
-            characters.insert(code);
-        });
+/// Looks for the font in a folder and, down to a depth, in those below.
+fn find(folder: &Path, depth: usize) -> Option<PathBuf> {
+    let path = folder.join(FONT);
+    if path.is_file() {
+        return Some(path);
     }
-    let (mut seen, mut images) = (BTreeSet::new(), Vec::new());
-    for code in characters {
-        let Some(glyph) = char::from_u32(code).and_then(|character| face.glyph_index(character)) else {
-            continue;
-        };
-        let Some(image) = face.glyph_raster_image(glyph, u16::MAX) else { continue };
-        if image.format != RasterImageFormat::PNG {
-            bail!("the bitmaps are no PNG images");
-        }
-        if seen.insert(image.data) {
-            images.push((format!("U+{code:04X}"), image.data));
-        }
-    }
-    ensure!(
-        !images.is_empty(),
-        "the font has no bitmaps: Noto Color Emoji has, in its file NotoColorEmoji.ttf"
-    );
-    let (shape, pixels) = from_memory(&images, size)?;
-    Ok(Split { name: EMOJI.into(), shape, values: Values::Levels, pixels, labels: None, sources: vec![] })
+    let mut below: Vec<PathBuf> = match depth {
+        0 => Vec::new(),
+        _ => fs::read_dir(folder)
+            .ok()?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir())
+            .collect(),
+    };
+    below.sort();
+    below.iter().find_map(|folder| find(folder, depth - 1))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Draws the pictures of a font as RGBA images, in the order of the characters, each picture once.
+///
+/// # Errors
+/// When the font cannot be read or has no pictures. The message names it.
+pub fn draw(font: &Path, reading: &Reading) -> Result<Split> {
+    let place = font.display();
+    let bytes = fs::read(font).with_context(|| format!("{place}: cannot be read"))?;
+    let face = Face::parse(&bytes, 0).with_context(|| format!("{place}: no font that can be read"))?;
+    let [height, width] = reading.size.unwrap_or(SIZE);
+    let shape = ImageShape { height, width, channels: 4 };
+    let characters: Vec<(u32, GlyphId)> = characters(&face).into_iter().collect();
+    let drawn: Vec<Option<Vec<u8>>> = characters
+        .par_iter()
+        .map(|(character, glyph)| {
+            let Some(picture) = face.glyph_raster_image(*glyph, u16::MAX) else { return Ok(None) };
+            if picture.format != RasterImageFormat::PNG {
+                return Ok(None);
+            }
+            let decoded =
+                decode(picture.data).with_context(|| format!("{place}: character U+{character:04X}"))?;
+            let pixels = resized(&decoded.pixels, decoded.shape, [height, width]);
+            let pixels = widened(pixels, decoded.shape.channels, shape.channels);
+            // Nothing to see.
+            Ok(pixels.iter().any(|value| *value > 0).then_some(pixels))
+        })
+        .collect::<Result<_>>()?;
+    let mut seen = HashSet::new();
+    let images = drawn.into_iter().flatten().filter(|pixels| seen.insert(content_hash(pixels, shape)));
+    let pixels: Vec<u8> = images.flatten().collect();
+    ensure!(!pixels.is_empty(), "{place}: no pictures in PNG for characters: expected a font such as {FONT}");
+    let sources = vec![font.to_owned()];
+    Ok(Split { name: EMOJI.into(), shape, values: Values::Levels, pixels, labels: None, sources })
+}
 
-    #[test]
-    fn what_is_no_font_of_bitmaps_is_refused() {
-        assert!(format!("{:#}", from_font(b"no font", [8, 8]).unwrap_err()).contains("not a font"));
+/// Returns the characters that a font names, with their glyphs.
+fn characters(face: &Face) -> BTreeMap<u32, GlyphId> {
+    let mut found = BTreeMap::new();
+    let tables = face.tables().cmap.into_iter().flat_map(|cmap| cmap.subtables);
+    for table in tables.filter(|table| table.is_unicode()) {
+        table.codepoints(|character| {
+            if let Some(glyph) = table.glyph_index(character) {
+                found.entry(character).or_insert(glyph);
+            }
+        });
     }
+    found
 }

@@ -5,13 +5,13 @@ use std::path::absolute;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{NAMES, Part, Split};
+use super::{EMOJI, GLYPHS, Part, Split};
 use crate::error::Error;
 
-/// Converts the user's name of a data set to one that is valid in any working folder. A path becomes absolute; the names `glyphs`
-/// and `emoji` stay. Links in the path stay, because their targets may move.
+/// Converts the user's name of a data set to one that is valid in any working folder. A path becomes absolute; the names
+/// `glyphs` and `emoji` stay. Links in the path stay, because their targets may move.
 pub fn located(spec: &str) -> String {
-    if NAMES.contains(&spec) {
+    if [GLYPHS, EMOJI].contains(&spec) {
         return spec.into();
     }
     let path = absolute(spec).ok().and_then(|path| path.to_str().map(String::from));
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_path_becomes_absolute_and_a_name_stays() {
-        assert_eq!(located("glyphs"), "glyphs");
+        assert_eq!((located("glyphs"), located("emoji")), ("glyphs".into(), "emoji".into()));
         assert_eq!(located("/a/b"), "/a/b");
         let here = std::env::current_dir().unwrap();
         for spec in ["images", "./images"] {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::input::{GZIP_MAGIC, Gzip, Input};
-use super::{ImageShape, amat, idx, mean, npy};
+use super::{amat, idx, mean, npy};
 
 /// A public data set.
 pub struct DataSet {
@@ -328,40 +328,35 @@ enum Content {
     Labels(usize),
 }
 
-/// How to read a kind of data file.
-enum Reader {
-    Images(fn(Input) -> Result<(ImageShape, Vec<u8>)>),
-    Labels(fn(Input) -> Result<Vec<u8>>),
-}
+type Reader = fn(Input) -> Result<Vec<u8>>;
 
-/// Chooses by name how to read a data file; `None` for other files.
-fn reader_for(name: &str) -> Option<Reader> {
+/// Chooses by name how to read a data file: whether it contains labels, its reader, and the value of a white pixel. `None` for
+/// other files.
+fn reader_for(name: &str) -> Option<(bool, Reader, f64)> {
     let stem = name.strip_suffix(".gz").unwrap_or(name);
     if stem.ends_with(".amat") || stem.ends_with(".csv") {
-        Some(Reader::Images(|input| Ok((ImageShape::MNIST, amat::read(input)?.pixels))))
+        Some((false, |input| Ok(amat::read(input)?.pixels), 1.0))
     } else if stem.ends_with("idx1-ubyte") {
-        Some(Reader::Labels(idx::read_labels))
+        Some((true, idx::read_labels, 1.0))
     } else if stem.ends_with("-ubyte") {
-        Some(Reader::Images(idx::read_images))
+        Some((false, idx::read_images, 255.0))
     } else if stem.ends_with("labels.npy") {
-        Some(Reader::Labels(npy::read_labels))
+        Some((true, npy::read_labels, 1.0))
     } else if stem.ends_with(".npy") {
-        Some(Reader::Images(npy::read_images))
+        Some((false, npy::read_images, 1.0))
     } else {
         None
     }
 }
 
 fn read(path: &Path, name: &str) -> Result<Content> {
-    let input = Input::open(path)?;
-    match reader_for(name).context("not a data file")? {
-        Reader::Labels(read) => Ok(Content::Labels(read(input)?.len())),
-        Reader::Images(read) => {
-            let (shape, values) = read(input)?;
-            let white =
-                if values.iter().any(|value| *value > 1) || name.contains("-ubyte") { 255.0 } else { 1.0 };
-            Ok(Content::Images(values.len() / shape.values().max(1), mean(&values) / white))
-        }
+    let (labels, read, white) = reader_for(name).context("not a data file")?;
+    let values = read(Input::open(path)?)?;
+    // Text may contain grey values.
+    let white = if values.iter().any(|value| *value > 1) { 255.0 } else { white };
+    match labels {
+        true => Ok(Content::Labels(values.len())),
+        false => Ok(Content::Images(values.len() / super::PIXELS, mean(&values) / white)),
     }
 }
 

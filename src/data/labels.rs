@@ -8,7 +8,7 @@ use super::input::Input;
 use super::{Split, idx, npy};
 use crate::error::{Error, Tag};
 
-/// Reads labels from 0 to 9, one for each image: IDX or `.npy` of shape (n,), gzip or not.
+/// Reads labels, one for each image: IDX or `.npy` of shape (n,), gzip or not.
 ///
 /// # Errors
 /// When the file is neither or contains other numbers. The message names the file and the position.

@@ -1,13 +1,14 @@
-//! Binary images for training: static binarized MNIST, any other set of 28 x 28 images, or the embedded digits.
+//! Images for training: MNIST and its like, arrays, folders of image files, the embedded digits, or the pictures of a font.
 //!
-//! `load` reads the data set that a user names: `glyphs` (the embedded digits), a folder with the usual file names, or a file.
-//! Files are recognised by content, gzip or not. Errors name the file, the position, what was expected and what was found.
-//! Memory grows with the data read, never with a header's claim.
+//! `load` reads the data set that a user names: `glyphs` (the embedded digits), `emoji` (the system's emoji font), a folder or a
+//! file. Files are recognised by content, gzip or not. Errors name the file, the position, what was expected and what was found.
+//! Memory grows with the data read, never with a header's claim. [`load_with`] also resizes, splits and binarizes, as a
+//! [`Reading`] says.
 //!
-//! A folder may contain several kinds of binary images. The first kind found is used: `binarized_mnist_{train,valid,test}.amat`
-//! (the training set is train, followed by valid if present), IDX images like MNIST's (binarized here, see [`Split::binarized`]),
-//! or `{train,test}.npy`. Kinds are never mixed, and labels must be of the same kind as the images. Malformed labels are
-//! ignored with a warning, because few uses of the images need them.
+//! A folder may contain several kinds of images. The first kind found is used: `binarized_mnist_{train,valid,test}.amat`
+//! (the training set is train, followed by valid if present), IDX images like MNIST's (see [`Split::binarized`]),
+//! `{train,test}.npy`, or image files (see [`image_files`]). Kinds are never mixed, and labels must be of the same kind as the
+//! images. Malformed labels are ignored with a warning, because few uses of the images need them.
 //!
 //! An `.npz` file contains training and test images under Keras's names: `x_train`, `x_test` and the labels `y_train`, `y_test`.
 //!
@@ -22,35 +23,38 @@
 
 pub mod amat;
 mod channels;
+pub mod decode;
+pub mod decoded_cache;
 #[cfg(feature = "download")]
 pub mod download;
 pub mod emoji;
 pub mod glyphs;
 pub mod identity;
 pub mod idx;
+pub mod image_files;
 pub mod input;
 pub mod known;
 pub mod labels;
 pub mod npy;
 pub mod npz;
-mod pictures;
-mod reading;
-mod resize;
+pub mod reading;
+pub mod resize;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::array::Array;
 use crate::engine::random::host::{Key, unit};
 use crate::error::{Error, Tag};
-pub use emoji::EMOJI;
+use image_files::Listing;
 use input::Input;
 use npz::Archive;
-use pictures::Pictures;
 pub use reading::Reading;
+use reading::{GREATEST_SIDE, LEAST_SIDE, content_hash, fits, is_for_training};
 
 /// Rows and columns of an image.
 pub const IMAGE_SIDE: usize = 28;
@@ -58,16 +62,12 @@ pub const IMAGE_SIDE: usize = 28;
 pub const PIXELS: usize = IMAGE_SIDE * IMAGE_SIDE;
 /// Rows and columns of an image after padding with zeros, as models take it.
 pub const PADDED: usize = 32;
-/// The fewest rows or columns of an image.
-pub const FEWEST_SIDE: usize = 8;
-/// The most rows or columns of an image.
-pub const MOST_SIDE: usize = 256;
 /// The name of the embedded digits.
 pub const GLYPHS: &str = "glyphs";
+/// The name of the pictures of the system's emoji font.
+pub const EMOJI: &str = "emoji";
 /// The names of data sets that are not paths.
 pub const NAMES: [&str; 2] = [GLYPHS, EMOJI];
-/// Share of the emoji for training, unless a reading has another one.
-const EMOJI_TRAIN_SHARE: f64 = 0.9;
 
 /// Height, width and channels of a data set's images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -156,32 +156,9 @@ pub struct Split {
 }
 
 impl Split {
-    /// Returns images of levels from 0 to 255.
-    fn levels(
-        name: String,
-        (shape, pixels): (ImageShape, Vec<u8>),
-        labels: Option<Vec<u8>>,
-        sources: Vec<PathBuf>,
-    ) -> Split {
-        Split { name, shape, values: Values::Levels, pixels, labels, sources }
-    }
-
-    /// Adds the labels of a file, if they fit, and the file to the sources.
-    fn add_labels(&mut self, path: PathBuf, reader: fn(Input) -> Result<Vec<u8>>) {
-        let place = path.display().to_string();
-        self.labels = labels_beside(Input::open(&path).and_then(reader), self.len(), &place);
-        if self.labels.is_some() {
-            self.sources.push(path);
-        }
-    }
-
-    /// Returns the images with levels from 0 to 255. Bits become 0 and 255.
-    pub fn with_levels(mut self) -> Split {
-        if self.values == Values::Bits {
-            self.pixels.iter_mut().for_each(|pixel| *pixel *= 255);
-            self.values = Values::Levels;
-        }
-        self
+    /// Returns grey images of 28 x 28.
+    fn levels(name: String, pixels: Vec<u8>, labels: Option<Vec<u8>>, sources: Vec<PathBuf>) -> Split {
+        Split { name, shape: ImageShape::MNIST, values: Values::Levels, pixels, labels, sources }
     }
 
     /// Returns the pixels as an array of u8: (images, h, w) of grey images, (images, h, w, channels) of others.
@@ -303,10 +280,16 @@ pub struct Dataset {
     pub train: Option<Split>,
     /// The test images, if the set has any.
     pub test: Option<Split>,
-    /// Names of the classes that labels count, if they are the names of folders.
+    /// Names of the classes, in the order of the labels; empty if the set does not name them.
     pub classes: Vec<String>,
-    /// Remarks for people, such as the number of skipped files.
+    /// Number of files that could not be read and were skipped.
+    pub skipped: usize,
+    /// What the user should know of the reading, a sentence each. They are logged as warnings too.
     pub notes: Vec<String>,
+    /// The kind of the files, for people.
+    pub format: &'static str,
+    /// Whether the decoded images were in the cache.
+    pub from_cache: bool,
     origin: Origin,
 }
 
@@ -324,23 +307,16 @@ impl Dataset {
             Part::Train => &self.train,
             Part::Test => &self.test,
         };
-        match (found, &self.origin) {
-            (Some(split), _) => Ok(split),
-            (None, Origin::File(_)) => self.train.as_ref().context("a single file's images are not loaded"),
-            (None, Origin::Archive(archive)) if archive.has_parts() => Err(archive.missing(part)),
-            (None, Origin::Archive(_)) => self.train.as_ref().context("the file's only array is not loaded"),
-            // Image files without a folder `test` are like a single file.
-            (None, Origin::Folder(folder)) if folder.kind().is_none() && part == Part::Test => {
-                self.train.as_ref().ok_or_else(|| folder.missing(part))
-            }
-            (None, Origin::Folder(folder)) => Err(folder.missing(part)),
-            (None, Origin::Glyphs | Origin::Emoji) => bail!("the {} images are not loaded", part.name()),
+        match found {
+            Some(split) => Ok(split),
+            None if self.origin.has_parts() => Err(self.origin.missing(part)),
+            None => self.train.as_ref().with_context(|| format!("{}: the images are not loaded", self.name)),
         }
     }
 }
 
-/// Loads a data set: `glyphs`, `emoji`, a file or a folder, with the default [`Reading`]. The images of a file are in `train`, and
-/// `test` is `None`; see `Dataset::split`. Write a folder named `glyphs` as `./glyphs`.
+/// Loads a data set: `glyphs`, `emoji`, a file or a folder. The images of a file are in `train`, and `test` is `None`; see
+/// `Dataset::split`. Write a folder named `glyphs` as `./glyphs`.
 ///
 /// # Errors
 /// [`Error::Data`] when the images cannot be found or read; see the module's documentation.
@@ -348,16 +324,88 @@ pub fn load(spec: &str) -> Result<Dataset> {
     load_with(spec, &Reading::default(), &mut |_, _| {})
 }
 
-/// Loads a data set as a reading says. `progress` is called with the number of image files that are decoded, and of all.
+/// Loads a data set as [`load`] does, with images that are resized, split or binarized. Calls `progress` with the number of
+/// files decoded and of all, if the data set has a file for each image.
 ///
 /// # Errors
-/// The errors of [`load`]. [`Error::Invalid`] when the reading does not fit the images.
+/// [`Error::Data`] when the images cannot be found or read, and [`Error::Invalid`] for the fields of `reading`.
 pub fn load_with(spec: &str, reading: &Reading, progress: &mut dyn FnMut(usize, usize)) -> Result<Dataset> {
-    let mut read = || {
-        reading.check()?;
-        reading.apply(read_parts(spec, &[Part::Train, Part::Test], reading, progress)?)
+    read_dataset(spec, reading, progress).tag(Error::Data)
+}
+
+fn read_dataset(spec: &str, reading: &Reading, progress: &mut dyn FnMut(usize, usize)) -> Result<Dataset> {
+    reading.check()?;
+    let origin = Origin::find(spec)?;
+    let mut set = Dataset {
+        name: spec.to_owned(),
+        train: None,
+        test: None,
+        classes: Vec::new(),
+        skipped: 0,
+        notes: Vec::new(),
+        format: origin.format()?,
+        from_cache: false,
+        origin,
     };
-    read().tag(Error::Data)
+    let mut share = reading.train_share;
+    let mut default = None;
+    match &set.origin {
+        Origin::Images(listing) => {
+            let images = listing.load(reading, progress)?;
+            (set.train, set.test, set.classes) = (images.train, images.test, images.classes);
+            (set.skipped, set.notes, set.from_cache) = (images.skipped, images.notes, images.from_cache);
+            default = Some(Values::Levels);
+        }
+        Origin::Emoji => {
+            set.train = Some(emoji::draw(&emoji::font()?, reading)?);
+            share = share.or(Some(emoji::TRAIN_SHARE));
+            default = Some(Values::Levels);
+        }
+        origin => {
+            set.train = origin.part(Part::Train, reading)?;
+            set.test = if origin.has_parts() { origin.part(Part::Test, reading)? } else { None };
+            ensure!(set.train.is_some() || set.test.is_some(), origin.missing(Part::Train));
+        }
+    }
+    if set.test.is_some() && reading.train_share.is_some() {
+        set.notes.push(format!("{spec}: the data set has test images of its own, so that it is not split"));
+    }
+    let parts: Vec<&Split> = [&set.train, &set.test].into_iter().flatten().collect();
+    if let [train, test] = parts[..] {
+        ensure!(
+            reading.size.is_some() || train.shape == test.shape,
+            "{spec}: the training images are {}, the test images {}: expected images of one size; --image-size HxW resizes \
+             them",
+            train.shape,
+            test.shape
+        );
+        ensure!(
+            train.shape.channels == test.shape.channels,
+            "{spec}: the training images are {}, the test images {}",
+            train.shape,
+            test.shape
+        );
+    }
+    let values = reading.values.or(default).unwrap_or_else(|| usual_values(&parts, reading));
+    set.train = set.train.map(|split| shaped(split, reading)).transpose()?;
+    set.test = set.test.map(|split| shaped(split, reading)).transpose()?;
+    let mut sides = None;
+    if let (Some(share), Some(train), None) = (share, &set.train, &set.test) {
+        // Binarization draws by an image's place in the set, so that it comes after.
+        sides = Some(divided(train, share)?);
+    }
+    set.train = set.train.map(|split| with_values(split, values));
+    set.test = set.test.map(|split| with_values(split, values));
+    if let (Some((train, test)), Some(all)) = (sides, &set.train) {
+        let named =
+            |split: Split, part: Part| Split { name: format!("{} {}", all.name, part.name()), ..split };
+        (set.train, set.test) =
+            (Some(named(all.chosen(&train), Part::Train)), Some(named(all.chosen(&test), Part::Test)));
+    }
+    for note in &set.notes {
+        log::warn!("{note}");
+    }
+    Ok(set)
 }
 
 /// Loads one part of a data set. The images of a single file serve as both parts.
@@ -368,7 +416,7 @@ pub fn load_split(spec: &str, part: Part) -> Result<Split> {
     load_split_with(spec, part, &Reading::default(), &mut |_, _| {})
 }
 
-/// Loads one part of a data set as a reading says.
+/// Loads one part of a data set as [`load_with`] does.
 ///
 /// # Errors
 /// The errors of [`load_with`], and when a folder lacks the part.
@@ -378,64 +426,30 @@ pub fn load_split_with(
     reading: &Reading,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Split> {
-    let mut read = || {
-        reading.check()?;
-        // A share takes all images to divide them.
-        let both = [Part::Train, Part::Test];
-        let parts = if reading.train_share.is_some() { both.as_slice() } else { &[part] };
-        let dataset = reading.apply(read_parts(spec, parts, reading, progress)?)?;
-        dataset.find(part).cloned()
-    };
-    read().tag(Error::Data)
+    read_split(spec, part, reading, progress).tag(Error::Data)
 }
 
-/// Reads parts of a data set, without changes.
-///
-/// # Errors
-/// When an image cannot be read, or the data set has none of the parts.
-fn read_parts(
+fn read_split(
     spec: &str,
-    parts: &[Part],
+    part: Part,
     reading: &Reading,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Dataset> {
+) -> Result<Split> {
+    reading.check()?;
     let origin = Origin::find(spec)?;
-    let has = |part: Part| parts.contains(&part);
-    let (mut classes, mut notes) = (vec![], vec![]);
-    let each = |read: &dyn Fn(Part) -> Result<Option<Split>>| -> Result<(Option<Split>, Option<Split>)> {
-        let part = |part: Part| if has(part) { read(part) } else { Ok(None) };
-        Ok((part(Part::Train)?, part(Part::Test)?))
-    };
-    let (train, test) = match &origin {
-        Origin::Glyphs => each(&|part| Ok(Some(glyphs::split(part))))?,
-        Origin::Emoji => {
-            let all = emoji::read(reading.size)?;
-            let share = reading.train_share.unwrap_or(EMOJI_TRAIN_SHARE);
-            let (train, test) = reading::divide(&all, share);
-            (Some(train), Some(test))
-        }
-        Origin::File(path) => (Some(read_file(path)?), None),
-        Origin::Archive(archive) if archive.has_parts() => each(&|part| archive.images(part))?,
-        Origin::Archive(archive) => (archive.images(Part::Train)?, None),
-        Origin::Folder(folder) if folder.kind().is_some() => each(&|part| folder.images(part))?,
-        Origin::Folder(folder) => match Pictures::find(&folder.path)? {
-            Some(pictures) => {
-                let (train, test, remarks) = pictures.read(&folder.path, reading, progress)?;
-                (classes, notes) = (pictures.classes, remarks);
-                (train, test)
-            }
-            None => (None, None),
-        },
-    };
-    if train.is_none() && test.is_none() {
-        let part = parts[0];
-        match &origin {
-            Origin::Archive(archive) => return Err(archive.missing(part)),
-            Origin::Folder(folder) => return Err(folder.missing(part)),
-            _ => bail!("{spec}: no images"),
+    let alone = !matches!(origin, Origin::Images(_) | Origin::Emoji) && reading.train_share.is_none();
+    if alone {
+        let split = origin.part(part, reading)?.ok_or_else(|| origin.missing(part))?;
+        // What other images are is decided over both parts.
+        if reading.values.is_some() || split.shape == ImageShape::MNIST {
+            let values = reading.values.unwrap_or_else(|| usual_values(&[&split], reading));
+            return Ok(with_values(shaped(split, reading)?, values));
         }
     }
-    Ok(Dataset { name: spec.to_owned(), train, test, classes, notes, origin })
+    let set = read_dataset(spec, reading, progress)?;
+    set.find(part)?;
+    let found = if part == Part::Test && set.test.is_some() { set.test } else { set.train };
+    found.with_context(|| format!("{spec}: the images are not loaded"))
 }
 
 /// Loads the grey images of a part without binarization: IDX images of a folder, even if it also contains binary images, or
@@ -450,23 +464,87 @@ pub fn load_grey(spec: &str, part: Part) -> Result<Split> {
 fn read_grey(spec: &str, part: Part) -> Result<Split> {
     match Origin::find(spec)? {
         Origin::Glyphs => bail!("{GLYPHS}: the embedded digits are binary and have no grey images"),
-        Origin::Emoji => bail!("{EMOJI}: the images of a font have colours"),
-        Origin::File(path) => of_mnist(read_file(&path)?),
-        Origin::Archive(archive) => of_mnist(archive.images(part)?.ok_or_else(|| archive.missing(part))?),
+        Origin::File(path) => read_file(&path, false),
+        Origin::Archive(archive) => archive.grey(part)?.ok_or_else(|| archive.missing(part)),
         Origin::Folder(folder) => folder.grey(part)?.ok_or_else(|| {
             folder.lacks(
                 &format!("grey {} images", part.name()),
                 &format!("{}[.gz]", idx_name(part, "images-idx3", '-')),
             )
         }),
+        Origin::Images(_) | Origin::Emoji => read_split(spec, part, &Reading::default(), &mut |_, _| {}),
     }
 }
 
-/// Checks that images have the size of MNIST's.
-fn of_mnist(split: Split) -> Result<Split> {
-    let shape = split.shape;
-    ensure!(shape == ImageShape::MNIST, "{}: expected grey images of 28 x 28, got {shape}", split.name);
+/// Returns what the values of a data set are if the reading does not say it. `parts` are as they are in the files.
+fn usual_values(parts: &[&Split], reading: &Reading) -> Values {
+    let resizes =
+        |split: &&Split| reading.size.is_some_and(|size| size != [split.shape.height, split.shape.width]);
+    let is_binary = |split: &&Split| {
+        split.values == Values::Bits
+            || split.shape == ImageShape::MNIST
+            || split.pixels.iter().all(|value| *value <= 1)
+            || split.shape.channels == 1 && split.pixels.iter().all(|value| matches!(value, 0 | 255))
+    };
+    if !parts.iter().any(resizes) && parts.iter().all(is_binary) { Values::Bits } else { Values::Levels }
+}
+
+/// Transposes and resizes images.
+fn shaped(split: Split, reading: &Reading) -> Result<Split> {
+    let mut split = if reading.transpose { split.transposed() } else { split };
+    let ImageShape { height, width, .. } = split.shape;
+    match reading.size {
+        Some(size) if size != [height, width] => {
+            split = with_values(split, Values::Levels);
+            let shape = split.shape;
+            let images: Vec<&[u8]> = split.pixels.chunks_exact(shape.values()).collect();
+            let pixels: Vec<Vec<u8>> =
+                images.into_par_iter().map(|image| resize::resized(image, shape, size)).collect();
+            split.pixels = pixels.concat();
+            split.shape = ImageShape { height: size[0], width: size[1], ..shape };
+        }
+        _ => ensure!(
+            fits(height) && fits(width),
+            "{}: images of {height} x {width}: expected a height and a width from {LEAST_SIDE} to {GREATEST_SIDE}; \
+             --image-size HxW resizes them",
+            split.sources.first().map_or_else(|| split.name.clone(), |path| path.display().to_string())
+        ),
+    }
     Ok(split)
+}
+
+/// Returns images with values of this meaning.
+fn with_values(mut split: Split, values: Values) -> Split {
+    match values {
+        Values::Bits => split.binarized(),
+        Values::Levels => {
+            // In a file, 0 and 1 alone are bits.
+            if split.pixels.iter().all(|value| *value <= 1) {
+                split.pixels.iter_mut().for_each(|value| *value *= 255);
+            }
+            split.values = Values::Levels;
+            split
+        }
+    }
+}
+
+/// Returns the indices of the images for training and for testing, by their content: adding images moves none from one side
+/// to the other, and equal images are on one side.
+fn divided(all: &Split, share: f64) -> Result<(Vec<usize>, Vec<usize>)> {
+    let training: Vec<bool> = (0..all.len())
+        .into_par_iter()
+        .map(|i| is_for_training(&content_hash(all.image(i), all.shape), share))
+        .collect();
+    let (train, test): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(|i| training[*i]);
+    ensure!(
+        !train.is_empty() && !test.is_empty(),
+        "{}: --split {share} of {} images leaves {} for training and {} for testing: expected some of each",
+        all.name,
+        all.len(),
+        train.len(),
+        test.len()
+    );
+    Ok((train, test))
 }
 
 /// The source of a data set.
@@ -477,21 +555,83 @@ enum Origin {
     File(PathBuf),
     Archive(Archive),
     Folder(Folder),
+    Images(Listing),
 }
 
 impl Origin {
     fn find(spec: &str) -> Result<Origin> {
-        if spec == GLYPHS {
-            return Ok(Origin::Glyphs);
-        }
-        if spec == EMOJI {
-            return Ok(Origin::Emoji);
+        match spec {
+            GLYPHS => return Ok(Origin::Glyphs),
+            EMOJI => return Ok(Origin::Emoji),
+            _ => {}
         }
         let path = Path::new(spec);
         let meta = std::fs::metadata(path).with_context(|| {
             format!("{spec}: expected '{GLYPHS}', '{EMOJI}', a file or a folder with images")
         })?;
-        if meta.is_dir() { Ok(Origin::Folder(Folder::open(path)?)) } else { find_file(path) }
+        if !meta.is_dir() {
+            return find_file(path);
+        }
+        let folder = Folder::open(path)?;
+        if folder.kind().is_none()
+            && let Some(listing) = Listing::find(path)?
+        {
+            return Ok(Origin::Images(listing));
+        }
+        Ok(Origin::Folder(folder))
+    }
+
+    /// Reports whether the set can have separate training and test images. Otherwise all images serve as both parts.
+    fn has_parts(&self) -> bool {
+        match self {
+            Origin::Glyphs | Origin::Emoji | Origin::Folder(_) => true,
+            Origin::File(_) => false,
+            Origin::Archive(archive) => archive.has_parts(),
+            Origin::Images(listing) => listing.has_parts,
+        }
+    }
+
+    /// Returns the error that the set lacks a part.
+    fn missing(&self, part: Part) -> anyhow::Error {
+        match self {
+            Origin::Archive(archive) => archive.missing(part),
+            Origin::Folder(folder) => folder.missing(part),
+            Origin::Images(listing) => listing.missing(part),
+            Origin::File(path) => anyhow::anyhow!("{}: the images are not loaded", path.display()),
+            Origin::Glyphs | Origin::Emoji => anyhow::anyhow!("the {} images are not loaded", part.name()),
+        }
+    }
+
+    /// Reads a part as it is in the files, for the kinds that can be read part by part. A single file serves as both.
+    fn part(&self, part: Part, reading: &Reading) -> Result<Option<Split>> {
+        let grey = reading.values.is_some() || reading.size.is_some();
+        match self {
+            Origin::Glyphs => Ok(Some(glyphs::split(part))),
+            Origin::File(path) => read_file(path, grey).map(Some),
+            Origin::Archive(archive) => archive.grey(part),
+            Origin::Folder(folder) => folder.read(part, grey),
+            Origin::Images(_) | Origin::Emoji => Ok(None),
+        }
+    }
+
+    /// Names the kind of the files, for people.
+    fn format(&self) -> Result<&'static str> {
+        Ok(match self {
+            Origin::Glyphs => "embedded digits",
+            Origin::Emoji => "pictures of a font",
+            Origin::Archive(_) => "NumPy archive",
+            Origin::Images(_) => "image files",
+            Origin::Folder(folder) => match folder.kind() {
+                Some(Kind::Idx) => "IDX",
+                Some(Kind::Npy) => "NumPy arrays",
+                Some(Kind::Amat) | None => "text",
+            },
+            Origin::File(path) => match Input::open(path)?.head() {
+                head if head.starts_with(npy::MAGIC) => "NumPy array",
+                head if idx::is_idx(head) => "IDX",
+                _ => "text",
+            },
+        })
     }
 }
 
@@ -503,8 +643,9 @@ fn find_file(path: &Path) -> Result<Origin> {
     }
 }
 
-/// Reads one file of images of any known kind. Images that are binary in the file get pixels 0 and 1.
-fn read_file(path: &Path) -> Result<Split> {
+/// Reads one file of images of any known kind. Images that are binary in the file get pixels 0 and 1. Arrays of 28 x 28 may be
+/// grey only if `grey`.
+fn read_file(path: &Path, grey: bool) -> Result<Split> {
     let input = Input::open(path)?;
     let name = file_name(path);
     let sources = vec![path.to_owned()];
@@ -512,23 +653,38 @@ fn read_file(path: &Path) -> Result<Split> {
     // The name matters only for malformed files: the error then describes the type that the user meant.
     let stem = name.strip_suffix(".gz").unwrap_or(&name);
     let text = [".amat", ".csv"].iter().any(|ending| stem.ends_with(ending));
-    let (images, labels) = if head.starts_with(npy::MAGIC) || stem.ends_with(".npy") {
-        (npy::read_images(input)?, None)
+    let (shape, pixels, labels) = if head.starts_with(npy::MAGIC) || stem.ends_with(".npy") {
+        let (shape, pixels) = read_npy(path, grey)?;
+        (shape, pixels, None)
     } else if idx::is_idx(head) || stem.ends_with("-ubyte") {
-        (idx::read_images(input)?, None)
+        let (shape, pixels) = idx::read_any(input)?;
+        (shape, pixels, None)
     } else if text || matches!(head.trim_ascii_start().first(), Some(b'0'..=b'9')) {
         let text = amat::read(input)?;
         let place = path.display().to_string();
         let images = text.pixels.len() / PIXELS;
-        let labels = text.labels.and_then(|labels| labels_beside(Ok(labels), images, &place));
-        ((ImageShape::MNIST, text.pixels), labels)
+        let labels = text.labels.and_then(|labels| labels_beside(check_labels(labels), images, &place));
+        (ImageShape::MNIST, text.pixels, labels)
     } else {
         bail!(input.error(format_args!(
-            "expected images as .amat text, IDX or .npy (gzip or not), .npz or .csv, got a file that starts with '{}'",
+            "expected images as .amat text, IDX or .npy (gzip or not), .npz or .csv, or a folder of image files, got a file \
+             that starts with '{}'",
             head.escape_ascii()
         )));
     };
-    Ok(Split::levels(name, images, labels, sources))
+    Ok(Split { shape, ..Split::levels(name, pixels, labels, sources) })
+}
+
+fn read_npy(path: &Path, grey: bool) -> Result<(ImageShape, Vec<u8>)> {
+    if grey { npy::read_any(Input::open(path)?) } else { npy::read_binary_or_any(path) }
+}
+
+/// Checks that all labels are from 0 to 9.
+fn check_labels(labels: Vec<u8>) -> Result<Vec<u8>> {
+    match labels.iter().position(|label| *label > 9) {
+        Some(i) => bail!("expected a label from 0 to 9 for image {i}, got {}", labels[i]),
+        None => Ok(labels),
+    }
 }
 
 /// Returns the labels that belong to images, if they fit. Otherwise logs a warning: few commands need labels, so that the images
@@ -568,7 +724,7 @@ struct Folder {
     names: Vec<String>,
 }
 
-/// The kinds of binary images, in the order in which a folder is searched for them.
+/// The kinds of data files, in the order in which a folder is searched for them.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Amat,
@@ -610,7 +766,7 @@ impl Folder {
         ['-', '.'].iter().find_map(|&dot| self.file(&idx_name(part, what, dot)))
     }
 
-    /// Returns the first kind of binary images that the folder contains.
+    /// Returns the first kind of data files that the folder contains.
     fn kind(&self) -> Option<Kind> {
         let amat = ["train", "valid", "test"].map(amat_name);
         if amat.iter().any(|name| self.file(name).is_some()) {
@@ -624,12 +780,12 @@ impl Folder {
         }
     }
 
-    /// Reads the images of a part, if the folder has them.
-    fn images(&self, part: Part) -> Result<Option<Split>> {
+    /// Reads the images of a part, if the folder has them. Arrays of 28 x 28 may be grey only if `grey`.
+    fn read(&self, part: Part, grey: bool) -> Result<Option<Split>> {
         match self.kind() {
             Some(Kind::Amat) => self.amat(part),
             Some(Kind::Idx) => self.grey(part),
-            Some(Kind::Npy) => self.npy(part),
+            Some(Kind::Npy) => self.npy(part, grey),
             None => Ok(None),
         }
     }
@@ -637,42 +793,46 @@ impl Folder {
     fn amat(&self, part: Part) -> Result<Option<Split>> {
         let Some(path) = self.file(&amat_name(part.name())) else { return Ok(None) };
         let mut name = format!("binarized_mnist_{}", part.name());
-        let Split { mut pixels, mut labels, mut sources, .. } = read_file(&path)?;
+        let Split { mut pixels, mut labels, mut sources, .. } = read_file(&path, true)?;
         if part == Part::Train
             && let Some(path) = self.file(&amat_name("valid"))
         {
             name += "+valid";
-            let mut valid = read_file(&path)?;
+            let mut valid = read_file(&path, true)?;
             pixels.append(&mut valid.pixels);
             labels = labels.zip(valid.labels).map(|(labels, more)| [labels, more].concat());
             sources.push(path);
         }
-        Ok(Some(Split::levels(name, (ImageShape::MNIST, pixels), labels, sources)))
+        Ok(Some(Split::levels(name, pixels, labels, sources)))
     }
 
     fn grey(&self, part: Part) -> Result<Option<Split>> {
         let Some(path) = self.idx_file(part, "images-idx3") else { return Ok(None) };
-        let images = idx::read_images(Input::open(&path)?)?;
+        let (shape, pixels) = idx::read_any(Input::open(&path)?)?;
+        let n = pixels.len() / shape.values();
         let name = file_name(&path);
-        let mut split = Split::levels(name, images, None, vec![path]);
-        if let Some(path) = self.idx_file(part, "labels-idx1") {
-            split.add_labels(path, idx::read_labels);
-        }
-        Ok(Some(split))
+        let mut sources = vec![path];
+        let labels = match self.idx_file(part, "labels-idx1") {
+            Some(path) => with_labels(path, idx::read_labels, n, &mut sources),
+            None => None,
+        };
+        Ok(Some(Split { shape, ..Split::levels(name, pixels, labels, sources) }))
     }
 
-    fn npy(&self, part: Part) -> Result<Option<Split>> {
+    fn npy(&self, part: Part, grey: bool) -> Result<Option<Split>> {
         let Some(path) = self.file(&format!("{}.npy", part.name())) else { return Ok(None) };
-        let images = npy::read_images(Input::open(&path)?)?;
+        let (shape, pixels) = read_npy(&path, grey)?;
+        let n = pixels.len() / shape.values();
         let name = file_name(&path);
-        let mut split = Split::levels(name, images, None, vec![path]);
-        if let Some(path) = self.file(&format!("{}_labels.npy", part.name())) {
-            split.add_labels(path, npy::read_labels);
-        }
-        Ok(Some(split))
+        let mut sources = vec![path];
+        let labels = match self.file(&format!("{}_labels.npy", part.name())) {
+            Some(path) => with_labels(path, npy::read_labels, n, &mut sources),
+            None => None,
+        };
+        Ok(Some(Split { shape, ..Split::levels(name, pixels, labels, sources) }))
     }
 
-    /// Returns the error that the folder lacks the binary images of a part.
+    /// Returns the error that the folder lacks the images of a part.
     fn missing(&self, part: Part) -> anyhow::Error {
         let amat = format!("{}[.gz]", amat_name(part.name()));
         let idx = format!("{}[.gz]", idx_name(part, "images-idx3", '-'));
@@ -682,7 +842,9 @@ impl Folder {
             Some(Kind::Amat) => amat,
             Some(Kind::Idx) => idx,
             Some(Kind::Npy) => npy,
-            None => format!("{amat}, {idx} or {npy}"),
+            None => {
+                format!("{amat}, {idx} or {npy}, and for PNG, JPEG, WebP, GIF and BMP files in it and below")
+            }
         };
         self.lacks(&format!("{} images", part.name()), &looked_for)
     }
@@ -718,6 +880,19 @@ fn idx_name(part: Part, what: &str, dot: char) -> String {
     }
 }
 
+/// Adds the labels of a file to images, if they fit, and their file to the sources.
+fn with_labels(
+    path: PathBuf,
+    reader: fn(Input) -> Result<Vec<u8>>,
+    images: usize,
+    sources: &mut Vec<PathBuf>,
+) -> Option<Vec<u8>> {
+    let place = path.display().to_string();
+    let labels = labels_beside(Input::open(&path).and_then(reader), images, &place)?;
+    sources.push(path);
+    Some(labels)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -725,7 +900,7 @@ mod tests {
     #[test]
     fn binarization_draws_over_the_padded_array() {
         let pixels: Vec<u8> = (0..3 * PIXELS).map(|i| (i * 31 % 256) as u8).collect();
-        let grey = Split::levels("ramp".into(), (ImageShape::MNIST, pixels.clone()), None, vec![]);
+        let grey = Split::levels("ramp".into(), pixels.clone(), None, vec![]);
         let binary = grey.binarized();
         // Follows the definition literally: pad, draw all pixels, crop.
         let border = (PADDED - IMAGE_SIDE) / 2;
@@ -746,14 +921,14 @@ mod tests {
     #[test]
     fn binary_images_stay_unchanged() {
         let pixels: Vec<u8> = (0..PIXELS).map(|i| (i % 2) as u8).collect();
-        let grey = Split::levels(String::new(), (ImageShape::MNIST, pixels.clone()), None, vec![]);
+        let grey = Split::levels(String::new(), pixels.clone(), None, vec![]);
         assert_eq!(grey.binarized().pixels, pixels);
     }
 
     #[test]
     fn a_transposed_image_has_its_rows_as_columns() {
         let pixels: Vec<u8> = (0..2 * PIXELS).map(|i| u8::from(i % 5 == 0)).collect();
-        let split = Split::levels(String::new(), (ImageShape::MNIST, pixels), None, vec![]);
+        let split = Split::levels(String::new(), pixels, None, vec![]);
         let turned = split.clone().transposed();
         let [image, other] = [split.image(1), turned.image(1)];
         for (row, column) in [(0, 0), (3, 20), (20, 3), (27, 0)] {

@@ -1,53 +1,130 @@
 //! Reads images and labels from NumPy's `.npy` arrays: a file, or an entry of an `.npz` file.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail, ensure};
 
+use super::decode::premultiply;
 use super::input::Input;
-use super::{ImageShape, check_grey};
+use super::resize::MAX_SIDE;
+use super::{IMAGE_SIDE, ImageShape, PIXELS, check_grey};
 pub use crate::engine::npy::MAGIC;
-use crate::engine::npy::{Header, Source};
+use crate::engine::npy::{Header, Kind, Source};
 use crate::engine::shape::DType;
 
 /// Number of elements read at a time.
 const CHUNK: usize = 1 << 13;
 
-/// Reads images of shape (n, h, w), (n, h, w, c), (n, c, h, w) or (n, side · side), where c is 1, 3 or 4. If both the second and the
-/// last dimension can be channels, the last one has them. Returns the shape, and bytes from 0 to 255 with the channels last.
-///
-/// In the file the values are whole numbers from 0 to 255, or numbers from 0 to 1. Numbers that are only 0 and 1 stay 0 and 1.
+/// Reads binary images of shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1). Returns `n * 784` bytes, each 0 or 1.
+/// In the file the pixels are 0 and 1, or 0 and 255, of any number type.
 ///
 /// # Errors
-/// When the header is malformed or of another shape, or a value is out of range. The message names the file, and the header's entry
-/// or the index of the value.
-pub fn read_images(mut input: Input) -> Result<(ImageShape, Vec<u8>)> {
+/// When the header is malformed or of another shape, or a value is neither background nor ink. The message names the file, and
+/// the header's entry or the index of the value.
+pub fn read_images(input: Input) -> Result<Vec<u8>> {
+    let mut pixels = read_pixels(input)?;
+    pixels.iter_mut().for_each(|pixel| *pixel = (*pixel).min(1));
+    Ok(pixels)
+}
+
+/// Reads images of shape (n, h, w), (n, h, w, c), (n, c, h, w) with c = 1, 3 or 4, or (n, h * w) of squares. Returns their shape,
+/// and their bytes from 0 to 255, or 0 and 1 if none is greater, image after image and pixel after pixel.
+///
+/// In the file they are whole numbers from 0 to 255, or floats from 0 to 1. The axis of the channels is the last one if it has
+/// 1, 3 or 4 elements, else the second one. Of four channels the last one is the opacity, with which the others are multiplied
+/// here.
+///
+/// # Errors
+/// When the header is malformed or of another shape, or a value is out of range. The message names the file, and the header's
+/// entry or the index of the value.
+pub fn read_any(mut input: Input) -> Result<(ImageShape, Vec<u8>)> {
+    let place = input.error("").to_string().trim_end().to_owned();
     let header = Header::read(&mut input)?;
-    let is_channels = |c: usize| matches!(c, 1 | 3 | 4);
-    let (n, height, width, channels, first) = match header.shape[..] {
-        [n, pixels] if pixels.isqrt().pow(2) == pixels => (n, pixels.isqrt(), pixels.isqrt(), 1, false),
-        [n, h, w] => (n, h, w, 1, false),
-        [n, h, w, c] if is_channels(c) => (n, h, w, c, false),
-        [n, c, h, w] if is_channels(c) => (n, h, w, c, true),
-        _ => bail!(input.error(format_args!(
-            "expected the shape (n, h, w), (n, h, w, c), (n, c, h, w) with c = 1, 3 or 4, or (n, side * side), got {:?}",
+    let (n, shape, channels_first) = match header.shape[..] {
+        [n, values] => (n, square(values), false),
+        [n, height, width] => (n, grey(height, width), false),
+        [n, height, width, channels @ (1 | 3 | 4)] => {
+            (n, Some(ImageShape { height, width, channels }), false)
+        }
+        [n, channels @ (1 | 3 | 4), height, width] => (n, Some(ImageShape { height, width, channels }), true),
+        _ => (0, None, false),
+    };
+    let fits = |side| (1..=MAX_SIDE).contains(&side);
+    let Some(shape) = shape.filter(|shape| fits(shape.height) && fits(shape.width)) else {
+        bail!(input.error(format_args!(
+            "expected the shape (n, h, w), (n, h, w, c) or (n, c, h, w) with 1, 3 or 4 channels c, or (n, h * w) of squares \
+             such as (n, 784), got {:?}",
             header.shape
-        ))),
+        )));
     };
     ensure!(n > 0, input.error("expected at least one image, got none"));
-    ensure!(height > 0 && width > 0, input.error(format_args!("expected pixels, got {:?}", header.shape)));
-    let place = input.error("").to_string();
-    let mut pixels = read_values(&header, &mut input, Values::Pixels)?;
-    let shape = ImageShape { height, width, channels };
-    if first && channels > 1 {
-        let plane = height * width;
-        let images = pixels.chunks_exact(channels * plane);
-        pixels = images
-            .flat_map(|image| (0..plane).flat_map(move |i| (0..channels).map(move |c| image[c * plane + i])))
-            .collect();
+    let mut values = read_values(&header, &mut input, Values::Grey)?;
+    if shape == ImageShape::MNIST {
+        check_grey(&values).context(place)?;
     }
-    if channels == 1 && !header.is_float() {
-        check_grey(&pixels).with_context(|| place.trim_end().trim_end_matches(':').to_owned())?;
+    if channels_first && shape.channels > 1 {
+        values = channels_last(&values, shape);
     }
-    Ok((shape, pixels))
+    if shape.channels == 4 && values.iter().any(|value| *value > 1) {
+        premultiply(&mut values);
+    }
+    Ok((shape, values))
+}
+
+/// Reads images as [`read_any`] does. Those of 28 x 28 must be binary, as for [`read_images`].
+///
+/// # Errors
+/// The errors of [`read_any`] and [`read_images`].
+pub fn read_binary_or_any(path: &Path) -> Result<(ImageShape, Vec<u8>)> {
+    let header = Header::read(&mut Input::open(path)?)?;
+    match of_mnist(&header) {
+        Some(_) => Ok((ImageShape::MNIST, read_images(Input::open(path)?)?)),
+        None => read_any(Input::open(path)?),
+    }
+}
+
+fn grey(height: usize, width: usize) -> Option<ImageShape> {
+    Some(ImageShape { height, width, channels: 1 })
+}
+
+fn square(values: usize) -> Option<ImageShape> {
+    let side = values.isqrt();
+    if side * side == values { grey(side, side) } else { None }
+}
+
+/// Returns images of (c, h, w) as (h, w, c).
+fn channels_last(values: &[u8], shape: ImageShape) -> Vec<u8> {
+    let plane = shape.height * shape.width;
+    let image = |image: &[u8]| -> Vec<u8> {
+        (0..plane)
+            .flat_map(|pixel| (0..shape.channels).map(move |c| c * plane + pixel))
+            .map(|i| image[i])
+            .collect()
+    };
+    values.chunks_exact(shape.values()).flat_map(image).collect()
+}
+
+/// Returns the number of images if the header is of images of 28 x 28.
+fn of_mnist(header: &Header) -> Option<usize> {
+    match header.shape[..] {
+        [n, PIXELS]
+        | [n, IMAGE_SIDE, IMAGE_SIDE]
+        | [n, 1, IMAGE_SIDE, IMAGE_SIDE]
+        | [n, IMAGE_SIDE, IMAGE_SIDE, 1] => Some(n),
+        _ => None,
+    }
+}
+
+fn read_pixels(mut input: Input) -> Result<Vec<u8>> {
+    let header = Header::read(&mut input)?;
+    let Some(n) = of_mnist(&header) else {
+        bail!(input.error(format_args!(
+            "expected the shape (n, 784), (n, 28, 28), (n, 1, 28, 28) or (n, 28, 28, 1), got {:?}",
+            header.shape
+        )));
+    };
+    ensure!(n > 0, input.error("expected at least one image, got none"));
+    read_values(&header, &mut input, Values::Binary)
 }
 
 /// Reads labels of shape (n,) or (n, 1). Returns `n` bytes.
@@ -78,11 +155,47 @@ impl Source for Input<'_> {
 /// The values that an array may contain.
 #[derive(Clone, Copy, PartialEq)]
 enum Values {
-    /// Whole numbers from 0 to 255, or numbers from 0 to 1.
-    Pixels,
-    /// Whole numbers from 0 to 255.
+    /// 0 and 1, or 0 and 255.
+    Binary,
+    /// Whole numbers from 0 to 255, or floats from 0 to 1.
+    Grey,
+    /// 0 to 255.
     Labels,
 }
+
+impl Values {
+    /// Returns the value as a byte, if it is allowed. `ink` is the ink value of earlier pixels, or 0 if all were background.
+    fn byte(self, value: f64, ink: u8) -> Option<u8> {
+        let byte = (value.fract() == 0.0 && (0.0..=255.0).contains(&value)).then_some(value as u8)?;
+        let allowed = match self {
+            Values::Binary => byte == 0 || byte == ink || ink == 0 && matches!(byte, 1 | 255),
+            Values::Grey | Values::Labels => true,
+        };
+        allowed.then_some(byte)
+    }
+
+    /// Describes the expected values and the value found.
+    fn expected(self, value: f64, ink: u8) -> String {
+        match (self, ink) {
+            (Values::Binary, _) => {
+                let expected = if ink == 255 { "0 or 255" } else { "0 or 1" };
+                // Mention grey images only if the value could be a grey value.
+                match Values::Grey.byte(value, 0) {
+                    Some(_) => format!("{expected}, got {value}: {GREY_HELP}"),
+                    None => format!("{expected}, got {value}"),
+                }
+            }
+            (Values::Grey, _) => {
+                format!("a whole number from 0 to 255, got {value} (floats may be from 0 to 1, if all are)")
+            }
+            (Values::Labels, _) => format!("a whole number from 0 to 255 as label, got {value}"),
+        }
+    }
+}
+
+/// Advice for grey images where binary ones were expected.
+pub const GREY_HELP: &str = "grey images are binarized from IDX files, from .npz files of x_train and x_test, and from text with \
+                             commas; arrays of 28 x 28 grey values, if the reading asks for levels";
 
 /// Reads all values to the end of the file. Returns them in C order.
 fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec<u8>> {
@@ -94,10 +207,7 @@ fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec
     };
     input.check_claim(bytes, &what)?;
     input.check_memory(elements)?;
-    let mut found = Vec::new();
-    // Whether all numbers so far are whole, or all are from 0 to 1. Until it is known, the bytes are the whole numbers.
-    let (mut whole, mut unit) = (true, header.is_float() && values == Values::Pixels);
-    let mut fractions: Vec<u8> = Vec::new();
+    let (mut found, mut ink, mut fractions) = (Vec::new(), 0, false);
     let mut chunk = vec![0; CHUNK * header.width];
     let mut left = bytes;
     while left > 0 {
@@ -106,35 +216,37 @@ fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec
         left -= part.len() as u64;
         for element in part.chunks_exact(header.width) {
             let value = header.value(element);
-            whole &= value.fract() == 0.0 && (0.0..=255.0).contains(&value);
-            unit &= (0.0..=1.0).contains(&value);
-            if !whole && !unit {
-                let i = found.len().max(fractions.len());
-                let expected = match values {
-                    Values::Pixels if header.is_float() => {
-                        "whole numbers from 0 to 255, or numbers from 0 to 1"
+            if values == Values::Grey && header.kind == Kind::Float {
+                if !fractions && ink <= 1 && value > 0.0 && value < 1.0 {
+                    // All values so far are 0 and 1, of the same scale.
+                    found.iter_mut().for_each(|byte: &mut u8| *byte *= 255);
+                    fractions = true;
+                }
+                if fractions {
+                    if !(0.0..=1.0).contains(&value) {
+                        let i = found.len();
+                        let index = header.index(i);
+                        bail!(input.error(format_args!(
+                            "value {i} (index {index:?}): expected 0 to 1, as of the values before it, got {value}"
+                        )));
                     }
-                    _ => "a whole number from 0 to 255",
-                };
+                    found.push((value * 255.0).round() as u8);
+                    continue;
+                }
+            }
+            let Some(byte) = values.byte(value, ink) else {
+                let i = found.len();
                 bail!(input.error(format_args!(
-                    "value {i} (index {:?}): expected {expected}, got {value}",
-                    header.index(i)
+                    "value {i} (index {:?}): expected {}",
+                    header.index(i),
+                    values.expected(value, ink)
                 )));
-            }
-            if whole {
-                found.push(value as u8);
-            }
-            if unit {
-                fractions.push((value * 255.0).round() as u8);
-            }
-        }
-        // Only one of both can be right from here on.
-        if !unit {
-            fractions = Vec::new();
+            };
+            ink = ink.max(byte);
+            found.push(byte);
         }
     }
     input.finish(&what)?;
-    let found = if whole { found } else { fractions };
     if !header.fortran {
         return Ok(found);
     }

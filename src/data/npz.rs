@@ -45,19 +45,20 @@ impl Archive {
     ///
     /// # Errors
     /// When the arrays are not images. The message names the file and the array.
-    pub fn images(&self, part: Part) -> Result<Option<Split>> {
+    pub fn grey(&self, part: Part) -> Result<Option<Split>> {
         let (images, labels) = match &self.names[..] {
             [only] => (Some(only.clone()), None),
             _ => (self.find(image_names(part)), self.find(label_names(part))),
         };
         let Some(images) = images else { return Ok(None) };
-        let (shape, pixels) = self.read(&images, npy::read_images)?;
+        let (shape, pixels) = self.read(&images, npy::read_any)?;
         let name = format!("{} {images}", file_name(&self.path));
         let labels = labels.and_then(|labels| {
-            let count = pixels.len() / shape.values().max(1);
-            labels_beside(self.read(&labels, npy::read_labels), count, &self.place(&labels))
+            let n = pixels.len() / shape.values();
+            labels_beside(self.read(&labels, npy::read_labels), n, &self.place(&labels))
         });
-        Ok(Some(Split::levels(name, (shape, pixels), labels, vec![self.path.clone()])))
+        let sources = vec![self.path.clone()];
+        Ok(Some(Split { shape, ..Split::levels(name, pixels, labels, sources) }))
     }
 
     /// Returns the error that the file lacks the images of a part.

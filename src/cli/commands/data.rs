@@ -1,15 +1,20 @@
 //! `vnca data`.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Outcome, print, to_stderr};
+use super::{Outcome, Report, bar, print, to_stderr};
 use crate::cli::error::Exit;
 use crate::data::download::{self, Options, Progress};
+use crate::data::reading::content_hash;
+use crate::data::{self, Dataset, ImageShape, Reading, Split, Values};
 use crate::error::{Error, Tag};
+use crate::study::figure::picture::{Colour, Picture};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -37,6 +42,42 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Show how a data set is understood: sizes, values, classes, and a picture of some of its images
+    Show(ShowArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ShowArgs {
+    /// A folder, a file, `glyphs` or `emoji`
+    path: String,
+    /// Resize images to this height and width, after a centre crop to the aspect ratio
+    #[arg(long, value_name = "HxW", value_parser = parse_size)]
+    image_size: Option<[usize; 2]>,
+    /// Share of the images for training if the data set has no test images
+    #[arg(long, value_name = "SHARE")]
+    split: Option<f64>,
+    /// Skip image files that cannot be read
+    #[arg(long)]
+    skip_bad: bool,
+    /// Exchange rows and columns, as EMNIST's files need
+    #[arg(long)]
+    transpose: bool,
+    /// The picture
+    #[arg(long, value_name = "FILE.png", default_value = "data.png")]
+    out: PathBuf,
+    /// Print JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses `HxW`, or a single number for both.
+fn parse_size(text: &str) -> Result<[usize; 2], String> {
+    let number =
+        |text: &str| text.trim().parse::<usize>().map_err(|_| "expected HxW, such as 64x48".to_string());
+    match text.split_once(['x', 'X']) {
+        Some((height, width)) => Ok([number(height)?, number(width)?]),
+        None => number(text).map(|side| [side; 2]),
+    }
 }
 
 /// A progress bar for each file that is downloaded, drawn where stderr is a terminal.
@@ -94,5 +135,163 @@ pub fn run(args: &Args) -> Outcome {
             }
             Ok(if report.ok { None } else { Some(Exit::BadInput) })
         }
+        Action::Show(args) => show(args)?.print(args.json),
     }
+}
+
+fn show(args: &ShowArgs) -> Result<Report> {
+    let reading = Reading {
+        size: args.image_size,
+        train_share: args.split,
+        skip_bad: args.skip_bad,
+        transpose: args.transpose,
+        ..Reading::default()
+    };
+    // A bar only if there is something to wait for.
+    let mut progress_bar = None;
+    let mut progress = |done: usize, total: usize| {
+        let shown = progress_bar.get_or_insert_with(|| bar(total, "images"));
+        shown.set_position(done as u64);
+    };
+    let set = data::load_with(&args.path, &reading, &mut progress);
+    if let Some(bar) = &progress_bar {
+        bar.finish_and_clear();
+    }
+    let set = set?;
+    let first = set.train.as_ref().or(set.test.as_ref()).context("no images")?;
+    contact_sheet(&first.spread(SHOWN)).write(&args.out)?;
+    Ok(describe(&set, first, &args.out))
+}
+
+/// Describes a data set as text and JSON. `first` is a part of it.
+fn describe(set: &Dataset, first: &Split, picture: &Path) -> Report {
+    let parts: Vec<&Split> = [&set.train, &set.test].into_iter().flatten().collect();
+    let count = |split: &Option<Split>| split.as_ref().map_or(0, Split::len);
+    let (least, most) = parts
+        .iter()
+        .flat_map(|split| &split.pixels)
+        .fold((255, 0), |(least, most), value| (std::cmp::min(least, *value), std::cmp::max(most, *value)));
+    let values = match first.values {
+        Values::Bits => "bits",
+        Values::Levels => "levels",
+    };
+    let duplicates = duplicates(&parts);
+    let classes = classes(set, &parts);
+    let ImageShape { height, width, channels } = first.shape;
+    let mut lines = vec![
+        format!("{}: {}", set.name, set.format),
+        format!("train      {} images", count(&set.train)),
+        match &set.test {
+            Some(test) => format!("test       {} images", test.len()),
+            None => "test       none: the same images serve as both; --split 0.9 divides them".to_string(),
+        },
+        format!("image      {}", first.shape),
+        format!("values     {values}, {least} to {most}, mean {:.4}", first.mean()),
+    ];
+    for (name, [train, test]) in &classes {
+        let tests = if set.test.is_some() { format!(", {test} for testing") } else { String::new() };
+        lines.push(format!("class      {name}: {train}{tests}"));
+    }
+    if duplicates > 0 {
+        lines.push(format!("duplicates {duplicates} images are equal to an earlier one"));
+    }
+    if set.skipped > 0 {
+        lines.push(format!("skipped    {} files that cannot be read", set.skipped));
+    }
+    lines.push(format!("picture    {}", picture.display()));
+    let classes: Vec<serde_json::Value> = classes
+        .iter()
+        .map(|(name, [train, test])| serde_json::json!({"name": name, "train": train, "test": test}))
+        .collect();
+    let json = serde_json::json!({
+        "name": set.name,
+        "format": set.format,
+        "train": count(&set.train),
+        "test": set.test.as_ref().map(Split::len),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "values": values,
+        "least": least,
+        "greatest": most,
+        "mean": first.mean(),
+        "classes": classes,
+        "duplicates": duplicates,
+        "skipped": set.skipped,
+        "notes": set.notes,
+        "picture": picture,
+    });
+    Report { json, text: lines.join("\n") }
+}
+
+/// Returns the number of images of each class, for training and for testing.
+fn classes(set: &Dataset, parts: &[&Split]) -> Vec<(String, [usize; 2])> {
+    let labels =
+        |split: &Option<Split>| split.as_ref().and_then(|split| split.labels.clone()).unwrap_or_default();
+    let sides = [labels(&set.train), labels(&set.test)];
+    if parts.iter().all(|split| split.labels.is_none()) {
+        return Vec::new();
+    }
+    let named = set.classes.len();
+    let last = sides.iter().flatten().max().map_or(0, |label| usize::from(*label) + 1).max(named);
+    (0..last)
+        .map(|class| {
+            let count =
+                |labels: &Vec<u8>| labels.iter().filter(|label| usize::from(**label) == class).count();
+            let name = set.classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+            (name, [count(&sides[0]), count(&sides[1])])
+        })
+        .collect()
+}
+
+/// Counts the images that are equal to an earlier one, in either part.
+fn duplicates(parts: &[&Split]) -> usize {
+    let mut seen = HashMap::new();
+    for split in parts {
+        for image in 0..split.len() {
+            *seen.entry(content_hash(split.image(image), split.shape)).or_insert(0) += 1;
+        }
+    }
+    seen.values().map(|count: &usize| count - 1).sum()
+}
+
+/// Images in the picture, and in a row of it.
+const SHOWN: usize = 32;
+const ROW: usize = 8;
+/// Pixels between images.
+const GAP: usize = 2;
+/// Least side of an image in the picture: smaller images are enlarged.
+const LEAST: usize = 64;
+
+/// Draws images in rows. Transparent ones lie on a light checkerboard.
+fn contact_sheet(images: &Split) -> Picture {
+    let ImageShape { height, width, channels } = images.shape;
+    let scale = LEAST.div_ceil(height.min(width)).max(1);
+    let white = if images.values == Values::Bits { 255 } else { 1 };
+    let (tile_height, tile_width) = (scale * height + GAP, scale * width + GAP);
+    let columns = images.len().clamp(1, ROW);
+    let rows = images.len().div_ceil(ROW);
+    let (sheet_height, sheet_width) = (rows * tile_height + GAP, columns * tile_width + GAP);
+    let mut pixels = vec![128; sheet_height * sheet_width * 3];
+    for i in 0..images.len() {
+        let image = images.image(i);
+        let (top, left) = (i / ROW * tile_height + GAP, i % ROW * tile_width + GAP);
+        for y in 0..scale * height {
+            for x in 0..scale * width {
+                let at = (y / scale * width + x / scale) * channels;
+                let value = &image[at..at + channels];
+                let colour = match *value {
+                    [r, g, b, opacity] => {
+                        let ground: u32 = if (y / 8 + x / 8).is_multiple_of(2) { 255 } else { 224 };
+                        let below = (255 - u32::from(opacity) * white) * ground / 255;
+                        [r, g, b].map(|c| (u32::from(c) * white + below).min(255) as u8)
+                    }
+                    [r, g, b] => [r, g, b].map(|c| (u32::from(c) * white) as u8),
+                    _ => [(u32::from(value[0]) * white) as u8; 3],
+                };
+                pixels[((top + y) * sheet_width + left + x) * 3..][..3].copy_from_slice(&colour);
+            }
+        }
+    }
+    Picture { width: sheet_width, height: sheet_height, colour: Colour::Rgb, pixels }
 }

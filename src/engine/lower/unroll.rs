@@ -77,7 +77,11 @@ impl Lowering<'_> {
         let stacks = op.body.results.len() > op.carries || x.iter().any(|x| x.rows.is_some());
         let operations = op.max_trips * operations(&op.body);
         let recomputed = op.options.remat > 0;
-        !self.target.is_cpu() && !op.dynamic && !recomputed && stacks && (1..=MOST_OPERATIONS).contains(&operations)
+        !self.target.is_cpu()
+            && !op.dynamic
+            && !recomputed
+            && stacks
+            && (1..=MOST_OPERATIONS).contains(&operations)
     }
 
     /// Lowers a loop whose body is written out once for each trip.
