@@ -78,7 +78,8 @@ fn loss_and_slope(model: &Model, step: f32, target: vnca::engine::program::Targe
 #[test]
 fn losses_and_gradients_agree_in_all_forms_and_with_finite_differences() {
     for kind in Kind::ALL {
-        for (image, _) in IMAGES {
+        // Each model with two of the sizes: all pairs take long.
+        for (image, _) in IMAGES.into_iter().cycle().skip(kind as usize).take(2) {
             let model = model(kind, image);
             let results: Vec<[f64; 2]> =
                 targets().into_iter().map(|target| loss_and_slope(&model, 0.0, target)).collect();
@@ -162,9 +163,9 @@ fn cells_around_an_image_have_no_effect() {
         let named: Vec<(String, Sym<'_>)> = [2, 3]
             .map(|seed| {
                 let other = g.constant(fill(&dims, seed, (-1.0, 1.0)));
-                let mask = inside.convert(DType::F32).broadcast_in_dim(&dims, &[0, 1, 2, 3]);
-                let mask = mask.gt(mask.scalar_like(0.5));
-                (seed.to_string(), vae.log_prob(images, mask.select(shared, other)))
+                let shown = inside.convert(DType::F32);
+                let mixed = shared * shown + other * (-shown + 1.0);
+                (seed.to_string(), vae.log_prob(images, mixed))
             })
             .to_vec();
         evaluate(&finish(&g, &named), &[]).iter().map(|a| a.to_vec::<f32>()[0]).collect::<Vec<f32>>()

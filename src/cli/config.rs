@@ -139,7 +139,8 @@ impl TrainConfig {
     pub fn fit(&mut self, options: &TrainOptions, image: ImageShape, values: Values) -> Result<()> {
         let of_data =
             if values == Values::Bits { Likelihood::Bernoulli } else { Likelihood::LogisticMixture };
-        self.model = self.model.for_images(image, options.likelihood.unwrap_or(of_data));
+        let of_report = Model { likelihood: Likelihood::default(), ..self.model };
+        self.model = of_report.for_images(image, options.likelihood.unwrap_or(of_data));
         let Model { doublings, start_side, .. } = &mut self.model;
         *doublings = options.doublings.unwrap_or(*doublings);
         *start_side = options.start_side.unwrap_or(*start_side);

@@ -231,7 +231,7 @@ fn listen() -> Result<Arc<AtomicUsize>> {
 /// Returns the configuration of the new or resumed run, and the folder of a resumed one.
 fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, Option<RunFolder>)> {
     if !resume {
-        let config = TrainConfig::resolve(options)?;
+        let config = TrainConfig::before_images(options)?;
         options.out.as_deref().map_or(Ok(()), holds_no_run)?;
         return Ok((config, None));
     }
