@@ -273,28 +273,28 @@ fn the_split_follows_content() {
     let at = |i: u32| dir.path().join(format!("{:03}.png", i * 37 % 200));
     let reading = Reading { train_share: Some(0.7), ..Reading::default() };
     let images = |split: &Split| (0..split.len()).map(|i| split.image(i).to_vec()).collect::<Vec<_>>();
-    let mut before: Option<(Vec<Vec<u8>>, Vec<Vec<u8>>)> = None;
+    let mut before: Option<[Vec<Vec<u8>>; 2]> = None;
     for n in [40, 120] {
         for i in 0..n {
             put(&at(i), &encoded(grey(8, i % 100), ImageFormat::Png));
         }
         let set = read(dir.path(), &reading).unwrap();
-        let (train, test) = (images(&set.train.unwrap()), images(&set.test.unwrap()));
+        let [train, test] = [set.train.unwrap(), set.test.unwrap()].map(|split| images(&split));
         assert_eq!(train.len() + test.len(), n as usize);
         assert!((0.5..0.9).contains(&(train.len() as f64 / f64::from(n))), "{}", train.len());
         assert!(test.iter().all(|image| !train.contains(image)));
-        if let Some((old_train, old_test)) = before {
+        if let Some([old_train, old_test]) = before {
             assert!(old_train.iter().all(|image| train.contains(image)));
             assert!(old_test.iter().all(|image| test.contains(image)));
         }
-        before = Some((train, test));
+        before = Some([train, test]);
     }
     // A colour image changes the channels of all images, and moves none.
     put(&dir.path().join("zz.png"), &encoded(rgb(8), ImageFormat::Png));
     let set = read(dir.path(), &reading).unwrap();
     let first_channel = |image: &Vec<u8>| image.iter().step_by(3).copied().collect::<Vec<u8>>();
     let train: Vec<Vec<u8>> = images(&set.train.unwrap()).iter().map(first_channel).collect();
-    assert!(before.unwrap().0.iter().all(|image| train.contains(image)));
+    assert!(before.unwrap()[0].iter().all(|image| train.contains(image)));
     for share in [0.0, 1.0, f64::NAN] {
         let error =
             read(dir.path(), &Reading { train_share: Some(share), ..Reading::default() }).unwrap_err();
@@ -372,7 +372,7 @@ fn arrays_of_every_shape() {
     let clear = [200u8, 100, 50, 128].repeat(64);
     assert_eq!(load(&npy("|u1", "(1, 8, 8, 4)", &clear), &default).pixels[..4], [100, 50, 25, 128]);
     // Floats from 0 to 1, and whole numbers.
-    let mut unit = vec![0.0f32, 1.0, 0.5, 0.2].repeat(16);
+    let mut unit = [0.0f32, 1.0, 0.5, 0.2].repeat(16);
     assert_eq!(load(&npy("<f4", "(1, 8, 8)", &floats(&unit)), &default).pixels[..4], [0, 255, 128, 51]);
     let whole: Vec<f32> = flat[..64].iter().map(|v| f32::from(*v)).collect();
     assert_eq!(load(&npy("<f4", "(1, 8, 8)", &floats(&whole)), &default).pixels, flat[..64]);
