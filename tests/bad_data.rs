@@ -181,7 +181,9 @@ fn bad_idx() {
         (name, idx(0x804, &[3, 28, 28], &images(3)), &["byte 0", "0x00000803", "got 0x00000804"]),
         (name, idx(0xd03, &[3, 28, 28], &images(3)), &["byte 0", "0x00000803", "got 0x00000d03"]),
         (name, idx_labels(&[1, 2, 3]), &["expected the magic number 0x00000803", "a file of labels"]),
-        (name, idx(0x803, &[3, 32, 32], &[0; 3072]), &["byte 8", "28 x 28, got 32 x 32"]),
+        (name, idx(0x803, &[3, 0, 28], &[]), &["byte 8", "got 0 x 28"]),
+        (name, idx(0x803, &[1, 7, 9], &[0; 63]), &["images of 7 x 9", "from 8 to 256", "--image-size"]),
+        (name, idx(0x803, &[u32::MAX, 60_000, 60_000], &[]), &["truncated", "got 16"]),
         (name, idx(0x803, &[0, 28, 28], &[]), &["byte 4", "at least one image, got 0"]),
         (name, huge.clone(), &["truncated", "10740800016 bytes, got 1016"]),
         (name, idx(0x803, &[u32::MAX, 28, 28], &[]), &["truncated", "got 16"]),
@@ -239,7 +241,7 @@ fn bad_npy() {
         ("a.npy", npy("|u1", "5", &[]), &["tuple", "5"]),
         ("a.npy", npy("|u1", "(1, -784)", &[]), &["integers as shape"]),
         ("a.npy", npy("|u1", "(99999999999999999999, 784)", &[]), &["integers as shape"]),
-        ("a.npy", npy("|u1", "(1, 32, 32)", &[0; 1024]), &["(n, 28, 28)", "[1, 32, 32]"]),
+        ("a.npy", npy("|u1", "(1, 30)", &[0; 30]), &["(n, h, w)", "(n, h * w)", "[1, 30]"]),
         ("a.npy", npy("|u1", "(784,)", &one), &["(n, 784)", "[784]"]),
         ("a.npy", npy("|u1", "(0, 784)", &[]), &["at least one image"]),
         ("a.npy", npy("<f8", "(9000000000000000000, 784)", &[]), &["more than 2^64"]),
@@ -309,7 +311,7 @@ fn images_are_loaded_despite_malformed_labels() {
     let labels = |n: usize| idx_labels(&vec![3; n]);
     let npy_labels = |values: &[u8]| npy("|u1", &format!("({},)", values.len()), values);
     let (idx, array) = (idx_images(&images(3)), npy("|u1", "(3, 784)", &images(3)));
-    for wrong in [labels(2), idx_labels(&[10, 1, 1]), cut(labels(3), 9), vec![], idx_images(&images(3))] {
+    for wrong in [labels(2), cut(labels(3), 9), vec![], idx_images(&images(3))] {
         let dir = tempfile::tempdir().unwrap();
         let labels = dir.path().join("t10k-labels-idx1-ubyte");
         fs::write(dir.path().join("t10k-images-idx3-ubyte"), &idx).unwrap();
@@ -320,7 +322,7 @@ fn images_are_loaded_despite_malformed_labels() {
         let error = format!("{:#}", test.labelled(&labels).unwrap_err());
         assert!(error.contains("t10k-labels-idx1-ubyte: "), "{error}");
     }
-    for wrong in [npy_labels(&[1, 2]), npy_labels(&[11, 1, 1]), vec![]] {
+    for wrong in [npy_labels(&[1, 2]), npy("<i2", "(3,)", &[0, 1, 1, 0, 1, 0]), vec![]] {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("test.npy"), &array).unwrap();
         fs::write(dir.path().join("test_labels.npy"), wrong).unwrap();
@@ -568,7 +570,7 @@ fn bad_npz() {
     let mut changed = npz(&[("x_train", good.clone())], CompressionMethod::Stored);
     let at = changed.windows(8).position(|w| w == &images(1)[..8]).unwrap();
     changed[at] ^= 1;
-    let halves: Vec<u8> = [0.0f32, 0.5].iter().cycle().take(PIXELS).flat_map(|v| v.to_le_bytes()).collect();
+    let halves: Vec<u8> = [2.0f32, 0.5].iter().cycle().take(PIXELS).flat_map(|v| v.to_le_bytes()).collect();
     let mut dark = images(1);
     dark[3] = 9;
     let images_100_000 = 100_000;

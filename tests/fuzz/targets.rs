@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use vnca::cli::config::{TrainConfig, TrainOptions};
 use vnca::cli::models::Kind;
 use vnca::data::input::Input;
-use vnca::data::{self, Part, amat, idx, known, labels, npy as images};
+use vnca::data::{self, Part, Reading, Values, amat, decode, idx, known, labels, npy as images};
 use vnca::engine::array::Array;
 use vnca::engine::npy::{self, Record};
 use vnca::engine::program::{Format, InputSpec, OutputSpec, Program, Signature, Target as Written};
@@ -86,6 +86,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "table", longest: LONGEST, seeds: table_seeds, read: read_table },
     Target { name: "npz-images", longest: LONGEST, seeds: npz_image_seeds, read: read_npz_images },
     Target { name: "gz", longest: 1 << 12, seeds: gz_seeds, read: read_gz },
+    Target { name: "image-file", longest: LONGEST, seeds: image_file_seeds, read: read_image_file },
     Target { name: "data-verify", longest: 1 << 12, seeds: data_seeds, read: read_verify },
     Target { name: "npz", longest: LONGEST, seeds: npz_seeds, read: read_npz },
     Target { name: "npz-entry", longest: LONGEST, seeds: record_seeds, read: read_npz_entry },
@@ -252,11 +253,40 @@ fn read_gz(bench: &Bench, bytes: &[u8]) {
 fn load_images(path: &Path) {
     if let Ok(set) = data::load(&path.to_string_lossy()) {
         for split in [Part::Train, Part::Test].into_iter().filter_map(|part| set.split(part).ok()) {
-            assert_eq!(split.pixels.len(), split.len() * data::PIXELS);
-            assert!(split.pixels.iter().all(|p| *p <= 1));
+            assert_eq!(split.pixels.len(), split.len() * split.shape.values());
+            assert!(split.values == Values::Levels || split.pixels.iter().all(|p| *p <= 1));
         }
     }
     let _ = data::load_grey(&path.to_string_lossy(), Part::Test);
+}
+
+fn image_file_seeds(_: &Bench) -> Vec<Vec<u8>> {
+    use image::{DynamicImage, ImageFormat, Rgba, RgbaImage};
+    let picture = RgbaImage::from_fn(9, 8, |x, y| Rgba([x as u8 * 20, y as u8 * 30, 99, 255 - x as u8]));
+    let picture = DynamicImage::from(picture);
+    let encoded = |picture: DynamicImage, format| {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format).expect("a seed");
+        bytes.into_inner()
+    };
+    let mut seeds = vec![encoded(picture.to_rgb8().into(), ImageFormat::Jpeg)];
+    for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp] {
+        seeds.push(encoded(picture.clone(), format));
+    }
+    seeds
+}
+
+fn read_image_file(bench: &Bench, bytes: &[u8]) {
+    if let Ok(decoded) = decode::decode(bytes) {
+        assert_eq!(decoded.pixels.len(), decoded.shape.values());
+    }
+    let folder = bench.path("pictures");
+    fs::create_dir_all(&folder).expect("a temporary folder");
+    bench.file("pictures/one.png", bytes);
+    let reading = Reading { size: Some([8, 8]), ..Reading::default() };
+    if let Ok(set) = data::load_with(&folder.to_string_lossy(), &reading, &mut |_, _| {}) {
+        assert_eq!(set.split(Part::Train).expect("an image").len(), 1);
+    }
 }
 
 /// The first byte says what the file is called.
