@@ -10,7 +10,7 @@ use super::frame::Frame;
 use super::grow::Grow;
 use super::likelihood::{self, Likelihood};
 use crate::engine::ir::{Function, Graph, Sym};
-use crate::engine::shape::{Precision, Shape};
+use crate::engine::shape::Precision;
 use crate::error::{Error, valid};
 use crate::nn::params::{Leaf, Params, scoped};
 
@@ -160,13 +160,6 @@ impl Vae {
         self.decoder.decode(params, z, keys, &self.canvas(), options)
     }
 
-    /// Declares the inputs `latents` (n, Z) and `keys` (n, 2). Returns [`Vae::decode`] as the output `logits`.
-    pub fn decoder_program<'g>(&self, n: usize, g: &'g Graph, params: &Params<'g>) -> Vec<(String, Sym<'g>)> {
-        let latents = g.input("latents", &Shape::f32(&[n, self.latent]));
-        let keys = g.input("keys", &Shape::u32(&[n, 2]));
-        vec![("logits".into(), self.decode(params, latents, keys))]
-    }
-
     /// Converts u8 pixels (n, h, w) or (n, h, w, channels) to images (n, rows, columns, channels) with their margin, of the values
     /// that the likelihood observes.
     pub fn padded<'g>(&self, pixels: Sym<'g>) -> Sym<'g> {
@@ -182,5 +175,16 @@ impl Vae {
     /// Returns the means of the pixels that count, (n, h, w, channels), as brightness from 0 to 1.
     pub fn means<'g>(&self, outputs: Sym<'g>) -> Sym<'g> {
         self.likelihood.shown(self.likelihood.mean(self.frame.crop(outputs)))
+    }
+
+    /// Draws the pixels that count, (n, h, w, channels), with one key per image (n, 2). Returns them as brightness from 0 to 1.
+    pub fn drawn<'g>(&self, outputs: Sym<'g>, keys: Sym<'g>) -> Sym<'g> {
+        self.likelihood.shown(self.likelihood.draw(self.frame.crop(outputs), keys))
+    }
+
+    /// Returns log p(image | outputs) as [`Vae::log_prob`] does, of images of u8 (n, h, w, channels) that have the pixels that count.
+    pub fn log_prob_of_counted<'g>(&self, pixels: Sym<'g>, outputs: Sym<'g>) -> Sym<'g> {
+        let images = self.likelihood.observe(pixels);
+        likelihood::log_prob(self.likelihood.as_ref(), images, self.frame.crop(outputs))
     }
 }

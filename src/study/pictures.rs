@@ -11,10 +11,11 @@ use crate::engine::compile::compile;
 use crate::engine::ir::{Function, Sym};
 use crate::engine::random::{Key, graph as draw};
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
-use crate::engine::shape::{DType, Shape};
-use crate::model::{GRID_SIDE, Vae};
+use crate::engine::shape::Shape;
+use crate::model::Vae;
 use crate::nn::params::Params;
 use crate::study::figure::grids;
+use crate::study::gallery::{brightness, framed};
 
 /// Images per row.
 const COLUMNS: usize = 8;
@@ -25,8 +26,8 @@ const RECONSTRUCTED: usize = 2 * COLUMNS;
 
 /// Builds the program that decodes the pictures.
 ///
-/// Inputs: the parameters, images u8 (16, 28, 28) and keys u32 (32, 2). Output: the pixels' probabilities for 32 samples of the
-/// prior, then for 16 reconstructions from the posterior means.
+/// Inputs: the parameters, 16 images and keys u32 (32, 2). Output: the means of the pixels, as brightness, for 32 samples of the prior,
+/// then for 16 reconstructions from the posterior means.
 ///
 /// # Errors
 /// When the graph is ill-formed, which is a bug.
@@ -34,7 +35,7 @@ pub fn function(model: &Vae) -> Result<Function> {
     let leaves = model.leaves();
     let g = model.graph(&format!("pictures_{}", model.name));
     let values = Params::inputs(&g, &leaves, "");
-    let images = g.input("images", &Shape::new(DType::U8, &[RECONSTRUCTED, 28, 28]));
+    let images = g.input("images", &model.frame.pixels(RECONSTRUCTED));
     let keys = g.input("keys", &Shape::u32(&[SAMPLES, 2]));
     let params = Params::new(&leaves, &values);
     let prior = draw::normal(keys, &[model.latent]);
@@ -43,7 +44,7 @@ pub fn function(model: &Vae) -> Result<Function> {
     // Drawing the prior's samples uses the first Z numbers of each key. This takes the next one.
     let step_keys = draw::split_at(keys, model.latent);
     let step_keys = Sym::concat(&[step_keys, step_keys.slice_axis(0, 0, RECONSTRUCTED)], 0);
-    let decoded = model.likelihood.mean(model.decode(&params, latents, step_keys));
+    let decoded = model.means(model.decode(&params, latents, step_keys));
     g.finish(&[("probabilities".into(), decoded)], &[])
 }
 
@@ -51,7 +52,12 @@ pub fn function(model: &Vae) -> Result<Function> {
 pub struct Pictures {
     executable: Executable,
     mesh: Mesh,
-    images: Vec<u8>,
+    /// The images as the program takes them.
+    images: Array,
+    /// The images as they are shown.
+    shown: Vec<Vec<f32>>,
+    /// Rows, columns and channels of a picture.
+    dims: [usize; 3],
     key: Key,
 }
 
@@ -62,8 +68,12 @@ impl Pictures {
     /// When the program does not compile.
     pub fn new(mesh: &Mesh, model: &Vae, split: &Split, key: Key) -> Result<Pictures> {
         let shown = split.spread(RECONSTRUCTED);
-        let images = (0..RECONSTRUCTED).flat_map(|i| shown.image(i % shown.len())).copied().collect();
-        Ok(Pictures { executable: compile(mesh, &function(model)?)?, mesh: mesh.clone(), images, key })
+        let image = |i: usize| shown.image(i % shown.len());
+        let pixels: Vec<u8> = (0..RECONSTRUCTED).flat_map(image).copied().collect();
+        let images = Array::new(&model.frame.pixels(RECONSTRUCTED).dims, &pixels);
+        let shown = (0..RECONSTRUCTED).map(|i| brightness(model, &framed(&model.frame, image(i)))).collect();
+        let (executable, dims) = (compile(mesh, &function(model)?)?, model.frame.counted());
+        Ok(Pictures { executable, mesh: mesh.clone(), images, shown, dims, key })
     }
 
     /// Writes `samples-STEP.png` and `reconstructions-STEP.png` into the folder.
@@ -74,31 +84,17 @@ impl Pictures {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let keys: Vec<u32> = self.key.split(SAMPLES).into_iter().flat_map(|k| k.0).collect();
         let mut arguments: Vec<Arg<'_>> = parameters.iter().map(|b| Arg::from(*b)).collect();
-        arguments.push(self.mesh.replicate(&Array::new(&[RECONSTRUCTED, 28, 28], &self.images))?.into());
+        arguments.push(self.mesh.replicate(&self.images)?.into());
         arguments.push(self.mesh.replicate(&Array::new(&[SAMPLES, 2], &keys))?.into());
-        let probabilities = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
-        let (samples, decoded) = probabilities.split_at(SAMPLES * GRID_SIDE * GRID_SIDE);
-        grids::write(&folder.join(format!("samples-{step:08}.png")), samples, GRID_SIDE, COLUMNS)?;
+        let means = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
+        let size: usize = self.dims.iter().product();
+        let (samples, decoded) = means.split_at(SAMPLES * size);
+        grids::write(&folder.join(format!("samples-{step:08}.png")), samples, self.dims, COLUMNS)?;
         let mut rows = Vec::new();
-        for row in 0..RECONSTRUCTED / COLUMNS {
-            for i in row * COLUMNS..(row + 1) * COLUMNS {
-                rows.extend(padded(&self.images[i * 784..(i + 1) * 784]));
-            }
-            rows.extend_from_slice(
-                &decoded[row * COLUMNS * GRID_SIDE * GRID_SIDE..(row + 1) * COLUMNS * GRID_SIDE * GRID_SIDE],
-            );
+        for (originals, decoded) in self.shown.chunks(COLUMNS).zip(decoded.chunks(COLUMNS * size)) {
+            rows.extend(originals.concat());
+            rows.extend_from_slice(decoded);
         }
-        grids::write(&folder.join(format!("reconstructions-{step:08}.png")), &rows, GRID_SIDE, COLUMNS)
+        grids::write(&folder.join(format!("reconstructions-{step:08}.png")), &rows, self.dims, COLUMNS)
     }
-}
-
-/// Pads a 28 x 28 image with zeros to 32 x 32.
-fn padded(pixels: &[u8]) -> Vec<f32> {
-    let mut out = vec![0.0; GRID_SIDE * GRID_SIDE];
-    for y in 0..28 {
-        for x in 0..28 {
-            out[(y + 2) * GRID_SIDE + x + 2] = f32::from(pixels[y * 28 + x]);
-        }
-    }
-    out
 }

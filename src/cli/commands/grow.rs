@@ -3,15 +3,14 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::picture::{Common, check_count, entropy, mean};
+use super::picture::{Common, array_dims, check_count, mean, mean_entropy};
 use super::{Outcome, Report};
 use crate::cli::models::{Kind, Model};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::GRID_SIDE;
 use crate::study::figure::gifs::animation;
 use crate::study::figure::grids::Grid;
-use crate::study::gallery::{self, Growth, Latent, PIXELS};
+use crate::study::gallery::{self, Growth, Latent};
 
 /// Duration of a frame in the animation, in hundredths of a second.
 const FRAME: u16 = 8;
@@ -51,63 +50,64 @@ pub fn report(args: &Args) -> Result<Report> {
         Kind::Doubling => weights.model.nca_steps + 1,
         Kind::Baseline | Kind::NonDoubling => args.columns.min(growth.stages),
     };
-    let shown = gallery::probabilities(&growth.logits);
+    let (shown, image) = (&growth.shown, session.model.frame.counted());
+    let size: usize = image.iter().product();
     let mut files = common.files("grow")?;
-    let (images, rows) = in_whole_rows(&shown, &growth, args.samples, columns);
-    files.write(".png", &Grid { side: GRID_SIDE, columns, group: rows }.picture(&images)?.png()?)?;
-    files.write(".gif", &animate(&shown, args.samples)?)?;
+    let (images, rows) = in_whole_rows(&growth, size, args.samples, columns);
+    files.write(".png", &Grid { image, columns, group: rows }.picture(&images)?.png()?)?;
+    files.write(".gif", &animate(shown, image, args.samples)?)?;
     if common.npy {
-        files.write_npy(".npy", &[growth.stages, args.samples, GRID_SIDE, GRID_SIDE], &shown)?;
+        files.write_npy(".npy", &array_dims(&[growth.stages, args.samples], image), shown)?;
     }
-    let stages = growth.logits.chunks_exact(args.samples * PIXELS).enumerate();
-    let stages: Vec<Value> = stages.map(|(i, logits)| numbers(&weights.model, i, logits)).collect();
+    let stages = shown.chunks_exact(args.samples * size).enumerate();
+    let stages: Vec<Value> = stages.map(|(i, shown)| numbers(&weights.model, i, shown, size)).collect();
     Ok(files.report(common.seed, &weights, json!({ "samples": args.samples, "stages": stages })))
 }
 
 /// Orders the pictures by sample, then by stage, and fills up each sample with black to whole rows. Also returns the rows per
 /// sample.
-fn in_whole_rows(shown: &[f32], growth: &Growth, samples: usize, columns: usize) -> (Vec<f32>, usize) {
+fn in_whole_rows(growth: &Growth, size: usize, samples: usize, columns: usize) -> (Vec<f32>, usize) {
     let rows = growth.stages.div_ceil(columns);
-    let mut images = Vec::with_capacity(samples * rows * columns * PIXELS);
+    let mut images = Vec::with_capacity(samples * rows * columns * size);
     for sample in 0..samples {
         for stage in 0..growth.stages {
-            images.extend_from_slice(&shown[(stage * samples + sample) * PIXELS..][..PIXELS]);
+            images.extend_from_slice(&growth.shown[(stage * samples + sample) * size..][..size]);
         }
-        images.resize((sample + 1) * rows * columns * PIXELS, 0.0);
+        images.resize((sample + 1) * rows * columns * size, 0.0);
     }
     (images, rows)
 }
 
-/// Returns a GIF. Each frame shows `pictures` pictures, up to 11 in a row.
+/// Returns a GIF of pictures with these rows, columns and channels. Each frame shows `pictures` pictures, up to 11 in a row.
 ///
 /// # Errors
 /// When there are no pictures.
-pub fn animate(shown: &[f32], pictures: usize) -> Result<Vec<u8>> {
-    let grid = Grid { side: GRID_SIDE, columns: pictures.min(11), group: 0 };
-    let count = shown.len() / (pictures * PIXELS);
+pub fn animate(shown: &[f32], image: [usize; 3], pictures: usize) -> Result<Vec<u8>> {
+    let grid = Grid { image, columns: pictures.min(11), group: 0 };
+    let size = pictures * image.iter().product::<usize>();
+    let count = shown.len() / size;
     let frame = |(i, values): (usize, &[f32])| {
         let delay = if i == 0 || i + 1 == count { END_FRAME } else { FRAME };
         Ok((grid.picture(values)?, delay))
     };
     let frames: Vec<_> =
-        shown.chunks_exact(pictures * PIXELS).enumerate().map(frame).collect::<Result<_>>()?;
+        shown.chunks_exact(size).enumerate().map(frame).collect::<Result<_>>()?;
     animation(&frames)
 }
 
 /// Describes a stage: its doubling and step, the grid's side, and means over samples.
-fn numbers(model: &Model, stage: usize, logits: &[f32]) -> Value {
+fn numbers(model: &Model, stage: usize, shown: &[f32], size: usize) -> Value {
     let (doubling, step) = match model.kind {
         Kind::Doubling => (stage / (model.nca_steps + 1) + 1, stage % (model.nca_steps + 1)),
         Kind::Baseline | Kind::NonDoubling => (0, stage),
     };
-    let pictures = || logits.chunks_exact(PIXELS);
-    let ink = |l: &[f32]| l.iter().map(|l| f64::from(gallery::probability(*l))).sum::<f64>();
+    let ink = |picture: &[f32]| picture.iter().map(|value| f64::from(*value)).sum::<f64>();
     json!({
         "doubling": doubling,
         "step": step,
         "side": model.first_sides()[0] << doubling,
-        "mean_ink": mean(pictures().map(ink)),
-        "mean_entropy_nats": mean(pictures().map(entropy)),
+        "mean_ink": mean(shown.chunks_exact(size).map(ink)),
+        "mean_entropy_nats": mean_entropy(model, shown, size),
     })
 }
 
@@ -117,10 +117,10 @@ mod tests {
 
     #[test]
     fn each_sample_has_whole_rows() {
-        let shown: Vec<f32> = (0..6).flat_map(|i| vec![i as f32; PIXELS]).collect();
-        let growth = Growth { stages: 3, logits: vec![] };
-        let (images, rows) = in_whole_rows(&shown, &growth, 2, 2);
-        let firsts: Vec<f32> = images.iter().step_by(PIXELS).copied().collect();
+        const SIZE: usize = 12;
+        let shown: Vec<f32> = (0..6).flat_map(|i| vec![i as f32; SIZE]).collect();
+        let (images, rows) = in_whole_rows(&Growth { stages: 3, shown }, SIZE, 2, 2);
+        let firsts: Vec<f32> = images.iter().step_by(SIZE).copied().collect();
         assert_eq!((rows, firsts), (2, vec![0.0, 2.0, 4.0, 0.0, 1.0, 3.0, 5.0, 0.0]));
     }
 }

@@ -7,14 +7,13 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::images::add_labels;
-use super::picture::{Common, Images, check_count, check_indices, mean, values};
+use super::picture::{Common, Images, array_dims, check_count, check_indices, mean};
 use super::{Outcome, Report, Weights};
 use crate::data::Split;
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::GRID_SIDE;
 use crate::study::figure::grids::Grid;
-use crate::study::gallery::{self, Latent, PIXELS};
+use crate::study::gallery::{self, Latent};
 use crate::study::session::Session;
 
 /// Selects an image by its index, or any image with a label.
@@ -57,9 +56,9 @@ pub struct Args {
     /// The images' labels, IDX or .npy, as `vnca label` writes them [default: those that come with the data]
     #[arg(long, value_name = "FILE", requires = "from")]
     pub labels: Option<PathBuf>,
-    /// Draw pixels, 0 or 1, instead of showing their probabilities
-    #[arg(long)]
-    pub bernoulli: bool,
+    /// Draw pixels from their distributions, instead of showing their means
+    #[arg(long, alias = "bernoulli")]
+    pub draw: bool,
 }
 
 /// A row of the picture: the latents at its two ends, and descriptions of these.
@@ -97,17 +96,19 @@ pub fn report(args: &Args) -> Result<Report> {
         Some((split, indices)) => image_rows(common.seed, &session, &split, &indices)?,
     };
     let latents: Vec<Latent> = rows.iter().flat_map(|row| line(&row.ends, args.columns)).collect();
-    let logits = gallery::decode(&session, &latents)?;
-    let shown = values(&logits, &latents, args.bernoulli);
+    let decoded = gallery::decode(&session, &latents)?;
+    let shown = if args.draw { &decoded.drawn } else { &decoded.means };
+    let image = session.model.frame.counted();
     let mut files = common.files("interpolate")?;
-    let grid = Grid { side: GRID_SIDE, columns: args.columns, group: 0 };
-    files.write(".png", &grid.picture(&shown)?.png()?)?;
+    let grid = Grid { image, columns: args.columns, group: 0 };
+    files.write(".png", &grid.picture(shown)?.png()?)?;
     if common.npy {
-        files.write_npy(".npy", &[rows.len(), args.columns, GRID_SIDE, GRID_SIDE], &shown)?;
+        files.write_npy(".npy", &array_dims(&[rows.len(), args.columns], image), shown)?;
     }
-    let probabilities = gallery::probabilities(&logits);
-    let row_numbers = rows.iter().zip(probabilities.chunks_exact(args.columns * PIXELS)).map(numbers);
-    let numbers = json!({ "columns": args.columns, "bernoulli": args.bernoulli, "rows": row_numbers.collect::<Vec<_>>() });
+    let size: usize = image.iter().product();
+    let pictures = decoded.means.chunks_exact(args.columns * size);
+    let row_numbers = rows.iter().zip(pictures).map(|(row, pictures)| numbers(row, pictures, size));
+    let numbers = json!({ "columns": args.columns, "draw": args.draw, "rows": row_numbers.collect::<Vec<_>>() });
     Ok(files.report(common.seed, &weights, numbers))
 }
 
@@ -178,10 +179,10 @@ fn image_rows(seed: u64, session: &Session, split: &Split, ends: &[[usize; 2]]) 
 }
 
 /// Returns the distance of the ends in latent space, and the mean change of a pixel from each picture to the next.
-fn numbers((row, pictures): (&Row, &[f32])) -> Value {
+fn numbers(row: &Row, pictures: &[f32], size: usize) -> Value {
     let [a, b] = &row.ends;
     let distance = a.z.iter().zip(&b.z).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-    let pictures: Vec<&[f32]> = pictures.chunks_exact(PIXELS).collect();
+    let pictures: Vec<&[f32]> = pictures.chunks_exact(size).collect();
     let change = |w: &[&[f32]]| mean(w[0].iter().zip(w[1]).map(|(a, b)| f64::from((a - b).abs())));
     let changes: Vec<f64> = pictures.windows(2).map(change).collect();
     json!({ "from": row.descriptions[0], "to": row.descriptions[1], "distance": distance, "changes": changes })

@@ -12,7 +12,6 @@ use crate::data::Split;
 use crate::engine::npy;
 use crate::engine::random::Key;
 use crate::engine::shape::{DType, Shape};
-use crate::model::GRID_SIDE;
 use crate::nn::weights::npz;
 use crate::study::analysis::latents::{Encoder, Grower};
 use crate::study::session::Session;
@@ -101,7 +100,7 @@ fn write_arrays(args: &Args, session: &Session, split: &Split, count: usize, fol
     let names = ["means", "logvars", "samples"];
     let mut writers = names.map(|name| create(name, &[count, z])).into_iter().collect::<Result<Vec<_>>>()?;
     let mut states = match grower {
-        Some(grower) => Some((grower, create("states", &[count, GRID_SIDE, GRID_SIDE, z])?)),
+        Some(grower) => Some((grower, create("states", &[count, session.model.frame.grid[0], session.model.frame.grid[1], z])?)),
         None => None,
     };
     let rows: Vec<usize> = (0..count).collect();

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use super::run_data::ImageSource;
 use super::{DeviceOptions, Report, Source, Weights};
+use crate::cli::models::Model;
 use crate::data::{Part, Split};
 use crate::engine::npy;
 use crate::error::valid;
 use crate::files;
-use crate::study::gallery::{self, Latent};
 use crate::study::session::Session;
 
 /// The largest number of pictures. More are taken for a mistake in the command line.
@@ -158,14 +158,13 @@ pub fn check_count(flags: &str, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Returns the pixels to show: their probabilities, or zeros and ones drawn with these probabilities.
-pub fn values(logits: &[f32], latents: &[Latent], bernoulli: bool) -> Vec<f32> {
-    let probabilities = gallery::probabilities(logits);
-    if !bernoulli {
-        return probabilities;
+/// Returns the dimensions of an array of pictures, without the last one if the pictures are grey.
+pub fn array_dims(count: &[usize], [height, width, channels]: [usize; 3]) -> Vec<usize> {
+    let mut dims = [count, &[height, width]].concat();
+    if channels > 1 {
+        dims.push(channels);
     }
-    let pictures = probabilities.chunks_exact(gallery::PIXELS).zip(latents);
-    pictures.flat_map(|(picture, latent)| latent.draw_image(picture)).collect()
+    dims
 }
 
 /// Returns the mean of some numbers, or 0 if there are none.
@@ -174,11 +173,13 @@ pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     if count == 0.0 { 0.0 } else { sum / count }
 }
 
-/// Returns the sum over pixels of the entropy of their Bernoulli distributions, in nats. 0 if every pixel is certain.
-pub fn entropy(logits: &[f32]) -> f64 {
+/// Returns the mean over pictures of the sum of the entropies of their pixels, in nats, given the probabilities that pixels are 1. 0 if
+/// every pixel is certain. `None` if pixels are no bits.
+pub fn mean_entropy(model: &Model, probabilities: &[f32], size: usize) -> Option<f64> {
     let pixel_entropy =
         |p: f64| if p <= 0.0 || p >= 1.0 { 0.0 } else { -p * p.ln() - (1.0 - p) * (1.0 - p).ln() };
-    logits.iter().map(|l| pixel_entropy(f64::from(gallery::probability(*l)))).sum()
+    let entropy = |picture: &[f32]| picture.iter().map(|p| pixel_entropy(f64::from(*p))).sum::<f64>();
+    model.likelihood.of_bits().then(|| mean(probabilities.chunks_exact(size).map(entropy)))
 }
 
 /// Checks the indices of images.
@@ -195,10 +196,12 @@ pub fn check_indices(flag: &str, indices: &[usize], split: &Split) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::models::Kind;
 
     #[test]
     fn a_fair_pixel_has_an_entropy_of_one_bit() {
-        assert!((entropy(&[0.0, f32::NEG_INFINITY, 200.0]) - 2f64.ln()).abs() < 1e-6);
+        let model = Model::report(Kind::Baseline);
+        assert!((mean_entropy(&model, &[0.5, 0.0, 1.0], 3).unwrap() - 2f64.ln()).abs() < 1e-6);
         assert_eq!((mean([1.0, 2.0]), mean([])), (1.5, 0.0));
     }
 }

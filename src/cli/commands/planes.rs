@@ -7,8 +7,7 @@ use super::picture::{Common, check_count};
 use super::{Outcome, Report};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::GRID_SIDE;
-use crate::study::analysis::latents::{CELLS, Grower};
+use crate::study::analysis::latents::Grower;
 use crate::study::figure::planes::stacks;
 use crate::study::gallery::{self, Latent};
 
@@ -51,23 +50,25 @@ pub fn report(args: &Args) -> Result<Report> {
     let latents = Latent::priors(Key::new(common.seed), args.samples, z);
     let batch = args.samples.min(MAX_BATCH);
     let grower = Grower::new(&session, batch)?;
-    // Cells come with their channels adjacent, (samples, 32, 32, channels). Planes are (samples, channels, 32, 32).
-    let mut values = Vec::with_capacity(args.samples * channels * CELLS);
+    let grid = session.model.frame.grid;
+    let cells: usize = grid.iter().product();
+    // Cells come with their channels adjacent, (samples, rows, columns, channels). Planes are (samples, channels, rows, columns).
+    let mut values = Vec::with_capacity(args.samples * channels * cells);
     for part in latents.chunks(batch) {
         let starts: Vec<f32> = part.iter().flat_map(|l| l.z.iter().copied()).collect();
         let keys: Vec<u32> = part.iter().flat_map(|l| l.steps_key().0).collect();
         let states = grower.grow(&starts, &keys)?;
-        for grid in states.chunks_exact(CELLS * z) {
+        for grid in states.chunks_exact(cells * z) {
             values.extend((0..channels).flat_map(|c| grid.iter().skip(c).step_by(z)));
         }
     }
     let mut files = common.files("planes")?;
-    files.write(".png", &stacks(&values, GRID_SIDE, channels)?.png()?)?;
+    files.write(".png", &stacks(&values, grid, channels)?.png()?)?;
     if common.npy {
-        files.write_npy(".npy", &[args.samples, channels, GRID_SIDE, GRID_SIDE], &values)?;
+        files.write_npy(".npy", &[args.samples, channels, grid[0], grid[1]], &values)?;
     }
     let range = |c: usize| {
-        let planes = values.chunks_exact(CELLS).skip(c).step_by(channels).flatten();
+        let planes = values.chunks_exact(cells).skip(c).step_by(channels).flatten();
         let (low, high) = planes.fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
         json!([low, high])
     };

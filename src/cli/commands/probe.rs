@@ -15,9 +15,9 @@ use crate::error::{Error, Tag};
 use crate::files;
 use crate::model::GRID_SIDE;
 use crate::nn::weights::npz;
-use crate::study::analysis::latents::{CELLS, Encoder, Grower, prior};
+use crate::study::analysis::latents::{Encoder, Grower, prior};
 use crate::study::analysis::probe::{
-    BATCH, CLASSES, Cells, Classifier, HeldOut, Probe, Score, batch_count, train,
+    BATCH, CELLS, CLASSES, Cells, Classifier, HeldOut, Probe, Score, batch_count, train,
 };
 use crate::study::figure::picture::{Colour, Picture};
 use crate::study::figure::plots::{Frame, TAB10, heat_map};

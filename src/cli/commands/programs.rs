@@ -209,9 +209,9 @@ impl Sizes {
     }
 }
 
-/// Builds the decoder program of `vnca sample`: parameters, latents and keys in, logits out.
+/// Builds the decoder program of `vnca sample`: parameters, latents and keys in, pictures out.
 fn decode(model: &Vae) -> Result<Function> {
-    model.function("decode", |g, params| model.decoder_program(gallery::MAX_BATCH, g, params))
+    model.function("decode", |g, params| gallery::picture_program(model, gallery::MAX_BATCH, g, params))
 }
 
 #[cfg(test)]

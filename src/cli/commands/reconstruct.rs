@@ -3,14 +3,14 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::picture::{Common, Images, check_count, check_indices, mean, values};
+use super::picture::{Common, Images, array_dims, check_count, check_indices, mean};
 use super::{Outcome, Report};
-use crate::data::{IMAGE_SIDE, Split};
+use crate::cli::models::Model;
+use crate::data::Split;
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::GRID_SIDE;
 use crate::study::figure::grids::Grid;
-use crate::study::gallery::{self, Latent, PIXELS, Posterior, framed, log_likelihood};
+use crate::study::gallery::{self, Decoded, Latent, Posterior, brightness, framed};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,9 +30,9 @@ pub struct Args {
     /// Latent of an image: the mean of its distribution, or a sample of it
     #[arg(long, default_value = "mean", value_parser = ["mean", "sample"])]
     pub latents: String,
-    /// Draw pixels, 0 or 1, instead of showing their probabilities
-    #[arg(long)]
-    pub bernoulli: bool,
+    /// Draw pixels from their distributions, instead of showing their means
+    #[arg(long, alias = "bernoulli")]
+    pub draw: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -67,34 +67,38 @@ pub fn report(args: &Args) -> Result<Report> {
         _ => posterior.draw(key),
     };
     let latents: Vec<Latent> = posteriors.iter().zip(keys).map(latent).collect();
-    let logits = gallery::decode(&session, &latents)?;
-    let shown = values(&logits, &latents, args.bernoulli);
-    let originals: Vec<f32> = (0..split.len()).flat_map(|i| framed(split.image(i))).collect();
+    let decoded = gallery::reconstruct(&session, &latents, &split)?;
+    let shown = if args.draw { &decoded.drawn } else { &decoded.means };
+    let (model, image) = (&session.model, session.model.frame.counted());
+    let original = |i: usize| brightness(model, &framed(&model.frame, split.image(i)));
+    let originals: Vec<f32> = (0..split.len()).flat_map(original).collect();
     let mut files = common.files("reconstruct")?;
     let columns = args.columns.min(split.len());
-    let pairs = Grid { side: GRID_SIDE, columns, group: 2 };
-    files.write(".png", &pairs.picture(&interleave(&originals, &shown, columns))?.png()?)?;
+    let pairs = Grid { image, columns, group: 2 };
+    files.write(".png", &pairs.picture(&interleave(&originals, shown, columns * image.iter().product::<usize>()))?.png()?)?;
     if common.npy {
-        files.write_npy("-originals.npy", &[split.len(), GRID_SIDE, GRID_SIDE], &originals)?;
-        files.write_npy(".npy", &[split.len(), GRID_SIDE, GRID_SIDE], &shown)?;
+        let dims = array_dims(&[split.len()], image);
+        files.write_npy("-originals.npy", &dims, &originals)?;
+        files.write_npy(".npy", &dims, shown)?;
     }
-    let images = numbers(&split, &indices, &originals, &logits, &posteriors);
+    let images = numbers(&weights.model, &split, &indices, &originals, &decoded, &posteriors);
     let mean_of = |name: &str| mean(images.iter().filter_map(|i| i[name].as_f64()));
-    let summary = json!({
+    let mut summary = json!({
         "data": split.name,
         "latents": args.latents,
-        "bernoulli": args.bernoulli,
+        "draw": args.draw,
         "log_likelihood": mean_of("log_likelihood"),
         "kl": mean_of("kl"),
-        "wrong_pixels": mean_of("wrong_pixels"),
         "images": images,
     });
+    let error = error_name(&weights.model);
+    summary[error] = json!(mean_of(error));
     Ok(files.report(common.seed, &weights, summary))
 }
 
-/// Returns rows of originals, each followed by the row of its reconstructions. Black fills up the last row of originals.
-fn interleave(originals: &[f32], shown: &[f32], columns: usize) -> Vec<f32> {
-    let row = columns * PIXELS;
+/// Returns rows of originals, of `row` values each, each followed by the row of its reconstructions. Black fills up the last row of
+/// originals.
+fn interleave(originals: &[f32], shown: &[f32], row: usize) -> Vec<f32> {
     let mut pictures = Vec::new();
     for (above, below) in originals.chunks(row).zip(shown.chunks(row)) {
         pictures.extend_from_slice(above);
@@ -104,25 +108,38 @@ fn interleave(originals: &[f32], shown: &[f32], columns: usize) -> Vec<f32> {
     pictures
 }
 
-/// Returns for each image: index, label, log p(x | z) and KL in nats, and the number of pixels whose likelier value is wrong.
+/// Returns the name of the measure of wrong pixels: their number for bits, the mean error in levels for others.
+fn error_name(model: &Model) -> &'static str {
+    if model.likelihood.of_bits() { "wrong_pixels" } else { "mean_error_levels" }
+}
+
+/// Returns for each image: index, label, log p(x | z) and KL in nats, and the number of pixels whose likelier value is wrong; for
+/// pixels of levels, the mean size of the error.
 fn numbers(
+    model: &Model,
     split: &Split,
     indices: &[usize],
     originals: &[f32],
-    logits: &[f32],
+    decoded: &Decoded,
     posteriors: &[Posterior],
 ) -> Vec<Value> {
-    let pictures = originals.chunks_exact(PIXELS).zip(logits.chunks_exact(PIXELS));
-    let image_numbers = |(i, (image, logits)): (usize, (&[f32], &[f32]))| {
-        let wrong = image.iter().zip(logits).filter(|(x, l)| (**x > 0.5) != (**l > 0.0)).count();
-        json!({
+    let size = originals.len() / split.len();
+    let pictures = originals.chunks_exact(size).zip(decoded.means.chunks_exact(size));
+    let image_numbers = |(i, (image, means)): (usize, (&[f32], &[f32]))| {
+        let pairs = || image.iter().zip(means);
+        let error = match model.likelihood.of_bits() {
+            true => json!(pairs().filter(|(x, m)| (**x > 0.5) != (**m > 0.5)).count()),
+            false => json!(mean(pairs().map(|(x, m)| 255.0 * f64::from((x - m).abs())))),
+        };
+        let mut numbers = json!({
             "index": indices[i],
             "label": split.labels.as_ref().map(|labels| labels[i]),
-            "log_likelihood": log_likelihood(image, logits),
+            "log_likelihood": decoded.log_likelihoods[i],
             "kl": posteriors[i].kl(),
-            "wrong_pixels": wrong,
-            "pixels": IMAGE_SIDE * IMAGE_SIDE,
-        })
+            "pixels": model.image.height * model.image.width,
+        });
+        numbers[error_name(model)] = error;
+        numbers
     };
     pictures.enumerate().map(image_numbers).collect()
 }
@@ -133,11 +150,12 @@ mod tests {
 
     #[test]
     fn reconstructions_are_below_their_originals() {
-        let picture = |v: f32| vec![v; PIXELS];
+        const SIZE: usize = 12;
+        let picture = |v: f32| vec![v; SIZE];
         let originals = [picture(0.1), picture(0.2), picture(0.3)].concat();
         let shown = [picture(0.6), picture(0.7), picture(0.8)].concat();
-        let all = interleave(&originals, &shown, 2);
-        let firsts: Vec<f32> = all.iter().step_by(PIXELS).copied().collect();
+        let all = interleave(&originals, &shown, 2 * SIZE);
+        let firsts: Vec<f32> = all.iter().step_by(SIZE).copied().collect();
         assert_eq!(firsts, [0.1, 0.2, 0.6, 0.7, 0.3, 0.0, 0.8]);
     }
 }

@@ -6,17 +6,18 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::grow::animate;
-use super::picture::{Common, Files, Images, check_count};
+use super::picture::{Common, Files, Images, array_dims, check_count};
 use super::{Outcome, Report, bar};
+use crate::data::Split;
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::GRID_SIDE;
+use crate::model;
 use crate::study::figure::grids::Grid;
 use crate::study::figure::plots::{Frame, Line, lines};
 use crate::study::gallery::recovery::{
-    Damage, Point, Recovery, RecoveryStatistics, Trajectory, check_steps, csv, most_likely,
+    Damage, Point, Recovery, RecoveryStatistics, Trajectory, check_steps, csv,
 };
-use crate::study::gallery::{self, Latent, Posterior, framed, probabilities};
+use crate::study::gallery::{self, Latent, Posterior};
 use crate::study::session::Session;
 
 /// Number of pictures shown, as in figure 5. Further pictures only count in the numbers.
@@ -53,8 +54,9 @@ pub struct Args {
     /// Number of damages to each picture
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub damages: usize,
-    /// Side of the damaged square, in cells; each of several sizes gets a picture and a curve: 4,8,16
-    #[arg(long, default_values_t = [GRID_SIDE / 2], value_name = "S,...", value_delimiter = ',')]
+    /// Side of the damaged square, in cells; each of several sizes gets a picture and a curve: 4,8,16 [default: half of the grid's
+    /// smaller side]
+    #[arg(long, value_name = "S,...", value_delimiter = ',')]
     pub sizes: Vec<usize>,
     /// First row and column of the square, such as 8,8 [default: drawn for each picture and damage]
     #[arg(long, value_name = "ROW,COLUMN")]
@@ -71,9 +73,10 @@ pub fn run(args: &Args) -> Outcome {
 /// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
     let common = &args.common;
-    let damages = damages(args).tag(Error::Usage)?;
+    check_count("--samples", args.samples).tag(Error::Usage)?;
     let weights = common.weights()?;
     gallery::automaton(&weights.model.vae()).tag(Error::Usage)?;
+    let damages = damages(args, &weights.model.frame()).tag(Error::Usage)?;
     let steps = args.steps.unwrap_or(weights.model.nca_steps);
     check_steps(steps).tag(Error::Usage)?;
     let split = match args.of.as_str() {
@@ -89,16 +92,13 @@ pub fn report(args: &Args) -> Result<Report> {
             (mean_latents(&gallery::encode(&session, &split)?, key), Some(split))
         }
     };
-    let image = |i: usize, trajectory: &Trajectory<'_>| match &images {
-        Some(split) => framed(split.image(i)),
-        None => most_likely(trajectory.original()),
-    };
+    let dims = session.model.frame.counted();
     let shown = latents.len().min(SHOWN);
-    let mut figures = vec![Figure::default(); damages.len()];
+    let mut figures = vec![Figure { dims, ..Figure::default() }; damages.len()];
     let mut statistics: Vec<RecoveryStatistics> =
         damages.iter().map(|d| RecoveryStatistics::new(*d, steps)).collect();
-    run_all(&session, &latents, &damages, steps, |d, i, trajectory| {
-        statistics[d].add(&image(i, trajectory), trajectory);
+    run_all(&session, &latents, images.as_ref(), &damages, steps, |d, i, trajectory| {
+        statistics[d].add(trajectory);
         if i < shown {
             figures[d].add(trajectory, damages[d].count, steps);
         }
@@ -125,16 +125,19 @@ pub fn report(args: &Args) -> Result<Report> {
 }
 
 /// Returns the damages that the options describe, one for each size.
-fn damages(args: &Args) -> Result<Vec<Damage>> {
-    check_count("--samples", args.samples)?;
+fn damages(args: &Args, frame: &model::Frame) -> Result<Vec<Damage>> {
     let mut sizes = args.sizes.clone();
+    if sizes.is_empty() {
+        sizes.push(frame.grid[0].min(frame.grid[1]) / 2);
+    }
+    let asked = sizes.len();
     sizes.sort_unstable();
     sizes.dedup();
-    ensure!(sizes.len() == args.sizes.len(), "--sizes names a size twice");
+    ensure!(sizes.len() == asked, "--sizes names a size twice");
     let at = args.at.map(|p| (p.0, p.1));
     let damages: Vec<Damage> =
         sizes.into_iter().map(|side| Damage { side, at, count: args.damages }).collect();
-    damages.iter().try_for_each(Damage::check)?;
+    damages.iter().try_for_each(|damage| damage.check(frame))?;
     Ok(damages)
 }
 
@@ -147,13 +150,14 @@ fn mean_latents(posteriors: &[Posterior], key: Key) -> Vec<Latent> {
 fn run_all(
     session: &Session,
     latents: &[Latent],
+    images: Option<&Split>,
     damages: &[Damage],
     steps: usize,
     mut each: impl FnMut(usize, usize, &Trajectory<'_>),
 ) -> Result<()> {
     let recovery = Recovery::new(session, latents.len(), steps)?;
     let progress = bar(latents.len() * damages.len(), "recoveries");
-    recovery.run(latents, damages, |d, i, trajectory| {
+    recovery.run(latents, images, damages, |d, i, trajectory| {
         each(d, i, trajectory);
         progress.inc(1);
         Ok(())
@@ -165,6 +169,8 @@ fn run_all(
 /// The pictures of one size of damage.
 #[derive(Clone, Default)]
 struct Figure {
+    /// Rows, columns and channels of a picture.
+    dims: [usize; 3],
     samples: usize,
     /// The rows of figure 5, each with one picture per sample.
     rows: Vec<Vec<f32>>,
@@ -179,8 +185,8 @@ impl Figure {
         let frames = trajectory.all();
         for (list, pictures) in [(&mut self.rows, rows), (&mut self.frames, frames)] {
             list.resize_with(pictures.len(), Vec::new);
-            for (row, logits) in list.iter_mut().zip(pictures) {
-                row.extend(probabilities(logits));
+            for (row, picture) in list.iter_mut().zip(pictures) {
+                row.extend_from_slice(picture);
             }
         }
         self.samples += 1;
@@ -188,13 +194,13 @@ impl Figure {
 
     /// Writes the rows (original, then damaged and recovered for each damage) as a picture, and all frames as an animation.
     fn write(&self, files: &mut Files, size: &str, damages: usize, npy: bool) -> Result<()> {
-        let grid = Grid { side: GRID_SIDE, columns: self.samples, group: 0 };
+        let grid = Grid { image: self.dims, columns: self.samples, group: 0 };
         files.write(&format!("{size}.png"), &grid.picture(&self.rows.concat())?.png()?)?;
-        files.write(&format!("{size}.gif"), &animate(&self.frames.concat(), self.samples)?)?;
+        files.write(&format!("{size}.gif"), &animate(&self.frames.concat(), self.dims, self.samples)?)?;
         if npy {
-            let rows = [1 + 2 * damages, self.samples, GRID_SIDE, GRID_SIDE];
+            let rows = array_dims(&[1 + 2 * damages, self.samples], self.dims);
             files.write_npy(&format!("{size}.npy"), &rows, &self.rows.concat())?;
-            let frames = [self.frames.len(), self.samples, GRID_SIDE, GRID_SIDE];
+            let frames = array_dims(&[self.frames.len(), self.samples], self.dims);
             files.write_npy(&format!("{size}-course.npy"), &frames, &self.frames.concat())?;
         }
         Ok(())

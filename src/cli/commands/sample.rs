@@ -3,13 +3,12 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::picture::{Common, check_count, entropy, mean, values};
+use super::picture::{Common, array_dims, check_count, mean, mean_entropy};
 use super::{Outcome, Report};
 use crate::engine::random::Key;
 use crate::error::{Error, Tag};
-use crate::model::GRID_SIDE;
 use crate::study::figure::grids::Grid;
-use crate::study::gallery::{self, Latent, PIXELS};
+use crate::study::gallery::{self, Latent};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -21,9 +20,9 @@ pub struct Args {
     /// Pictures per row
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub columns: usize,
-    /// Draw pixels, 0 or 1, instead of showing their probabilities
-    #[arg(long)]
-    pub bernoulli: bool,
+    /// Draw pixels from their distributions, instead of showing their means
+    #[arg(long, alias = "bernoulli")]
+    pub draw: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -35,25 +34,26 @@ pub fn run(args: &Args) -> Outcome {
 /// # Errors
 /// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn report(args: &Args) -> Result<Report> {
-    let Args { common, rows, columns, bernoulli } = args;
+    let Args { common, rows, columns, draw } = args;
     let count = rows.saturating_mul(*columns);
     check_count("--rows x --columns", count).tag(Error::Usage)?;
     let weights = common.weights()?;
     let session = common.session(&weights)?;
     let latents = Latent::priors(Key::new(common.seed), count, weights.model.latent);
-    let logits = gallery::decode(&session, &latents)?;
-    let shown = values(&logits, &latents, *bernoulli);
+    let decoded = gallery::decode(&session, &latents)?;
+    let shown = if *draw { &decoded.drawn } else { &decoded.means };
+    let image = session.model.frame.counted();
     let mut files = common.files("sample")?;
-    files.write(".png", &Grid { side: GRID_SIDE, columns: *columns, group: 0 }.picture(&shown)?.png()?)?;
+    files.write(".png", &Grid { image, columns: *columns, group: 0 }.picture(shown)?.png()?)?;
     if common.npy {
-        files.write_npy(".npy", &[*rows, *columns, GRID_SIDE, GRID_SIDE], &shown)?;
+        files.write_npy(".npy", &array_dims(&[*rows, *columns], image), shown)?;
     }
     let numbers = json!({
         "rows": rows,
         "columns": columns,
-        "bernoulli": bernoulli,
+        "draw": draw,
         "mean_value": mean(shown.iter().map(|v| f64::from(*v))),
-        "mean_entropy_nats": mean(logits.chunks_exact(PIXELS).map(entropy)),
+        "mean_entropy_nats": mean_entropy(&weights.model, &decoded.means, image.iter().product()),
     });
     Ok(files.report(common.seed, &weights, numbers))
 }

@@ -284,6 +284,10 @@ impl Likelihood for LogisticMixture {
         value(pixels.convert(DType::F32))
     }
 
+    fn white(&self) -> u8 {
+        255
+    }
+
     fn shown<'g>(&self, images: Sym<'g>) -> Sym<'g> {
         (images + 1.0) * 0.5
     }

@@ -55,6 +55,11 @@ pub trait Likelihood: Send + Sync {
         pixels.convert(DType::F32)
     }
 
+    /// Returns the value of a data set's pixels that is shown as brightness 1: by default 1, for bits.
+    fn white(&self) -> u8 {
+        1
+    }
+
     /// Converts values that `log_prob` takes, and that `mean` and `draw` return, to brightness from 0 to 1. By default, returns
     /// them unchanged.
     fn shown<'g>(&self, images: Sym<'g>) -> Sym<'g> {

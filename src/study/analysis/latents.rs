@@ -2,17 +2,13 @@
 
 use anyhow::{Result, ensure};
 
-use crate::data::{IMAGE_SIDE, PIXELS, Split};
+use crate::data::Split;
 use crate::engine::array::Array;
 use crate::engine::random::Key;
 use crate::engine::shape::Shape;
-use crate::model::GRID_SIDE;
 use crate::model::decoder::GrowOptions;
 use crate::model::objective::{noise, sample};
 use crate::study::session::{Session, SessionProgram};
-
-/// Number of cells in a grid.
-pub const CELLS: usize = GRID_SIDE * GRID_SIDE;
 
 /// The latents of n images, and each image's key for growing cells from its latent.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +27,8 @@ pub struct Latents {
 pub struct Encoder<'s> {
     program: SessionProgram<'s>,
     latent: usize,
+    /// Shape of the images of a call.
+    images: Shape,
     /// Images per call.
     batch: usize,
 }
@@ -51,7 +49,7 @@ impl<'s> Encoder<'s> {
             let outputs = [("means", means), ("logvars", logvars), ("samples", samples), ("keys", keys)];
             outputs.map(|(name, sym)| (name.to_string(), sym)).to_vec()
         })?;
-        Ok(Encoder { program, latent, batch })
+        Ok(Encoder { program, latent, images: model.frame.pixels(batch), batch })
     }
 
     /// Encodes the images with the indices `rows`, at most a batch of them.
@@ -67,8 +65,7 @@ impl<'s> Encoder<'s> {
         let filled = || (0..self.batch).map(|i| rows[i.min(n - 1)]);
         let pixels: Vec<u8> = filled().flat_map(|i| split.image(i)).copied().collect();
         let keys: Vec<u32> = filled().flat_map(|i| key.split_at(i as u64).0).collect();
-        debug_assert_eq!(pixels.len(), self.batch * PIXELS);
-        let images = Array::new(&[self.batch, IMAGE_SIDE, IMAGE_SIDE], &pixels);
+        let images = Array::new(&self.images.dims, &pixels);
         let results = self.program.call(&[images, Array::new(&[self.batch, 2], &keys)])?;
         let first = |i: usize| {
             let mut values = results[i].to_vec::<f32>();
@@ -85,6 +82,8 @@ impl<'s> Encoder<'s> {
 pub struct Grower<'s> {
     program: SessionProgram<'s>,
     latent: usize,
+    /// Number of cells in a grid.
+    cells: usize,
     /// Latents per call.
     batch: usize,
 }
@@ -105,10 +104,11 @@ impl<'s> Grower<'s> {
                 grow.grow(params, &model.frame, latents, keys, &GrowOptions::default()),
             )]
         })?;
-        Ok(Grower { program, latent: model.latent, batch })
+        let cells = model.frame.grid.iter().product();
+        Ok(Grower { program, latent: model.latent, cells, batch })
     }
 
-    /// Grows n latents (n, Z) with their keys (n, 2), at most a batch. Returns the cells' final states, (n, 32, 32, Z) in row-major
+    /// Grows n latents (n, Z) with their keys (n, 2), at most a batch. Returns the cells' final states, (n, rows, columns, Z) in row-major
     /// order.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl<'s> Grower<'s> {
         let latents = Array::new(&[self.batch, self.latent], &latents);
         let results = self.program.call(&[latents, Array::new(&[self.batch, 2], &keys)])?;
         let mut states = results[0].to_vec::<f32>();
-        states.truncate(n * CELLS * self.latent);
+        states.truncate(n * self.cells * self.latent);
         Ok(states)
     }
 }

@@ -10,7 +10,6 @@ use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use rand::seq::{SliceRandom, index};
 
-use super::latents::CELLS;
 use crate::chain;
 use crate::engine::array::Array;
 use crate::engine::compile::compile;
@@ -22,6 +21,8 @@ use crate::nn::optimiser::{Adam, ClipByGlobalNorm, Context as StepContext, Updat
 use crate::nn::params::{Role, layer};
 use crate::nn::tree::Tree;
 
+/// Number of cells in a grid: 32 x 32.
+pub const CELLS: usize = 32 * 32;
 /// Number of classes.
 pub const CLASSES: usize = 10;
 /// Images per call: 8,192 cells.

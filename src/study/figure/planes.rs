@@ -19,19 +19,19 @@ const MARGIN: usize = 24;
 /// Width of a plane's border.
 const BORDER: usize = 3;
 
-/// Draws stacks side by side, each of `planes` maps of `side * side` values, the first on top. A plane's colours range from its own
+/// Draws stacks side by side, each of `planes` maps of `rows * columns` values, the first on top. A plane's colours range from its own
 /// lowest value to its highest.
 ///
 /// # Errors
 /// When the values are not a whole number of stacks.
-pub fn stacks(values: &[f32], side: usize, planes: usize) -> Result<Picture> {
-    let size = side * side;
+pub fn stacks(values: &[f32], [rows, columns]: [usize; 2], planes: usize) -> Result<Picture> {
+    let size = rows * columns;
     ensure!(
         size * planes > 0 && !values.is_empty() && values.len().is_multiple_of(size * planes),
-        "{} values are not a whole number of stacks of {planes} planes of {side} x {side}",
+        "{} values are not a whole number of stacks of {planes} planes of {rows} x {columns}",
         values.len()
     );
-    let (across, down) = (side * CELL_WIDTH, side * CELL_HEIGHT);
+    let (across, down) = (columns * CELL_WIDTH, rows * CELL_HEIGHT);
     // The picture is halved below, so its size must be even.
     let stack_width = (across + (SLANT * down as f64) as usize + MARGIN).next_multiple_of(2);
     let width = MARGIN + values.len() / (size * planes) * stack_width;
@@ -39,21 +39,21 @@ pub fn stacks(values: &[f32], side: usize, planes: usize) -> Result<Picture> {
     let mut picture = Picture { width, height, colour: Colour::Rgb, pixels: vec![255; width * height * 3] };
     for (s, stack) in values.chunks_exact(size * planes).enumerate() {
         for (p, plane) in stack.chunks_exact(size).enumerate().rev() {
-            draw(&mut picture, plane, side, MARGIN + s * stack_width, MARGIN + p * STEP);
+            draw(&mut picture, plane, [rows, columns], MARGIN + s * stack_width, MARGIN + p * STEP);
         }
     }
     Ok(picture.halved())
 }
 
-fn draw(picture: &mut Picture, plane: &[f32], side: usize, left: usize, top: usize) {
-    let (across, down) = (side * CELL_WIDTH, side * CELL_HEIGHT);
+fn draw(picture: &mut Picture, plane: &[f32], [rows, columns]: [usize; 2], left: usize, top: usize) {
+    let (across, down) = (columns * CELL_WIDTH, rows * CELL_HEIGHT);
     let finite = || plane.iter().copied().filter(|v| v.is_finite());
     let (low, high) = finite().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     for y in 0..down {
         let shift = (SLANT * (down - 1 - y) as f64) as usize;
         for x in 0..across {
             let border = y < BORDER || y >= down - BORDER || x < BORDER || x >= across - BORDER;
-            let value = plane[y / CELL_HEIGHT * side + x / CELL_WIDTH];
+            let value = plane[y / CELL_HEIGHT * columns + x / CELL_WIDTH];
             let colour = match (border, value.is_finite()) {
                 (true, _) => [60; 3],
                 (false, false) => [160; 3],

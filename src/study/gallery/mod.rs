@@ -1,6 +1,7 @@
 //! Computes the pictures of a trained model: decoded latents, reconstructions, growth, and recovery from damage.
 //!
-//! The functions run a [`Session`]'s programs and return logits on the host. The module `figure` turns them into files.
+//! The functions run a [`Session`]'s programs and return pictures: the pixels that count, (h, w, channels) of
+//! [`Frame::counted`](crate::model::Frame::counted), as brightness from 0 to 1. The module `figure` turns them into files.
 
 pub mod recovery;
 
@@ -8,15 +9,15 @@ use anyhow::{Result, ensure};
 
 use crate::data::Split;
 use crate::engine::array::Array;
+use crate::engine::ir::{Graph, Sym};
 use crate::engine::random::Key;
-use crate::engine::shape::{DType, Shape};
+use crate::engine::shape::Shape;
 use crate::error::valid;
-use crate::model::grow::Growth as Growing;
-use crate::model::{GRID_SIDE, Grow, Vae};
+use crate::model::grow::{Growth as Growing, first_channels};
+use crate::model::{Frame, Grow, Vae};
+use crate::nn::params::Params;
 use crate::study::session::{Session, SessionProgram};
 
-/// Number of pixels, and so of logits, in a picture.
-pub const PIXELS: usize = GRID_SIDE * GRID_SIDE;
 /// The largest number of pictures per device call. It bounds the memory use.
 pub const MAX_BATCH: usize = 32;
 
@@ -46,11 +47,9 @@ impl Latent {
         self.key.split_at(self.z.len() as u64)
     }
 
-    /// Draws an image of zeros and ones from the pixels' probabilities.
-    pub fn draw_image(&self, probabilities: &[f32]) -> Vec<f32> {
-        let key = self.key.split_at(self.z.len() as u64 + 1);
-        let pixels = key.bernoulli(probabilities.len(), |i| probabilities[i]);
-        pixels.into_iter().map(|on| f32::from(u8::from(on))).collect()
+    /// Returns the key that draws the picture's pixels.
+    pub fn draw_key(&self) -> Key {
+        self.key.split_at(self.z.len() as u64 + 1)
     }
 }
 
@@ -68,21 +67,99 @@ fn batch_size(count: usize) -> Result<usize> {
     Ok(count.div_ceil(count.div_ceil(MAX_BATCH)))
 }
 
-/// Decodes latents. Returns the logits of the pictures, (n, 32, 32) in row-major order.
+/// Decoded latents.
+#[derive(Clone, Debug, Default)]
+pub struct Decoded {
+    /// The mean of each pixel: (n, h, w, channels) in row-major order.
+    pub means: Vec<f32>,
+    /// Pixels drawn from their distributions, in the same form.
+    pub drawn: Vec<f32>,
+    /// log p(x | z) of the images in nats, (n), if there are any.
+    pub log_likelihoods: Vec<f32>,
+}
+
+/// Returns the inputs of [`picture_program`].
+fn picture_arguments(latents: &[Latent], batch: usize) -> Vec<Array> {
+    let keys: Vec<u32> = (0..batch).flat_map(|i| latents[i.min(latents.len() - 1)].draw_key().0).collect();
+    let mut all = arguments(latents, batch).to_vec();
+    all.push(Array::new(&[batch, 2], &keys));
+    all
+}
+
+/// Declares the inputs `latents` (n, Z), `keys` (n, 2) of the steps and `draw_keys` (n, 2) of the pixels. Returns the outputs of the
+/// decoder, and the pictures' `means` and `drawn` pixels.
+fn decoded<'g>(
+    model: &Vae,
+    n: usize,
+    g: &'g Graph,
+    params: &Params<'g>,
+) -> (Sym<'g>, Vec<(String, Sym<'g>)>) {
+    let latents = g.input("latents", &Shape::f32(&[n, model.latent]));
+    let keys = g.input("keys", &Shape::u32(&[n, 2]));
+    let draw_keys = g.input("draw_keys", &Shape::u32(&[n, 2]));
+    let outputs = model.decode(params, latents, keys);
+    let named = vec![
+        ("means".to_string(), model.means(outputs)),
+        ("drawn".to_string(), model.drawn(outputs, draw_keys)),
+    ];
+    (outputs, named)
+}
+
+/// Builds the program that decodes `n` latents to pictures.
+pub fn picture_program<'g>(
+    model: &Vae,
+    n: usize,
+    g: &'g Graph,
+    params: &Params<'g>,
+) -> Vec<(String, Sym<'g>)> {
+    decoded(model, n, g, params).1
+}
+
+/// Decodes latents.
 ///
 /// # Errors
-/// When there are no latents, the likelihood has more than one output per pixel, or the device fails.
-pub fn decode(session: &Session, latents: &[Latent]) -> Result<Vec<f32>> {
+/// When there are no latents, or the device fails.
+pub fn decode(session: &Session, latents: &[Latent]) -> Result<Decoded> {
     let (model, batch) = (&session.model, batch_size(latents.len())?);
-    let channels = model.likelihood.outputs().channels;
-    ensure!(channels == 1, "the likelihood has {channels} outputs per pixel: there is no picture of logits");
-    let program = session.compile("decode", |g, params| model.decoder_program(batch, g, params))?;
-    let mut logits = Vec::with_capacity(latents.len() * PIXELS);
+    let program = session.compile("decode", |g, params| picture_program(model, batch, g, params))?;
+    let size: usize = model.frame.counted().iter().product();
+    let mut all = Decoded::default();
     for part in latents.chunks(batch) {
-        let results = program.call(&arguments(part, batch))?;
-        results[0].with_elements(|values: &[f32]| logits.extend_from_slice(&values[..part.len() * PIXELS]));
+        let results = program.call(&picture_arguments(part, batch))?;
+        for (values, result) in [&mut all.means, &mut all.drawn].into_iter().zip(&results) {
+            result.with_elements(|new: &[f32]| values.extend_from_slice(&new[..part.len() * size]));
+        }
     }
-    Ok(logits)
+    Ok(all)
+}
+
+/// Decodes the latents of images, and computes the images' log-likelihoods given their latents.
+///
+/// # Errors
+/// When there are no latents, or the device fails.
+pub fn reconstruct(session: &Session, latents: &[Latent], images: &Split) -> Result<Decoded> {
+    let (model, batch) = (&session.model, batch_size(latents.len())?);
+    let frame = model.frame;
+    let program = session.compile("reconstruct", |g, params| {
+        let (outputs, mut named) = decoded(model, batch, g, params);
+        let pixels = g.input("images", &frame.pixels(batch));
+        named.push(("log_likelihoods".into(), model.log_prob(model.padded(pixels), outputs)));
+        named
+    })?;
+    let size: usize = frame.counted().iter().product();
+    let mut all = Decoded::default();
+    for (i, part) in latents.chunks(batch).enumerate() {
+        let image = |row: usize| images.image((i * batch + row).min(images.len() - 1));
+        let pixels: Vec<u8> = (0..batch).flat_map(image).copied().collect();
+        let mut inputs = picture_arguments(part, batch);
+        inputs.push(Array::new(&frame.pixels(batch).dims, &pixels));
+        let results = program.call(&inputs)?;
+        let lists = [&mut all.means, &mut all.drawn, &mut all.log_likelihoods];
+        for ((values, result), size) in lists.into_iter().zip(&results).zip([size, size, 1]) {
+            result.with_elements(|new: &[f32]| values.extend_from_slice(&new[..part.len() * size]));
+        }
+    }
+    Ok(all)
 }
 
 /// The approximate posterior q(z | x) of an image: a normal distribution over latents with a diagonal covariance.
@@ -125,7 +202,7 @@ pub fn encode(session: &Session, images: &Split) -> Result<Vec<Posterior>> {
     let (batch, model) = (batch_size(images.len())?, &session.model);
     let size = model.latent;
     let program = session.compile("encode", |g, params| {
-        let pixels = g.input("images", &Shape::new(DType::U8, &[batch, 28, 28]));
+        let pixels = g.input("images", &model.frame.pixels(batch));
         let (mean, logvar) = model.encode(params, model.padded(pixels));
         vec![("mean".into(), mean), ("logvar".into(), logvar)]
     })?;
@@ -134,7 +211,7 @@ pub fn encode(session: &Session, images: &Split) -> Result<Vec<Posterior>> {
         // The last image fills up the batch.
         let index = |i: usize| (posteriors.len() + i).min(images.len() - 1);
         let pixels: Vec<u8> = (0..batch).flat_map(|i| images.image(index(i))).copied().collect();
-        let results = program.call(&[Array::new(&[batch, 28, 28], &pixels)])?;
+        let results = program.call(&[Array::new(&model.frame.pixels(batch).dims, &pixels)])?;
         let (mean, logvar) = (results[0].to_vec::<f32>(), results[1].to_vec::<f32>());
         let rows = mean.chunks_exact(size).zip(logvar.chunks_exact(size));
         let left = images.len() - posteriors.len();
@@ -143,13 +220,13 @@ pub fn encode(session: &Session, images: &Split) -> Result<Vec<Posterior>> {
     Ok(posteriors)
 }
 
-/// The pictures of growing latents: logits of each stage (see [`Grow::stages`]) and picture.
+/// The pictures of growing latents: the mean of each pixel at each stage (see [`Grow::stages`]).
 #[derive(Clone, Debug)]
 pub struct Growth {
     /// Number of stages.
     pub stages: usize,
-    /// (stages, pictures, 32, 32) in row-major order.
-    pub logits: Vec<f32>,
+    /// (stages, pictures, h, w, channels) in row-major order.
+    pub shown: Vec<f32>,
 }
 
 /// Grows latents and returns the pictures of all stages.
@@ -165,14 +242,15 @@ pub fn grow(session: &Session, latents: &[Latent]) -> Result<Growth> {
         parts.push((results[2].dims()[0], part.len(), results[2].to_vec::<f32>()));
     }
     let stages = parts[0].0;
-    let stage_logits = |stage: usize| {
-        let rows = move |(_, n, logits): &(usize, usize, Vec<f32>)| {
-            let from = stage * batch * PIXELS;
-            logits[from..from + n * PIXELS].to_vec()
+    let size: usize = session.model.frame.counted().iter().product();
+    let of_stage = |stage: usize| {
+        let rows = move |(_, n, shown): &(usize, usize, Vec<f32>)| {
+            let from = stage * batch * size;
+            shown[from..from + n * size].to_vec()
         };
         parts.iter().flat_map(rows).collect::<Vec<f32>>()
     };
-    Ok(Growth { stages, logits: (0..stages).flat_map(stage_logits).collect() })
+    Ok(Growth { stages, shown: (0..stages).flat_map(of_stage).collect() })
 }
 
 /// Returns the automaton of a model, checking that it grows.
@@ -189,52 +267,45 @@ pub fn automaton(model: &Vae) -> Result<&Grow> {
     Ok(grow)
 }
 
-/// Compiles the program that grows latents. Outputs: the last grids, their keys, and the logits of all stages.
+/// Compiles the program that grows latents. Outputs: the last grids, their keys, and the pictures of all stages.
 fn compile_growth(session: &Session, batch: usize) -> Result<SessionProgram<'_>> {
     let model = &session.model;
     let grow = automaton(model)?;
+    let frame = model.frame;
     session.compile("grow", |g, params| {
         let z = g.input("latents", &Shape::f32(&[batch, model.latent]));
         let keys = g.input("keys", &Shape::u32(&[batch, 2]));
-        let (grids, logits) = {
-            let outputs = model.likelihood.outputs();
-            let show = |cells| crate::model::grow::first_channels(cells, outputs.channels);
-            grow.stages(params, &model.frame, z, keys, show, outputs.outside)
-        };
-        vec![("cells".into(), grids.cells), ("keys".into(), grids.keys), ("logits".into(), logits)]
+        // A grid that is smaller than the image lies in its middle, before black or full transparency.
+        let (grids, shown) = grow.stages(params, &frame, z, keys, |cells| mean_of_cells(model, cells), 0.0);
+        let d = shown.dims();
+        let flat = shown.reshape(&[&[d[0] * d[1]], &d[2..]].concat());
+        let cropped = frame.crop(flat);
+        let shown = cropped.reshape(&[&[d[0], d[1]], &cropped.dims()[1..]].concat());
+        vec![("cells".into(), grids.cells), ("keys".into(), grids.keys), ("shown".into(), shown)]
     })
 }
 
-/// Returns the probability that a pixel is 1, given its logit.
-pub fn probability(logit: f32) -> f32 {
-    0.5 * (0.5 * logit).tanh() + 0.5
+/// Returns the mean of each cell's pixel, (n, h, w, channels), as brightness from 0 to 1.
+fn mean_of_cells<'g>(model: &Vae, cells: Sym<'g>) -> Sym<'g> {
+    let likelihood = &model.likelihood;
+    likelihood.shown(likelihood.mean(first_channels(cells, likelihood.outputs().channels)))
 }
 
-/// Returns the probabilities that pixels are 1, given their logits.
-pub fn probabilities(logits: &[f32]) -> Vec<f32> {
-    logits.iter().map(|l| probability(*l)).collect()
-}
-
-/// Returns log p(image | logits) in nats. The image's pixels are 0 or 1. A logit of −∞ makes a 0 certain.
-pub fn log_likelihood(image: &[f32], logits: &[f32]) -> f64 {
-    let term = |(pixel, logit): (&f32, &f32)| {
-        let logit = f64::from(*logit);
-        let on = if *pixel > 0.5 { logit } else { 0.0 };
-        on - logit.max(0.0) - (-logit.abs()).exp().ln_1p()
-    };
-    image.iter().zip(logits).map(term).sum()
-}
-
-/// Pads an image of 28 x 28 pixels with zeros to 32 x 32, as models see it.
-pub fn framed(pixels: &[u8]) -> Vec<f32> {
-    let mut out = vec![0.0; PIXELS];
-    let rows = out.chunks_exact_mut(GRID_SIDE).skip(2).zip(pixels.chunks_exact(28));
-    for (row, from) in rows {
-        for (to, pixel) in row[2..].iter_mut().zip(from) {
-            *to = f32::from(*pixel);
-        }
+/// Returns a data set's image with the pixels that count: for the report's frame, with the margin of zeros.
+pub fn framed(frame: &Frame, pixels: &[u8]) -> Vec<u8> {
+    let [height, width, channels] = frame.counted();
+    let [[top, _], [left, _]] = if frame.counts_margin { frame.margins() } else { [[0, 0]; 2] };
+    let mut out = vec![0; height * width * channels];
+    for (y, row) in pixels.chunks_exact(frame.width * channels).enumerate() {
+        out[((top + y) * width + left) * channels..][..row.len()].copy_from_slice(row);
     }
     out
+}
+
+/// Returns pixels of a data set as brightness from 0 to 1.
+pub fn brightness(model: &Vae, pixels: &[u8]) -> Vec<f32> {
+    let white = f32::from(model.likelihood.white());
+    pixels.iter().map(|pixel| f32::from(*pixel) / white).collect()
 }
 
 #[cfg(test)]
@@ -250,34 +321,23 @@ mod tests {
     }
 
     #[test]
-    fn likelihoods_of_certain_and_fair_pixels() {
-        let fair = log_likelihood(&[1.0, 0.0], &[0.0, 0.0]);
-        assert!((fair - 2.0 * 0.5f64.ln()).abs() < 1e-12);
-        assert_eq!(log_likelihood(&[0.0], &[f32::NEG_INFINITY]), 0.0);
-        assert_eq!(log_likelihood(&[1.0], &[f32::NEG_INFINITY]), f64::NEG_INFINITY);
-        assert!((log_likelihood(&[1.0], &[-200.0]) + 200.0).abs() < 1e-9);
-        assert_eq!(probability(f32::NEG_INFINITY), 0.0);
-        let (p, q) = (f64::from(probability(1.3)), 1.0 / (1.0 + (-1.3f64).exp()));
-        assert!((p - q).abs() < 1e-6);
-    }
-
-    #[test]
-    fn an_image_is_padded_on_all_sides() {
+    fn a_report_image_is_padded_on_all_sides() {
         let mut pixels = vec![0; 784];
         (pixels[0], pixels[783]) = (1, 1);
-        let framed = framed(&pixels);
-        let ones: Vec<usize> = (0..PIXELS).filter(|i| framed[*i] == 1.0).collect();
-        assert_eq!(ones, [2 * GRID_SIDE + 2, 29 * GRID_SIDE + 29]);
+        let padded = framed(&Frame::REPORT, &pixels);
+        let ones: Vec<usize> = (0..padded.len()).filter(|i| padded[*i] == 1).collect();
+        assert_eq!(ones, [2 * 32 + 2, 29 * 32 + 29]);
+        let other = Frame { grid: [16, 16], ..Frame::new(9, 10, 3) };
+        let pixels: Vec<u8> = (0..=255).cycle().take(270).collect();
+        assert_eq!(framed(&other, &pixels), pixels);
     }
 
     #[test]
     fn the_draws_of_a_latent_use_its_own_key() {
         let [a, b]: [Latent; 2] = Latent::priors(Key::new(3), 2, 4).try_into().unwrap();
         assert_eq!(a.z, Key::new(3).split_at(0).normal(4));
-        let half = [0.5; 64];
-        assert_eq!(a.draw_image(&half), a.draw_image(&half));
-        assert_ne!(a.draw_image(&half), b.draw_image(&half));
-        assert_eq!(a.draw_image(&[0.0, 1.0]), [0.0, 1.0]);
+        assert_ne!(a.draw_key(), b.draw_key());
+        assert_eq!(a.draw_key(), a.key.split_at(5));
         let certain = Posterior { mean: vec![1.0; 4], logvar: vec![f32::NEG_INFINITY; 4] };
         assert_eq!(certain.draw(Key::new(1)), certain.mean_latent(Key::new(1)));
         assert_eq!(Posterior { mean: vec![0.0; 4], logvar: vec![0.0; 4] }.kl(), 0.0);

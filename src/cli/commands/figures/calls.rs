@@ -10,7 +10,6 @@ use super::super::{
     Automaton, Source, eval, grow, images, interpolate, planes, probe, reconstruct, recover, sample, tsne,
 };
 use super::{Args, Run};
-use crate::model::GRID_SIDE;
 
 /// Another command with its arguments.
 #[derive(Debug)]
@@ -112,7 +111,7 @@ pub fn interpolate(run: &Run, args: &Args) -> Call {
         from: vec![],
         to: vec![],
         labels: None,
-        bernoulli: false,
+        draw: false,
     })
 }
 
@@ -144,7 +143,7 @@ pub fn reconstruct(run: &Run, args: &Args) -> Call {
         columns: 8,
         indices: vec![],
         latents: "mean".into(),
-        bernoulli: false,
+        draw: false,
     })
 }
 
@@ -154,7 +153,9 @@ pub fn recover(run: &Run, args: &Args) -> Call {
 
 pub fn recover_by_size(run: &Run, args: &Args) -> Call {
     let base = recovery(run, args, &run.out.join("recover-by-size.png"));
-    Call::Recover(recover::Args { samples: 16, sizes: vec![8, 16, 24], damages: 2, ..base })
+    let [rows, columns] = run.model.frame().grid;
+    let side = rows.min(columns);
+    Call::Recover(recover::Args { samples: 16, sizes: [1, 2, 3].map(|quarters| quarters * side / 4).to_vec(), damages: 2, ..base })
 }
 
 fn recovery(run: &Run, args: &Args, out: &Path) -> recover::Args {
@@ -167,7 +168,7 @@ fn recovery(run: &Run, args: &Args, out: &Path) -> recover::Args {
         samples: recover::SHOWN,
         steps: None,
         damages: 1,
-        sizes: vec![GRID_SIDE / 2],
+        sizes: vec![],
         at: None,
     }
 }
@@ -180,8 +181,8 @@ pub fn sample_drawn(run: &Run, args: &Args) -> Call {
     Call::Sample(samples(run, args, &run.out.join("sample-drawn.png"), true))
 }
 
-fn samples(run: &Run, args: &Args, out: &Path, bernoulli: bool) -> sample::Args {
-    sample::Args { common: common(run, args, out.to_owned()), rows: 4, columns: 8, bernoulli }
+fn samples(run: &Run, args: &Args, out: &Path, draw: bool) -> sample::Args {
+    sample::Args { common: common(run, args, out.to_owned()), rows: 4, columns: 8, draw }
 }
 
 pub fn tsne(run: &Run, args: &Args) -> Call {

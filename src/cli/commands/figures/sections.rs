@@ -98,7 +98,7 @@ pub const SECTIONS: &[Section] = &[
             Figure {
                 name: "sample_drawn",
                 title: "samples, drawn",
-                command: "sample --run {run} --bernoulli {seed} --out {out}/sample-drawn.png {device}",
+                command: "sample --run {run} --draw {seed} --out {out}/sample-drawn.png {device}",
                 call: calls::sample_drawn,
                 needs: Needs::Nothing,
                 files: &[("sample-drawn.png", "The same samples: pixels drawn.")],
@@ -214,12 +214,17 @@ pub const SECTIONS: &[Section] = &[
 ];
 
 fn summarise_reconstructions(v: &Value) -> Option<String> {
+    let error = match (v["wrong_pixels"].as_f64(), v["mean_error_levels"].as_f64()) {
+        (Some(wrong), _) => {
+            let pixels = &v["images"][0]["pixels"];
+            format!("{wrong:.1} of {pixels} pixels wrong where the likelier value is taken")
+        }
+        (None, levels) => format!("a mean error of {:.1} of 255 levels", levels?),
+    };
     Some(format!(
-        "Mean over these images: log p(x|z) {:.2} nats, KL {:.2} nats, {:.1} of 784 pixels wrong where the likelier \
-         value is taken.",
+        "Mean over these images: log p(x|z) {:.2} nats, KL {:.2} nats, {error}.",
         v["log_likelihood"].as_f64()?,
-        v["kl"].as_f64()?,
-        v["wrong_pixels"].as_f64()?
+        v["kl"].as_f64()?
     ))
 }
 
