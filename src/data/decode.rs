@@ -55,8 +55,10 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded> {
         "{height} x {width} pixels: at most {MAX_PIXELS} pixels, and {MAX_SIDE} a side, are read from a file"
     );
     let orientation = decoder.orientation().with_context(damaged)?;
-    if format == ImageFormat::Jpeg {
-        check_jpeg_end(bytes)?;
+    match format {
+        ImageFormat::Jpeg => check_jpeg_end(bytes)?,
+        ImageFormat::Gif => check_gif_frame(bytes)?,
+        _ => {}
     }
     let mut image = DynamicImage::from_decoder(decoder).with_context(damaged)?;
     image.apply_orientation(orientation);
@@ -144,9 +146,31 @@ fn check_jpeg_end(bytes: &[u8]) -> Result<()> {
     }
 }
 
+/// Checks that a GIF file's first frame is not larger than the image, which memory would be taken for.
+fn check_gif_frame(bytes: &[u8]) -> Result<()> {
+    let mut first = None;
+    gif_blocks(bytes, |frame| {
+        first = Some(frame);
+        false
+    });
+    let number = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
+    let (Some(frame), Some(screen)) = (first, bytes.get(6..10)) else { return Ok(()) };
+    let (frame, screen) =
+        ([number(&frame[4..]), number(&frame[6..])], [number(screen), number(&screen[2..])]);
+    ensure!(
+        frame[0] <= screen[0] && frame[1] <= screen[1],
+        "damaged: a frame of {} x {} in an image of {} x {}",
+        frame[1],
+        frame[0],
+        screen[1],
+        screen[0]
+    );
+    Ok(())
+}
+
 fn is_animated(bytes: &[u8], format: ImageFormat) -> bool {
     match format {
-        ImageFormat::Gif => gif_frames(bytes).unwrap_or(1) > 1,
+        ImageFormat::Gif => gif_frames(bytes) > 1,
         ImageFormat::Png => PngDecoder::new(Cursor::new(bytes)).and_then(|d| d.is_apng()).unwrap_or(false),
         ImageFormat::WebP => WebPDecoder::new(Cursor::new(bytes)).is_ok_and(|d| d.has_animation()),
         _ => false,
@@ -154,21 +178,30 @@ fn is_animated(bytes: &[u8], format: ImageFormat) -> bool {
 }
 
 /// Counts the frames of a GIF file without decoding them, up to two.
-fn gif_frames(bytes: &[u8]) -> Option<usize> {
+fn gif_frames(bytes: &[u8]) -> usize {
+    let mut frames = 0;
+    gif_blocks(bytes, |_| {
+        frames += 1;
+        frames < 2
+    });
+    frames
+}
+
+/// Calls a function with the place and size of each frame of a GIF file, four numbers of two bytes, until it returns false.
+/// Returns `None` if the file ends before.
+fn gif_blocks<'a>(bytes: &'a [u8], mut frame: impl FnMut(&'a [u8]) -> bool) -> Option<()> {
     let table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
     let mut at = 13 + table(*bytes.get(10)?);
-    let mut frames = 0;
     loop {
         match *bytes.get(at)? {
             0x2c => {
-                frames += 1;
-                if frames == 2 {
-                    return Some(frames);
+                if !frame(bytes.get(at + 1..at + 9)?) {
+                    return Some(());
                 }
                 at += 11 + table(*bytes.get(at + 9)?);
             }
             0x21 => at += 2,
-            _ => return Some(frames),
+            _ => return Some(()),
         }
         // Blocks of data, each with its length before it; an empty one is the last.
         while *bytes.get(at)? != 0 {

@@ -1,12 +1,13 @@
 //! `vnca data`.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
 
 use super::{Outcome, Report, bar, print, to_stderr};
 use crate::cli::error::Exit;
@@ -246,13 +247,15 @@ fn classes(set: &Dataset, parts: &[&Split]) -> Vec<(String, [usize; 2])> {
 
 /// Counts the images that are equal to an earlier one, in either part.
 fn duplicates(parts: &[&Split]) -> usize {
-    let mut seen = HashMap::new();
+    let mut seen = HashSet::new();
+    let mut count = 0;
     for split in parts {
-        for image in 0..split.len() {
-            *seen.entry(content_hash(split.image(image), split.shape)).or_insert(0) += 1;
-        }
+        let images: Vec<&[u8]> = split.pixels.chunks_exact(split.shape.values()).collect();
+        let hashes: Vec<[u8; 32]> =
+            images.into_par_iter().map(|image| content_hash(image, split.shape)).collect();
+        count += hashes.into_iter().filter(|hash| !seen.insert(*hash)).count();
     }
-    seen.values().map(|count: &usize| count - 1).sum()
+    count
 }
 
 /// Images in the picture, and in a row of it.
