@@ -90,8 +90,7 @@ pub fn animate(shown: &[f32], image: [usize; 3], pictures: usize) -> Result<Vec<
         let delay = if i == 0 || i + 1 == count { END_FRAME } else { FRAME };
         Ok((grid.picture(values)?, delay))
     };
-    let frames: Vec<_> =
-        shown.chunks_exact(size).enumerate().map(frame).collect::<Result<_>>()?;
+    let frames: Vec<_> = shown.chunks_exact(size).enumerate().map(frame).collect::<Result<_>>()?;
     animation(&frames)
 }
 

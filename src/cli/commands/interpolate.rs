@@ -108,7 +108,8 @@ pub fn report(args: &Args) -> Result<Report> {
     let size: usize = image.iter().product();
     let pictures = decoded.means.chunks_exact(args.columns * size);
     let row_numbers = rows.iter().zip(pictures).map(|(row, pictures)| numbers(row, pictures, size));
-    let numbers = json!({ "columns": args.columns, "draw": args.draw, "rows": row_numbers.collect::<Vec<_>>() });
+    let numbers =
+        json!({ "columns": args.columns, "draw": args.draw, "rows": row_numbers.collect::<Vec<_>>() });
     Ok(files.report(common.seed, &weights, numbers))
 }
 

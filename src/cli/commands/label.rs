@@ -69,7 +69,8 @@ fn report(args: &Args, matches: &Matches, found: &[u8], originals: usize, second
         "indices.npy": npy::save(&args.out.join("indices.npy"), &[n], &matches.indices)?,
         "margins.npy": npy::save(&args.out.join("margins.npy"), &[n], &matches.margins)?,
     });
-    let mut counts = [0usize; 10];
+    let classes = found.iter().max().map_or(0, |label| usize::from(*label) + 1);
+    let mut counts = vec![0usize; classes.max(10)];
     found.iter().for_each(|label| counts[usize::from(*label)] += 1);
     let clear = matches.margins.iter().filter(|margin| **margin > 1.0).count() as f64 / n as f64;
     let mut used = matches.indices.clone();

@@ -100,7 +100,10 @@ fn write_arrays(args: &Args, session: &Session, split: &Split, count: usize, fol
     let names = ["means", "logvars", "samples"];
     let mut writers = names.map(|name| create(name, &[count, z])).into_iter().collect::<Result<Vec<_>>>()?;
     let mut states = match grower {
-        Some(grower) => Some((grower, create("states", &[count, session.model.frame.grid[0], session.model.frame.grid[1], z])?)),
+        Some(grower) => Some((
+            grower,
+            create("states", &[count, session.model.frame.grid[0], session.model.frame.grid[1], z])?,
+        )),
         None => None,
     };
     let rows: Vec<usize> = (0..count).collect();

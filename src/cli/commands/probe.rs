@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::images::Images;
 use super::{DeviceOptions, Outcome, Report, Source, bar};
@@ -69,6 +69,17 @@ pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
     let split = args.images.load(&args.part, weights.data.as_ref())?.spread(args.limit.unwrap_or(usize::MAX));
     let labels = args.images.labels(&split).tag(Error::Data)?;
+    let check = || {
+        let [rows, columns] = weights.model.frame().grid;
+        ensure!(
+            rows * columns == CELLS,
+            "the probe needs grids of 32 x 32 cells: the model's are {rows} x {columns}"
+        );
+        let most = labels.iter().max().copied().unwrap_or(0);
+        ensure!(usize::from(most) < CLASSES, "the probe knows labels from 0 to {}, got {most}", CLASSES - 1);
+        Ok(())
+    };
+    check().tag(Error::Usage)?;
     let session = args.device.session(1, &weights)?;
     let (latent, epochs) = (session.model.latent, args.epochs as usize);
     let began = Instant::now();

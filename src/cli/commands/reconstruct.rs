@@ -75,7 +75,10 @@ pub fn report(args: &Args) -> Result<Report> {
     let mut files = common.files("reconstruct")?;
     let columns = args.columns.min(split.len());
     let pairs = Grid { image, columns, group: 2 };
-    files.write(".png", &pairs.picture(&interleave(&originals, shown, columns * image.iter().product::<usize>()))?.png()?)?;
+    files.write(
+        ".png",
+        &pairs.picture(&interleave(&originals, shown, columns * image.iter().product::<usize>()))?.png()?,
+    )?;
     if common.npy {
         let dims = array_dims(&[split.len()], image);
         files.write_npy("-originals.npy", &dims, &originals)?;

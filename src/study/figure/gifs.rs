@@ -23,7 +23,8 @@ pub fn animation(frames: &[(Picture, u16)]) -> Result<Vec<u8>> {
     let mut encoder = gif::Encoder::new(&mut bytes, width, height, &palette)?;
     encoder.set_repeat(gif::Repeat::Infinite)?;
     for (picture, delay) in frames {
-        let same = (picture.width, picture.height, picture.colour) == (first.width, first.height, first.colour);
+        let same =
+            (picture.width, picture.height, picture.colour) == (first.width, first.height, first.colour);
         ensure!(
             same && picture.pixels.len() == first.pixels.len(),
             "the animation's pictures differ in size or kind"

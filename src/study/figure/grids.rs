@@ -68,7 +68,9 @@ impl Grid {
                 for x in 0..image_width * scale {
                     let pixel = &image[(y / scale * image_width + x / scale) * channels..][..channels];
                     let behind = match pixel {
-                        [_, _, _, opacity] => (1.0 - opacity.clamp(0.0, 1.0)) * CHECKS[(y / CHECK + x / CHECK) % 2],
+                        [_, _, _, opacity] => {
+                            (1.0 - opacity.clamp(0.0, 1.0)) * CHECKS[(y / CHECK + x / CHECK) % 2]
+                        }
                         _ => 0.0,
                     };
                     let at = ((top + y) * width + left + x) * bytes;

@@ -230,7 +230,9 @@ impl<'s> Recovery<'s> {
             let growth = grown[2].to_vec::<f32>();
             let undamaged: Vec<Vec<u8>> = (0..self.batch)
                 .map(|i| match images {
-                    Some(images) => super::framed(frame, images.image((part * self.batch + i).min(images.len() - 1))),
+                    Some(images) => {
+                        super::framed(frame, images.image((part * self.batch + i).min(images.len() - 1)))
+                    }
                     None => most_likely(&growth[growth.len() - (self.batch - i) * size..][..size], white),
                 })
                 .collect();
@@ -341,7 +343,9 @@ impl RecoveryStatistics {
         let later = (0..self.damage.count).flat_map(|d| {
             (0..=steps).map(move |s| (trajectory.after(d, s), trajectory.log_likelihood_after(d, s)))
         });
-        for (values, (picture, log_likelihood)) in self.values.iter_mut().zip([original].into_iter().chain(later)) {
+        for (values, (picture, log_likelihood)) in
+            self.values.iter_mut().zip([original].into_iter().chain(later))
+        {
             values[0].push(trajectory.similarity(picture) as f32);
             values[1].push(log_likelihood);
         }
