@@ -13,6 +13,7 @@ use vnca::cli::models::Model;
 use vnca::data::{Part, load_split};
 use vnca::engine::array::Array;
 use vnca::engine::npy;
+use vnca::model::Frame;
 use vnca::study::gallery::framed;
 use vnca::train::checkpoint::{Checkpoint, Meta};
 
@@ -162,7 +163,10 @@ fn images_stand_above_their_reconstructions() {
     let numbers = show(folder, "a", &["reconstruct", "--indices", "7,1999,7", "--columns", "2"]);
     let test = load_split("glyphs", Part::Test).unwrap();
     let originals = values(folder, "a/reconstruct-originals.npy", &[3, 32, 32]);
-    assert_eq!(originals[SIZE..2 * SIZE], framed(test.image(1999)));
+    assert_eq!(
+        originals[SIZE..2 * SIZE],
+        framed(&Frame::REPORT, test.image(1999)).iter().map(|p| f32::from(*p)).collect::<Vec<f32>>()
+    );
     let pictures = values(folder, "a/reconstruct.npy", &[3, 32, 32]);
     assert_eq!(pictures[..SIZE], pictures[2 * SIZE..]);
     let image = &numbers["images"][1];

@@ -78,11 +78,11 @@ mod tests {
     fn the_first_plane_lies_on_top() {
         let plane = |low: f32| (0..16).map(|i| if i < 8 { low } else { 1.0 - low }).collect::<Vec<f32>>();
         let values = [plane(0.0), plane(1.0)].concat();
-        let one = stacks(&values, 4, 2).unwrap();
-        let two = stacks(&[values.clone(), values.clone()].concat(), 4, 2).unwrap();
+        let one = stacks(&values, [4, 4], 2).unwrap();
+        let two = stacks(&[values.clone(), values.clone()].concat(), [4, 4], 2).unwrap();
         assert_eq!(one.height, two.height);
         assert!(two.width > one.width);
-        assert!(stacks(&values[1..], 4, 2).is_err() && stacks(&[], 4, 2).is_err());
+        assert!(stacks(&values[1..], [4, 4], 2).is_err() && stacks(&[], [4, 4], 2).is_err());
         // The last row of a plane is near its lower edge: yellow for high values, violet for low ones.
         let at = |top: usize| {
             let (y, x) = ((top + 4 * CELL_HEIGHT - 8) / 2, (MARGIN + 4 * CELL_WIDTH / 2) / 2);
