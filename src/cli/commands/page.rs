@@ -7,11 +7,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{Outcome, Report, Source, Weights};
+use crate::cli::models::{Likelihood, Model};
+use crate::data::ImageShape;
 use crate::engine::npy::Record;
 use crate::engine::shape::DType;
 use crate::error::{Error, Tag};
 use crate::files;
-use crate::study::page::{Content, Map, html};
+use crate::study::page::{Content, Map, Pixels, html};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -59,6 +61,8 @@ pub fn report(args: &Args) -> Result<Report> {
         weights: &weights.arrays,
         title: args.title.clone().unwrap_or_else(|| title(&weights).into()),
         origin: origin(args, &weights, model.parameter_count()),
+        pixels: pixels(&weights.model),
+        digits: of_digits(&weights.model),
         seed: args.seed,
         encoder: !args.no_encoder,
         map,
@@ -70,10 +74,27 @@ pub fn report(args: &Args) -> Result<Report> {
     Ok(Report { json, text })
 }
 
+/// Reports whether a model's pictures are those of the report.
+fn of_digits(model: &Model) -> bool {
+    model.image == ImageShape::MNIST && model.likelihood.of_bits()
+}
+
 fn title(weights: &Weights) -> &'static str {
-    match weights.model.grows() {
-        true => "Digits that grow",
-        false => "Digits from a latent space",
+    match (weights.model.grows(), of_digits(&weights.model)) {
+        (true, true) => "Digits that grow",
+        (true, false) => "Pictures that grow",
+        (false, true) => "Digits from a latent space",
+        (false, false) => "Pictures from a latent space",
+    }
+}
+
+/// Returns what a model's outputs are for the page.
+fn pixels(model: &Model) -> Pixels {
+    let channels = model.image.channels;
+    match model.likelihood {
+        Likelihood::Bernoulli | Likelihood::DynamicBernoulli => Pixels::Bits,
+        Likelihood::Logistic => Pixels::Logistic { components: 1, channels },
+        Likelihood::LogisticMixture => Pixels::Logistic { components: model.components, channels },
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::figure::page::escape;
 use crate::engine::array::Array;
 use crate::model::grow::{Growth, SCOPE};
-use crate::model::{GRID_SIDE, Grow, Vae};
+use crate::model::{Frame, Grow, Vae};
 use crate::nn::params::Leaf;
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -39,12 +39,55 @@ pub struct Content<'a> {
     pub title: String,
     /// Origin of the weights, as a sentence.
     pub origin: String,
+    /// How the page computes pixels from the likelihood's outputs.
+    pub pixels: Pixels,
+    /// Whether the pictures are digits. The page's sentences name them.
+    pub digits: bool,
     /// Seed of the first picture: the first sample of `vnca sample` with this seed.
     pub seed: u64,
     /// Whether the page contains the encoder, for images that its reader draws.
     pub encoder: bool,
     /// A map of latents.
     pub map: Option<Map>,
+}
+
+/// The likelihood's outputs of a pixel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pixels {
+    /// One logit of a bit. The page shows its probability.
+    Bits,
+    /// A mixture of logistic distributions of values from -1 to 1, which are levels from 0 to 255. The page shows the mean.
+    ///
+    /// The outputs are one logit for each component; means, for each channel and component; logarithms of scales, for each channel
+    /// and component; and for 3 or 4 channels, factors before tanh, for each component: of green by red, of blue by red, of blue by
+    /// green. Means of RGBA are those of colours multiplied by the opacity.
+    Logistic {
+        /// Number of components.
+        components: usize,
+        /// Values of a pixel: 1 for grey, 3 for RGB, 4 for RGBA.
+        channels: usize,
+    },
+}
+
+impl Pixels {
+    /// Returns the number of outputs of a pixel.
+    pub fn outputs(&self) -> usize {
+        match *self {
+            Pixels::Bits => 1,
+            Pixels::Logistic { components, channels } => {
+                let factors = if channels >= 3 { 3 } else { 0 };
+                components * (1 + 2 * channels + factors)
+            }
+        }
+    }
+
+    /// Returns the number of values of a pixel.
+    pub fn channels(&self) -> usize {
+        match *self {
+            Pixels::Bits => 1,
+            Pixels::Logistic { channels, .. } => channels,
+        }
+    }
 }
 
 /// A map of latents: points in a plane, with class and latent each.
@@ -187,18 +230,18 @@ impl Packer<'_> {
         })
     }
 
-    /// Packs the report's encoder, of any width. `None`: the parameters are those of another one.
-    fn encoder(&mut self) -> Option<Vec<Layer<[usize; 3]>>> {
+    /// Packs the report's encoder, of any width, for images of any size. `None`: the parameters are those of another one.
+    fn encoder(&mut self, frame: &Frame) -> Option<Vec<Layer<[usize; 3]>>> {
         let mut layers = Vec::new();
-        let (mut side, mut channels) = (GRID_SIDE, [1, 1]);
-        for i in 0..5 {
+        let (mut sides, mut channels) = (frame.grid, [frame.channels; 2]);
+        for i in 0..=frame.halvings(4) {
             let stride = if i == 0 { 1 } else { 2 };
             let name = format!("encoder.conv{i}");
             let outputs = self.conv5_outputs(&name, channels[0])?;
-            let next = side / stride;
+            let next = sides.map(|side| side.div_ceil(stride));
             let step = Step {
-                input: (side, side, channels[1]),
-                output: (next, next),
+                input: (sides[0], sides[1], channels[1]),
+                output: (next[0], next[1]),
                 kernel: 5,
                 stride,
                 dilation: 1,
@@ -207,28 +250,38 @@ impl Packer<'_> {
                 regroup: None,
             };
             layers.push(self.image_layer(&name, channels[0], step)?);
-            (side, channels) = (next, [outputs, padded(outputs)]);
+            (sides, channels) = (next, [outputs, padded(outputs)]);
         }
-        // The features are ordered by channel, row and column, like the weights of a 2x2 convolution.
-        let step = Step {
-            input: (side, side, channels[1]),
-            output: (1, 1),
-            kernel: 2,
+        if self.weight_shape("encoder.linear")?[1] != sides[0] * sides[1] * channels[0] {
+            return None;
+        }
+        // The features are ordered by channel, row and column, like the weights of a convolution.
+        let kernel = sides[0].max(sides[1]);
+        let [weight, bias] = self.values("encoder.linear")?;
+        let weight = squared(&weight, sides, kernel);
+        let (weight, bias_at) = self.pack(&weight, &bias, channels, kernel);
+        layers.push(Layer {
+            kernel,
             stride: 1,
             dilation: 1,
             low: 0,
+            input: [sides[0], sides[1], channels[1]],
+            out: [1, 1, padded(bias.len())],
+            weight,
+            bias: bias_at,
             elu: false,
-            regroup: None,
-        };
-        if self.weight_shape("encoder.linear")?[1] != side * side * channels[0] {
-            return None;
-        }
-        layers.push(self.image_layer("encoder.linear", channels[0], step)?);
+            add: false,
+            from: 0,
+            to: 0,
+        });
         Some(layers)
     }
 
     /// Packs the baseline's decoder. `None`: the parameters are those of another one.
-    fn decoder(&mut self, latent: usize) -> Option<Vec<Layer<[usize; 3]>>> {
+    fn decoder(&mut self, latent: usize, frame: &Frame) -> Option<Vec<Layer<[usize; 3]>>> {
+        let doublings = frame.halvings(4);
+        let mut sides = frame.grid.map(|side| side >> doublings);
+        let pixels = sides[0] * sides[1];
         let none = Step {
             input: (1, 1, latent),
             output: (1, 1),
@@ -237,27 +290,32 @@ impl Packer<'_> {
             dilation: 1,
             low: 0,
             elu: false,
-            regroup: Some(4),
+            regroup: Some(pixels),
         };
         let mut layers = vec![self.image_layer("decoder.linear", latent, none)?];
-        let (mut side, mut channels) = (2, layers[0].out[2] / 4);
-        for i in 0..5 {
-            let doubles = i < 4;
-            let next = if doubles { 2 * side } else { side - 4 };
+        let mut channels = layers[0].out[2] / pixels;
+        for i in 0..=doublings {
+            let doubles = i < doublings;
+            let next = match (doubles, frame.counts_margin) {
+                (true, _) => sides.map(|side| 2 * side),
+                // The last convolution computes the image, or the whole grid.
+                (false, true) => [frame.height, frame.width],
+                (false, false) => sides,
+            };
             let name = format!("decoder.conv{i}");
             let outputs = self.conv5_outputs(&name, channels)?;
             let step = Step {
-                input: (side, side, channels),
-                output: (next, next),
+                input: (sides[0], sides[1], channels),
+                output: (next[0], next[1]),
                 kernel: 5,
                 stride: 1,
                 dilation: if doubles { 2 } else { 1 },
-                low: if doubles { 2 } else { 0 },
+                low: if doubles || !frame.counts_margin { 2 } else { 0 },
                 elu: doubles,
                 regroup: None,
             };
             layers.push(self.image_layer(&name, channels, step)?);
-            (side, channels) = (next, outputs);
+            (sides, channels) = (next, outputs);
         }
         Some(layers)
     }
@@ -289,6 +347,16 @@ fn regrouped(rows: &[f32], outputs: usize, pixels: usize) -> Vec<f32> {
     (0..outputs).flat_map(|i| row(i % channels * pixels + i / channels)).copied().collect()
 }
 
+/// Returns weights (..., rows, columns) as (..., kernel, kernel), with zeros after the last rows and columns.
+fn squared(weights: &[f32], [rows, columns]: [usize; 2], kernel: usize) -> Vec<f32> {
+    let mut square = vec![0.0; weights.len() / (rows * columns) * kernel * kernel];
+    for (i, row) in weights.chunks_exact(columns).enumerate() {
+        let to = (i / rows * kernel + i % rows) * kernel;
+        square[to..to + columns].copy_from_slice(row);
+    }
+    square
+}
+
 /// Returns f16 numbers as base64, in little-endian order.
 fn encoded(values: &[f16]) -> String {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -314,8 +382,15 @@ impl Map {
 pub fn html(content: &Content<'_>) -> Result<String> {
     let model = content.model;
     let mut packer = Packer { leaves: model.leaves(), arrays: content.weights, packed: Vec::new() };
+    let (pixels, frame) = (content.pixels, &model.frame);
     let outputs = model.likelihood.outputs().channels;
-    ensure!(outputs == 1, "the likelihood has {outputs} outputs per pixel: the page shows logits of bits");
+    ensure!(
+        outputs == pixels.outputs() && frame.channels == pixels.channels(),
+        "the likelihood has {outputs} outputs for {} values of a pixel: the page would show {pixels:?} with {} and {}",
+        frame.channels,
+        pixels.outputs(),
+        pixels.channels()
+    );
     let grow = model.decoder.automaton();
     let cell = match grow {
         Some(grow) => {
@@ -329,13 +404,13 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         }
         None => None,
     };
-    let decoder = if grow.is_none() { packer.decoder(model.latent) } else { None };
+    let decoder = if grow.is_none() { packer.decoder(model.latent, frame) } else { None };
     ensure!(
         cell.is_some() || decoder.is_some(),
         "the decoder of {} is neither an automaton nor the baseline's: the page cannot show it",
         model.name
     );
-    let encoder = if content.encoder { packer.encoder() } else { None };
+    let encoder = if content.encoder { packer.encoder(frame) } else { None };
     let all_finite = packer.packed.iter().all(|value| value.is_finite());
     ensure!(all_finite, "some weights are not finite, or over 65504, more than f16 holds");
     let bytes = packer.packed.len() * 2 / 3 * 4;
@@ -352,13 +427,22 @@ pub fn html(content: &Content<'_>) -> Result<String> {
         None => (None, 0),
     };
     let widths = cell.iter().flatten().flat_map(|layer| [layer.input, layer.out]);
+    let thing = if content.digits { "digit" } else { "picture" };
     let description = json!({
         "name": model.name,
         "latent": model.latent,
         "channels": padded(model.latent),
         "width": widths.max().unwrap_or(0),
-        "side": GRID_SIDE,
-        "first_side": grow.map(|grow| grow.first_sides(&model.frame)[0]),
+        "grid": frame.grid,
+        "image": [frame.height, frame.width, frame.channels],
+        "shown": frame.counted(),
+        "mixture": match pixels {
+            Pixels::Bits => None,
+            Pixels::Logistic { components, .. } => Some(json!({ "components": components })),
+        },
+        "outputs": outputs,
+        "thing": thing,
+        "first": grow.map(|grow| grow.first_sides(frame)),
         "start_side": grow.map(|grow| grow.start_side),
         "update_prob": grow.map(|grow| grow.update_prob),
         "doublings": doublings,
@@ -372,6 +456,7 @@ pub fn html(content: &Content<'_>) -> Result<String> {
     });
     let parts = [
         ("TITLE", escape(&content.title)),
+        ("THING", thing.to_string()),
         ("STYLE", STYLE.trim_end().to_string()),
         ("SCRIPT", SCRIPTS.concat().trim_end().to_string()),
         // A closing tag in a text would end the script element.
@@ -426,11 +511,40 @@ mod tests {
         }
     }
 
-    fn page_of(grow: Grow, encoder: bool) -> Result<String> {
+    #[test]
+    fn a_square_kernel_has_zeros_after_the_weights() {
+        let weights = [1.0, 2.0, 3.0, 4.0];
+        assert_eq!(squared(&weights, [1, 2], 2), [1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0]);
+        assert_eq!(squared(&weights, [2, 1], 2), [1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0]);
+        assert_eq!(squared(&weights, [2, 2], 2), weights);
+    }
+
+    fn page_with(grow: Grow, encoder: bool, pixels: Pixels) -> Result<String> {
         let model = Vae::new("own", 4, ConvEncoder { width: 2 }, grow, Bernoulli);
         let weights = init(&model.leaves(), Key::new(0));
         let (title, origin) = ("<b>".to_string(), "</script>".to_string());
-        html(&Content { model: &model, weights: &weights, title, origin, seed: 0, encoder, map: None })
+        html(&Content {
+            model: &model,
+            weights: &weights,
+            title,
+            origin,
+            pixels,
+            digits: true,
+            seed: 0,
+            encoder,
+            map: None,
+        })
+    }
+
+    fn page_of(grow: Grow, encoder: bool) -> Result<String> {
+        page_with(grow, encoder, Pixels::Bits)
+    }
+
+    #[test]
+    fn pixels_that_the_likelihood_does_not_have_are_refused() {
+        let pixels = Pixels::Logistic { components: 5, channels: 4 };
+        let error = page_with(Grow::new(ShallowCell, 3), false, pixels).unwrap_err().to_string();
+        assert!(error.contains("the likelihood has 1 outputs") && error.contains("with 60 and 4"), "{error}");
     }
 
     #[test]

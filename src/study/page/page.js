@@ -1,9 +1,15 @@
-// The page: grows digits, damages them, and moves through the latents.
+// The page: grows pictures, damages them, and moves through the latents.
 
 const $ = id => document.getElementById(id);
 const model = JSON.parse($('model').textContent);
 const grows = model.cell !== null;
-const { side, latent, channels } = model;
+const { latent, channels, mixture, outputs } = model;
+const [rows, columns] = model.grid;
+// Rows and columns of the picture, and values of a pixel. The picture is in the middle of the grid.
+const [height, width, colours] = model.shown;
+const [above, left] = [(rows - height) >> 1, (columns - width) >> 1];
+// The shorter and the longer side of the grid.
+const [short, long] = [Math.min(rows, columns), Math.max(rows, columns)];
 
 function problem(text) {
   $('problem').textContent = text;
@@ -20,76 +26,161 @@ class Grower {
   }
   get grown() { return this.time >= this.plan.length; }
   start(z, key) {
-    const first = model.first_side, square = Math.min(first, model.start_side), low = (first - square) >> 1;
-    const cells = new Float32Array(first * first * channels);
-    for (let y = low; y < low + square; y++)
-      for (let x = low; x < low + square; x++) cells.set(z, (y * first + x) * channels);
+    const [h, w] = model.first, cells = new Float32Array(h * w * channels);
+    const [high, wide] = [h, w].map(side => Math.min(side, model.start_side ?? side));
+    const [row, column] = [(h - high) >> 1, (w - wide) >> 1];
+    for (let y = row; y < row + high; y++)
+      for (let x = column; x < column + wide; x++) cells.set(z, (y * w + x) * channels);
     this.keys = this.kernel.split(key, latent);
     this.time = 0;
-    this.side = first;
-    this.backend.write(cells, first);
+    this.write(cells, h, w);
+  }
+  write(cells, h, w) {
+    [this.rows, this.columns] = [h, w];
+    this.backend.write(cells, h, w);
   }
   async edit(change) {
-    const cells = await this.backend.read();
-    const [next, size] = change(cells, this.side);
-    this.side = size;
-    this.backend.write(next, size);
+    this.write(...change(await this.backend.read(), this.rows, this.columns));
   }
   async advance() {
     if (this.plan[this.time++] === 'double') return this.edit(doubled);
     let mask = null;
     if (model.update_prob < 1) {
-      mask = this.kernel.bernoulli(this.kernel.split(this.keys, 1), this.side ** 2, model.update_prob);
+      mask = this.kernel.bernoulli(this.kernel.split(this.keys, 1), this.rows * this.columns, model.update_prob);
       this.keys = this.kernel.split(this.keys, 0);
     }
     return this.backend.step(mask);
   }
   // Sets cells to zero. The square is in cells of the full grid.
-  damage({ row, column, side: width }) {
-    return this.edit((cells, size) => {
-      const scale = size / side, from = x => Math.floor(x * scale), to = x => Math.min(size, Math.ceil((x + width) * scale));
-      for (let y = Math.max(0, from(row)); y < to(row); y++) {
-        const begin = Math.max(0, from(column));
-        cells.fill(0, (y * size + begin) * channels, Math.max(begin, to(column)) * channels + y * size * channels);
+  damage({ row, column, side }) {
+    return this.edit((cells, h, w) => {
+      const scale = h / rows, from = x => Math.max(0, Math.floor(x * scale));
+      const to = (x, size) => Math.min(size, Math.ceil((x + side) * scale));
+      for (let y = from(row); y < to(row, h); y++) {
+        const [begin, end] = [from(column), to(column, w)];
+        cells.fill(0, (y * w + begin) * channels, (y * w + Math.max(begin, end)) * channels);
       }
-      return [cells, size];
+      return [cells, h, w];
     });
   }
-  // One channel as a full grid; a smaller grid is in the middle, and the margin has no value.
-  async channel(index) {
-    const cells = await this.backend.read(), low = (side - this.side) >> 1;
-    const shown = new Float32Array(side * side).fill(-Infinity);
-    for (let y = 0; y < this.side; y++)
-      for (let x = 0; x < this.side; x++)
-        shown[(y + low) * side + x + low] = cells[(y * this.side + x) * channels + index];
-    return shown;
+  // Some channels of the grid.
+  async sheet(first, count) {
+    return { values: await this.backend.read(first, count), count, rows: this.rows, columns: this.columns };
   }
 }
 
-function doubled(cells, size) {
+function doubled(cells, h, w) {
   const next = new Float32Array(cells.length * 4);
-  for (let y = 0; y < 2 * size; y++)
-    for (let x = 0; x < 2 * size; x++) {
-      const from = ((y >> 1) * size + (x >> 1)) * channels;
-      next.set(cells.subarray(from, from + channels), (y * 2 * size + x) * channels);
+  for (let y = 0, to = 0; y < 2 * h; y++)
+    for (let x = 0; x < 2 * w; x++, to += channels) {
+      const from = ((y >> 1) * w + (x >> 1)) * channels;
+      next.set(cells.subarray(from, from + channels), to);
     }
-  return [next, 2 * size];
+  return [next, 2 * h, 2 * w];
 }
 
-// Index in the full grid of a pixel of a 28 x 28 image.
-const framed = i => (Math.floor(i / 28) + 2) * side + i % 28 + 2;
+// --- pictures ---
 
-// The baseline's decoder: 28 x 28 logits, framed.
-function decodeAll(kernel, z) {
-  const out = kernel.run(model.decoder, z), shown = new Float32Array(side * side).fill(-Infinity);
-  const width = out.length / 784;
-  for (let i = 0; i < 784; i++) shown[framed(i)] = out[i * width];
+// Calls `each(pixel, from)` for each pixel of the picture that has a cell, with the index of the cell's values in a sheet. A sheet
+// that is smaller than the grid is in its middle.
+function eachShown(sheet, each) {
+  const row = above - ((rows - sheet.rows) >> 1), column = left - ((columns - sheet.columns) >> 1);
+  for (let y = Math.max(0, -row); y < Math.min(height, sheet.rows - row); y++)
+    for (let x = Math.max(0, -column); x < Math.min(width, sheet.columns - column); x++)
+      each(y * width + x, ((y + row) * sheet.columns + x + column) * sheet.count);
+}
+
+// The first channel of a sheet for each pixel. Where there is no cell it has no value.
+function firstChannel(sheet) {
+  const shown = new Float32Array(height * width).fill(-Infinity);
+  eachShown(sheet, (pixel, from) => { shown[pixel] = sheet.values[from]; });
   return shown;
 }
 
+const limited = x => Math.max(-1, Math.min(1, x));
+const average = new Float32Array(4);
+
+// The mean of a mixture of logistic distributions, from -1 to 1, in `average`. The outputs are logits of the components; means and
+// logarithms of scales for each colour; and coefficients of green by red, blue by red, and blue by green.
+function mixtureMean(values, from) {
+  const K = mixture.components, means = from + K, factors = from + K * (1 + 2 * colours);
+  let most = -Infinity, total = 0, red = 0, green = 0, blue = 0, opacity = 0;
+  for (let k = 0; k < K; k++) most = Math.max(most, values[from + k]);
+  for (let k = 0; k < K; k++) {
+    const weight = Math.exp(values[from + k] - most);
+    // A colour is at most the opacity, with which it is multiplied.
+    const top = colours === 4 ? limited(values[means + 3 * K + k]) : 1;
+    const r = Math.min(top, limited(values[means + k]));
+    total += weight;
+    red += weight * r;
+    if (colours === 1) continue;
+    const g = Math.min(top, limited(values[means + K + k] + Math.tanh(values[factors + k]) * r));
+    const b = values[means + 2 * K + k] + Math.tanh(values[factors + K + k]) * r + Math.tanh(values[factors + 2 * K + k]) * g;
+    green += weight * g;
+    blue += weight * Math.min(top, limited(b));
+    opacity += weight * top;
+  }
+  [average[0], average[1], average[2], average[3]] = [red / total, green / total, blue / total, opacity / total];
+}
+
+// Brightness of each pixel and colour, from 0 to 1. Where there is no cell it is -1.
+function brightness(sheet) {
+  const shown = new Float32Array(height * width * colours).fill(-1);
+  eachShown(sheet, (pixel, from) => {
+    if (!mixture) {
+      shown[pixel] = 1 / (1 + Math.exp(-sheet.values[from]));
+      return;
+    }
+    mixtureMean(sheet.values, from);
+    for (let c = 0; c < colours; c++) shown[pixel * colours + c] = (limited(average[c]) + 1) / 2;
+  });
+  return shown;
+}
+
+// Colours are multiplied by the opacity.
+function paintPicture(canvas, shown, [h, w, c]) {
+  const context = canvas.getContext('2d'), image = context.createImageData(w, h), data = image.data;
+  for (let i = 0, from = 0; i < data.length; i += 4, from += c) {
+    const opacity = c === 4 ? shown[from + 3] : 1;
+    if (shown[from] < 0) {
+      // Pictures of bits are black around the cells.
+      data[i + 3] = mixture ? 0 : 255;
+      continue;
+    }
+    const factor = opacity > 0 ? 255 / opacity : 0;
+    data[i] = factor * shown[from];
+    data[i + 1] = factor * shown[c > 1 ? from + 1 : from];
+    data[i + 2] = factor * shown[c > 1 ? from + 2 : from];
+    data[i + 3] = 255 * opacity;
+  }
+  context.putImageData(image, 0, 0);
+}
+
+// A channel: orange is positive, blue negative, black zero.
+function paintChannel(canvas, values) {
+  const context = canvas.getContext('2d'), image = context.createImageData(width, height);
+  const most = values.reduce((m, v) => Number.isFinite(v) ? Math.max(m, Math.abs(v)) : m, 1e-6);
+  values.forEach((value, i) => {
+    const v = Number.isFinite(value) ? value / most : 0;
+    image.data.set(v > 0 ? [255 * v, 160 * v, 50 * v, 255] : [-70 * v, -150 * v, -255 * v, 255], 4 * i);
+  });
+  context.putImageData(image, 0, 0);
+}
+
+// What the baseline's decoder computes.
+function decodeAll(kernel, z) {
+  const [h, w, padded] = model.decoder[model.decoder.length - 1].out;
+  return { values: part(kernel.run(model.decoder, z), padded, 0, outputs), count: outputs, rows: h, columns: w };
+}
+
+// The image has values from 0 to 1.
 function encode(kernel, image) {
-  const padded = new Float32Array(side * side);
-  image.forEach((on, i) => { padded[framed(i)] = on; });
+  const [h, w, c] = model.image, [row, column] = [(rows - h) >> 1, (columns - w) >> 1];
+  const padded = new Float32Array(rows * columns * c);
+  image.forEach((value, i) => {
+    const y = Math.floor(i / (w * c)) + row, at = (y * columns + column) * c + i % (w * c);
+    padded[at] = mixture ? 2 * value - 1 : value;
+  });
   const out = kernel.run(model.encoder, padded);
   return { mean: out.slice(0, latent), logvar: out.slice(latent, 2 * latent) };
 }
@@ -99,33 +190,17 @@ function sample(kernel, seed, index) {
   return { z: kernel.normal(key, latent), key };
 }
 
-function paint(canvas, values, logits) {
-  const context = canvas.getContext('2d'), image = context.createImageData(side, side);
-  const most = logits ? 1 : values.reduce((m, v) => Number.isFinite(v) ? Math.max(m, Math.abs(v)) : m, 1e-6);
-  values.forEach((value, i) => {
-    let colour = [0, 0, 0];
-    if (logits) {
-      const p = 255 / (1 + Math.exp(-value));
-      colour = [p, p, p];
-    } else if (Number.isFinite(value)) {
-      // Orange is positive, blue negative, black zero.
-      const v = value / most;
-      colour = v > 0 ? [255 * v, 160 * v, 50 * v] : [-70 * v, -150 * v, -255 * v];
-    }
-    image.data.set([...colour, 255], 4 * i);
-  });
-  context.putImageData(image, 0, 0);
-}
-
 // Work that must not run between the parts of a step. The loop does it before the next step.
 const todo = [];
 const enqueue = work => new Promise((done, failed) => todo.push(async () => {
   try { done(await work()); } catch (error) { failed(error); }
 }));
 
+// What the slider of channels shows for the picture. A picture of bits is the first channel.
+const PICTURE = mixture ? -1 : 0;
 const PACES = [1, 3, 8, 20, 40, 80, Infinity];
 const state = { playing: true, fast: false, events: [], applied: 0, changed: true, z: null, key: null, name: '', until: null,
-  // A doubling automaton goes on until this step. Where on the plane of latents the digit lies, until it is grown.
+  // A doubling automaton goes on until this step. Where on the plane of latents the picture lies, until it is grown.
   after: 0, spot: null };
 let kernel, weights, reference, grower;
 
@@ -164,8 +239,8 @@ function follow(hash) {
   const fields = new URLSearchParams(hash.replace(/^#/, ''));
   const whole = word => /^\d{1,16}$/.test(word ?? '') && Number.isSafeInteger(Number(word)) ? Number(word) : null;
   const events = (fields.get('damage') ?? '').split(',').filter(Boolean).map(e => {
-    const [time, row, column, width] = e.split('.').map(Number);
-    return { time, row, column, side: width };
+    const [time, row, column, side] = e.split('.').map(Number);
+    return { time, row, column, side };
   });
   if (events.length > 5000 || events.some(e => Object.values(e).some(v => !Number.isInteger(v)))) return false;
   const options = { events, until: whole(fields.get('steps')) };
@@ -197,12 +272,12 @@ async function advance() {
   state.changed = true;
 }
 
-function hurt(row, column, width) {
+function hurt(row, column, side) {
   if (!grows) return;
   enqueue(async () => {
     // What a link would still do later is dropped: the person decides from here on.
     state.events.length = state.applied;
-    state.events.push({ time: grower.time, row, column, side: width });
+    state.events.push({ time: grower.time, row, column, side });
     await applyDue();
     state.until = null;
     state.playing = true;
@@ -212,16 +287,16 @@ function hurt(row, column, width) {
 
 async function redraw() {
   state.changed = false;
-  const shown = grows ? await grower.channel(Number($('channel').value)) : decodeAll(kernel, state.z);
-  const picture = !grows || $('channel').value === '0';
-  paint($('grid'), shown, picture);
+  const channel = Number($('channel').value), picture = !grows || channel === PICTURE;
+  if (picture) paintPicture($('grid'), brightness(grows ? await grower.sheet(0, outputs) : decodeAll(kernel, state.z)), model.shown);
+  else paintChannel($('grid'), firstChannel(await grower.sheet(channel, 1)));
   if (state.spot && picture && (!grows || grower.grown)) {
     leave(state.spot);
     state.spot = null;
   }
   if (!grows) return;
   $('time').value = Math.min(1, grower.time / grower.plan.length);
-  $('clock').textContent = `${grower.side} x ${grower.side}, step ${grower.time}${grower.grown ? ', grown' : ''}`;
+  $('clock').textContent = `${grower.rows} x ${grower.columns}, step ${grower.time}${grower.grown ? ', grown' : ''}`;
   $('play').textContent = state.playing ? 'Pause' : 'Play';
 }
 
@@ -262,10 +337,15 @@ async function loop() {
 const plane = { at: [0, 0], trail: [] };
 const THUMB = 44, TRAIL = 300;
 
-// Leaves a small picture of the digit that is shown where it lies on the plane.
-function leave(at) {
+const still = () => {
   const picture = document.createElement('canvas');
-  [picture.width, picture.height] = [side, side];
+  [picture.width, picture.height] = [width, height];
+  return picture;
+};
+
+// Leaves a small copy of the picture where it lies on the plane.
+function leave(at) {
+  const picture = still();
   picture.getContext('2d').drawImage($('grid'), 0, 0);
   plane.trail.push({ at, picture });
   if (plane.trail.length > TRAIL) plane.trail.shift();
@@ -287,16 +367,21 @@ function onPlane([a, b]) {
   return plane.base.map((z, i) => (z + a * plane.axes[0][i] + b * plane.axes[1][i]) / norm);
 }
 
+// Colours of classes. Those after the tenth are spread over the circle of hues.
 const COLOURS = ['#4e79a7', '#f28e2b', '#e15759', '#76b7b2', '#59a14f', '#edc948', '#b07aa1', '#ff9da7', '#9c755f', '#8c8c8c'];
+
+const colourOf = (label, classes) =>
+  classes <= COLOURS.length ? COLOURS[label] : `hsl(${Math.round(label * 137.508) % 360} 60% ${[45, 60, 72][label % 3]}%)`;
 
 function drawMap() {
   const canvas = $('map'), c = canvas.getContext('2d'), size = canvas.width;
   c.clearRect(0, 0, size, size);
   const place = ([x, y]) => [size * (0.5 + 0.47 * x), size * (0.5 - 0.47 * y)];
   if (model.map) {
+    const classes = model.map.labels.reduce((most, label) => Math.max(most, label + 1), 0);
     model.map.points.forEach(([x, y], i) => {
       const [px, py] = place([x, y]);
-      c.fillStyle = COLOURS[model.map.labels[i] % 10];
+      c.fillStyle = colourOf(model.map.labels[i], classes);
       c.fillRect(px - 2, py - 2, 4, 4);
     });
   } else {
@@ -309,7 +394,10 @@ function drawMap() {
   }
   for (const { at, picture } of plane.trail) {
     const [x, y] = place(at);
-    c.drawImage(picture, 6, 6, side - 12, side - 12, x - THUMB / 2, y - THUMB / 2, THUMB, THUMB);
+    // Digits have a wide margin.
+    const cut = model.thing === 'digit' ? 6 : 0, [w, h] = [width - 2 * cut, height - 2 * cut];
+    const [wide, high] = [w, h].map(side => THUMB * side / Math.max(w, h));
+    c.drawImage(picture, cut, cut, w, h, x - wide / 2, y - high / 2, wide, high);
   }
   const [x, y] = place(plane.at);
   c.beginPath();
@@ -346,29 +434,107 @@ const ends = { a: null, b: null };
 
 function keep(end) {
   ends[end] = state.z;
-  $(end).getContext('2d').drawImage($('grid'), 0, 0);
+  const c = $(end).getContext('2d');
+  c.clearRect(0, 0, width, height);
+  c.drawImage($('grid'), 0, 0);
 }
 
-const drawing = new Float32Array(784);
+// --- drawing ---
+
+const PAINTS = colours === 1
+  ? { black: [0, 0, 0], 'dark grey': [85, 85, 85], 'light grey': [170, 170, 170], white: [255, 255, 255] }
+  : { black: [26, 26, 26], white: [255, 255, 255], red: [221, 46, 68], orange: [244, 144, 12], yellow: [255, 204, 77],
+    green: [92, 145, 59], blue: [59, 136, 195], violet: [146, 102, 204], brown: [154, 78, 28] };
+const [imageHeight, imageWidth] = model.image;
+const drawing = new Float32Array(imageHeight * imageWidth * colours);
+// Images are black, those of colours white, and those with opacity empty.
+const BLANK = Array(colours).fill(colours === 3 ? 1 : 0);
+let paint = colours === 1 ? [1] : null;
 
 function pen(x, y) {
-  const centre = [x * 28, y * 28];
-  for (let i = 0; i < 784; i++) {
-    const distance = Math.hypot(i % 28 + 0.5 - centre[0], Math.floor(i / 28) + 0.5 - centre[1]);
-    if (distance < 1.4) drawing[i] = 1;
-  }
+  const reach = Math.max(1, 1.4 * Math.max(imageHeight, imageWidth) / 28);
+  for (let row = 0, i = 0; row < imageHeight; row++)
+    for (let column = 0; column < imageWidth; column++, i += colours)
+      if (Math.hypot(column + 0.5 - x * imageWidth, row + 0.5 - y * imageHeight) < reach) drawing.set(paint, i);
   showDrawing();
 }
 
-function showDrawing() {
-  const c = $('draw').getContext('2d'), image = c.createImageData(28, 28);
-  drawing.forEach((on, i) => image.data.set([255 * on, 255 * on, 255 * on, 255], 4 * i));
-  c.putImageData(image, 0, 0);
+const showDrawing = () => paintPicture($('draw'), drawing, model.image);
+
+function clear() {
+  for (let i = 0; i < drawing.length; i += colours) drawing.set(BLANK, i);
+  showDrawing();
 }
+
+// A pixel of the drawing, from levels of red, green, blue and opacity.
+function pixelOf([red, green, blue, opacity = 255]) {
+  const of = level => Math.round(level * opacity / 255) / 255;
+  if (colours === 1) return [of(0.299 * red + 0.587 * green + 0.114 * blue)];
+  return colours === 3 ? [red, green, blue].map(level => level / 255) : [of(red), of(green), of(blue), opacity / 255];
+}
+
+// Buttons for a few colours, one for any other, and one that erases.
+function palette() {
+  const any = document.createElement('input'), swatches = [];
+  const choose = (swatch, colour) => {
+    paint = colour;
+    for (const other of [...swatches, any]) other.setAttribute('aria-pressed', other === swatch);
+  };
+  const swatch = (name, colour, back) => {
+    const button = document.createElement('button');
+    button.className = 'swatch';
+    button.style.background = back;
+    button.title = name;
+    button.setAttribute('aria-label', name);
+    button.addEventListener('click', () => choose(button, colour));
+    swatches.push(button);
+    return button;
+  };
+  for (const [name, levels] of Object.entries(PAINTS)) swatch(name, pixelOf(levels), `rgb(${levels})`);
+  if (colours === 4) swatch('erase', BLANK, '').classList.add('checked');
+  Object.assign(any, { type: 'color', value: '#ff69b4', title: 'another colour' });
+  any.setAttribute('aria-label', 'another colour');
+  const pick = () => choose(any, pixelOf([1, 3, 5].map(i => parseInt(any.value.slice(i, i + 2), 16))));
+  any.addEventListener('input', pick);
+  any.addEventListener('click', pick);
+  $('palette').replaceChildren(...swatches, ...colours === 1 ? [] : [any]);
+  (colours === 1 ? swatches[3] : swatches[2]).click();
+}
+
+// Takes an image file as the drawing. An image with opacity is shown whole; of another one the middle is shown.
+async function take(file) {
+  if (!file) return;
+  let image;
+  try { image = await createImageBitmap(file); } catch {
+    $('file').setCustomValidity('This file is no image that the browser knows.');
+    $('file').reportValidity();
+    $('file').setCustomValidity('');
+    return;
+  }
+  const canvas = document.createElement('canvas'), c = canvas.getContext('2d');
+  [canvas.width, canvas.height] = [imageWidth, imageHeight];
+  const ratios = [imageWidth / image.width, imageHeight / image.height];
+  const scale = colours === 4 ? Math.min(...ratios) : Math.max(...ratios), [w, h] = [image.width * scale, image.height * scale];
+  if (colours === 3) {
+    c.fillStyle = '#fff';
+    c.fillRect(0, 0, imageWidth, imageHeight);
+  }
+  c.imageSmoothingQuality = 'high';
+  c.drawImage(image, (imageWidth - w) / 2, (imageHeight - h) / 2, w, h);
+  const { data } = c.getImageData(0, 0, imageWidth, imageHeight);
+  for (let i = 0; i < imageHeight * imageWidth; i++) drawing.set(pixelOf(data.subarray(4 * i, 4 * i + 4)), i * colours);
+  showDrawing();
+  find();
+}
+
+const find = () => enqueue(() => encode(kernel, drawing)).then(({ mean }) => showLatent(mean));
 
 const anew = () => { showSample(Math.floor(Math.random() * 1e9), 0); newPlane(); };
 const again = () => show(state.z, state.key, state.name);
-const cut = () => hurt(Math.floor(Math.random() * (side / 2 + 1)), Math.floor(Math.random() * (side / 2 + 1)), side / 2);
+const cut = () => {
+  const side = short >> 1, corner = size => Math.floor(Math.random() * (size - side + 1));
+  hurt(corner(rows), corner(columns), side);
+};
 const toggle = () => {
   state.playing = !state.playing;
   if (state.playing && grows && grower.grown) state.after = Infinity;
@@ -386,8 +552,8 @@ async function use(name) {
   if (!next) return;
   await enqueue(async () => {
     const old = grower, fresh = new Grower(next, kernel);
-    Object.assign(fresh, { time: old.time, side: old.side, keys: old.keys });
-    next.write(await old.backend.read(), old.side);
+    Object.assign(fresh, { time: old.time, keys: old.keys });
+    fresh.write(await old.backend.read(), old.rows, old.columns);
     old.backend.close();
     grower = fresh;
     state.changed = true;
@@ -425,23 +591,24 @@ function connect() {
     on('step', 'click', oneStep);
     on('again', 'click', again);
     on('cut', 'click', cut);
-    const width = () => Number($('brush').value);
+    const brush = share => Math.max(1, Math.round(share * long / 32));
+    Object.assign($('brush'), { max: Math.max(3, brush(10)), value: brush(3) });
     dragged($('grid'), (x, y) => {
-      const corner = v => Math.max(0, Math.min(side - 1, Math.round(v * side - width() / 2)));
-      hurt(corner(y), corner(x), width());
+      const side = Number($('brush').value), corner = (v, size) => Math.max(0, Math.min(size - 1, Math.round(v - side / 2)));
+      hurt(corner(y * height + above, rows), corner(x * width + left, columns), side);
     });
     const pace = () => { const p = PACES[$('speed').value]; $('pace').textContent = p === Infinity ? 'as fast as it can' : `${p} steps a second`; };
     on('speed', 'input', pace);
     pace();
-    $('channel').max = latent - 1;
+    Object.assign($('channel'), { min: PICTURE, max: latent - 1, value: PICTURE });
     const channel = () => {
-      $('shown').textContent = $('channel').value === '0' ? '0: the picture' : `${$('channel').value}: hidden`;
+      $('shown').textContent = meaning(Number($('channel').value));
       state.changed = true;
     };
     on('channel', 'input', channel);
     channel();
     Object.assign(keys, { ' ': toggle, ArrowRight: oneStep, g: again, d: cut });
-    for (let i = 0; i < Math.min(10, latent); i++) keys[i] = () => { $('channel').value = i; channel(); };
+    for (let i = 0; i < Math.min(10, latent); i++) keys[i] = () => { $('channel').value = PICTURE + i; channel(); };
   }
   document.addEventListener('keydown', event => {
     const then = keys[event.key];
@@ -451,25 +618,60 @@ function connect() {
   });
   if (model.encoder) {
     dragged($('draw'), pen);
-    on('clear', 'click', () => { drawing.fill(0); showDrawing(); });
-    on('find', 'click', () => enqueue(() => encode(kernel, drawing)).then(({ mean }) => showLatent(mean)));
-    showDrawing();
+    on('clear', 'click', clear);
+    on('find', 'click', find);
+    for (const part of document.querySelectorAll('[data-for=levels]')) part.hidden = !mixture;
+    if (mixture) {
+      palette();
+      on('file', 'change', () => { take($('file').files[0]); $('file').value = ''; });
+      on('drawing', 'dragover', event => event.preventDefault());
+      on('drawing', 'drop', event => { event.preventDefault(); take(event.dataTransfer.files[0]); });
+    }
+    clear();
   } else {
     $('drawing').hidden = true;
   }
   on('backend', 'change', () => use($('backend').value));
 }
 
+// What a channel is.
+function meaning(channel) {
+  if (channel === PICTURE) return mixture ? 'the picture' : '0: the picture';
+  if (channel >= outputs) return `${channel}: hidden`;
+  const group = Math.floor(channel / mixture.components), names = ['red', 'green', 'blue', 'opacity'].slice(0, colours > 1 ? colours : 0);
+  const of = i => names.length ? ` of ${names[i]}` : '';
+  const name = group === 0 ? 'share' : group <= colours ? `mean${of(group - 1)}`
+    : group <= 2 * colours ? `spread${of(group - 1 - colours)}`
+      : ['green by red', 'blue by red', 'blue by green'][group - 1 - 2 * colours];
+  return mixture.components === 1 ? `${channel}: ${name}` : `${channel}: ${name}, component ${channel % mixture.components + 1}`;
+}
+
+// Sizes of the canvases.
+function arrange() {
+  for (const id of ['grid', 'a', 'b']) [$(id).width, $(id).height] = [width, height];
+  [$('draw').width, $('draw').height] = [imageWidth, imageHeight];
+  $('grid').style.aspectRatio = `${width} / ${height}`;
+  // A high picture is not higher than the window.
+  if (height > width) $('grid').style.width = `min(100%, ${(80 * width / height).toFixed(1)}vh)`;
+  const [w, h] = [imageWidth, imageHeight].map(side => 168 * side / Math.max(imageHeight, imageWidth));
+  Object.assign($('draw').style, { width: `${w}px`, height: `${h}px` });
+  if (colours === 4) for (const id of ['grid', 'a', 'b', 'draw']) $(id).classList.add('checked');
+}
+
+const NUMBERS = ['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'];
+
 function describe() {
-  const kind = !grows
-    ? 'One decoder draws the whole digit from a random code, the latent. Drag on the map to move through the latents, or draw a digit and see what the encoder understands.'
+  const { thing } = model, [h, w] = model.first ?? [], times = ['no times', 'once', 'twice'][model.doublings] ?? `${NUMBERS[model.doublings]} times`;
+  const start = h * w === 1 ? 'One cell holds a random code, the latent; it divides'
+    : `${h} x ${w} cells hold a random code, the latent; they divide`;
+  $('about').textContent = !grows
+    ? `One decoder draws the whole ${thing} from a random code, the latent. Drag on the map to move through the latents, or draw a ${thing} and see what the encoder understands.`
     : model.doublings === null
-      ? 'Every cell of this grid runs the same small neural network and sees only its neighbours; together they grow a digit from a random code, the latent. Drag over the digit to destroy cells, and watch what the others do.'
-      : 'One cell holds a random code, the latent; it divides five times, and every cell runs the same small neural network that sees only its neighbours. Drag over the digit to destroy cells, or on the map to grow another one.';
-  $('about').textContent = kind.replace('divides five times', `divides ${['no times', 'once', 'twice', 'three times', 'four times', 'five times'][model.doublings] ?? ''}`);
+      ? `Every cell of this grid runs the same small neural network and sees only its neighbours; together they grow a ${thing} from a random code, the latent. Drag over the ${thing} to destroy cells, and watch what the others do.`
+      : `${start} ${times}, and every cell runs the same small neural network that sees only its neighbours. Drag over the ${thing} to destroy cells, or on the map to grow another one.`;
   $('maptext').textContent = model.map
     ? `t-SNE map of ${model.map.labels.length} images' latents, coloured by class. Drag to grow the nearest one.`
-    : 'A plane of latents through the first digit; the rings are one, two and three standard deviations. Drag to grow what lies there; the digits stay on the map.';
+    : `A plane of latents through the first ${thing}; the rings are one, two and three standard deviations. Drag to grow what lies there; the ${thing}s stay on the map.`;
   $('origin').textContent = model.origin;
   for (const part of document.querySelectorAll('[data-for=cells]')) part.hidden = !grows;
 }
@@ -485,6 +687,7 @@ async function main() {
   }
   if (model.map) model.map.means = halves(decode(model.map.means));
   describe();
+  arrange();
   const found = [];
   if (grows) {
     reference = await Wasm.open(model, weights, kernel);
@@ -521,15 +724,17 @@ window.vnca = {
   })),
   grow: ({ backend, z, key, after = 0, damage = null }) => started.then(() => enqueue(async () => {
     const list = values => Array.from(values, v => Number.isFinite(v) ? v : null);
-    if (!grows) return { logits: list(decodeAll(kernel, Float32Array.from(z))) };
+    // Logits of bits, or brightness.
+    const result = sheet => mixture ? { means: list(brightness(sheet)) } : { logits: list(firstChannel(sheet)) };
+    if (!grows) return result(decodeAll(kernel, Float32Array.from(z)));
     const one = new Grower(await openBackend(BACKENDS.find(b => b.name === backend), model, weights, kernel, reference), kernel);
     const began = performance.now();
     one.start(Float32Array.from(z), key);
     while (!one.grown) await one.advance();
     if (damage) await one.damage(damage);
     for (let i = 0; i < after; i++) await one.advance();
-    const logits = list(await one.channel(0)), milliseconds = performance.now() - began;
+    const sheet = await one.sheet(0, outputs), milliseconds = performance.now() - began;
     one.backend.close();
-    return { logits, milliseconds };
+    return { ...result(sheet), milliseconds };
   })),
 };
