@@ -526,7 +526,7 @@ fn use_config(config: &TrainConfig) {
     if config.check_sizes(1000).is_ok() {
         let _ = config.run_options(10);
         let _ = config.model.vae().parameter_count();
-        let _ = config.model.seed_side();
+        let _ = config.model.first_sides();
     }
     let _: anyhow::Result<Device> = config.device();
 }
@@ -552,7 +552,7 @@ fn read_config(bench: &Bench, bytes: &[u8]) {
     bench.file("config.json", bytes);
     if let Ok(config) = TrainConfig::from_run(&bench.path("")) {
         // As verbs do that look at a run.
-        let _ = (config.model.vae().parameter_count(), config.model.seed_side());
+        let _ = (config.model.vae().parameter_count(), config.model.first_sides());
         use_config(&config);
         let _ = TrainConfig::resumed(&config, &TrainOptions::default());
     }
