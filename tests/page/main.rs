@@ -3,6 +3,7 @@
 mod browser;
 #[path = "../common/cli.rs"]
 mod cli;
+mod frames;
 
 use std::path::{Path, PathBuf};
 
@@ -31,9 +32,8 @@ const SEED: u64 = 12;
 
 /// Returns random weights that f16 represents. No layer is zero, so that the automaton changes its grid; those of encoder and
 /// baseline keep the size of what goes through them, which the initial values shrink by 1.7 each.
-fn random_weights(model: &Model) -> Vec<Array> {
-    let leaves = model.vae().leaves();
-    let arrays = init(&leaves, Key::new(77));
+fn random_values(leaves: &[Leaf]) -> Vec<Array> {
+    let arrays = init(leaves, Key::new(77));
     let fill = |(i, (leaf, array)): (usize, (&Leaf, Array))| {
         let mut values = array.to_vec::<f32>();
         if values.iter().all(|v| *v == 0.0) {
@@ -60,7 +60,7 @@ struct Case {
 impl Case {
     fn new(model: Model, flags: &str) -> Case {
         let folder = TempDir::new().unwrap();
-        let arrays = random_weights(&model);
+        let arrays = random_values(&model.vae().leaves());
         weights::write(&folder.path().join("weights.safetensors"), &model.vae().leaves(), &arrays).unwrap();
         let latent = model.latent.to_string();
         let mut arguments = vec!["page", "--weights", "weights.safetensors", "--model", model.kind.name()];
@@ -315,7 +315,7 @@ fn what_a_page_cannot_show_is_refused() {
     let folder = TempDir::new().unwrap();
     let model = small(Kind::Doubling);
     let leaves = model.vae().leaves();
-    let mut arrays = random_weights(&model);
+    let mut arrays = random_values(&model.vae().leaves());
     let huge = vec![1e6f32; arrays[0].to_vec::<f32>().len()];
     arrays[0] = Array::new(arrays[0].dims(), &huge);
     weights::write(&folder.path().join("weights.npz"), &leaves, &arrays).unwrap();

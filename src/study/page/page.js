@@ -395,7 +395,7 @@ function drawMap() {
   for (const { at, picture } of plane.trail) {
     const [x, y] = place(at);
     // Digits have a wide margin.
-    const cut = model.thing === 'digit' ? 6 : 0, [w, h] = [width - 2 * cut, height - 2 * cut];
+    const cut = model.thing === 'digit' ? 4 + (height - imageHeight) / 2 : 0, [w, h] = [width - 2 * cut, height - 2 * cut];
     const [wide, high] = [w, h].map(side => THUMB * side / Math.max(w, h));
     c.drawImage(picture, cut, cut, w, h, x - wide / 2, y - high / 2, wide, high);
   }
