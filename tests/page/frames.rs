@@ -264,8 +264,14 @@ fn a_picture_is_drawn_or_taken_from_a_file() {
     let case = Case::new(Frame::new(12, 18, 4), 28, 1, Grow::new(ShallowCell, 2));
     let script = format!(
         "{HANDS}
-        const draw = document.getElementById('draw'), c = draw.getContext('2d');
-        const pixels = () => [...c.getImageData(0, 0, 18, 12).data];
+        const draw = document.getElementById('draw');
+        // Another canvas, because browsers note in the console that a canvas is read several times.
+        const c = new OffscreenCanvas(18, 12).getContext('2d', {{ willReadFrequently: true }});
+        const pixels = () => {{
+          c.clearRect(0, 0, 18, 12);
+          c.drawImage(draw, 0, 0);
+          return [...c.getImageData(0, 0, 18, 12).data];
+        }};
         const latent = async image => {{
           const mean = (await vnca.encode(image)).mean;
           click('share');
