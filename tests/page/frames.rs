@@ -137,8 +137,9 @@ impl Case {
         let keys = Array::new(&[1, 2], &self.latent.steps_key().0);
         let Some(grow) = model.decoder.automaton() else {
             let program = self.session.compile("decode", |g, params| {
-                let decoded = model.decoder_program(1, g, params);
-                decoded.into_iter().map(|(name, outputs)| (name, frame.crop(outputs))).collect()
+                let z = g.input("z", &Shape::f32(&[1, model.latent]));
+                let keys = g.input("keys", &Shape::u32(&[1, 2]));
+                vec![("outputs".into(), frame.crop(model.decode(params, z, keys)))]
             });
             return vec![self.brightness(&program.unwrap().call(&[z, keys]).unwrap()[0])];
         };

@@ -144,7 +144,9 @@ fn write(args: &Args, title: &str, map: &Map, labels: &[u8], means: &[f32], chos
     let n = labels.len();
     let points: Vec<(f64, f64)> =
         map.coordinates.chunks_exact(2).map(|p| (f64::from(p[0]), f64::from(p[1]))).collect();
-    let names = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let classes = labels.iter().max().map_or(0, |label| usize::from(*label) + 1).max(10);
+    let names: Vec<String> = (0..classes).map(|class| class.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let png = scatter(&Frame::new(title, "", "").square(), &points, labels, &names)?;
     let out = |name: &str| args.out.join(name);
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;

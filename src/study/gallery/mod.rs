@@ -62,9 +62,12 @@ fn arguments(latents: &[Latent], batch: usize) -> [Array; 2] {
 }
 
 /// Returns the batch size for `count` pictures: as few calls as possible, and then as little padding of the last call as possible.
-fn batch_size(count: usize) -> Result<usize> {
+/// Pictures with more cells than 64 x 64 come in smaller batches.
+fn batch_size(count: usize, frame: &Frame) -> Result<usize> {
     ensure!(count > 0, "there are no pictures to compute");
-    Ok(count.div_ceil(count.div_ceil(MAX_BATCH)))
+    let cells = frame.grid[0] * frame.grid[1];
+    let most = (MAX_BATCH * 64 * 64 / cells.max(64 * 64)).max(1);
+    Ok(count.div_ceil(count.div_ceil(most)))
 }
 
 /// Decoded latents.
@@ -120,7 +123,7 @@ pub fn picture_program<'g>(
 /// # Errors
 /// When there are no latents, or the device fails.
 pub fn decode(session: &Session, latents: &[Latent]) -> Result<Decoded> {
-    let (model, batch) = (&session.model, batch_size(latents.len())?);
+    let (model, batch) = (&session.model, batch_size(latents.len(), &session.model.frame)?);
     let program = session.compile("decode", |g, params| picture_program(model, batch, g, params))?;
     let size: usize = model.frame.counted().iter().product();
     let mut all = Decoded::default();
@@ -138,7 +141,7 @@ pub fn decode(session: &Session, latents: &[Latent]) -> Result<Decoded> {
 /// # Errors
 /// When there are no latents, or the device fails.
 pub fn reconstruct(session: &Session, latents: &[Latent], images: &Split) -> Result<Decoded> {
-    let (model, batch) = (&session.model, batch_size(latents.len())?);
+    let (model, batch) = (&session.model, batch_size(latents.len(), &session.model.frame)?);
     let frame = model.frame;
     let program = session.compile("reconstruct", |g, params| {
         let (outputs, mut named) = decoded(model, batch, g, params);
@@ -199,7 +202,7 @@ impl Posterior {
 /// # Errors
 /// When there are no images, or the device fails.
 pub fn encode(session: &Session, images: &Split) -> Result<Vec<Posterior>> {
-    let (batch, model) = (batch_size(images.len())?, &session.model);
+    let (batch, model) = (batch_size(images.len(), &session.model.frame)?, &session.model);
     let size = model.latent;
     let program = session.compile("encode", |g, params| {
         let pixels = g.input("images", &model.frame.pixels(batch));
@@ -234,7 +237,7 @@ pub struct Growth {
 /// # Errors
 /// When the model has no automaton that grows, there are no latents, or the device fails.
 pub fn grow(session: &Session, latents: &[Latent]) -> Result<Growth> {
-    let batch = batch_size(latents.len())?;
+    let batch = batch_size(latents.len(), &session.model.frame)?;
     let program = compile_growth(session, batch)?;
     let mut parts = Vec::new();
     for part in latents.chunks(batch) {
@@ -314,10 +317,14 @@ mod tests {
 
     #[test]
     fn batch_sizes_give_few_and_full_calls() {
-        assert_eq!((1..=4).map(|n| batch_size(n * 16).unwrap()).collect::<Vec<_>>(), [16, 32, 24, 32]);
-        assert_eq!(batch_size(11).unwrap(), 11);
-        assert_eq!(batch_size(33).unwrap(), 17);
-        assert!(batch_size(0).is_err());
+        assert_eq!(
+            (1..=4).map(|n| batch_size(n * 16, &Frame::REPORT).unwrap()).collect::<Vec<_>>(),
+            [16, 32, 24, 32]
+        );
+        assert_eq!(batch_size(11, &Frame::REPORT).unwrap(), 11);
+        assert_eq!(batch_size(33, &Frame::REPORT).unwrap(), 17);
+        assert!(batch_size(0, &Frame::REPORT).is_err());
+        assert_eq!(batch_size(32, &Frame::new(256, 256, 3)).unwrap(), 2);
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Damage {
         );
         let (row, column) = self.at.unwrap_or((0, 0));
         valid!(
-            row + self.side <= rows && column + self.side <= columns,
+            row <= rows - self.side && column <= columns - self.side,
             "at",
             "{row},{column}: a square of {} cells from there leaves the grid of {rows} x {columns}",
             self.side
@@ -171,7 +171,7 @@ impl<'s> Recovery<'s> {
     /// When the model has no automaton, or a number is out of range.
     pub fn new(session: &'s Session, pictures: usize, steps: usize) -> Result<Recovery<'s>> {
         check_steps(steps)?;
-        let (batch, model) = (batch_size(pictures)?, &session.model);
+        let (batch, model) = (batch_size(pictures, &session.model.frame)?, &session.model);
         let automaton = super::automaton(model)?;
         let (frame, channels) = (model.frame, model.likelihood.outputs().channels);
         let [height, width, values] = frame.counted();

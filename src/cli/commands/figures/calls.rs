@@ -153,14 +153,7 @@ pub fn recover(run: &Run, args: &Args) -> Call {
 
 pub fn recover_by_size(run: &Run, args: &Args) -> Call {
     let base = recovery(run, args, &run.out.join("recover-by-size.png"));
-    let [rows, columns] = run.model.frame().grid;
-    let side = rows.min(columns);
-    Call::Recover(recover::Args {
-        samples: 16,
-        sizes: [1, 2, 3].map(|quarters| quarters * side / 4).to_vec(),
-        damages: 2,
-        ..base
-    })
+    Call::Recover(recover::Args { samples: 16, sizes: run.recovery_sizes().to_vec(), damages: 2, ..base })
 }
 
 fn recovery(run: &Run, args: &Args, out: &Path) -> recover::Args {

@@ -262,6 +262,12 @@ impl Run {
         (self.model.kind == Kind::NonDoubling && self.model.nca_steps == default).then_some(40)
     }
 
+    /// Returns the sides of the damaged squares: a quarter, half and three quarters of the grid's smaller side.
+    fn recovery_sizes(&self) -> [usize; 3] {
+        let [rows, columns] = self.model.frame().grid;
+        [1, 2, 3].map(|quarters| quarters * rows.min(columns) / 4)
+    }
+
     /// Returns the command line that draws a figure.
     fn command(&self, figure: &Figure, args: &Args) -> String {
         let word = |word: &str| match word {
@@ -278,6 +284,7 @@ impl Run {
                 flags.join(" ").trim().to_string()
             }
             "{recovery}" => flag("--nca-steps", self.recovery_steps()),
+            "{sizes}" => self.recovery_sizes().map(|size| size.to_string()).join(","),
             "{samples}" => args.samples.to_string(),
             _ => match word.strip_prefix("{out}") {
                 Some(file) => quote(&format_args!("{}{file}", self.out.display())),

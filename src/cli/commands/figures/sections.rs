@@ -171,7 +171,7 @@ pub const SECTIONS: &[Section] = &[
             Figure {
                 name: "recover_by_size",
                 title: "recovery by size of damage",
-                command: "recover --run {run} {recovery} --samples 16 --sizes 8,16,24 --damages 2 {seed} --out \
+                command: "recover --run {run} {recovery} --samples 16 --sizes {sizes} --damages 2 {seed} --out \
                           {out}/recover-by-size.png {device}",
                 call: calls::recover_by_size,
                 needs: Needs::Cells,
@@ -199,7 +199,7 @@ pub const SECTIONS: &[Section] = &[
     Section {
         anchor: "planes",
         title: "Figure 7a: planes of a latent grid",
-        about: "The first seven channels of two grown samples, one plane per channel. Channel 0, the picture's logits, is \
+        about: "The first seven channels of two grown samples, one plane per channel. Channel 0, the first parameter of the pixels' distribution (for bits, the logit), is \
                 on top. Each plane's colours go from its lowest value (violet) to its highest (yellow).",
         figures: &[Figure {
             name: "planes",
