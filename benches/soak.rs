@@ -17,7 +17,7 @@ use vnca::engine::random::Key;
 use vnca::engine::runtime::{Buffers, Device, Mesh};
 use vnca::model::cell::ShallowCell;
 use vnca::model::pool::PoolSpec;
-use vnca::model::{Bernoulli, Elbo, Encoder, Grow, Pooled, Vae};
+use vnca::model::{Bernoulli, Elbo, Encoder, Frame, Grow, Pooled, Vae};
 use vnca::nn::optimiser::{Adam, ClipByGlobalNorm};
 use vnca::nn::params::{Leaf, Params, Role, layer};
 use vnca::study::validation::Validation;
@@ -36,7 +36,7 @@ const IMAGES: usize = 32;
 struct TinyEncoder;
 
 impl Encoder for TinyEncoder {
-    fn parameters(&self, latent: usize) -> Vec<Leaf> {
+    fn parameters(&self, _frame: &Frame, latent: usize) -> Vec<Leaf> {
         let conv = layer("conv", Role::ConvWeight, &[CHANNELS, 1, 8, 8], &[0]);
         let linear = layer("linear", Role::LinearWeight, &[2 * latent, SIDE * SIDE * CHANNELS], &[1]);
         [conv, linear].concat()
