@@ -93,7 +93,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("study::figure", &["files"]),
     ("study::gallery", &["engine", "nn", "model", "data", "study"]),
     ("study::page", &["engine", "nn", "model", "study::figure"]),
-    ("study::pictures", &["engine", "nn", "model", "data", "study::figure"]),
+    ("study::pictures", &["engine", "nn", "model", "data", "study::figure", "study::gallery"]),
     ("study::session", &["engine", "nn", "model"]),
     ("study::validation", &["engine", "model", "data", "study"]),
     ("cli", &["engine"]),

@@ -238,9 +238,9 @@ impl<'s> Recovery<'s> {
                 .collect();
             for (d, damage) in damages.iter().enumerate() {
                 let segments = self.segments(rows, damage, &grown, &undamaged)?;
-                for index in 0..rows.len() {
+                for (index, image) in undamaged.iter().enumerate().take(rows.len()) {
                     let (stride, steps) = (self.batch, self.steps);
-                    let (growth, segments, image) = (&growth, &segments, &undamaged[index]);
+                    let (growth, segments) = (&growth, &segments);
                     let trajectory = Trajectory { growth, stride, index, segments, steps, image, white };
                     each(d, part * self.batch + index, &trajectory)?;
                 }
