@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{ImageShape, Values};
+use super::{ImageShape, Split, Values, resize};
 use crate::error::valid;
 
 /// Least height and width of images after resizing.
@@ -79,4 +80,75 @@ pub fn is_for_training(hash: &[u8; 32], share: f64) -> bool {
     let [a, b, c, d, e, f, g, h, ..] = *hash;
     let place = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
     (place as f64) < share * 2f64.powi(64)
+}
+
+/// Returns what the values of a data set are if the reading does not say it. `parts` are as they are in the files.
+pub(super) fn usual_values(parts: &[&Split], reading: &Reading) -> Values {
+    let resizes =
+        |split: &&Split| reading.size.is_some_and(|size| size != [split.shape.height, split.shape.width]);
+    let is_binary = |split: &&Split| {
+        split.values == Values::Bits
+            || split.shape == ImageShape::MNIST
+            || split.pixels.iter().all(|value| *value <= 1)
+            || split.shape.channels == 1 && split.pixels.iter().all(|value| matches!(value, 0 | 255))
+    };
+    if !parts.iter().any(resizes) && parts.iter().all(is_binary) { Values::Bits } else { Values::Levels }
+}
+
+/// Transposes and resizes images.
+pub(super) fn shaped(split: Split, reading: &Reading) -> Result<Split> {
+    let mut split = if reading.transpose { split.transposed() } else { split };
+    let ImageShape { height, width, .. } = split.shape;
+    match reading.size {
+        Some(size) if size != [height, width] => {
+            split = with_values(split, Values::Levels);
+            let shape = split.shape;
+            let images: Vec<&[u8]> = split.pixels.chunks_exact(shape.values()).collect();
+            let pixels: Vec<Vec<u8>> =
+                images.into_par_iter().map(|image| resize::resized(image, shape, size)).collect();
+            split.pixels = pixels.concat();
+            split.shape = ImageShape { height: size[0], width: size[1], ..shape };
+        }
+        _ => ensure!(
+            fits(height) && fits(width),
+            "{}: images of {height} x {width}: expected a height and a width from {LEAST_SIDE} to {GREATEST_SIDE}; \
+             --image-size HxW resizes them",
+            split.sources.first().map_or_else(|| split.name.clone(), |path| path.display().to_string())
+        ),
+    }
+    Ok(split)
+}
+
+/// Returns images with values of this meaning.
+pub(super) fn with_values(mut split: Split, values: Values) -> Split {
+    match values {
+        Values::Bits => split.binarized(),
+        Values::Levels => {
+            // In a file, 0 and 1 alone are bits.
+            if split.pixels.iter().all(|value| *value <= 1) {
+                split.pixels.iter_mut().for_each(|value| *value *= 255);
+            }
+            split.values = Values::Levels;
+            split
+        }
+    }
+}
+
+/// Returns the indices of the images for training and for testing, by their content: adding images moves none from one side
+/// to the other, and equal images are on one side.
+pub(super) fn divided(all: &Split, share: f64) -> Result<(Vec<usize>, Vec<usize>)> {
+    let training: Vec<bool> = (0..all.len())
+        .into_par_iter()
+        .map(|i| is_for_training(&content_hash(all.image(i), all.shape), share))
+        .collect();
+    let (train, test): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(|i| training[*i]);
+    ensure!(
+        !train.is_empty() && !test.is_empty(),
+        "{}: --split {share} of {} images leaves {} for training and {} for testing: expected some of each",
+        all.name,
+        all.len(),
+        train.len(),
+        test.len()
+    );
+    Ok((train, test))
 }
