@@ -17,6 +17,7 @@ use crate::cli::environment;
 use crate::cli::error::Exit;
 use crate::cli::models::{Likelihood, Model};
 use crate::data::identity::{DataCrc, located};
+use crate::data::known::SETS;
 use crate::data::{self, Part, Split};
 use crate::engine::program::Target;
 use crate::engine::random::Key;
@@ -72,7 +73,17 @@ pub fn run(args: Args) -> Outcome {
         Some(folder) if options.data.is_none() => dataset.with_context(|| {
             format!("the images of the run {}: --data PATH sets their location", folder.path().display())
         }),
-        _ => dataset,
+        _ => {
+            // The presets look where `vnca data fetch` puts a data set.
+            let name =
+                config.data.strip_prefix("data/").filter(|name| SETS.iter().any(|set| set.name == *name));
+            match name {
+                Some(name) if !Path::new(&config.data).exists() => {
+                    dataset.with_context(|| format!("`vnca data fetch {name}` downloads these images"))
+                }
+                _ => dataset,
+            }
+        }
     };
     let dataset = dataset?;
     let train = dataset.split(Part::Train)?.clone();
