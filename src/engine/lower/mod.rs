@@ -1,7 +1,7 @@
 //! Lowering: turns graphs into XLA modules with the builder of the `xla` crate.
 //!
 //! `Lowering::node` is one exhaustive match over the operations. Special forms for CPUs are in separate files. Operations that
-//! the builder lacks are added to the finished module by [`patch`].
+//! the builder lacks are added to the finished module by `patch`.
 
 mod bf16;
 mod conv;
@@ -174,7 +174,7 @@ struct Lowering<'b> {
     builder: &'b XlaBuilder,
     target: Target,
     precision: Precision,
-    /// Set once a placeholder is added, which [`patch`] must replace.
+    /// Set once a placeholder is added, which `patch` must replace.
     has_placeholders: &'b Cell<bool>,
 }
 
