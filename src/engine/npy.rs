@@ -134,11 +134,6 @@ impl Header {
         Ok(Header { kind, big_endian, width, fortran, shape })
     }
 
-    /// Reports whether the elements are floating-point numbers.
-    pub fn is_float(&self) -> bool {
-        matches!(self.kind, Kind::Float)
-    }
-
     /// Returns the element type in NumPy's notation without the byte order, such as `f4`.
     pub fn element_name(&self) -> String {
         let letter = match self.kind {

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use super::{Outcome, Report, bar, print, to_stderr};
+use super::run_data::DecodingBar;
+use super::{Outcome, Report, print, to_stderr};
 use crate::cli::error::Exit;
 use crate::data::download::{self, Options, Progress};
 use crate::data::reading::content_hash;
@@ -148,17 +149,8 @@ fn show(args: &ShowArgs) -> Result<Report> {
         transpose: args.transpose,
         ..Reading::default()
     };
-    // A bar only if there is something to wait for.
-    let mut progress_bar = None;
-    let mut progress = |done: usize, total: usize| {
-        let shown = progress_bar.get_or_insert_with(|| bar(total, "images"));
-        shown.set_position(done as u64);
-    };
-    let set = data::load_with(&args.path, &reading, &mut progress);
-    if let Some(bar) = &progress_bar {
-        bar.finish_and_clear();
-    }
-    let set = set?;
+    let progress = DecodingBar::default();
+    let set = data::load_with(&args.path, &reading, &mut |done, all| progress.show(done, all))?;
     let first = set.train.as_ref().or(set.test.as_ref()).context("no images")?;
     contact_sheet(&first.spread(SHOWN)).write(&args.out)?;
     Ok(describe(&set, first, &args.out))
