@@ -30,7 +30,15 @@ fn write_weights(folder: &Path, kind: &str) -> Model {
     let arrays: Vec<(String, Array)> =
         leaves.iter().zip(&inner).map(|(l, a)| (l.name.clone(), l.to_checkpoint_layout(a))).collect();
     let said = serde_json::to_value(model).unwrap();
-    let meta = Meta { version: 1, model: said, step: 0, data_key: [0; 2], data_crc: 0, best: None };
+    let meta = Meta {
+        version: 1,
+        model: said,
+        step: 0,
+        data_key: [0; 2],
+        data_crc: 0,
+        best: None,
+        unevaluated: None,
+    };
     Checkpoint { meta, arrays }
         .save(&folder.join(format!("{kind}.npz")))
         .expect("the weights can be written");

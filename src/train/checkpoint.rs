@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use super::metrics::Line;
 use crate::engine::array::Array;
 use crate::error::{Error, Tag};
 use crate::files::{self, Draft};
@@ -36,6 +37,9 @@ pub struct Meta {
     /// Best evaluation so far. Its name in files is that of the first file version.
     #[serde(rename = "best_iwelbo")]
     pub best: Option<f64>,
+    /// The line of step [`Meta::step`] for the metrics, if an error has ended the run during the evaluation after this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unevaluated: Option<Line>,
 }
 
 /// The complete state of a training run.
@@ -188,11 +192,14 @@ impl Store {
     pub fn save(&mut self, checkpoint: &Checkpoint, best: bool) -> Result<()> {
         let step = checkpoint.meta.step;
         let path = self.path(step);
-        checkpoint.save(&path)?;
-        self.intact.insert(step, true);
         if best {
-            files::link(&path, &self.best()).context("cannot keep the best checkpoint")?;
+            // In this order: a checkpoint that knows the best score is only there if the best checkpoint is.
+            checkpoint.save(&self.best())?;
+            files::link(&self.best(), &path)?;
+        } else {
+            checkpoint.save(&path)?;
         }
+        self.intact.insert(step, true);
         self.prune(step)
     }
 
@@ -288,7 +295,8 @@ mod tests {
 
     fn checkpoint(step: usize) -> Checkpoint {
         let model = serde_json::Value::Null;
-        let meta = Meta { version: 1, model, step, data_key: [0, 1], data_crc: 7, best: None };
+        let meta =
+            Meta { version: 1, model, step, data_key: [0, 1], data_crc: 7, best: None, unevaluated: None };
         Checkpoint { meta, arrays: vec![("count".into(), Array::new(&[64], &[step as u32; 64]))] }
     }
 

@@ -29,6 +29,11 @@ impl Line {
         let scores = score.into_iter().map(|(name, value)| (name.replace('/', "_"), value)).collect();
         Line { step, loss, grad_norm, scores }
     }
+
+    /// Returns the line with the name and value of a score, if there is one.
+    pub(super) fn scored(&self, score: Option<(&str, f64)>) -> Line {
+        Line::new(self.step, self.loss, self.grad_norm, score)
+    }
 }
 
 /// Writes the metrics files of a run.

@@ -119,7 +119,7 @@ pub trait Watch {
     /// Evaluates the parameters, in the task's order. Called every [`RunOptions::eval_every`] steps.
     ///
     /// # Errors
-    /// When a device or file fails. An error ends the run after its state is saved.
+    /// When a device or file fails. An error ends the run after its state is saved. Resumed, it begins with this evaluation.
     fn evaluate(&mut self, _parameters: &[&Buffers], _step: usize) -> Result<Option<Score>> {
         Ok(None)
     }
@@ -256,7 +256,8 @@ impl<'t> Trainer<'t> {
             store.check_room(state.bytes(mesh.replicas()), saves)?;
         }
         // The first write: all checks have passed.
-        let metrics = Metrics::open(folder.path(), step)?;
+        let unevaluated = meta.as_ref().and_then(|m| m.unevaluated.clone());
+        let metrics = Metrics::open(folder.path(), step - usize::from(unevaluated.is_some()).min(step))?;
         store.begin(meta.as_ref().map(|m| m.step))?;
         Ok(Run {
             _folder: folder,
@@ -273,6 +274,8 @@ impl<'t> Trainer<'t> {
             data_key: meta.as_ref().map_or(seed_data, |m| Key(m.data_key)),
             order: None,
             best: meta.and_then(|m| m.best),
+            is_best: false,
+            unevaluated,
             metrics,
             store,
             seconds_a_step: None,
@@ -329,6 +332,10 @@ pub struct Run<'t> {
     data_key: Key,
     order: Option<(ChunkOrder, Option<Buffers>)>,
     best: Option<f64>,
+    /// Whether the state is the best one, and not saved as such yet.
+    is_best: bool,
+    /// The newest step's line in the metrics, while the evaluation after it is still to do.
+    unevaluated: Option<Line>,
     metrics: Metrics,
     store: Store,
     seconds_a_step: Option<f64>,
@@ -399,7 +406,7 @@ impl Run<'_> {
         if self.options.checkpoint_every == 0 || !self.state.is_complete() || self.saved == Some(step) {
             return error;
         }
-        match self.save(false) {
+        match self.save() {
             Ok(()) => error.context(format!("training stopped after step {step}; its state is saved")),
             Err(second) => error
                 .context(format!("training stopped after step {step}; saving its state failed ({second:#})")),
@@ -407,6 +414,11 @@ impl Run<'_> {
     }
 
     fn make_steps(&mut self, watch: &mut impl Watch) -> Result<End> {
+        if let Some(line) = self.unevaluated.clone()
+            && let Some(end) = self.finish(line, true, watch)?
+        {
+            return Ok(end);
+        }
         while self.step < self.options.steps {
             self.prepare()?;
             let trips = self.next_trips();
@@ -414,41 +426,48 @@ impl Run<'_> {
             if !healthy {
                 return Err(self.not_finite(&losses, &norms).into());
             }
-            let last = self.step + trips;
+            let line = |i: usize| Line::new(self.step + i + 1, losses[i], norms[i], None);
+            let lines: Vec<Line> = (0..trips).map(line).collect();
             self.advance(trips);
+            let (last, earlier) = lines.split_last().context("a device call made no steps")?;
+            earlier.iter().try_for_each(|line| self.metrics.write(line))?;
             let every = self.options.eval_every;
-            let due = every > 0 && last.is_multiple_of(every);
-            let evaluated = if due { watch.evaluate(&self.state.parameters(), last) } else { Ok(None) };
-            let score = evaluated.as_ref().ok().and_then(|score| score.clone());
-            for (i, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
-                let step = last - trips + i + 1;
-                let score = score.as_ref().filter(|_| step == last);
-                self.metrics.write(&Line::new(step, *loss, *norm, score.map(|s| (s.name, s.value))))?;
-            }
-            self.metrics.flush()?;
-            // Return the error only after writing the lines: the state that is saved next includes these steps.
-            evaluated?;
-            watch.steps(self.step, losses.last().copied().unwrap_or(f32::NAN));
-            let better = score.is_some_and(|s| {
-                // No score compares as better than NaN, and JSON has no infinity.
-                let better = s.value.is_finite() && self.best.is_none_or(|best| s.value > best);
-                if better {
-                    self.best = Some(s.value);
-                }
-                better
-            });
-            let stop = watch.stop();
-            let end = self.step >= self.options.steps;
-            if self.options.checkpoint_every > 0
-                && (stop || better || end || self.step.is_multiple_of(self.options.checkpoint_every))
-            {
-                self.save(better)?;
-            }
-            if stop && !end {
-                return Ok(End::Stopped);
+            let due = every > 0 && self.step.is_multiple_of(every);
+            if let Some(end) = self.finish(last.clone(), due, watch)? {
+                return Ok(end);
             }
         }
         Ok(End::Done)
+    }
+
+    /// Ends a device call, whose last step has this line in the metrics: evaluates if this is due, writes the line, and saves
+    /// what is due. Returns why the run ends, if it does.
+    fn finish(&mut self, line: Line, due: bool, watch: &mut impl Watch) -> Result<Option<End>> {
+        let score = if due {
+            // If the evaluation fails, the state that is saved next says that it is still to do.
+            self.unevaluated = Some(line.clone());
+            watch.evaluate(&self.state.parameters(), self.step)?
+        } else {
+            None
+        };
+        self.metrics.write(&line.scored(score.as_ref().map(|s| (s.name, s.value))))?;
+        self.metrics.flush()?;
+        self.unevaluated = None;
+        watch.steps(self.step, line.loss);
+        // No score compares as better than NaN, and JSON has no infinity.
+        let finite = score.map(|s| s.value).filter(|value| value.is_finite());
+        if let Some(value) = finite.filter(|value| self.best.is_none_or(|best| *value > best)) {
+            self.best = Some(value);
+            self.is_best = true;
+        }
+        let stop = watch.stop();
+        let end = self.step >= self.options.steps;
+        if self.options.checkpoint_every > 0
+            && (stop || self.is_best || end || self.step.is_multiple_of(self.options.checkpoint_every))
+        {
+            self.save()?;
+        }
+        Ok((stop && !end).then_some(End::Stopped))
     }
 
     /// Returns the number of steps of the next call. The call ends where something is due, and takes about [`TARGET_CALL_TIME`].
@@ -549,7 +568,7 @@ impl Run<'_> {
             if self.options.checkpoint_every == 0 {
                 return Ok("nothing was saved, because checkpoints are off");
             }
-            self.save(false)?;
+            self.save()?;
             Ok("the state before it is saved")
         })();
         let saved =
@@ -557,7 +576,7 @@ impl Run<'_> {
         Error::NotFinite { step: self.step + 1, loss: losses[bad], grad_norm: norms[bad], saved }
     }
 
-    fn save(&mut self, best: bool) -> Result<()> {
+    fn save(&mut self) -> Result<()> {
         // The lines up to the checkpoint must be on disk before it: a resumed run keeps only those up to its step.
         self.metrics.sync()?;
         let arrays = self.state.arrays(self.host.as_ref(), self.step)?;
@@ -568,8 +587,10 @@ impl Run<'_> {
             data_key: self.data_key.0,
             data_crc: self.data_crc,
             best: self.best,
+            unevaluated: self.unevaluated.clone(),
         };
-        self.store.save(&Checkpoint { meta, arrays: arrays.into_iter().collect() }, best)?;
+        self.store.save(&Checkpoint { meta, arrays: arrays.into_iter().collect() }, self.is_best)?;
+        self.is_best = false;
         self.saved = Some(self.step);
         Ok(())
     }

@@ -463,7 +463,7 @@ pub fn read_large(path: &Path) -> String {
 
 fn meta() -> Meta {
     let model = serde_json::json!({"kind": "baseline", "latent": 8, "sizes": [1, null, 2.5]});
-    Meta { version: 1, model, step: 7, data_key: [0, 1], data_crc: 9, best: Some(-90.5) }
+    Meta { version: 1, model, step: 7, data_key: [0, 1], data_crc: 9, best: Some(-90.5), unevaluated: None }
 }
 
 fn checkpoint_seeds(bench: &Bench) -> Vec<Vec<u8>> {
