@@ -7,7 +7,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::{Builder, NamedTempFile};
@@ -107,6 +107,28 @@ pub fn write_bytes(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     write(path, |out| Ok(out.write_all(bytes.as_ref())?))
 }
 
+/// Checks that a file can be written, before the work whose results it gets.
+///
+/// # Errors
+/// When the folder cannot be written to, or `path` is a folder or device. The message names the file.
+pub fn check_writable(path: &Path) -> Result<()> {
+    Draft::create(path).map(drop)
+}
+
+/// Reports whether a path, which need not exist, lies within a folder.
+pub fn lies_within(path: &Path, folder: &Path) -> bool {
+    let there = path.ancestors().map(|part| if part.as_os_str().is_empty() { Path::new(".") } else { part });
+    let resolved = there.filter_map(|part| part.canonicalize().ok()).next();
+    matches!((resolved, folder.canonicalize()), (Some(path), Ok(folder)) if path.starts_with(&folder))
+}
+
+/// Reports whether a name in an archive stays in the folder into which other programs would unpack it. Nothing is unpacked here;
+/// an archive with other names was made to do harm, or is damaged.
+pub fn stays_inside(name: &str) -> bool {
+    let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    Path::new(name).components().all(plain) && !name.contains(['\\', '\0'])
+}
+
 /// Gives a file a second name, replacing any file of that name. Creates a hard link, or a copy if the file system has no links.
 ///
 /// # Errors
@@ -115,6 +137,24 @@ pub fn link(from: &Path, to: &Path) -> Result<()> {
     let second = |at: &Path| fs::hard_link(from, at).or_else(|_| fs::copy(from, at).map(drop));
     let linked = Builder::new().suffix(DRAFT_SUFFIX).make_in(parent_folder(to), second);
     publish(linked.with_context(|| cannot_write(to))?, to)
+}
+
+/// Deserializes a description in JSON of any form, of at most 64 KiB: as a tree of values it takes 80 times the memory of its text.
+///
+/// # Errors
+/// When it is longer, or no JSON.
+pub fn description<'de, D: serde::Deserializer<'de>>(from: D) -> Result<serde_json::Value, D::Error> {
+    use serde::de::Error;
+
+    const MOST: usize = 1 << 16;
+    let text = <Box<serde_json::value::RawValue> as serde::Deserialize>::deserialize(from)?;
+    let length = text.get().len();
+    if length > MOST {
+        return Err(D::Error::custom(format_args!(
+            "a description of {length} bytes; at most {MOST} are read"
+        )));
+    }
+    serde_json::from_str(text.get()).map_err(D::Error::custom)
 }
 
 /// Returns the number of bytes that this user can write to a folder's file system; `None` if the file system does not report it.
@@ -187,6 +227,33 @@ mod tests {
         fs::write(&plain, "").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode(&path), mode(&plain));
+    }
+
+    #[test]
+    fn a_path_lies_within_a_folder_whether_it_exists_or_not() {
+        let parent = tempfile::tempdir().unwrap();
+        let [inner, beside] = ["inner", "inner-2"].map(|name| parent.path().join(name));
+        [&inner, &beside].map(|folder| fs::create_dir(folder).unwrap());
+        for (path, within) in [
+            (inner.clone(), true),
+            (inner.join("a/b"), true),
+            (beside.join("a"), false),
+            (beside.join("../inner/c"), true),
+            (parent.path().join("elsewhere"), false),
+        ] {
+            assert_eq!(lies_within(&path, &inner), within, "{}", path.display());
+        }
+        assert!(lies_within(Path::new("new"), Path::new(".")) && !lies_within(Path::new("new"), &inner));
+    }
+
+    #[test]
+    fn names_in_archives_stay_inside() {
+        for name in ["x.npy", "encoder.conv0.weight", "a/b.npy", "./x", "..x/y"] {
+            assert!(stays_inside(name), "{name}");
+        }
+        for name in ["/etc/x", "../x", "a/../../x", "..\\x", "x\0"] {
+            assert!(!stays_inside(name), "{name}");
+        }
     }
 
     #[test]

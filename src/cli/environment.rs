@@ -17,13 +17,15 @@ const SHOW_MESSAGES: [(&str, &str); 1] = [("TF_CPP_MIN_LOG_LEVEL", "0")];
 
 /// Keeps libtpu from querying TPU metadata on a computer that is not a TPU VM.
 #[cfg(feature = "xla")]
-pub const WITHOUT_TPU: [(&str, &str); 5] = [
+pub const WITHOUT_TPU: [(&str, &str); 6] = [
     ("TPU_SKIP_MDS_QUERY", "1"),
     ("TPU_ACCELERATOR_TYPE", "v3-8"),
     ("TPU_WORKER_HOSTNAMES", "localhost"),
     ("TPU_WORKER_ID", "0"),
     // Several of these processes may run at once, because none uses a device.
     ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    // It tries to move its code to huge pages, cannot, and writes that to stderr whatever the level of its log.
+    ("LIBTPU_INIT_ARGS", "--hugepage_text=false"),
 ];
 
 /// Starts the log. Hides XLA's own messages unless `verbose` or `RUST_LOG` requests them.

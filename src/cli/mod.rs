@@ -202,8 +202,9 @@ fn named_variable(mut error: clap::Error) -> clap::Error {
     let (Some(flag), Some(value)) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue)) else {
         return error;
     };
-    let name = flag.split(' ').next().unwrap_or_default();
-    let is_given = std::env::args().any(|word| word.split('=').next() == Some(name));
+    // `--steps <N>`, `--skip-bad[=<BOOL>]`
+    let name = flag.split([' ', '[', '=']).next().unwrap_or_default();
+    let is_given = std::env::args_os().any(|word| word.to_string_lossy().split('=').next() == Some(name));
     let command = Cli::command();
     let from_variable = command.get_subcommands().flat_map(|verb| verb.get_arguments()).find(|arg| {
         let has_value = |name| std::env::var_os(name).is_some_and(|found| found == *value);

@@ -4,9 +4,10 @@
 //! resumed run may change it. The rest follows from it: the flag (`--batch-size`), the environment variable
 //! (`VNCA_BATCH_SIZE`), the TOML key (`batch-size`), and the default, which is the field's value in [`TrainConfig::report`].
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::builder::{PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgMatches, Command, FromArgMatches, value_parser};
 use serde::{Deserialize, Serialize};
@@ -487,8 +488,16 @@ impl TrainOptions {
     /// # Errors
     /// When the file cannot be read, is not TOML, or has a key that is not an option. The message names file and line.
     pub fn from_toml(path: &Path) -> Result<TrainOptions> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-        let options = text.and_then(|text| {
+        // A tree of TOML takes many times the memory of its text.
+        const MOST: u64 = 1 << 20;
+        let read = || -> Result<String> {
+            let file = std::fs::File::open(path)?;
+            let mut text = String::new();
+            file.take(MOST + 1).read_to_string(&mut text)?;
+            ensure!(text.len() as u64 <= MOST, "it has more than {MOST} bytes");
+            Ok(text)
+        };
+        let options = read().with_context(|| format!("cannot read {}", path.display())).and_then(|text| {
             toml::from_str(&text).with_context(|| format!("{} is not a configuration", path.display()))
         });
         options.tag(Error::Usage)

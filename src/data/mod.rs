@@ -92,6 +92,11 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Reports whether the images are the image files of a folder: then a picture that is written there becomes one of them.
+    pub fn is_of_image_files(&self) -> bool {
+        matches!(self.origin, Origin::Images(_))
+    }
+
     /// Returns the images of a part. The images of a single file serve as both parts.
     ///
     /// # Errors

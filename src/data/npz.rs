@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::input::Input;
 use super::{Part, Split, file_name, labels_beside, npy};
+use crate::files;
 
 /// The first bytes of a zip archive, which an `.npz` file is.
 pub const MAGIC: &[u8] = b"PK\x03\x04";
@@ -33,6 +34,9 @@ impl Archive {
             .map(|name| Ok(name?.trim_end_matches(".npy").to_owned()))
             .collect::<Result<Vec<_>>>()
             .with_context(|| format!("{}: cannot read the names of its arrays", path.display()))?;
+        if let Some(name) = names.iter().find(|name| !files::stays_inside(name)) {
+            bail!("{}: {name} is no name of an array: it leads out of the archive", path.display());
+        }
         Ok(Archive { path: path.to_owned(), names })
     }
 

@@ -27,6 +27,7 @@ pub struct Meta {
     /// Version of the format.
     pub version: u32,
     /// Description of the model, from [`RunOptions::model`](super::trainer::RunOptions::model).
+    #[serde(deserialize_with = "crate::files::description")]
     pub model: serde_json::Value,
     /// Number of gradient steps taken.
     pub step: usize,
@@ -140,7 +141,7 @@ impl Store {
         let later = self.steps()?.into_iter().filter(|step| from.is_none_or(|from| *step > from));
         let mut later: Vec<PathBuf> = later.map(|step| self.path(step)).collect();
         if from.is_none() {
-            later.extend(Some(self.best()).filter(|path| path.exists()));
+            later.extend(self.best_there()?);
         }
         for path in later {
             let aside = path.with_extension("npz.aside");
@@ -164,6 +165,13 @@ impl Store {
         self.folder.join("best.npz")
     }
 
+    /// Returns the best checkpoint's file, if there is one. An error is not taken for its absence.
+    fn best_there(&self) -> Result<Option<PathBuf>> {
+        let path = self.best();
+        let there = path.try_exists().with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(there.then_some(path))
+    }
+
     /// Returns the steps that have a checkpoint, lowest first. Empty if the folder does not exist.
     ///
     /// # Errors
@@ -179,7 +187,8 @@ impl Store {
             let name = entry.with_context(at)?.file_name();
             let step: Option<usize> =
                 name.to_str().and_then(|n| n.strip_prefix("step-")?.strip_suffix(".npz")?.parse().ok());
-            steps.extend(step);
+            // Only names as they are written here: `step-5.npz` is somebody's copy.
+            steps.extend(step.filter(|step| self.path(*step).file_name() == Some(&name)));
         }
         steps.sort_unstable();
         Ok(steps)
@@ -219,13 +228,24 @@ impl Store {
 
     /// Reports whether a checkpoint is intact. Logs one warning if it is not.
     fn is_intact(&mut self, step: usize) -> bool {
-        let path = self.path(step);
-        *self.intact.entry(step).or_insert_with(|| load_or_warn(path).is_some())
+        let intact = self.intact.get(&step).copied().unwrap_or_else(|| self.load(step).is_some());
+        self.intact.insert(step, intact);
+        intact
+    }
+
+    /// Loads the checkpoint of a step. Logs a warning and returns `None` if it is damaged, or the state of another step.
+    fn load(&self, step: usize) -> Option<(PathBuf, Checkpoint)> {
+        let (path, found) = load_or_warn(self.path(step))?;
+        if found.meta.step != step {
+            log::warn!("{} holds the state of step {}; skipped it", path.display(), found.meta.step);
+            return None;
+        }
+        Some((path, found))
     }
 
     /// Returns the newest intact checkpoint of a step, with its file. Skips damaged ones with a warning.
     fn newest(&self) -> Result<Option<(PathBuf, Checkpoint)>> {
-        Ok(self.steps()?.into_iter().rev().find_map(|step| load_or_warn(self.path(step))))
+        Ok(self.steps()?.into_iter().rev().find_map(|step| self.load(step)))
     }
 
     /// Returns the newest intact checkpoint, or `None` if the run was stopped before its first one. Skips damaged ones with a
@@ -243,7 +263,7 @@ impl Store {
         if newest.as_ref().is_some_and(|(_, found)| Some(found.meta.step) == last) {
             return Ok(newest.map(|(_, found)| found));
         }
-        let best = Some(self.best()).filter(|path| path.exists());
+        let best = self.best_there()?;
         if last.is_none() && best.is_none() {
             return Ok(None);
         }
@@ -253,7 +273,7 @@ impl Store {
     }
 
     fn best_or_newest(&self) -> Result<(PathBuf, Checkpoint)> {
-        let best = Some(self.best()).filter(|path| path.exists());
+        let best = self.best_there()?;
         if best.is_none() && self.steps()?.is_empty() {
             bail!("{} has no checkpoint", self.folder.display());
         }
@@ -330,6 +350,22 @@ mod tests {
         assert_eq!(store.steps().unwrap(), [5]);
         assert_eq!(store.latest().unwrap().unwrap().meta.step, 5);
         assert!(store.folder.join("step-00000008.npz.aside").exists());
+    }
+
+    #[test]
+    fn a_copy_under_another_name_is_not_the_newest_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = store(folder.path(), &[2, 4, 6], 3);
+        for name in ["step-00000099.npz", "step-50.npz"] {
+            fs::copy(store.path(2), store.folder.join(name)).unwrap();
+        }
+        assert_eq!(store.latest().unwrap().unwrap().meta.step, 6);
+        store.begin(Some(6)).unwrap();
+        assert_eq!(store.steps().unwrap(), [2, 4, 6]);
+        assert!(
+            store.folder.join("step-00000099.npz.aside").exists()
+                && store.folder.join("step-50.npz").exists()
+        );
     }
 
     #[test]

@@ -18,15 +18,17 @@ pub struct Line {
     pub loss: f32,
     /// Norm of the averaged gradient, before clipping.
     pub grad_norm: f32,
-    /// Score of the evaluation after this step, if one was due. The name has `_` for `/`: `test_iwelbo`, in nats.
+    /// Score of the evaluation after this step, if one was due; `None` (in the file `null`) if it is not finite. The name has `_`
+    /// for `/`: `test_iwelbo`, in nats.
     #[serde(flatten)]
-    pub scores: BTreeMap<String, f64>,
+    pub scores: BTreeMap<String, Option<f64>>,
 }
 
 impl Line {
     /// Returns a step's line, with the name and value of the score if an evaluation took place.
     pub fn new(step: usize, loss: f32, grad_norm: f32, score: Option<(&str, f64)>) -> Line {
-        let scores = score.into_iter().map(|(name, value)| (name.replace('/', "_"), value)).collect();
+        let finite = |value: f64| Some(value).filter(|value| value.is_finite());
+        let scores = score.into_iter().map(|(name, value)| (name.replace('/', "_"), finite(value))).collect();
         Line { step, loss, grad_norm, scores }
     }
 
@@ -40,7 +42,8 @@ impl Line {
 pub struct Metrics {
     path: PathBuf,
     lines: BufWriter<File>,
-    events: Events,
+    /// `None` after they could not be written: TensorBoard's copy of the lines is not worth a run.
+    events: Option<Events>,
 }
 
 impl Metrics {
@@ -68,7 +71,7 @@ impl Metrics {
         let file = OpenOptions::new().create(true).append(true).open(&path).with_context(at)?;
         file.set_len(keep).with_context(at)?;
         let events = Events::create(&run.join("tensorboard"), step)?;
-        Ok(Metrics { lines: BufWriter::new(file), path, events })
+        Ok(Metrics { lines: BufWriter::new(file), path, events: Some(events) })
     }
 
     /// Writes a line to both files.
@@ -79,11 +82,14 @@ impl Metrics {
         serde_json::to_writer(&mut self.lines, line)
             .with_context(|| format!("cannot write {}", self.path.display()))?;
         self.lines.write_all(b"\n").with_context(|| format!("cannot write {}", self.path.display()))?;
-        self.events.scalar(line.step, "train/loss", line.loss)?;
-        self.events.scalar(line.step, "train/grad_norm", line.grad_norm)?;
-        for (name, value) in &line.scores {
-            self.events.scalar(line.step, &name.replacen('_', "/", 1), *value as f32)?;
-        }
+        self.to_events(|events| {
+            events.scalar(line.step, "train/loss", line.loss)?;
+            events.scalar(line.step, "train/grad_norm", line.grad_norm)?;
+            line.scores.iter().try_for_each(|(name, value)| match value {
+                Some(value) => events.scalar(line.step, &name.replacen('_', "/", 1), *value as f32),
+                None => Ok(()),
+            })
+        });
         Ok(())
     }
 
@@ -92,8 +98,16 @@ impl Metrics {
     /// # Errors
     /// When a file cannot be written.
     pub fn flush(&mut self) -> Result<()> {
-        self.lines.flush().with_context(|| format!("cannot write {}", self.path.display()))?;
-        self.events.out.flush().context("cannot write TensorBoard's events")
+        self.to_events(|events| events.out.flush().context("cannot write them"));
+        self.lines.flush().with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Writes to TensorBoard's events. After an error, says so once and writes no more of them.
+    fn to_events(&mut self, write: impl FnOnce(&mut Events) -> Result<()>) {
+        if let Some(Err(error)) = self.events.as_mut().map(write) {
+            log::warn!("TensorBoard gets no more events of this run: {error:#}");
+            self.events = None;
+        }
     }
 
     /// Flushes the lines to disk. They must be on disk before the checkpoint that follows them.
@@ -172,7 +186,7 @@ impl Events {
         varint(&mut body, step as u64);
         body.extend_from_slice(what);
         let length = (body.len() as u64).to_le_bytes();
-        let mut write = |bytes: &[u8]| self.out.write_all(bytes).context("cannot write TensorBoard's events");
+        let mut write = |bytes: &[u8]| self.out.write_all(bytes).context("cannot write them");
         write(&length)?;
         write(&masked_crc(&length))?;
         write(&body)?;

@@ -403,13 +403,13 @@ impl Run<'_> {
     /// Saves the state after an error, if the devices still hold it. Adds the outcome to the error.
     fn save_after(&mut self, error: anyhow::Error) -> anyhow::Error {
         let step = self.step;
-        if self.options.checkpoint_every == 0 || !self.state.is_complete() || self.saved == Some(step) {
-            return error;
-        }
-        match self.save() {
-            Ok(()) => error.context(format!("training stopped after step {step}; its state is saved")),
-            Err(second) => error
+        let can_save = self.options.checkpoint_every > 0 && self.state.is_complete();
+        let tried = if can_save && self.saved != Some(step) { self.save() } else { Ok(()) };
+        match (self.saved == Some(step), tried) {
+            (true, _) => error.context(format!("training stopped after step {step}; its state is saved")),
+            (false, Err(second)) => error
                 .context(format!("training stopped after step {step}; saving its state failed ({second:#})")),
+            (false, Ok(())) => error,
         }
     }
 
@@ -577,8 +577,9 @@ impl Run<'_> {
     }
 
     fn save(&mut self) -> Result<()> {
-        // The lines up to the checkpoint must be on disk before it: a resumed run keeps only those up to its step.
-        self.metrics.sync()?;
+        // The lines up to the checkpoint must be on disk before it: a resumed run keeps only those up to its step. If they cannot
+        // be written, the state is saved nevertheless: it is worth more.
+        let logged = self.metrics.sync();
         let arrays = self.state.arrays(self.host.as_ref(), self.step)?;
         let meta = Meta {
             version: 1,
@@ -592,6 +593,6 @@ impl Run<'_> {
         self.store.save(&Checkpoint { meta, arrays: arrays.into_iter().collect() }, self.is_best)?;
         self.is_best = false;
         self.saved = Some(self.step);
-        Ok(())
+        logged
     }
 }

@@ -104,12 +104,7 @@ fn large_files_take_memory_in_proportion(bench: &Bench) {
             "{name}: {length} bytes, {:.2} times as much memory: {refused}",
             peak as f64 / length as f64
         );
-        // Known to take more: JSON of any form, of which each number becomes a node of a tree.
-        let known = match name {
-            "tree.json" => 80,
-            _ => 4,
-        };
-        if peak > known * length + (16 << 20) {
+        if peak > 4 * length + (16 << 20) {
             wrong.push(format!("{name}: {length} bytes took {peak} bytes of memory"));
         }
         fs::remove_file(path).expect("the file is there");

@@ -27,6 +27,6 @@ pub fn run(args: &Args) -> Outcome {
     let leaves = weights.model.vae().leaves();
     write(&args.out, &leaves, &weights.arrays)?;
     let parameters = weights.model.vae().parameter_count();
-    let json = serde_json::json!({"out": args.out, "parameters": parameters, "leaves": leaves.len()});
+    let json = serde_json::json!({"out": args.out.to_string_lossy(), "parameters": parameters, "leaves": leaves.len()});
     Report { json, text: args.out.display().to_string() }.print(args.json)
 }

@@ -15,7 +15,8 @@ use crate::cli::error::Exit;
 use crate::data::download::{self, Options, Progress};
 use crate::data::reading::content_hash;
 use crate::data::{self, Dataset, ImageShape, Reading, Split, Values};
-use crate::error::{Error, Tag};
+use crate::error::{Error, Tag, valid};
+use crate::files;
 use crate::study::figure::picture::{Colour, Picture};
 
 #[derive(Debug, clap::Args)]
@@ -149,6 +150,13 @@ fn show(args: &ShowArgs) -> Result<Report> {
         transpose: args.transpose,
         ..Reading::default()
     };
+    valid!(
+        !files::lies_within(&args.out, Path::new(&args.path)) || Path::new(&args.path).is_file(),
+        "out",
+        "{} lies among the images: the picture would become one of them",
+        args.out.display()
+    );
+    files::check_writable(&args.out)?;
     let progress = DecodingBar::default();
     let set = data::load_with(&args.path, &reading, &mut |done, all| progress.show(done, all))?;
     let first = set.train.as_ref().or(set.test.as_ref()).context("no images")?;
@@ -212,7 +220,7 @@ fn describe(set: &Dataset, first: &Split, picture: &Path) -> Report {
         "duplicates": duplicates,
         "skipped": set.skipped,
         "notes": set.notes,
-        "picture": picture,
+        "picture": picture.to_string_lossy(),
     });
     Report { json, text: lines.join("\n") }
 }

@@ -10,7 +10,8 @@ use super::{DeviceOptions, Outcome, Source, Weights, bar, print};
 use crate::cli::models::{Kind, Model};
 use crate::data::{Part as DataPart, Split};
 use crate::engine::random::Key;
-use crate::error::{Error, Tag};
+use crate::error::{Error, Tag, valid};
+use crate::files;
 use crate::study::eval::Evaluator;
 use crate::study::eval::part::{Part, Shard, Task, merge};
 use crate::study::eval::summary::{ModelInfo, Summary};
@@ -99,6 +100,9 @@ pub fn run(args: &Args) -> Outcome {
 /// # Errors
 /// When the options, the weights, the images or the device are invalid, or a file cannot be written.
 pub fn evaluate(args: &Options) -> Result<Option<Summary>> {
+    let last = args.seed.checked_add(args.repeat - 1);
+    valid!(last.is_some(), "repeat", "{} seeds from --seed {} on go beyond 2^64 - 1", args.repeat, args.seed);
+    args.out.as_deref().map_or(Ok(()), files::check_writable)?;
     let weights = args.source.load()?;
     let source = ImageSource::new(args.data.as_deref(), weights.data.as_ref());
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
@@ -163,16 +167,14 @@ fn images(args: &Options, source: ImageSource<'_>, part: DataPart) -> Result<(Sp
 
 /// Identifies an evaluation of these images.
 fn task(args: &Options, weights: &Weights, images: &Split) -> Result<Task> {
-    let mut hasher = crc32fast::Hasher::new();
-    weights.arrays.iter().for_each(|array| hasher.update(array.bytes()));
     Ok(Task {
         model: serde_json::to_value(weights.model)?,
-        weights: format!("{:08x}", hasher.finalize()),
+        weights: weights.checksum(),
         data: images.name.clone(),
         pixels: format!("{:08x}", crc32fast::hash(&images.pixels)),
         images: images.len(),
         samples: args.samples,
-        seeds: (args.seed..args.seed.saturating_add(args.repeat)).collect(),
+        seeds: (0..args.repeat).map(|i| args.seed.wrapping_add(i)).collect(),
         batch_size: args.batch_size,
         replicas: args.replicas,
     })
@@ -206,7 +208,7 @@ fn shard_line(args: &Options, part: &Part) -> String {
     let out = args.out.clone().unwrap_or_default();
     if args.json {
         let seconds = part.seconds;
-        return serde_json::json!({"shard": index, "of": of, "images": images, "out": out, "seconds": seconds})
+        return serde_json::json!({"shard": index, "of": of, "images": images, "out": out.to_string_lossy(), "seconds": seconds})
             .to_string();
     }
     format!("shard {index} of {of}: {images} of {} images, in {}", part.task.images, out.display())

@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Outcome {
         written.push(serde_json::json!({"name": name, "inputs": inputs, "outputs": outputs, "bytes": bytes}));
     }
     if args.json {
-        print(&serde_json::json!({"folder": args.out, "programs": written}).to_string())?;
+        print(&serde_json::json!({"folder": args.out.to_string_lossy(), "programs": written}).to_string())?;
     }
     Ok(None)
 }

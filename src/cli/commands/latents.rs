@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Outcome {
         "images": count,
         "latent": session.model.latent,
         "arrays": names,
-        "out": args.out,
+        "out": args.out.to_string_lossy(),
         "seconds": seconds,
     });
     let text = format!("{count} images of {}: {} in {}", split.name, names.join(", "), args.out.display());

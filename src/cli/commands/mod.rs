@@ -51,7 +51,7 @@ use crate::engine::compile::forms;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Device, Mesh};
 use crate::engine::shape::Precision;
-use crate::error::{Error, Tag};
+use crate::error::{Error, Tag, valid};
 use crate::nn::params::init;
 use crate::nn::weights;
 use crate::study::session::Session;
@@ -76,9 +76,9 @@ pub struct Source {
     )]
     pub pretrained: Option<String>,
     /// A checkpoint, or parameters as .npz, .safetensors or Equinox's .eqx
-    #[arg(long, value_name = "FILE", requires = "model")]
+    #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// The model of the weights
+    /// The model of the weights; a checkpoint says its own
     #[arg(long)]
     pub model: Option<Kind>,
     /// Latent size of the model [default: the report's]
@@ -229,6 +229,15 @@ pub struct Weights {
     pub card: Option<Card>,
 }
 
+impl Weights {
+    /// Returns a checksum of all arrays.
+    pub fn checksum(&self) -> String {
+        let mut hasher = crc32fast::Hasher::new();
+        self.arrays.iter().for_each(|array| hasher.update(array.bytes()));
+        format!("{:08x}", hasher.finalize())
+    }
+}
+
 impl Source {
     /// Returns the model that is chosen without weights.
     ///
@@ -265,6 +274,39 @@ impl Source {
         Ok(Weights { arrays, model, data: Some(RunData::unknown(model)), card: None })
     }
 
+    /// Reads a checkpoint with the model that it was made with; `None` if the file is another kind of file, or the model one that
+    /// only its own program knows.
+    ///
+    /// # Errors
+    /// When an option contradicts the checkpoint, or the checkpoint lacks an array.
+    fn checkpoint(&self, path: &Path) -> Result<Option<(Model, Vec<Array>)>> {
+        let Ok(Checkpoint { meta, arrays }) = Checkpoint::load(path) else { return Ok(None) };
+        let Ok(model) = serde_json::from_value::<Model>(meta.model) else { return Ok(None) };
+        let image = image_shape(self.image_size, self.image_channels);
+        let given_image = self.image_size.is_some() || self.image_channels.is_some();
+        let said = [
+            ("model", self.model.map(|kind| (kind.to_string(), model.kind.to_string()))),
+            ("latent", self.latent.map(|n| (n.to_string(), model.latent.to_string()))),
+            ("encoder_width", self.encoder_width.map(|n| (n.to_string(), model.encoder_width.to_string()))),
+            ("image_size", given_image.then(|| (image.to_string(), model.image.to_string()))),
+            (
+                "likelihood",
+                self.likelihood.map(|l| (l.name().to_string(), model.likelihood.name().to_string())),
+            ),
+            ("components", self.components.map(|n| (n.to_string(), model.components.to_string()))),
+        ];
+        for (name, values) in said {
+            let Some((asked, own)) = values else { continue };
+            valid!(
+                asked == own,
+                name,
+                "is {asked}, and the checkpoint {} is of a model with {own}",
+                path.display()
+            );
+        }
+        Ok(Some((model, weights::from_checkpoint(path, &model.vae().leaves(), arrays)?)))
+    }
+
     /// Reads the weights.
     ///
     /// # Errors
@@ -286,6 +328,10 @@ impl Source {
         let Some(path) = &self.weights else {
             bail!("--run DIR, --pretrained NAME, or --weights FILE with --model, is needed")
         };
+        if let Some((model, arrays)) = self.checkpoint(path)? {
+            let model = self.computed(model)?;
+            return Ok(Weights { arrays, model, data: Some(RunData::unknown(model)), card: None });
+        }
         let model = self.bare_model()?;
         let arrays = weights::read(path, &model.vae().leaves())?;
         Ok(Weights { arrays, model, data: Some(RunData::unknown(model)), card: None })
@@ -314,6 +360,11 @@ impl Report {
         print(&if json { self.json.to_string() } else { self.text.clone() })?;
         Ok(None)
     }
+}
+
+/// Returns files' names for JSON, which has no others than those in Unicode.
+pub fn file_names(files: &[PathBuf]) -> Vec<String> {
+    files.iter().map(|file| file.to_string_lossy().into_owned()).collect()
 }
 
 /// Writes one or several lines of results to stdout. A closed pipe, as after `| head`, is no error.

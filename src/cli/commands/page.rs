@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
+use super::tsne::MAP;
 use super::{Outcome, Report, Source, Weights};
 use crate::cli::models::{Likelihood, Model};
 use crate::data::ImageShape;
@@ -54,7 +55,7 @@ pub fn report(args: &Args) -> Result<Report> {
         Ok(())
     };
     check_seed().tag(Error::Usage)?;
-    let map = args.tsne.as_deref().map(|folder| read_map(folder, weights.model.latent)).transpose()?;
+    let map = args.tsne.as_deref().map(|folder| read_map(folder, &weights)).transpose()?;
     let model = weights.model.vae();
     let page = html(&Content {
         model: &model,
@@ -70,7 +71,7 @@ pub fn report(args: &Args) -> Result<Report> {
     .tag(Error::Usage)?;
     files::write_bytes(&args.out, &page)?;
     let text = format!("{}: {:.1} MB, opens in a browser", args.out.display(), page.len() as f64 / 1e6);
-    let json = json!({ "verb": "page", "files": [args.out], "bytes": page.len(), "model": weights.model, "seed": args.seed });
+    let json = json!({ "verb": "page", "files": [args.out.to_string_lossy()], "bytes": page.len(), "model": weights.model, "seed": args.seed });
     Ok(Report { json, text })
 }
 
@@ -112,8 +113,28 @@ fn origin(args: &Args, weights: &Weights, parameters: usize) -> String {
     )
 }
 
-/// Reads what `vnca tsne` wrote.
-fn read_map(folder: &Path, latent: usize) -> Result<Map> {
+/// What a map says of itself, as far as it matters here.
+#[derive(serde::Deserialize)]
+struct MapOf {
+    weights: Option<String>,
+}
+
+/// Reads what `vnca tsne` wrote of these weights.
+fn read_map(folder: &Path, weights: &Weights) -> Result<Map> {
+    let latent = weights.model.latent;
+    // Maps of older versions have no such file.
+    let described = fs::read(folder.join(MAP)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let of = described.and_then(|map: MapOf| map.weights);
+    let same = of.is_none_or(|of| of == weights.checksum());
+    let check = || {
+        ensure!(
+            same,
+            "--tsne {}: the map is of other weights; `vnca tsne` makes one of these",
+            folder.display()
+        );
+        Ok(())
+    };
+    check().tag(Error::Data)?;
     let read = |name: &str| {
         let path = folder.join(name);
         let array = || Record::take(&mut fs::read(&path)?.as_slice())?.array();

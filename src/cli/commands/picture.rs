@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::run_data::ImageSource;
-use super::{DeviceOptions, Report, Source, Weights};
+use super::{DeviceOptions, Report, Source, Weights, file_names};
 use crate::cli::models::Model;
 use crate::data::{Part, Split};
 use crate::engine::npy;
@@ -143,7 +143,7 @@ impl Files {
         numbers["verb"] = json!(self.verb);
         numbers["model"] = json!(weights.model);
         numbers["seed"] = json!(seed);
-        numbers["files"] = json!(self.written);
+        numbers["files"] = json!(file_names(&self.written));
         Report { json: numbers, text: names.join("\n") }
     }
 }

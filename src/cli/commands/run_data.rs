@@ -104,6 +104,29 @@ impl RunData {
         Ok(())
     }
 
+    /// Returns how images are read that the user names: as the run's are, because they are the run's in another place, or contain
+    /// them. Then what `--split` has kept for testing is for testing still.
+    fn named_reading(&self) -> Reading {
+        Reading { size: self.reading.size.or(own_reading(&self.model).size), ..self.reading.clone() }
+    }
+
+    /// Says so if images that are not the run's are read in a way that the run's images needed.
+    fn tell_reading(&self, named: &str, part: Part, images: &Split) {
+        let Reading { train_share, skip_bad, transpose, .. } = self.reading;
+        let mut how: Vec<String> = train_share.map(|share| format!("--split {share}")).into_iter().collect();
+        how.extend(skip_bad.then(|| "--skip-bad".into()));
+        how.extend(transpose.then(|| "--transpose".into()));
+        let own = match (self.crc, part) {
+            (Some(known), part) => known.part(part) == crc(images),
+            (None, Part::Train) => self.train_crc == Some(crc(images)),
+            (None, Part::Test) => false,
+        };
+        if !how.is_empty() && !own {
+            let how = how.join(" ");
+            log::warn!("{named}: read with {how}, as the images of {} are: these are others", self.owner);
+        }
+    }
+
     fn read(&self, part: Part) -> Result<Split> {
         load_split(self.location()?, part, &self.reading).with_context(|| self.cannot_read())
     }
@@ -182,7 +205,9 @@ impl<'a> ImageSource<'a> {
                 for_model(images, &run.model)
             }
             (Some(named), Some(run)) => {
-                for_model(load_split(named, part, &own_reading(&run.model))?, &run.model)
+                let images = load_split(named, part, &run.named_reading())?;
+                run.tell_reading(named, part, &images);
+                for_model(images, &run.model)
             }
             _ => data::load_split(self.spec(), part),
         };
@@ -203,7 +228,13 @@ impl<'a> ImageSource<'a> {
                     }
                     dataset
                 }
-                (Some(named), Some(run)) => load(named, &own_reading(&run.model))?,
+                (Some(named), Some(run)) => {
+                    let dataset = load(named, &run.named_reading())?;
+                    if let Some(train) = &dataset.train {
+                        run.tell_reading(named, Part::Train, train);
+                    }
+                    dataset
+                }
                 _ => data::load(self.spec())?,
             };
             if let Some(run) = self.run {

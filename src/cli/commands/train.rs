@@ -24,6 +24,7 @@ use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::Precision;
 use crate::error::{Error, Tag, valid};
+use crate::files;
 use crate::study::eval::Bound;
 use crate::study::validation::Validation;
 use crate::train::RunFolder;
@@ -86,6 +87,15 @@ pub fn run(args: Args) -> Outcome {
         }
     };
     let dataset = dataset?;
+    if resumed.is_none() {
+        valid!(
+            !dataset.is_of_image_files() || !files::lies_within(&beside, Path::new(&config.data)),
+            "out",
+            "{} lies among the images of {}: the run's pictures would become some of them",
+            beside.display(),
+            config.data
+        );
+    }
     let train = dataset.split(Part::Train)?.clone();
     let test = dataset.test.clone();
     if resumed.is_none() {
@@ -270,7 +280,10 @@ fn claim(config: &TrainConfig, out: Option<&Path>) -> Result<RunFolder> {
 
 fn holds_no_run(folder: &Path) -> Result<()> {
     valid!(
-        !folder.join("config.json").exists(),
+        !folder
+            .join("config.json")
+            .try_exists()
+            .with_context(|| format!("cannot read {}", folder.display()))?,
         "out",
         "{} holds a run already: continue it with --resume, or choose another folder",
         folder.display()
@@ -281,7 +294,7 @@ fn holds_no_run(folder: &Path) -> Result<()> {
 fn report(json: &bool, run: &Run<'_>, folder: &Path, began: Instant) -> Result<()> {
     if *json {
         let summary = serde_json::json!({
-            "run": folder,
+            "run": folder.to_string_lossy(),
             "steps": run.step(),
             "seconds": began.elapsed().as_secs_f64(),
             "ms_per_step": run.seconds_a_step().map(|s| s * 1e3),

@@ -57,6 +57,9 @@ pub struct Args {
 /// Images per call of the encoder.
 const BATCH: usize = 64;
 
+/// The file with the numbers that describe a map, and a checksum of its weights.
+pub const MAP: &str = "map.json";
+
 pub fn run(args: &Args) -> Outcome {
     report(args)?.print(args.json)
 }
@@ -80,6 +83,8 @@ pub fn report(args: &Args) -> Result<Report> {
     };
     check_points().tag(Error::Usage)?;
     let session = args.device.session(1, &weights)?;
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
+    files::check_writable(&args.out.join(MAP))?;
     let began = Instant::now();
     let [choice_key, map_key] = Key::new(args.seed).split2();
     let mut chosen = index::sample(&mut choice_key.rng(), split.len(), points).into_vec();
@@ -105,6 +110,7 @@ pub fn report(args: &Args) -> Result<Report> {
     );
     write(args, &title, &map, &labels, &means, &chosen)?;
     let json = serde_json::json!({
+        "weights": weights.checksum(),
         "points": points,
         "latent": session.model.latent,
         "neighbours": voters,
@@ -115,6 +121,7 @@ pub fn report(args: &Args) -> Result<Report> {
         "iterations": iterations,
         "seconds": seconds,
     });
+    files::write_bytes(&args.out.join(MAP), json.to_string() + "\n")?;
     let text = format!(
         "{points} of {}: {voters} nearest neighbours predict the label of {:.2} % in latent space, of {:.2} % in the map\n\
          KL divergence {:.3} nats, {seconds:.1} s, written to {}",
@@ -149,7 +156,6 @@ fn write(args: &Args, title: &str, map: &Map, labels: &[u8], means: &[f32], chos
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let png = scatter(&Frame::new(title, "", "").square(), &points, labels, &names)?;
     let out = |name: &str| args.out.join(name);
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     files::write_bytes(&out("map.png"), png)?;
     npy::save(&out("map.npy"), &[n, 2], &map.coordinates)?;
     npy::save(&out("means.npy"), &[n, means.len() / n], means)?;

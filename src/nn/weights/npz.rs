@@ -36,6 +36,10 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>> {
     for i in 0..zip.len() {
         let mut entry = zip.by_index(i)?;
         let full_name = entry.name()?.into_owned();
+        ensure!(
+            files::stays_inside(&full_name) && !entry.is_symlink(),
+            "{full_name} is no name of an array: it leads out of the archive"
+        );
         let name = full_name.strip_suffix(".npy").unwrap_or(&full_name).to_string();
         let method = entry.compression();
         ensure!(

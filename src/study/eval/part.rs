@@ -21,6 +21,7 @@ use crate::files;
 #[serde(deny_unknown_fields)]
 pub struct Task {
     /// The model's description, in the caller's format.
+    #[serde(deserialize_with = "crate::files::description")]
     pub model: serde_json::Value,
     /// Checksum of the weights.
     pub weights: String,

@@ -15,14 +15,14 @@ const POINTS: usize = 200;
 /// The training curves of a run.
 pub struct TrainingCurves {
     pub name: String,
-    /// The loss of each step.
-    losses: Vec<f64>,
+    /// The steps with their losses.
+    losses: Vec<(f64, f64)>,
     /// The steps with an evaluation, and the bounds on the test images.
     bounds: Vec<(f64, f64)>,
 }
 
 impl TrainingCurves {
-    /// Reads a run's metrics.
+    /// Reads a run's metrics. The last line may be incomplete: a run that goes on is writing it, or one was killed meanwhile.
     ///
     /// # Errors
     /// When the run has no metrics, or a line is invalid. The error names the file.
@@ -30,19 +30,28 @@ impl TrainingCurves {
         let path = run.join("metrics.jsonl");
         let context = || format!("cannot read {}", path.display());
         let mut curves = TrainingCurves { name, losses: Vec::new(), bounds: Vec::new() };
-        for (number, line) in BufReader::new(File::open(&path).with_context(context)?).lines().enumerate() {
-            let text = line.with_context(context)?;
-            let invalid = || format!("{}: line {} is not the metrics of a step", path.display(), number + 1);
+        let mut file = BufReader::new(File::open(&path).with_context(context)?);
+        let mut text = String::new();
+        for number in 1.. {
+            text.clear();
+            file.read_line(&mut text).with_context(context)?;
+            if !text.ends_with('\n') {
+                break;
+            }
+            let invalid = || format!("{}: line {number} is not the metrics of a step", path.display());
             let line: metrics::Line = serde_json::from_str(&text).with_context(invalid)?;
-            curves.losses.push(f64::from(line.loss));
-            curves.bounds.extend(line.scores.get("test_iwelbo").map(|bound| (line.step as f64, *bound)));
+            let step = line.step as f64;
+            curves.losses.push((step, f64::from(line.loss)));
+            curves
+                .bounds
+                .extend(line.scores.get("test_iwelbo").copied().flatten().map(|bound| (step, bound)));
         }
         Ok(curves)
     }
 
     /// Returns the number of gradient steps.
     pub fn steps(&self) -> usize {
-        self.losses.len()
+        self.losses.last().map_or(0, |(step, _)| *step as usize)
     }
 
     /// Returns the loss curve: means over equal intervals of steps.
@@ -51,11 +60,11 @@ impl TrainingCurves {
     /// left out: in the first tenth of the curve together with all points before them, later one by one.
     fn loss(&self) -> Line {
         let interval = self.losses.len().div_ceil(POINTS).max(1);
-        let mean = |(i, part): (usize, &[f64])| {
-            let n = part.len() as f64;
-            ((i * interval) as f64 + (n + 1.0) / 2.0, part.iter().sum::<f64>() / n)
+        let mean = |part: &[(f64, f64)]| {
+            let sum = part.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+            (sum.0 / part.len() as f64, sum.1 / part.len() as f64)
         };
-        let points: Vec<(f64, f64)> = self.losses.chunks(interval).enumerate().map(mean).collect();
+        let points: Vec<(f64, f64)> = self.losses.chunks(interval).map(mean).collect();
         let limit = 2.0 * points.last().map_or(0.0, |p| p.1).max(1.0);
         let begin = points[..points.len() / 10].iter().rposition(|p| p.1 > limit).map_or(0, |i| i + 1);
         let visible =
@@ -94,9 +103,8 @@ mod tests {
 
     #[test]
     fn losses_are_means_without_high_points() {
-        let losses: Vec<f64> = (0..400)
-            .map(|i| if [0, 1, 4, 5, 99].contains(&i) { 500.0 } else { 100.0 + f64::from(i % 2) })
-            .collect();
+        let loss = |i| if [0, 1, 4, 5, 99].contains(&i) { 500.0 } else { 100.0 + f64::from(i % 2) };
+        let losses = (0..400).map(|i| (f64::from(i + 1), loss(i))).collect();
         let line = TrainingCurves { name: "x".into(), losses, bounds: vec![] }.loss();
         assert_eq!((line.points.len(), line.points[199]), (200, (399.5, 100.5)));
         assert!(line.points[..3].iter().all(|p| p.1.is_nan()) && line.points[3] == (7.5, 100.5));

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
 use super::run_data::{ImageSource, RunData};
-use super::{DeviceOptions, Outcome, Report, to_stderr};
+use super::{DeviceOptions, Outcome, Report, file_names, to_stderr};
 use crate::cli::config::TrainConfig;
 use crate::cli::models::{Kind, Model};
 use crate::data::{Part, Split};
@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Outcome {
     let page = args.out.join("report.html");
     let models: Map<String, Value> =
         runs.into_iter().map(|r| (r.model.kind.to_string(), r.numbers.into())).collect();
-    let json = json!({ "verb": "figures", "report": page, "files": files, "models": models });
+    let json = json!({ "verb": "figures", "report": page.to_string_lossy(), "files": file_names(&files), "models": models });
     Report { json, text: page.display().to_string() }.print(args.json)
 }
 
