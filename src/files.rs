@@ -233,7 +233,7 @@ mod tests {
     fn a_path_lies_within_a_folder_whether_it_exists_or_not() {
         let parent = tempfile::tempdir().unwrap();
         let [inner, beside] = ["inner", "inner-2"].map(|name| parent.path().join(name));
-        [&inner, &beside].map(|folder| fs::create_dir(folder).unwrap());
+        [&inner, &beside].iter().for_each(|folder| fs::create_dir(folder).unwrap());
         for (path, within) in [
             (inner.clone(), true),
             (inner.join("a/b"), true),

@@ -163,6 +163,12 @@ impl TrainConfig {
         Ok(config)
     }
 
+    /// Reports whether evaluations during training give scores that compare with those of another configuration.
+    pub fn scores_as(&self, other: &TrainConfig) -> bool {
+        let measure = |c: &TrainConfig| (c.eval_images, c.eval_samples, c.seed_test);
+        measure(self) == measure(other)
+    }
+
     fn check(&self) -> Result<()> {
         TrainOptions::check(self)?;
         self.model.check()?;

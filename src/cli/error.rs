@@ -21,13 +21,17 @@ pub enum Exit {
     Interrupted = 130,
     /// Stopped by SIGUSR1, a job scheduler's warning, after the state was saved.
     Warned = 138,
+    /// Stopped by SIGUSR2, another job scheduler's warning, after the state was saved.
+    WarnedAgain = 140,
     /// Stopped by SIGTERM after the state was saved.
     Terminated = 143,
+    /// Stopped by SIGXCPU, at the limit of processor time, after the state was saved.
+    OutOfTime = 152,
 }
 
 impl Exit {
     /// All exit codes other than success, each with its meaning for the help text.
-    pub const ALL: [(Exit, &'static str); 9] = [
+    pub const ALL: [(Exit, &'static str); 11] = [
         (Exit::Failure, "something else went wrong"),
         (Exit::Usage, "the command line, environment or configuration file is wrong"),
         (Exit::BadInput, "a file cannot be read or is not what it should be"),
@@ -36,7 +40,9 @@ impl Exit {
         (Exit::HungUp, "SIGHUP: the state was saved"),
         (Exit::Interrupted, "Ctrl-C: the state was saved"),
         (Exit::Warned, "SIGUSR1: the state was saved"),
+        (Exit::WarnedAgain, "SIGUSR2: the state was saved"),
         (Exit::Terminated, "SIGTERM: the state was saved"),
+        (Exit::OutOfTime, "SIGXCPU: the state was saved"),
     ];
 }
 
@@ -63,10 +69,23 @@ fn flag(field: &str) -> String {
     }
 }
 
+/// Returns the environment variable that has set an option, if one has and the command line does not have the option.
+fn from_variable(flag: &str) -> Option<String> {
+    let name = format!("VNCA_{}", flag.replace('-', "_").to_uppercase());
+    std::env::var_os(&name)?;
+    let flag = format!("--{flag}");
+    let given = |word: std::ffi::OsString| word.to_string_lossy().split('=').next() == Some(&flag);
+    (!std::env::args_os().any(given)).then_some(name)
+}
+
 /// Formats an error for the terminal: its chain of causes, with flags instead of field names.
 pub fn describe(error: &anyhow::Error) -> String {
     let link = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<Error>() {
-        Some(Error::Invalid { field, problem }) => format!("--{} {problem}", flag(field)),
+        Some(Error::Invalid { field, problem }) => {
+            let flag = flag(field);
+            let origin = from_variable(&flag).map(|name| format!(" (from the environment variable {name})"));
+            format!("--{flag} {problem}{}", origin.unwrap_or_default())
+        }
         Some(error @ Error::NotFinite { .. }) => {
             format!("{error}. Try a lower --learning-rate or --clip-norm")
         }

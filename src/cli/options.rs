@@ -129,7 +129,7 @@ options! {
     transpose: bool = Declaration::new().flag().field(|c| Some(&mut c.images.transpose));
     /// Distribution of pixels
     likelihood: Likelihood = Declaration::new()
-        .default("bernoulli for bits and 28x28 grey images, logistic-mixture for others")
+        .default("bernoulli for bits and 28x28 grey images of IDX files and tables, logistic-mixture for others")
         .field(|c| Some(&mut c.model.likelihood));
     /// Logistic distributions of a mixture
     components: usize = Declaration::new()
@@ -177,7 +177,7 @@ options! {
     /// How the pool's entries are permuted after a gradient step (nondoubling)
     pool_shuffle: Shuffle = Declaration::new()
         .field(|c| Some(&mut c.pool.as_mut()?.shuffle))
-        .resumable_if(|old, new| old.result() == new.result());
+        .resumable_if(|old, new| old.is_some_and(|old| old.result() == new.result()));
     /// Share of each batch whose grids are damaged: among those from the pool (nondoubling, up to 0.5), or at a random
     /// doubling (doubling)
     damage: f64 = Declaration::new()
@@ -290,7 +290,7 @@ struct Declaration<T: 'static> {
     flag: bool,
     field: fn(&mut TrainConfig) -> Option<&mut dyn ConfigField<T>>,
     check: fn(&T) -> Result<(), &'static str>,
-    resumable: fn(&T, &T) -> bool,
+    resumable: fn(Option<&T>, &T) -> bool,
 }
 
 impl<T: Clone + PartialEq + Serialize> Declaration<T> {
@@ -303,7 +303,7 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
             flag: false,
             field: |_| None,
             check: |_| Ok(()),
-            resumable: |old, new| old == new,
+            resumable: |old, new| old == Some(new),
         }
     }
 
@@ -341,8 +341,8 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
         self.resumable_if(|_, _| true)
     }
 
-    /// Allows a resumed run to change the old value to the new one if the function returns true for them.
-    fn resumable_if(self, resumable: fn(&T, &T) -> bool) -> Self {
+    /// Allows a resumed run to change the old value, which may be absent, to the new one if the function returns true for them.
+    fn resumable_if(self, resumable: fn(Option<&T>, &T) -> bool) -> Self {
         Declaration { resumable, ..self }
     }
 
@@ -360,7 +360,7 @@ impl<T: Clone + PartialEq + Serialize> Declaration<T> {
             );
             return Ok(());
         };
-        let may_change = || field.get().is_none_or(|old| (self.resumable)(&old, value));
+        let may_change = || (self.resumable)(field.get().as_ref(), value);
         valid!(
             start == Start::New || may_change(),
             name,

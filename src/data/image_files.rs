@@ -1,7 +1,7 @@
 //! A folder of image files: PNG, JPEG, WebP, GIF and BMP.
 //!
 //! Files are found in subfolders of any depth, in the order of their names. If they lie in subfolders, the first level of these
-//! are the classes. Folders `train` and `test` at the top are the parts, each with its own classes. Links are followed; a
+//! are the classes. Folders `train` and `test` (also `Training`, `testing`) at the top are the parts, each with its own classes. Links are followed; a
 //! folder that is reached twice within a class is read once. Names that begin with a dot are ignored.
 //!
 //! Files are decoded in parallel, in batches, so that memory grows with the resized images and not with the files.
@@ -150,8 +150,11 @@ impl Listing {
             notes: Vec::new(),
         };
         let top = entries(folder)?;
-        let part = |name: &str| top.iter().find(|path| last_name(path) == name && path.is_dir());
-        let (train, test) = (part("train"), part("test"));
+        let part = |names: [&str; 2]| {
+            let is_part = |path: &&PathBuf| names.contains(&last_name(path).to_lowercase().as_str());
+            top.iter().find(|path| is_part(path) && path.is_dir())
+        };
+        let (train, test) = (part(["train", "training"]), part(["test", "testing"]));
         listing.has_parts = train.is_some() || test.is_some();
         let mut ignored = 0;
         if let Some(test) = test {
@@ -188,6 +191,12 @@ impl Listing {
             let text = "images lie both in subfolders and beside them";
             listing.notes.push(format!("{}: {text}: using them without labels", folder.display()));
             classes.clear();
+        }
+        let like_part =
+            |class: &&String| ["val", "valid", "validation", "dev"].contains(&class.to_lowercase().as_str());
+        if let Some(class) = classes.iter().find(like_part) {
+            let text = format!("the folder {class} is taken for a class; only train and test are parts");
+            listing.notes.push(format!("{}: {text}", folder.display()));
         }
         listing.classes = classes;
         Ok(Some(listing))
@@ -252,7 +261,7 @@ impl Listing {
             })
             .collect();
         let mut hash = Sha256::new();
-        let options = serde_json::json!([1, reading.size, reading.skip_bad]);
+        let options = serde_json::json!([2, reading.size, reading.transpose, reading.skip_bad]);
         hash.update(options.to_string());
         for (item, (bytes, crc)) in self.items.iter().zip(sums) {
             let name = item.name.as_bytes();
@@ -280,10 +289,14 @@ impl Listing {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(Description, Vec<u8>)> {
         let mut gathered = Gathered::default();
+        // Rows and columns are exchanged afterwards.
+        let size = reading
+            .size
+            .map(|[height, width]| if reading.transpose { [width, height] } else { [height, width] });
         let (mut read, mut bad, mut animated) = (Vec::new(), Vec::new(), 0);
         for (batch, items) in self.items.chunks(BATCH).enumerate() {
             let decoded: Vec<Result<(ImageShape, Vec<u8>, bool)>> =
-                items.par_iter().map(|item| decode_file(&item.path, reading.size)).collect();
+                items.par_iter().map(|item| decode_file(&item.path, size)).collect();
             for (i, (item, decoded)) in items.iter().zip(decoded).enumerate() {
                 match decoded {
                     Ok((shape, pixels, frames)) => {

@@ -105,6 +105,11 @@ impl Dataset {
         self.find(part).tag(Error::Data)
     }
 
+    /// Reports whether the images serve for training and for testing, because the data set has no parts.
+    pub fn is_one_for_both(&self) -> bool {
+        self.test.is_none() && !self.origin.has_parts()
+    }
+
     fn find(&self, part: Part) -> Result<&Split> {
         let found = match part {
             Part::Train => &self.train,

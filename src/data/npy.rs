@@ -195,7 +195,7 @@ impl Values {
 
 /// Advice for grey images where binary ones were expected.
 pub const GREY_HELP: &str = "grey images are binarized from IDX files, from .npz files of x_train and x_test, and from text with \
-                             commas; arrays of 28 x 28 grey values, if the reading asks for levels; a likelihood of levels, such as --likelihood logistic, reads levels from .npy files";
+                             commas; arrays of 28 x 28 grey values, if the reading asks for levels; --likelihood bernoulli binarizes those of .npy files too, --likelihood logistic keeps their levels";
 
 /// Reads all values to the end of the file. Returns them in C order.
 fn read_values(header: &Header, input: &mut Input, values: Values) -> Result<Vec<u8>> {

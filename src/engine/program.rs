@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::engine::shape::Shape;
 use crate::error::{Error, Tag};
@@ -100,6 +101,19 @@ pub struct Signature {
     pub outputs: Vec<OutputSpec>,
 }
 
+/// What `NAME.json` has: a signature, and which module it describes. Files of older versions do not say the latter.
+#[derive(Serialize, Deserialize)]
+struct Described {
+    #[serde(flatten)]
+    signature: Signature,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A lowered computation: a module and its description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
@@ -122,8 +136,12 @@ impl Program {
     pub fn save(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let (json, module) = Self::paths(folder, &self.signature.name, self.signature.format);
+        let sha256 = Some(sha256(&self.module));
         files::write_bytes(&module, &self.module)?;
-        files::write_bytes(&json, serde_json::to_vec_pretty(&self.signature)?)
+        files::write_bytes(
+            &json,
+            serde_json::to_vec_pretty(&Described { signature: self.signature.clone(), sha256 })?,
+        )
     }
 
     /// Reads the program `name` from a folder that [`Program::save`] wrote to.
@@ -137,7 +155,7 @@ impl Program {
     fn read(folder: &Path, name: &str) -> Result<Program> {
         let (json, _) = Self::paths(folder, name, Format::Hlo);
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        let signature: Signature = serde_json::from_slice(&read(&json)?)
+        let Described { signature, sha256: expected } = serde_json::from_slice(&read(&json)?)
             .with_context(|| format!("{} is not the signature of a program", json.display()))?;
         ensure!(signature.name == name, "{} is the signature of {}", json.display(), signature.name);
         // Whoever changed the file may have written sizes that no memory has.
@@ -151,8 +169,15 @@ impl Program {
                 json.display()
             );
         }
-        let (_, module) = Self::paths(folder, name, signature.format);
-        Ok(Program { module: read(&module)?, signature })
+        let (_, path) = Self::paths(folder, name, signature.format);
+        let module = read(&path)?;
+        ensure!(
+            expected.is_none_or(|expected| expected == sha256(&module)),
+            "{} is not the module that {} describes: export the program again",
+            path.display(),
+            json.display()
+        );
+        Ok(Program { module, signature })
     }
 
     /// Checks the arguments of a call against the inputs.
@@ -189,6 +214,29 @@ impl Program {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_module_of_another_program_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = |name: &str, module: u8| Program {
+            signature: Signature {
+                name: name.into(),
+                format: Format::Hlo,
+                target: Target::Cpu,
+                replicas: 1,
+                graph: String::new(),
+                inputs: vec![],
+                outputs: vec![],
+            },
+            module: vec![module],
+        };
+        program("f", 1).save(folder.path()).unwrap();
+        program("g", 2).save(folder.path()).unwrap();
+        assert_eq!(Program::load(folder.path(), "f").unwrap(), program("f", 1));
+        fs::copy(folder.path().join("g.hlo.pb"), folder.path().join("f.hlo.pb")).unwrap();
+        let error = Program::load(folder.path(), "f").unwrap_err().to_string();
+        assert!(error.contains("f.hlo.pb is not the module"), "{error}");
+    }
 
     #[test]
     fn a_signature_of_sizes_that_no_memory_has_is_refused() {

@@ -17,6 +17,8 @@ const BATCH: usize = 32;
 /// The compiled programs of a validation.
 pub struct Validation {
     evaluator: Evaluator,
+    /// Images per call.
+    batch: usize,
     pictures: Pictures,
     test: Split,
     key: Key,
@@ -40,17 +42,29 @@ impl Validation {
         let batch = BATCH.next_multiple_of(mesh.replicas());
         let evaluator = Evaluator::new(mesh, model, batch, samples)?;
         let pictures = Pictures::new(mesh, model, &test, picture_key)?;
-        Ok(Validation { evaluator, pictures, test, key, folder })
+        Ok(Validation { evaluator, batch, pictures, test, key, folder })
     }
 
-    /// Returns the IWELBO over all test images, and writes the pictures of a step.
+    /// Returns the IWELBO over all test images, and writes the pictures of a step. Returns `None` soon after `stop` returns true.
     ///
     /// # Errors
     /// When a device fails or a file cannot be written.
-    pub fn run(&self, parameters: &[&Buffers], step: usize) -> Result<Bound> {
-        let bound =
-            self.evaluator.run(parameters, &self.test, self.key, 0..self.test.len(), |_| {})?.bound()?;
+    pub fn run(
+        &self,
+        parameters: &[&Buffers],
+        step: usize,
+        stop: impl Fn() -> bool,
+    ) -> Result<Option<Bound>> {
+        let mut iwelbo = Vec::with_capacity(self.test.len());
+        while iwelbo.len() < self.test.len() {
+            if stop() {
+                return Ok(None);
+            }
+            let call = iwelbo.len()..(iwelbo.len() + self.batch).min(self.test.len());
+            iwelbo.extend(self.evaluator.run(parameters, &self.test, self.key, call, |_| {})?.iwelbo);
+        }
+        let bound = Bound::from_values(&iwelbo)?;
         self.pictures.write(parameters, &self.folder, step)?;
-        Ok(bound)
+        Ok(Some(bound))
     }
 }

@@ -201,15 +201,32 @@ impl Store {
     pub fn save(&mut self, checkpoint: &Checkpoint, best: bool) -> Result<()> {
         let step = checkpoint.meta.step;
         let path = self.path(step);
-        if best {
+        let written = if best {
             // In this order: a checkpoint that knows the best score is only there if the best checkpoint is.
-            checkpoint.save(&self.best())?;
-            files::link(&self.best(), &path)?;
+            checkpoint.save(&self.best()).and_then(|()| files::link(&self.best(), &path))
         } else {
-            checkpoint.save(&path)?;
-        }
+            checkpoint.save(&path)
+        };
+        written.map_err(|error| self.with_free_space(error, checkpoint))?;
         self.intact.insert(step, true);
         self.prune(step)
+    }
+
+    /// Adds to the error of a full disk how much is missing.
+    fn with_free_space(&self, error: anyhow::Error, checkpoint: &Checkpoint) -> anyhow::Error {
+        let is_full = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::StorageFull)
+        };
+        let Some(free) = files::free_space(&self.folder).filter(|_| error.chain().any(is_full)) else {
+            return error;
+        };
+        let needed: usize = checkpoint.arrays.iter().map(|(_, array)| array.bytes().len()).sum();
+        error.context(format!(
+            "{} has {} MiB free, and a checkpoint needs {}",
+            self.folder.display(),
+            free >> 20,
+            needed.div_ceil(1 << 20)
+        ))
     }
 
     /// Deletes the checkpoints that are older than the newest `keep` intact ones, counted from the one just saved, of step

@@ -68,9 +68,10 @@ impl Metrics {
         if lines < step {
             log::warn!("{} lacks {} of the steps before step {}", path.display(), step - lines, step + 1);
         }
+        // First, for this may fail while the log is as it was.
+        let events = Events::create(&run.join("tensorboard"), step)?;
         let file = OpenOptions::new().create(true).append(true).open(&path).with_context(at)?;
         file.set_len(keep).with_context(at)?;
-        let events = Events::create(&run.join("tensorboard"), step)?;
         Ok(Metrics { lines: BufWriter::new(file), path, events: Some(events) })
     }
 

@@ -119,7 +119,8 @@ pub trait Watch {
     /// Evaluates the parameters, in the task's order. Called every [`RunOptions::eval_every`] steps.
     ///
     /// # Errors
-    /// When a device or file fails. An error ends the run after its state is saved. Resumed, it begins with this evaluation.
+    /// When a device or file fails. An error ends the run after its state is saved. Resumed, it begins with this evaluation. The
+    /// same holds for a watch that gives up because [`Watch::stop`] asks for it, but then the run has stopped, without an error.
     fn evaluate(&mut self, _parameters: &[&Buffers], _step: usize) -> Result<Option<Score>> {
         Ok(None)
     }
@@ -446,7 +447,16 @@ impl Run<'_> {
         let score = if due {
             // If the evaluation fails, the state that is saved next says that it is still to do.
             self.unevaluated = Some(line.clone());
-            watch.evaluate(&self.state.parameters(), self.step)?
+            match watch.evaluate(&self.state.parameters(), self.step) {
+                Err(error) if watch.stop() => {
+                    log::info!("the evaluation after step {} is still to do: {error:#}", self.step);
+                    if self.options.checkpoint_every > 0 && self.saved != Some(self.step) {
+                        self.save()?;
+                    }
+                    return Ok(Some(End::Stopped));
+                }
+                score => score?,
+            }
         } else {
             None
         };

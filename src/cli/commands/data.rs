@@ -156,6 +156,8 @@ fn show(args: &ShowArgs) -> Result<Report> {
         "{} lies among the images: the picture would become one of them",
         args.out.display()
     );
+    let is_png = args.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+    valid!(is_png, "out", "is {}: the picture is a .png", args.out.display());
     files::check_writable(&args.out)?;
     let progress = DecodingBar::default();
     let set = data::load_with(&args.path, &reading, &mut |done, all| progress.show(done, all))?;
@@ -184,7 +186,10 @@ fn describe(set: &Dataset, first: &Split, picture: &Path) -> Report {
         format!("train      {} images", count(&set.train)),
         match &set.test {
             Some(test) => format!("test       {} images", test.len()),
-            None => "test       none: the same images serve as both; --split 0.9 divides them".to_string(),
+            None if set.is_one_for_both() => {
+                "test       none: the same images serve as both; --split 0.9 divides them".to_string()
+            }
+            None => "test       none; --split 0.9 keeps some of the training images for testing".to_string(),
         },
         format!("image      {}", first.shape),
         format!("values     {values}, {least} to {most}, mean {:.4}", first.mean()),

@@ -95,7 +95,7 @@ fn general_checks(device: &Device, mesh: &Result<Mesh>) -> Vec<Check> {
             mesh().and_then(compute),
             "vnca conformance reports more (without the XLA library, with --programs)",
         ),
-        Check::new("products", false, Ok(matmuls(mesh())), ""),
+        Check::new("products", false, matmuls(mesh()), "see the check of the device"),
         Check::new("memory", true, memory(), "close other programs, or use a smaller --batch-size"),
         Check::new("disk", true, disk(), "run in a folder that you can write to, or name one with --out"),
     ]
@@ -129,20 +129,17 @@ fn compute(mesh: &Mesh) -> Result<String> {
 
 /// Reports which library computes matmuls, convolutions and weight gradients. A missing oneDNN is not an error: f32 is slower then,
 /// and `--precision bf16` computes in f32.
-fn matmuls(mesh: Result<&Mesh>) -> String {
-    let mesh = match mesh {
-        Ok(mesh) => mesh,
-        Err(error) => return format!("{error:#}"),
-    };
+fn matmuls(mesh: Result<&Mesh>) -> Result<String> {
+    let mesh = mesh?;
     if *mesh.device() != Device::Cpu {
-        return "by the device's compiler".into();
+        return Ok("by the device's compiler".into());
     }
     let [f32, bf16] = [Precision::F32, Precision::Bf16].map(|precision| forms(mesh, precision).one_dnn_error);
-    match (f32, bf16) {
+    Ok(match (f32, bf16) {
         (None, None) => "f32 and bf16 by oneDNN".into(),
         (None, Some(why)) => format!("f32 by oneDNN; no bf16: {why}"),
         (Some(why), _) => format!("f32 by XLA itself, no bf16: {why}"),
-    }
+    })
 }
 
 fn memory() -> Result<String> {

@@ -12,6 +12,7 @@ use crate::data::Split;
 use crate::engine::npy;
 use crate::engine::random::Key;
 use crate::engine::shape::{DType, Shape};
+use crate::error::valid;
 use crate::nn::weights::npz;
 use crate::study::analysis::latents::{Encoder, Grower};
 use crate::study::session::Session;
@@ -57,6 +58,7 @@ pub fn run(args: &Args) -> Outcome {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_ref())?;
     let session = args.device.session(1, &weights)?;
+    valid!(args.limit != Some(0), "limit", "is 0: nothing would be written");
     let count = args.limit.unwrap_or(split.len()).min(split.len());
     let began = Instant::now();
     let archive = args.out.extension().is_some_and(|e| e == "npz");

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 
 use super::images::Images;
 use super::{DeviceOptions, Outcome, Report, Source, bar};
+use crate::cli::models::Model;
 use crate::data::{Split, glyphs};
 use crate::engine::npy;
 use crate::engine::random::Key;
@@ -69,16 +70,7 @@ pub fn report(args: &Args) -> Result<Report> {
     let weights = args.source.load()?;
     let split = args.images.load(&args.part, weights.data.as_ref())?.spread(args.limit.unwrap_or(usize::MAX));
     let labels = args.images.labels(&split).tag(Error::Data)?;
-    let check = || {
-        let [rows, columns] = weights.model.frame().grid;
-        ensure!(
-            rows * columns == CELLS,
-            "the probe needs grids of 32 x 32 cells: the model's are {rows} x {columns}"
-        );
-        let most = labels.iter().max().copied().unwrap_or(0);
-        ensure!(usize::from(most) < CLASSES, "the probe knows labels from 0 to {}, got {most}", CLASSES - 1);
-        Ok(())
-    };
+    let check = || why_not(&weights.model, labels).map_or(Ok(()), |why| bail!("{why}"));
     check().tag(Error::Usage)?;
     let session = args.device.session(1, &weights)?;
     let (latent, epochs) = (session.model.latent, args.epochs as usize);
@@ -105,6 +97,17 @@ pub fn report(args: &Args) -> Result<Report> {
     let figure = prior_figure(&grower, &classifier, &latents.samples, &latents.keys, latent)?;
     figure.write(&args.out.join("prior.png"))?;
     Ok(summary(args, &split, &score, seconds))
+}
+
+/// Returns the reason why a model's cells cannot be probed for these labels. `None` if they can.
+pub fn why_not(model: &Model, labels: &[u8]) -> Option<String> {
+    let [rows, columns] = model.frame().grid;
+    if rows * columns != CELLS {
+        return Some(format!("the probe needs grids of 32 x 32 cells: the model's are {rows} x {columns}"));
+    }
+    let most = labels.iter().max().copied().unwrap_or(0);
+    (usize::from(most) >= CLASSES)
+        .then(|| format!("the probe knows labels from 0 to {}, got {most}", CLASSES - 1))
 }
 
 /// Returns the final states of all images' cells, grown from samples of their latents as in the report.
@@ -137,7 +140,8 @@ fn write(args: &Args, probe: &Probe, score: &Score) -> Result<()> {
 /// Formats the test's result.
 fn summary(args: &Args, split: &Split, score: &Score, seconds: f64) -> Report {
     let (accuracy, stderr) = (score.accuracy(), score.stderr());
-    let interval = [accuracy - 1.96 * stderr, accuracy + 1.96 * stderr].map(|v| v.clamp(0.0, 1.0));
+    let interval =
+        stderr.map(|stderr| [accuracy - 1.96 * stderr, accuracy + 1.96 * stderr].map(|v| v.clamp(0.0, 1.0)));
     let json = serde_json::json!({
         "accuracy": accuracy,
         "stderr": stderr,
@@ -154,13 +158,16 @@ fn summary(args: &Args, split: &Split, score: &Score, seconds: f64) -> Report {
         .filter_map(|(class, a)| a.map(|a| format!("{class}: {:.1}", 100.0 * a)))
         .collect();
     let text = format!(
-        "{:.2} % of {} cells of {} images predict the label (95 % interval over images {:.2} to {:.2} %)\n\
+        "{:.2} % of {} cells of {} images predict the label{}\n\
          percent by class: {}\n{seconds:.1} s, written to {}",
         100.0 * accuracy,
         score.cells(),
         score.right.len(),
-        100.0 * interval[0],
-        100.0 * interval[1],
+        interval.map_or_else(String::new, |[low, high]| format!(
+            " (95 % interval over images {:.2} to {:.2} %)",
+            100.0 * low,
+            100.0 * high
+        )),
         classes.join(", "),
         args.out.display()
     );

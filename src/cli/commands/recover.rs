@@ -77,6 +77,7 @@ pub fn report(args: &Args) -> Result<Report> {
     let weights = common.weights()?;
     gallery::automaton(&weights.model.vae()).tag(Error::Usage)?;
     let damages = damages(args, &weights.model.frame()).tag(Error::Usage)?;
+    let mut files = common.files("recover")?;
     let steps = args.steps.unwrap_or(weights.model.nca_steps);
     check_steps(steps).tag(Error::Usage)?;
     let split = match args.of.as_str() {
@@ -107,7 +108,6 @@ pub fn report(args: &Args) -> Result<Report> {
     for statistics in &statistics {
         points.extend(statistics.points()?);
     }
-    let mut files = common.files("recover")?;
     for (figure, damage) in figures.iter().zip(&damages) {
         let size = if damages.len() == 1 { String::new() } else { format!("-{}", damage.side) };
         figure.write(&mut files, &size, damage.count, common.npy)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::ProgressBar;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 use signal_hook::iterator::Signals;
 
 use super::run_data::DecodingBar;
@@ -59,6 +59,7 @@ pub fn run(args: Args) -> Outcome {
     let options = options.over(&options.from_preset()?);
     let signal = listen()?;
     let (mut config, resumed) = prepare(&options, args.resume)?;
+    let before = resumed.as_ref().map(|folder| TrainConfig::from_run(folder.path())).transpose()?;
     // A new run's likelihood may follow from the data.
     let values =
         (resumed.is_some() || options.likelihood.is_some()).then(|| config.model.likelihood.values());
@@ -68,7 +69,12 @@ pub fn run(args: Args) -> Outcome {
         (None, None) => PathBuf::from("runs/new"),
     };
     let decoding = DecodingBar::default();
-    let reading = config.reading(values, &beside);
+    let mut reading = config.reading(values, &beside);
+    let among_images = resumed.is_none() && files::lies_within(&beside, Path::new(&config.data));
+    if among_images {
+        // Such a run will be refused, unless the data are no image files.
+        reading.cache = None;
+    }
     let dataset = data::load_with(&config.data, &reading, &mut |done, all| decoding.show(done, all));
     let dataset = match &resumed {
         Some(folder) if options.data.is_none() => dataset.with_context(|| {
@@ -87,15 +93,13 @@ pub fn run(args: Args) -> Outcome {
         }
     };
     let dataset = dataset?;
-    if resumed.is_none() {
-        valid!(
-            !dataset.is_of_image_files() || !files::lies_within(&beside, Path::new(&config.data)),
-            "out",
-            "{} lies among the images of {}: the run's pictures would become some of them",
-            beside.display(),
-            config.data
-        );
-    }
+    valid!(
+        !among_images || !dataset.is_of_image_files(),
+        "out",
+        "{} lies among the images of {}: the run's pictures would become some of them",
+        beside.display(),
+        config.data
+    );
     let train = dataset.split(Part::Train)?.clone();
     let test = dataset.test.clone();
     if resumed.is_none() {
@@ -104,6 +108,7 @@ pub fn run(args: Args) -> Outcome {
     // Record an absolute path, so that the run finds its images from any working folder. Older runs recorded relative paths; the
     // checksums below show whether such a path has led to the right images.
     config.data = located(&config.data);
+    config.device = located_device(&config.device);
     if config.eval_every.is_some_and(|n| n > 0) && test.is_none() {
         return Err(anyhow::anyhow!(
             "--eval-every {}: {} has no test images",
@@ -134,6 +139,16 @@ pub fn run(args: Args) -> Outcome {
             return Err(anyhow!("the run is at step {step} already, beyond --steps {steps}"))
                 .tag(Error::Usage);
         }
+    }
+    let mut checkpoint = checkpoint;
+    if let (Some(checkpoint), Some(before)) = (&mut checkpoint, &before)
+        && checkpoint.meta.best.is_some()
+        && !config.scores_as(before)
+    {
+        log::warn!(
+            "evaluations differ from those before: their scores do not compare, and the next one is the best so far"
+        );
+        checkpoint.meta.best = None;
     }
     // The checksums of a resumed run's images are in its checkpoint, and except for older runs in its configuration.
     let trained = checkpoint.as_ref().map(|c| DataCrc { train: c.meta.data_crc, test: None });
@@ -218,21 +233,30 @@ pub fn run(args: Args) -> Outcome {
                 SIGTERM => Exit::Terminated,
                 SIGHUP => Exit::HungUp,
                 SIGUSR1 => Exit::Warned,
+                SIGUSR2 => Exit::WarnedAgain,
+                SIGXCPU => Exit::OutOfTime,
                 _ => Exit::Interrupted,
             })
         }
     })
 }
 
+/// Returns a device with the absolute path of its plugin, for a run that is resumed from another working folder.
+fn located_device(device: &str) -> String {
+    let (name, options) = device.split_at(device.find(',').unwrap_or(device.len()));
+    if name.contains('/') || name.ends_with(".so") { located(name) + options } else { device.into() }
+}
+
 /// Signals within this time after the first one count as one request. `timeout` and job schedulers send a signal to the process
 /// and another to its group.
 const REPEATED_SIGNAL_TIME: Duration = Duration::from_secs(1);
 
-/// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) and SIGUSR1 (a job scheduler's warning). The first signal asks
+/// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) SIGUSR1 and SIGUSR2 (job
+/// schedulers' warnings) and SIGXCPU (the limit of processor time). The first signal asks
 /// the run to stop. A second one ends the process at once.
 fn listen() -> Result<Arc<AtomicUsize>> {
     let heard = Arc::new(AtomicUsize::new(0));
-    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGUSR1];
+    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU];
     // Under `nohup` a run continues after its terminal is closed.
     let mut signals =
         Signals::new(wanted.into_iter().filter(|signal| *signal != SIGHUP || !environment::ignores(SIGHUP)))?;
@@ -349,7 +373,11 @@ impl Watch for Screen<'_> {
         self.prepare()?;
         let eval_samples = self.config.eval_samples;
         let Some(validation) = &self.validation else { return Ok(None) };
-        let bound = validation.run(parameters, step)?;
+        // Schedulers kill what has not ended soon after their signal. The state is saved without this evaluation, with which the
+        // resumed run begins.
+        let Some(bound) = validation.run(parameters, step, || self.stop())? else {
+            bail!("stopped by a signal")
+        };
         let Bound { mean, images, .. } = bound;
         self.say(&format!(
             "step {step}: test IWELBO {} nats ({images} images, {eval_samples} samples)",

@@ -388,12 +388,16 @@ impl Score {
         share(self.right.iter().sum(), self.cells())
     }
 
-    /// Returns the standard error of the accuracy over images, because the cells of one image are not independent.
-    pub fn stderr(&self) -> f64 {
+    /// Returns the standard error of the accuracy over images, because the cells of one image are not independent. One image has
+    /// none.
+    pub fn stderr(&self) -> Option<f64> {
+        if self.right.len() < 2 {
+            return None;
+        }
         let (n, accuracy) = (self.right.len() as f64, self.accuracy());
         let square = |(r, t): (&usize, &usize)| (*r as f64 - accuracy * *t as f64).powi(2);
         let squares: f64 = self.right.iter().zip(&self.tried).map(square).sum();
-        (squares * n / (n - 1.0).max(1.0)).sqrt() / self.cells() as f64
+        Some((squares * n / (n - 1.0)).sqrt() / self.cells() as f64)
     }
 
     /// Returns the accuracy of each class. `None` if no image has the class.
@@ -429,7 +433,7 @@ mod tests {
         };
         assert_eq!((score.accuracy(), score.cells()), (0.5, 4096));
         // The accuracies of the four images are 1, 0, ½, ½. Their variance is 1/6, and that of their mean 1/24.
-        assert!((score.stderr() - (1.0f64 / 24.0).sqrt()).abs() < 1e-12);
+        assert!((score.stderr().unwrap() - (1.0f64 / 24.0).sqrt()).abs() < 1e-12);
         assert_eq!((score.per_class()[3], score.per_class()[0]), (Some(0.5), None));
         assert_eq!(score.per_position()[7], 0.5);
     }

@@ -105,6 +105,9 @@ pub struct Part {
     pub kl: Vec<f32>,
     /// How the posterior means vary over the images.
     pub spread: Spread,
+    /// Checksum of the file without it. Files of older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crc: Option<u32>,
 }
 
 const VERSION: u32 = 1;
@@ -128,7 +131,7 @@ impl Part {
             .into_iter()
             .map(|s| Draws { iwelbo: s.iwelbo, reconstruction: s.reconstruction })
             .collect();
-        Ok(Part { version: VERSION, task, shard, seconds, draws, kl, spread })
+        Ok(Part { version: VERSION, task, shard, seconds, draws, kl, spread, crc: None })
     }
 
     /// Returns the number of images.
@@ -141,7 +144,8 @@ impl Part {
     /// # Errors
     /// When it cannot be written. The error names it.
     pub fn save(&self, path: &Path) -> Result<()> {
-        files::write_bytes(path, serde_json::to_string(self)? + "\n")
+        let whole = Part { crc: Some(self.checksum()?), ..self.clone() };
+        files::write_bytes(path, serde_json::to_string(&whole)? + "\n")
     }
 
     /// Reads a file that [`Part::save`] wrote.
@@ -157,7 +161,15 @@ impl Part {
         Ok(part)
     }
 
+    /// Returns the checksum of the text without a checksum.
+    fn checksum(&self) -> Result<u32> {
+        let text = serde_json::to_string(&Part { crc: None, ..self.clone() })?;
+        Ok(crc32fast::hash(text.as_bytes()))
+    }
+
     fn check(&self) -> Result<()> {
+        let same = self.crc.map_or(Ok(true), |crc| Ok::<_, anyhow::Error>(crc == self.checksum()?))?;
+        ensure!(same, "its content is not that of its checksum");
         ensure!(self.version == VERSION, "version {}, this program reads {VERSION}", self.version);
         let Shard { index, of } = self.shard;
         ensure!(index < of && of <= MOST_SHARDS, "shard {index} of {of}");
@@ -243,6 +255,7 @@ fn join(task: Task, parts: impl Iterator<Item = Part>) -> Result<Part> {
         draws: vec![empty; task.seeds.len()],
         kl: vec![],
         spread: Spread::default(),
+        crc: None,
         task,
     };
     for part in parts {

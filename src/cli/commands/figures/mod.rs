@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 
+use super::probe;
 use super::run_data::{ImageSource, RunData};
 use super::{DeviceOptions, Outcome, Report, file_names, to_stderr};
 use crate::cli::config::TrainConfig;
@@ -221,6 +222,11 @@ impl Run {
         match needs {
             Needs::Cells | Needs::LabelledCells if self.model.kind == Kind::Baseline => {
                 Some(format!("No {title}: the baseline's decoder has no cells."))
+            }
+            Needs::LabelledCells if labels => {
+                let known = if args.labels.is_some() { None } else { self.images.labels.as_deref() };
+                let why = probe::why_not(&self.model, known.unwrap_or_default());
+                why.map(|why| format!("No {title}: {why}."))
             }
             _ if labels => None,
             Needs::Labels | Needs::LabelledCells => Some(format!(
