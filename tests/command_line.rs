@@ -116,12 +116,15 @@ fn weights_of_another_model_are_listed_by_name_with_both_shapes() {
     let train =
         ["train", "--latent", "4", "--out", "run", "--batch-size", "4", "--steps", "1", "--eval-every", "0"];
     cli::succeed(folder.path(), &train);
-    let weights = "run/checkpoints/step-00000001.npz";
-    let error = cli::fail(
-        folder.path(),
-        &["inspect", "--weights", weights, "--model", "doubling", "--latent", "8"],
-        3,
-    );
+    cli::succeed(folder.path(), &["convert", "--run", "run", "--out", "weights.npz"]);
+    let inspect = |weights: &str, code| {
+        cli::fail(
+            folder.path(),
+            &["inspect", "--weights", weights, "--model", "doubling", "--latent", "8"],
+            code,
+        )
+    };
+    let error = inspect("weights.npz", 3);
     for word in [
         "missing cell.conv0.weight",
         "not of this model: decoder.linear.weight",
@@ -132,10 +135,15 @@ fn weights_of_another_model_are_listed_by_name_with_both_shapes() {
     }
     let chosen = cli::succeed(
         folder.path(),
-        &["inspect", "--weights", weights, "--model", "baseline", "--latent", "4", "--json"],
+        &["inspect", "--weights", "weights.npz", "--model", "baseline", "--latent", "4", "--json"],
     );
     let run = cli::succeed(folder.path(), &["inspect", "--run", "run", "--json"]);
     assert_eq!(chosen, run);
+    // A checkpoint says which model it is of.
+    let checkpoint = "run/checkpoints/step-00000001.npz";
+    assert_eq!(cli::succeed(folder.path(), &["inspect", "--weights", checkpoint, "--json"]), run);
+    let error = inspect(checkpoint, 2);
+    assert!(error.contains("--model is doubling") && error.contains("baseline"), "{error}");
 }
 
 #[test]

@@ -61,7 +61,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("data::known", &[]),
     ("data::labels", &[]),
     ("data::npy", &["engine::npy", "engine::shape"]),
-    ("data::npz", &[]),
+    ("data::npz", &["files"]),
     ("data::reading", &[]),
     ("data::resize", &[]),
     ("data::split", &["engine::array", "engine::random"]),
