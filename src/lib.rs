@@ -66,7 +66,7 @@
 //!  │
 //! nn ─────────── parameters as named trees, layers, initial values, optimiser transforms
 //!  │
-//! engine ─────── arrays, graphs with gradients, programs, devices, random numbers
+//! engine ─────── arrays, graphs with gradients, programs, devices, random numbers       hosts ── several processes (feature `hosts`)
 //! ```
 //!
 //! # Errors
@@ -82,6 +82,8 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod files;
+#[cfg(feature = "hosts")]
+pub mod hosts;
 pub mod model;
 pub mod nn;
 pub mod study;
