@@ -64,9 +64,9 @@
 //!  │                                                                          │
 //! train ──────── a task becomes a train program, a run, checkpoints, metrics ─┘
 //!  │
-//! nn ─────────── parameters as named trees, layers, initial values, optimiser transforms
-//!  │
-//! engine ─────── arrays, graphs with gradients, programs, devices, random numbers       hosts ── several processes (feature `hosts`)
+//! nn ─────────── parameters as named trees, layers, initial values, optimiser transforms   hosts ── processes (feature `hosts`)
+//!  │                                                                                        │
+//! engine ─────── arrays, graphs with gradients, programs, devices, random numbers ───────────┘
 //! ```
 //!
 //! # Errors

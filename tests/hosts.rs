@@ -22,7 +22,8 @@ fn start(processes: usize, settings: &Settings) -> (Coordinator, String) {
     (coordinator, address)
 }
 
-/// Calls a function with each index on a thread of its own, and returns the results in the order of the indices.
+/// Calls a function with each index on a thread of its own, and returns the results in the order of the
+/// indices.
 fn each<T: Send>(indices: &[usize], work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let work = &work;
     thread::scope(|scope| {
@@ -262,8 +263,9 @@ fn processes_agree_or_all_hear_who_does_not() {
     assert!(same.iter().all(Result::is_ok), "{same:?}");
     let texts = ["a\nb = 1\nc", "a\nb = 1\nc", "a\nb = 2\nc"];
     let errors = each(&[0, 1, 2], |i| text(sessions[i].agree("model", texts[i])));
-    let expected = "process 2 does not agree with process 0 on model: line 2 is \"b = 2\", that of process 0 is \"b = 1\"";
-    assert_eq!(errors, [expected; 3]);
+    let lines = r#"line 2 is "b = 2", that of process 0 is "b = 1""#;
+    let expected = format!("process 2 does not agree with process 0 on model: {lines}");
+    assert_eq!(errors, [0; 3].map(|_| expected.clone()));
     let texts = ["a\nb", "a", "a\nb"];
     let errors = each(&[0, 1, 2], |i| text(sessions[i].agree("data", texts[i])));
     assert!(errors[0].ends_with("on data: line 2 is missing, that of process 0 is \"b\""), "{errors:?}");

@@ -37,8 +37,8 @@ type Callback = Box<dyn FnOnce(Failure) + Send>;
 
 /// The membership of this process in a run of several.
 ///
-/// All functions block, and can be called from any thread. A session that is dropped without [`Session::leave`] or
-/// [`Session::fail`] looks to the others like a process that died.
+/// All functions block, and can be called from any thread. A session that is dropped without
+/// [`Session::leave`] or [`Session::fail`] looks to the others like a process that died.
 pub struct Session {
     link: Arc<Link>,
     processes: usize,
@@ -61,12 +61,14 @@ struct Link {
 }
 
 impl Session {
-    /// Joins the run whose coordinator is at `HOST:PORT` as `process` of `processes`, and waits until all have joined.
+    /// Joins the run whose coordinator is at `HOST:PORT` as `process` of `processes`, and waits until all
+    /// have joined.
     ///
     /// # Errors
-    /// When no coordinator answers or a process is missing after `settings.join`. When two processes join with one index, with
-    /// different numbers of processes, or with an index beyond the number: on each process, as a [`Failure`] in the chain of
-    /// causes. [`Error::Invalid`](crate::error::Error::Invalid) for arguments that contradict each other.
+    /// When no coordinator answers or a process is missing after `settings.join`. When two processes join
+    /// with one index, with different numbers of processes, or with an index beyond the number: on each
+    /// process, as a [`Failure`] in the chain of causes. [`Error::Invalid`](crate::error::Error::Invalid) for
+    /// arguments that contradict each other.
     pub fn join(address: &str, process: usize, processes: usize, settings: &Settings) -> Result<Session> {
         settings.check(processes)?;
         valid!(
@@ -114,7 +116,8 @@ impl Session {
         self.processes
     }
 
-    /// Returns why the run cannot go on, once it cannot. From then on every other function returns this as its error.
+    /// Returns why the run cannot go on, once it cannot. From then on every other function returns this as
+    /// its error.
     pub fn failure(&self) -> Option<Failure> {
         self.link.failure.borrow().clone()
     }
@@ -131,7 +134,8 @@ impl Session {
     /// Waits until all processes are at the barrier of this name. A name can be used again.
     ///
     /// # Errors
-    /// When not all came within the time of the first that was there; the error names the missing ones. When the run fails.
+    /// When not all came within the time of the first that was there; the error names the missing ones. When
+    /// the run fails.
     pub fn barrier(&self, name: &str, limit: Duration) -> Result<()> {
         let counter = {
             let mut barriers = self.barriers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,8 +158,8 @@ impl Session {
     /// Checks that all processes pass the same text, such as a configuration. Each name can be used once.
     ///
     /// # Errors
-    /// On every process, when one text differs from that of process 0: names the process and the first line that differs. When a
-    /// process does not call this within `settings.join`, or the run fails.
+    /// On every process, when one text differs from that of process 0: names the process and the first line
+    /// that differs. When a process does not call this within `settings.join`, or the run fails.
     pub fn agree(&self, name: &str, own: &str) -> Result<()> {
         let limit = self.link.settings.join;
         let key = |part: &str| format!("vnca/agree/{name}/{part}");
@@ -218,9 +222,7 @@ impl Session {
             let mut failure = link.failure.subscribe();
             tokio::select! {
                 biased;
-                answer = timeout(limit, send(&link.grpc, message)) => {
-                    answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {limit:?}"))))
-                }
+                answer = timeout(limit, send(&link.grpc, message)) => answer.unwrap_or_else(|_| Err(late(limit))),
                 failed = failure.wait_for(Option::is_some) => {
                     let failure = failed.ok().and_then(|failure| failure.clone());
                     Err(Status::unavailable(failure.map_or_else(String::new, |failure| failure.reason)))
@@ -305,7 +307,8 @@ impl Link {
     }
 }
 
-/// Runs a future on the runtime and waits for its result. Unlike `block_on`, also on a thread of another runtime.
+/// Runs a future on the runtime and waits for its result. Unlike `block_on`, also on a thread of another
+/// runtime.
 fn wait_for<T: Send + 'static>(runtime: &Runtime, future: impl Future<Output = T> + Send + 'static) -> T {
     let (done, result) = mpsc::sync_channel(1);
     runtime.spawn(async move {
@@ -327,7 +330,8 @@ async fn send<M: Call>(grpc: &Grpc<Channel>, message: M) -> Result<M::Answer, St
     Ok(grpc.unary(tonic::Request::new(message), path, codec).await?.into_inner())
 }
 
-/// Joins a run, and returns the coordinator's incarnation. Repeats what does not reach the coordinator until the time is over.
+/// Joins a run, and returns the coordinator's incarnation. Repeats what does not reach the coordinator until
+/// the time is over.
 async fn register(
     grpc: &Grpc<Channel>,
     request: &RegisterTask,
@@ -341,7 +345,7 @@ async fn register(
         let status = match answer {
             Ok(Ok(answer)) => return Ok(answer.incarnation),
             Ok(Err(status)) => status,
-            Err(_) => Status::deadline_exceeded("it does not answer"),
+            Err(_) => late(left),
         };
         if let Some(failure) = reported(&status) {
             return Err(anyhow::Error::from(failure).context(format!("cannot join the run at {address}")));
@@ -351,7 +355,7 @@ async fn register(
         }
         if start.elapsed() >= join {
             bail!(
-                "no coordinator at {address} within {join:?}: does process 0 run, and is its port reachable? {}",
+                "no coordinator at {address} within {join:?}: is process 0 running and its port open? {}",
                 cause(&status)
             );
         }
@@ -373,7 +377,7 @@ async fn send_heartbeats(link: Arc<Link>) {
                 continue;
             }
             Ok(Err(status)) => status,
-            Err(_) => Status::deadline_exceeded("no answer"),
+            Err(_) => late(pause),
         };
         if link.is_over() {
             return;
@@ -391,7 +395,8 @@ async fn send_heartbeats(link: Arc<Link>) {
     }
 }
 
-/// Waits for the coordinator's word that the run has failed. Whether the coordinator itself is alive, the heartbeats tell.
+/// Waits for the coordinator's word that the run has failed. Whether the coordinator itself is alive, the
+/// heartbeats tell.
 async fn hear_of_failures(link: Arc<Link>) {
     while !link.is_over() {
         let (incarnations, process) = (Some(link.incarnations.clone()), link.process as i32);
@@ -401,6 +406,10 @@ async fn hear_of_failures(link: Arc<Link>) {
             None => sleep(PAUSE).await,
         }
     }
+}
+
+fn late(limit: Duration) -> Status {
+    Status::deadline_exceeded(format!("no answer within {limit:?}"))
 }
 
 fn value(answer: KeyValueAnswer) -> Vec<u8> {

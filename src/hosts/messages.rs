@@ -1,8 +1,10 @@
-//! The messages between sessions and the coordinator, with only the fields that are used, and how gRPC carries them.
+//! The messages between sessions and the coordinator, with only the fields that are used, and how gRPC
+//! carries them.
 //!
-//! They are those of `xla.coordination.CoordinationService` (xla/pjrt/distributed/coordination/coordination_service.proto) as
-//! jaxlib 0.10.2 speaks it. Other versions of jaxlib number the fields differently. [`RegisterTask::processes`] and [`Fail`] are
-//! additions of this library.
+//! They are those of `xla.coordination.CoordinationService`
+//! (xla/pjrt/distributed/coordination/coordination_service.proto) as jaxlib 0.10.2 speaks it. Other versions
+//! of jaxlib number the fields differently. [`RegisterTask::processes`] and [`Fail`] are additions of this
+//! library.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -192,7 +194,8 @@ struct Payloads {
     payloads: HashMap<String, Vec<u8>>,
 }
 
-/// `xla.coordination.CoordinationServiceError`: marks errors of the coordinator itself, as opposed to those of the network.
+/// `xla.coordination.CoordinationServiceError`: marks errors of the coordinator itself, as opposed to those
+/// of the network.
 #[derive(Clone, PartialEq, Message)]
 struct Origin {
     /// The process that failed. Unlike other coordinators, that of this library sends a 0 explicitly.

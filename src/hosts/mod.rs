@@ -1,4 +1,5 @@
-//! A run of several processes: process 0 hosts a [`Coordinator`], and every process joins it with a [`Session`].
+//! A run of several processes: process 0 hosts a [`Coordinator`], and every process joins it with a
+//! [`Session`].
 //!
 //! A session is the store through which the PJRT clients of the processes find each other
 //! ([`KeyValues`](crate::engine::key_values::KeyValues)), and it learns when another process fails or dies.
@@ -11,10 +12,10 @@
 //! # let (process, processes) = (0, 2);
 //! let settings = Settings::default();
 //! let coordinator = match process {
-//!     0 => Some(Coordinator::start("[::]:8476", processes, &settings)?),
+//!     0 => Some(Coordinator::start("[::]:8482", processes, &settings)?),
 //!     _ => None,
 //! };
-//! let session = Session::join("host0:8476", process, processes, &settings)?;
+//! let session = Session::join("host0:8482", process, processes, &settings)?;
 //! session.on_failure(|failure| {
 //!     eprintln!("{failure}");
 //!     std::process::exit(1);
@@ -26,8 +27,9 @@
 //! # }
 //! ```
 //!
-//! The protocol is the coordination service of XLA in the version of jaxlib 0.10.2, without encryption and without passwords:
-//! whoever reaches the port can write to the store. Use it in a network that only the run's machines reach.
+//! The protocol is the coordination service of XLA in the version of jaxlib 0.10.2, without encryption and
+//! without passwords: whoever reaches the port can write to the store. Use it in a network that only the
+//! run's machines reach.
 
 use std::fmt;
 use std::time::Duration;
@@ -35,6 +37,7 @@ use std::time::Duration;
 use crate::error::valid;
 
 mod client;
+pub mod found;
 mod messages;
 mod server;
 mod state;
@@ -47,7 +50,8 @@ pub use server::Coordinator;
 pub struct Settings {
     /// Time between two heartbeats of a process.
     pub heartbeat: Duration,
-    /// Time without a heartbeat after which a process counts as dead, and time without an answer after which the coordinator does.
+    /// Time without a heartbeat after which a process counts as dead, and time without an answer after which
+    /// the coordinator does.
     pub dead_after: Duration,
     /// Time within which all processes have to join.
     pub join: Duration,

@@ -26,7 +26,8 @@ use super::state::Run;
 /// Time for the last answers to reach the other processes after the coordinator was dropped.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// The store of a run of several processes, and the place that all of them send heartbeats to. Process 0 hosts it.
+/// The store of a run of several processes, and the place that all of them send heartbeats to. Process 0
+/// hosts it.
 ///
 /// Drop it after the session of process 0 has left. Dropped earlier, it ends the run for the others.
 pub struct Coordinator {
@@ -39,15 +40,16 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Starts the coordinator at `HOST:PORT`. The host `[::]` stands for all addresses of this machine, port 0 for a free one.
+    /// Starts the coordinator at `HOST:PORT`. The host `[::]` stands for all addresses of this machine, port
+    /// 0 for a free one.
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::error::Error::Invalid) for settings that contradict each other. When the address is not one of
-    /// this machine or its port is in use.
+    /// [`Error::Invalid`](crate::error::Error::Invalid) for settings that contradict each other. When the
+    /// address is not one of this machine or its port is in use.
     pub fn start(address: &str, processes: usize, settings: &Settings) -> Result<Coordinator> {
         settings.check(processes)?;
         let listener = listen(address).with_context(|| {
-            format!("the coordinator cannot listen at {address}: choose another port, or end the process that uses it")
+            format!("the coordinator cannot listen at {address}: choose another port, or end what uses it")
         })?;
         let address = listener.local_addr()?;
         let runtime = super::runtime()?;

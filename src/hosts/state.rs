@@ -54,7 +54,8 @@ struct Member {
 struct Meeting {
     counter: i64,
     arrived: BTreeSet<usize>,
-    /// Outlives the meeting's place in the map: a process may start the next use before all have heard of this one's end.
+    /// Outlives the meeting's place in the map: a process may start the next use before all have heard of
+    /// this one's end.
     end: Arc<OnceLock<Result<(), String>>>,
 }
 
@@ -120,7 +121,8 @@ impl Run {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that holds the lock leaves the state half changed, so that a panic elsewhere does not matter.
+        // No code that holds the lock leaves the state half changed, so that a panic elsewhere does not
+        // matter.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -146,7 +148,8 @@ impl Run {
         }
     }
 
-    /// Refuses the requests of processes that have joined another coordinator, such as that of the run before.
+    /// Refuses the requests of processes that have joined another coordinator, such as that of the run
+    /// before.
     pub fn check(&self, coordinator: Option<u64>) -> Answer<()> {
         match coordinator {
             Some(other) if other != self.incarnation => {
@@ -157,8 +160,8 @@ impl Run {
         }
     }
 
-    /// Lets a process join, and waits until all have. A mistake ends the run for all, since it can never be complete. Once
-    /// it is complete, only the newcomer is refused.
+    /// Lets a process join, and waits until all have. A mistake ends the run for all, since it can never be
+    /// complete. Once it is complete, only the newcomer is refused.
     pub async fn register(&self, request: RegisterTask) -> Answer<()> {
         let (incarnation, process) = (request.incarnation, request.process.max(0) as usize);
         let ticket = self.change(|state| {

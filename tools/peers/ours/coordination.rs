@@ -1,8 +1,8 @@
 //! Our side of `tools/peers/coordination`: a coordinator, or a session that commands on stdin drive.
 //!
 //! `coordination serve PROCESSES SECONDS` prints the coordinator's address and serves until stdin ends.
-//! `coordination join ADDRESS PROCESS PROCESSES SECONDS` joins and answers each line of stdin with one of stdout.
-//! SECONDS is the time without heartbeats after which a process counts as dead.
+//! `coordination join ADDRESS PROCESS PROCESSES SECONDS` joins and answers each line of stdin with one of
+//! stdout. SECONDS is the time without heartbeats after which a process counts as dead.
 
 use std::fmt::Display;
 use std::io::{Write, stdin, stdout};
