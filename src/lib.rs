@@ -64,9 +64,9 @@
 //!  │                                                                          │
 //! train ──────── a task becomes a train program, a run, checkpoints, metrics ─┘
 //!  │
-//! nn ─────────── parameters as named trees, layers, initial values, optimiser transforms
-//!  │
-//! engine ─────── arrays, graphs with gradients, programs, devices, random numbers
+//! nn ─────────── parameters as named trees, layers, initial values, optimiser transforms   hosts ── processes (feature `hosts`)
+//!  │                                                                                        │
+//! engine ─────── arrays, graphs with gradients, programs, devices, random numbers ───────────┘
 //! ```
 //!
 //! # Errors
@@ -82,6 +82,8 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod files;
+#[cfg(feature = "hosts")]
+pub mod hosts;
 pub mod model;
 pub mod nn;
 pub mod study;

@@ -4,6 +4,7 @@ pub mod array;
 pub mod compile;
 pub mod conformance;
 pub mod ir;
+pub mod key_values;
 #[cfg(feature = "xla")]
 pub mod lower;
 pub mod npy;
