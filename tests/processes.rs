@@ -73,18 +73,25 @@ impl Drop for Started {
     }
 }
 
-/// Runs a case in as many processes, and waits until all have succeeded.
+/// Runs a case in as many processes, and waits until all have succeeded. A failure contains what they printed.
 fn start(case: &str, count: usize, folder: &Path) {
     let store = folder.join("store");
     let _ = fs::remove_dir_all(&store);
     fs::create_dir(&store).unwrap();
+    let output = |index: usize| folder.join(format!("output-{index}"));
     let start = |index: usize| {
-        let folder = folder.display();
+        let printed = fs::File::create(output(index)).unwrap();
         Command::new(env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"])
-            .env(VARIABLE, format!("{case} {index} {count} {folder}"))
+            .env(VARIABLE, format!("{case} {index} {count} {}", folder.display()))
+            .stdout(printed.try_clone().unwrap())
+            .stderr(printed)
             .spawn()
             .unwrap()
+    };
+    let printed = || -> String {
+        let texts = (0..count).map(|i| String::from_utf8_lossy(&fs::read(output(i)).unwrap()).into_owned());
+        texts.collect::<Vec<_>>().join("\n")
     };
     let mut started = Started((0..count).map(start).collect());
     let begin = Instant::now();
@@ -94,11 +101,11 @@ fn start(case: &str, count: usize, folder: &Path) {
             .iter_mut()
             .map(|child| child.try_wait().unwrap().map(|status| status.success()))
             .collect();
-        assert!(!ended.contains(&Some(false)), "{case}: a process failed: {ended:?}");
+        assert!(!ended.contains(&Some(false)), "{case}: a process failed: {ended:?}\n{}", printed());
         if ended.iter().all(Option::is_some) {
             return;
         }
-        assert!(begin.elapsed() < LIMIT, "{case}: the processes do not end: {ended:?}");
+        assert!(begin.elapsed() < LIMIT, "{case}: the processes do not end: {ended:?}\n{}", printed());
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,15 +1,17 @@
 // A PJRT plugin for the CPU whose collectives work between processes, for tests of programs that run on several hosts.
 //
-// The CPU plugins in the package indexes know one process only. XLA's CPU client takes any implementation of collectives, and
-// jaxlib's own one is Gloo, but neither XLA's library nor its headers contain it: here is a small one. The C functions of
-// XLA's own plugins are not in that library either, so here are those that vnca calls, and no others.
+// The CPU plugins in the package indexes know one process only. XLA's CPU client takes any implementation of collectives, but
+// the library has none between processes: here is a small one on Gloo. The library does not export the C functions of XLA's
+// own plugins either: here are those that vnca calls, and no others.
 //
 // Options of the client: num_devices (of this process), node_id, num_nodes.
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>

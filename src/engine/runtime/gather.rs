@@ -64,16 +64,16 @@ fn program(client: &dyn Client, shape: &Shape, replicas: usize) -> Program {
     let all = shape.with_dims(&[&[replicas], shape.dims.as_slice()].concat());
     let [x, one, many] = [shape, &row, &all].map(tensor);
     let group: Vec<String> = (0..replicas).map(|replica| replica.to_string()).collect();
+    let groups = format!("dense<[[{}]]> : tensor<1x{replicas}xi64>", group.join(", "));
     let text = format!(
-        "module @gather attributes {{mhlo.num_partitions = 1 : i32, mhlo.num_replicas = {replicas} : i32}} {{
+        r#"module @gather attributes {{mhlo.num_partitions = 1 : i32, mhlo.num_replicas = {replicas} : i32}} {{
   func.func public @main(%x: {x}) -> {many} {{
-    %row = \"stablehlo.reshape\"(%x) : ({x}) -> {one}
-    %all = \"stablehlo.all_gather\"(%row) {{all_gather_dim = 0 : i64, replica_groups = dense<[[{}]]> : tensor<1x{replicas}xi64>}} : ({one}) -> {many}
+    %row = "stablehlo.reshape"(%x) : ({x}) -> {one}
+    %all = "stablehlo.all_gather"(%row) {{all_gather_dim = 0 : i64, replica_groups = {groups}}} : ({one}) -> {many}
     return %all : {many}
   }}
 }}
-",
-        group.join(", ")
+"#
     );
     let signature = Signature {
         name: "gather".into(),

@@ -261,8 +261,8 @@ impl MeshBuilder {
 /// Clones of a mesh, and the meshes that [`Mesh::with_replicas`] makes from it, share one client. The client is closed when the
 /// last of them, of their arrays and of their programs is dropped.
 ///
-/// A mesh may have the devices of several processes: see [`MeshBuilder::processes`]. Each process then holds the arrays of its own
-/// replicas, which follow each other.
+/// A mesh may have the devices of several processes: see [`MeshBuilder::processes`]. Each process then holds the arrays of its
+/// own replicas, which follow each other.
 #[derive(Clone)]
 pub struct Mesh {
     opened: Arc<OpenDevice>,

@@ -118,23 +118,17 @@ fn open(
     let explain =
         |e: anyhow::Error| if format!("{e:#}").contains("lockfile") { with_advice(path, e) } else { e };
     let api = Api::load(path).map_err(explain)?;
-    let (flags, mut options): (Settings, Settings) =
+    let (flags, options): (Settings, Settings) =
         settings.iter().cloned().partition(|(name, _)| name.starts_with(COMPILER_PREFIX));
     // A TPU's runtime finds the other processes by itself.
-    let met_by_store = processes.filter(|_| !is_tpu);
-    if let Some(Processes { index, count, .. }) = met_by_store {
-        for (name, number) in [("node_id", *index), ("num_nodes", *count)] {
-            ensure!(options.iter().all(|(given, _)| given != name), "option {name} is set by the processes");
-            options.push((name.into(), Value::Int(number as i64)));
-        }
-    }
-    let options = Options::new(&options)?;
+    let through_store = processes.filter(|_| !is_tpu);
+    let options = Options::new(&with_processes(options, through_store)?)?;
     let mut create = ffi::Client_Create {
         create_options: options.as_ptr(),
         num_options: options.len(),
         ..Default::default()
     };
-    let callbacks = met_by_store.map(|processes| Callbacks::new(&processes.store));
+    let callbacks = through_store.map(|processes| Callbacks::new(&processes.store));
     if let Some(callbacks) = &callbacks {
         callbacks.add_to(&mut create);
     }
@@ -166,6 +160,17 @@ fn open(
         shared.flags = with_gpu_defaults(path, &shared.flags);
     }
     Ok(shared)
+}
+
+/// Adds the options by which a plugin knows its place among the processes.
+fn with_processes(mut options: Settings, processes: Option<&Processes>) -> Result<Settings> {
+    if let Some(Processes { index, count, .. }) = processes {
+        for (name, number) in [("node_id", *index), ("num_nodes", *count)] {
+            ensure!(options.iter().all(|(given, _)| given != name), "option {name} is set by the processes");
+            options.push((name.into(), Value::Int(number as i64)));
+        }
+    }
+    Ok(options)
 }
 
 /// Adds the flags that a GPU's compiler needs, unless they are given.
@@ -346,12 +351,13 @@ impl Client for PluginClient {
         let ids: Vec<i64> = devices.iter().map(|device| device.id).collect();
         let own = devices.iter().filter(|device| device.process == *process);
         let own: Vec<*mut ffi::Device> = own.map(|device| device.pointer).collect();
-        // A program of this process alone is compiled and cached without the others.
-        let agreement = agreement.as_ref().filter(|_| own.len() < devices.len());
         let mut flags = flags.clone();
-        if self.0.agreement.is_some() && agreement.is_none() && is_gpu(&self.0.platform) {
+        // Others neither compile nor load a program of this process alone.
+        let is_local = own.len() == devices.len();
+        if is_local && agreement.is_some() && is_gpu(&self.0.platform) {
             flags.push((SHARED_TIMING.into(), Value::Bool(false)));
         }
+        let agreement = agreement.as_ref().filter(|_| !is_local);
         let options = wire::compile_options(*replicas, Some(&ids), &flags);
         let format = format_name(*format);
         let entry = self.0.cache.as_ref().map(|folder| {
