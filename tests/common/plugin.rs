@@ -16,3 +16,16 @@ pub fn device() -> Option<String> {
     }
     Some(format!("{},cpu_device_count=8", path.display()))
 }
+
+/// Returns the CPU plugin with collectives between processes that `tools/setup --tests` builds, with this number of devices in each
+/// process. Returns `None` if it does not exist. Tests that need it are then skipped.
+pub fn of_processes(devices: usize) -> Option<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".xla/cpu-processes/plugin.so");
+    if !path.exists() {
+        eprintln!(
+            "skipped: no plugin for several processes found; tools/setup --tests builds it if it finds Gloo"
+        );
+        return None;
+    }
+    Some(format!("{},num_devices={devices}", path.display()))
+}

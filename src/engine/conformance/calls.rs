@@ -21,7 +21,7 @@ pub(super) fn function() -> Result<Function> {
 
 pub(super) fn check(mesh: &Mesh) -> Vec<Check> {
     let compiled = || {
-        let mesh = mesh.with_replicas(1)?;
+        let mesh = mesh.local(1)?;
         let executable = compile::compile(&mesh, &function()?)?;
         Ok::<_, anyhow::Error>((mesh, executable))
     };

@@ -138,7 +138,7 @@ impl Group {
 
     /// Runs the cases. If the program does not run, every case fails with its error.
     fn check(&self, mesh: &Mesh) -> Vec<Check> {
-        let results = mesh.with_replicas(self.replicas).and_then(|mesh| self.run(&mesh));
+        let results = choose(mesh, self.replicas).and_then(|mesh| self.run(&mesh));
         let results = results.unwrap_or_else(|error| {
             let message = format!("{error:#}");
             self.cases.iter().map(|_| Err(anyhow::anyhow!(message.clone()))).collect()
@@ -201,10 +201,19 @@ impl Check {
     }
 }
 
-/// Runs every case for which the mesh's client has enough devices. Calls `progress` with each family's name before it begins.
+/// Returns a mesh of as many replicas. One replica cannot be in several processes: each of them runs its own.
+fn choose(mesh: &Mesh, replicas: usize) -> Result<Mesh> {
+    match replicas {
+        1 => mesh.local(1),
+        _ => mesh.with_replicas(replicas),
+    }
+}
+
+/// Runs every case for which the mesh's client has enough devices. Calls `progress` with each family's name before it begins. With
+/// several processes each of them calls it.
 pub fn run(mesh: &Mesh, mut progress: impl FnMut(&str)) -> Vec<Check> {
     let mut checks = Vec::new();
-    for group in groups().into_iter().filter(|group| group.replicas <= mesh.devices()) {
+    for group in groups().into_iter().filter(|group| choose(mesh, group.replicas).is_ok()) {
         progress(&group.name);
         checks.extend(group.check(mesh));
     }

@@ -33,28 +33,35 @@ pub fn folder(cache: &Cache) -> Option<PathBuf> {
     }
 }
 
-/// Loads a program if `entry` has it. Otherwise compiles it and caches it in `entry`.
+/// Loads a program if `entry` has it. Otherwise compiles it and caches it in `entry`. `agree` is told whether the program was
+/// loaded, and decides whether it is used: other processes may have to compile it.
 ///
 /// # Errors
-/// When the program cannot be compiled. If it cannot be loaded or cached, the log has the reason.
+/// When the program cannot be compiled, or the processes do not agree. If it cannot be loaded or cached, the log has the reason.
 pub fn load_or_compile<P>(
     entry: Option<Entry>,
     name: &str,
     load: impl FnOnce(&[u8]) -> Result<P>,
+    agree: impl FnOnce(bool) -> Result<bool>,
     compile: impl FnOnce() -> Result<P>,
     save: impl FnOnce(&P) -> Result<Vec<u8>>,
 ) -> Result<P> {
-    let Some(entry) = entry else { return compile() };
-    if let Some(bytes) = entry.read() {
-        match load(&bytes) {
-            Ok(program) => {
-                log::info!("loaded the compiled {name} from {}", entry.path().display());
-                return Ok(program);
-            }
-            Err(error) => log::info!("compiling {name} again, cannot load it: {error:#}"),
+    // Loading comes first, so that a program that cannot be loaded counts as one that is not there.
+    let loaded = entry.as_ref().and_then(Entry::read).and_then(|bytes| {
+        let warn = |error| log::info!("compiling {name} again, cannot load it: {error:#}");
+        load(&bytes).map_err(warn).ok()
+    });
+    let all_agree = agree(loaded.is_some())?;
+    match (loaded, &entry) {
+        (Some(program), Some(entry)) if all_agree => {
+            log::info!("loaded the compiled {name} from {}", entry.path().display());
+            return Ok(program);
         }
+        (Some(_), _) => log::info!("compiling {name} again, as other processes do"),
+        (None, _) => {}
     }
     let program = compile()?;
+    let Some(entry) = entry else { return Ok(program) };
     if let Err(error) = save(&program).and_then(|bytes| entry.write(&bytes)) {
         log::info!("the compiled {name} is not cached: {error:#}");
     }
@@ -140,6 +147,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     #[test]
@@ -182,11 +191,25 @@ mod tests {
         let entry = || Some(Entry::new(folder.path(), &[]));
         let load = |bytes: &[u8]| (bytes != b"old").then(|| bytes.to_vec()).context("too old");
         let get = |compiled: &[u8]| {
-            load_or_compile(entry(), "test", load, || Ok(compiled.to_vec()), |p| Ok(p.clone())).unwrap()
+            load_or_compile(entry(), "test", load, Ok, || Ok(compiled.to_vec()), |p| Ok(p.clone())).unwrap()
         };
         assert_eq!(get(b"old"), b"old");
         assert_eq!(get(b"new"), b"new");
         assert_eq!(get(b"newer"), b"new");
+    }
+
+    #[test]
+    fn the_processes_decide_whether_a_loaded_program_is_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let get = |agree: fn(bool) -> Result<bool>| {
+            let entry = Some(Entry::new(folder.path(), &[]));
+            load_or_compile(entry, "test", |_| Ok("loaded"), agree, || Ok("compiled"), |_| Ok(vec![1]))
+        };
+        let told_not_loaded = |loaded: bool| Ok(loaded || bail!("not loaded"));
+        assert_eq!(get(told_not_loaded).unwrap_err().to_string(), "not loaded");
+        assert_eq!(get(|_| Ok(false)).unwrap(), "compiled");
+        assert_eq!(get(|_| Ok(false)).unwrap(), "compiled");
+        assert_eq!(get(told_not_loaded).unwrap(), "loaded");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Devices: opens them, moves arrays to and from them, compiles and runs programs. Knows nothing of models.
 
 mod cache;
+mod call;
 #[cfg(feature = "xla")]
 mod cpu;
 #[cfg(not(feature = "xla"))]
@@ -11,12 +12,15 @@ mod cpu {
 }
 
 mod custom_call_header;
+mod gather;
 #[cfg(feature = "xla")]
 mod onednn;
 pub mod pjrt;
+mod processes;
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
@@ -28,7 +32,10 @@ use crate::engine::program::{Program, Target};
 use crate::engine::shape::{Precision, Shape};
 use crate::error::{Error, Tag, valid};
 
+pub use self::call::{Arg, Buffers, Executable};
+use self::gather::Gathering;
 pub use self::pjrt::{Plugin, Settings, Value};
+pub use self::processes::Processes;
 
 /// A kind of device to open. Nothing falls back to another device if it cannot be opened.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,25 +109,32 @@ pub(crate) trait Buffer: Send + Sync {
     fn as_any(&self) -> &dyn Any;
 }
 
-/// The operations that each kind of device implements. Devices are numbered from 0.
+/// The operations that each kind of device implements. The devices of all processes are numbered from 0, by process and then by
+/// the runtime's own number.
 pub(crate) trait Client: Send + Sync {
     /// Returns the platform and its version as text.
     fn describe(&self) -> String;
-    fn device_count(&self) -> usize;
+    /// Returns the process of each device.
+    fn devices(&self) -> Vec<usize>;
+    /// Returns this process's number.
+    fn process(&self) -> usize {
+        0
+    }
     /// Returns the forms of matmuls and convolutions that this compiler is fast at.
     fn target(&self) -> Target;
     /// Reports whether the devices belong to the linked XLA library instead of a plugin.
     fn is_linked(&self) -> bool {
         false
     }
-    fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>>;
-    /// Copies an array to a device.
+    /// Compiles a program whose replicas run on these devices, some of which are this process's.
+    fn compile(&self, program: &Program, devices: &[usize]) -> Result<Box<dyn Loaded>>;
+    /// Copies an array to a device of this process.
     fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>>;
     /// Returns the memory use of a device, if the runtime reports it.
     fn memory(&self, device: usize) -> Option<Memory>;
 }
 
-/// A compiled program. Arguments and results are indexed by replica, then by position.
+/// A compiled program. Arguments and results are indexed by this process's replicas, then by position.
 pub(crate) trait Loaded: Send + Sync {
     fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>>;
 }
@@ -156,6 +170,7 @@ struct OpenDevice {
     /// The probed forms of each precision.
     forms: [OnceLock<Forms>; 2],
     programs: Option<PathBuf>,
+    gathering: Gathering,
 }
 
 /// Options for opening a mesh.
@@ -175,6 +190,7 @@ pub struct MeshBuilder {
     target: Option<Target>,
     programs: Option<PathBuf>,
     cache: Cache,
+    processes: Option<Processes>,
 }
 
 impl MeshBuilder {
@@ -202,22 +218,41 @@ impl MeshBuilder {
         MeshBuilder { cache, ..self }
     }
 
-    /// Opens the device and returns a mesh of `replicas` of its devices.
+    /// Opens the device together with other processes, each of which opens its own devices of the same kind. The mesh then has
+    /// the devices of all of them. Every process calls [`MeshBuilder::open`], which waits for the others.
+    ///
+    /// All processes have to make the same calls of [`Mesh::compile`], [`Executable::call`], [`Buffers::all`] and
+    /// [`Buffers::get`] in the same order, but for those of a mesh from [`Mesh::local`]. Otherwise they wait for each other.
+    #[must_use]
+    pub fn processes(self, processes: Processes) -> MeshBuilder {
+        MeshBuilder { processes: Some(processes), ..self }
+    }
+
+    /// Opens the device and returns a mesh of `replicas` of its devices, those of all processes together.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device cannot be opened or has fewer devices than replicas. [`Error::Usage`] when `replicas` is
-    /// 0, or XLA cannot parse the environment variable `XLA_FLAGS`: XLA itself would end the process.
+    /// [`Error::Device`] when the device cannot be opened or has too few devices for the replicas. [`Error::Usage`] when
+    /// `replicas` is 0, when the number of this process is not below their count, when the linked CPU is to be opened by several
+    /// processes, or XLA cannot parse the environment variable `XLA_FLAGS`: XLA itself would end the process.
     pub fn open(self, replicas: usize) -> Result<Mesh> {
         valid!(replicas > 0, "replicas", "is 0: it must be at least 1");
+        if let Some(Processes { index, count, .. }) = &self.processes {
+            valid!(index < count, "processes", "has {count} processes, of which none is number {index}");
+        }
+        let processes = self.processes.as_ref().filter(|processes| processes.count > 1);
         let client = match &self.device {
-            Device::Cpu => cpu::client(replicas.max(self.devices), &self.cache),
-            Device::Plugin { plugin, settings } => pjrt::client(plugin, settings, &self.cache),
+            Device::Cpu => {
+                let problem = "are several: the device cpu works in one process, a PJRT plugin in several";
+                valid!(processes.is_none(), "processes", "{problem}");
+                cpu::client(replicas.max(self.devices), &self.cache)
+            }
+            Device::Plugin { plugin, settings } => pjrt::client(plugin, settings, &self.cache, processes),
         };
         let client = client.tag(Error::Device)?;
         let MeshBuilder { device, target, programs, .. } = self;
         let forms = [const { OnceLock::new() }; 2];
-        let opened = OpenDevice { device, client, target, forms, programs };
-        Mesh { opened: Arc::new(opened), replicas: 1 }.with_replicas(replicas)
+        let opened = OpenDevice { device, client, target, forms, programs, gathering: Gathering::default() };
+        Mesh { opened: Arc::new(opened), devices: Arc::default(), own: 0..0 }.with_replicas(replicas)
     }
 }
 
@@ -225,10 +260,16 @@ impl MeshBuilder {
 ///
 /// Clones of a mesh, and the meshes that [`Mesh::with_replicas`] makes from it, share one client. The client is closed when the
 /// last of them, of their arrays and of their programs is dropped.
+///
+/// A mesh may have the devices of several processes: see [`MeshBuilder::processes`]. Each process then holds the arrays of its
+/// own replicas, which follow each other.
 #[derive(Clone)]
 pub struct Mesh {
     opened: Arc<OpenDevice>,
-    replicas: usize,
+    /// The device of each replica.
+    devices: Arc<[usize]>,
+    /// This process's replicas.
+    own: Range<usize>,
 }
 
 impl Mesh {
@@ -245,21 +286,52 @@ impl Mesh {
     /// Returns the options for opening a device, with their defaults.
     pub fn builder(device: &Device) -> MeshBuilder {
         let (device, cache) = (device.clone(), Cache::default());
-        MeshBuilder { device, devices: 1, target: None, programs: None, cache }
+        MeshBuilder { device, devices: 1, target: None, programs: None, cache, processes: None }
     }
 
     /// Returns a mesh of another size over the same client. Both meshes may be used side by side.
     ///
+    /// Each process gives its first devices, all the same number.
+    ///
     /// # Errors
-    /// [`Error::Device`] when there are fewer devices than replicas. [`Error::Usage`] when `replicas` is 0.
+    /// [`Error::Device`] when there are fewer devices than replicas, or their number does not divide among the processes.
+    /// [`Error::Usage`] when `replicas` is 0.
     pub fn with_replicas(&self, replicas: usize) -> Result<Mesh> {
+        self.choose(replicas, 0..self.processes())
+    }
+
+    /// Returns a mesh of this process's own devices, the first ones. Its programs run without the other processes.
+    ///
+    /// # Errors
+    /// As for [`Mesh::with_replicas`].
+    pub fn local(&self, replicas: usize) -> Result<Mesh> {
+        self.choose(replicas, self.process()..self.process() + 1)
+    }
+
+    /// Returns a mesh of as many devices of each of these processes, which include this one.
+    fn choose(&self, replicas: usize, processes: Range<usize>) -> Result<Mesh> {
         valid!(replicas > 0, "replicas", "is 0: it must be at least 1");
-        let (device, count) = (&self.opened.device, self.devices());
-        if replicas > count {
-            let problem = anyhow!("{replicas} replicas need as many devices, {device} has {count}");
+        let process_of = self.opened.client.devices();
+        let share = replicas / processes.len();
+        let mut chosen = Vec::new();
+        for process in processes.clone() {
+            let devices = (0..process_of.len()).filter(|device| process_of[*device] == process);
+            chosen.extend(devices.take(share));
+        }
+        if chosen.len() < replicas {
+            let device = &self.opened.device;
+            let count = process_of.iter().filter(|process| processes.contains(process)).count();
+            let problem = match processes.len() {
+                1 => anyhow!("{replicas} replicas need as many devices, {device} has {count}"),
+                n => anyhow!(
+                    "{replicas} replicas need as many devices, the same number from each of {n} processes, {device} has \
+                     {count} in all"
+                ),
+            };
             return Err(Error::Device(problem).into());
         }
-        Ok(Mesh { opened: self.opened.clone(), replicas })
+        let first = (self.process() - processes.start) * share;
+        Ok(Mesh { opened: self.opened.clone(), devices: chosen.into(), own: first..first + share })
     }
 
     /// Returns the kind of device that was opened.
@@ -272,14 +344,34 @@ impl Mesh {
         self.opened.programs.as_deref()
     }
 
-    /// Returns the number of replicas.
+    /// Returns the number of replicas, those of all processes.
     pub fn replicas(&self) -> usize {
-        self.replicas
+        self.devices.len()
     }
 
-    /// Returns the client's number of devices. The replicas use the first ones.
+    /// Returns the replicas whose devices are this process's.
+    pub fn own_replicas(&self) -> Range<usize> {
+        self.own.clone()
+    }
+
+    /// Returns the number of devices, those of all processes.
     pub fn devices(&self) -> usize {
-        self.opened.client.device_count()
+        self.opened.client.devices().len()
+    }
+
+    /// Returns the number of this process among those that opened the device together.
+    pub fn process(&self) -> usize {
+        self.opened.client.process()
+    }
+
+    /// Returns the number of processes that opened the device together.
+    pub fn processes(&self) -> usize {
+        self.opened.client.devices().last().map_or(1, |last| last + 1)
+    }
+
+    /// Reports whether all replicas are this process's.
+    fn is_local(&self) -> bool {
+        self.own.len() == self.devices.len()
     }
 
     /// Returns the forms that the builder was given, else those that the device's compiler is fast at.
@@ -303,9 +395,9 @@ impl Mesh {
         self.opened.client.is_linked()
     }
 
-    /// Returns the memory use of a replica's device, if the runtime reports it.
+    /// Returns the memory use of a replica's device, if it is this process's and the runtime reports it.
     pub fn memory(&self, replica: usize) -> Option<Memory> {
-        self.opened.client.memory(replica)
+        self.opened.client.memory(*self.devices.get(replica)?)
     }
 
     /// Returns the platform and its version as text.
@@ -316,143 +408,57 @@ impl Mesh {
     /// Compiles a program for these devices.
     ///
     /// # Errors
-    /// When the program is for another number of replicas, or the compiler refuses it.
+    /// When the program is for another number of replicas, or the compiler refuses it. With several processes also when they
+    /// compile different programs.
     pub fn compile(&self, program: Program) -> Result<Executable> {
         let (name, replicas) = (&program.signature.name, program.signature.replicas);
-        ensure!(replicas == self.replicas, "{name} is for {replicas} replicas, there are {}", self.replicas);
-        let loaded = self.opened.client.compile(&program).with_context(|| format!("compiling {name}"))?;
-        Ok(Executable { program, loaded })
+        ensure!(
+            replicas == self.replicas(),
+            "{name} is for {replicas} replicas, there are {}",
+            self.replicas()
+        );
+        let compiled = self.opened.client.compile(&program, &self.devices);
+        let loaded = compiled.with_context(|| format!("compiling {name}"))?;
+        Ok(Executable { mesh: self.clone(), program, loaded })
     }
 
-    /// Copies an array to every device.
+    /// Copies an array to every device. Every process gives an equal array.
     ///
     /// # Errors
     /// When a device refuses it, for example because its memory is full.
     pub fn replicate(&self, array: &Array) -> Result<Buffers> {
-        let parts: Result<_> = (0..self.replicas).map(|r| self.opened.client.put(r, array)).collect();
-        Ok(Buffers { shape: array.shape().clone(), parts: parts? })
+        self.put(array.shape(), self.own.clone().map(|_| array))
     }
 
-    /// Copies one array to each device, in the order of the replicas.
+    /// Copies one array to each device, in the order of the replicas. Those for other processes' devices are not used.
     ///
     /// # Errors
     /// When the number of arrays is not the number of replicas, when their shapes differ, or when a device refuses one.
     pub fn shard(&self, arrays: &[Array]) -> Result<Buffers> {
-        ensure!(arrays.len() == self.replicas, "{} arrays for {} replicas", arrays.len(), self.replicas);
-        let shape = arrays[0].shape().clone();
+        ensure!(arrays.len() == self.replicas(), "{} arrays for {} replicas", arrays.len(), self.replicas());
+        self.shard_own(&arrays[self.own.clone()])
+    }
+
+    /// Copies one array to each device of this process, in the order of [`Mesh::own_replicas`]. The other processes copy the
+    /// arrays of their replicas, which have the same shape.
+    ///
+    /// # Errors
+    /// When the number of arrays is not the number of own replicas, when their shapes differ, or when a device refuses one.
+    pub fn shard_own(&self, arrays: &[Array]) -> Result<Buffers> {
+        let own = self.own.len();
+        ensure!(arrays.len() == own, "{} arrays for {own} replicas of this process", arrays.len());
+        let shape = arrays[0].shape();
         for array in arrays {
-            ensure!(*array.shape() == shape, "replicas' arrays differ: {shape} and {}", array.shape());
+            ensure!(array.shape() == shape, "replicas' arrays differ: {shape} and {}", array.shape());
         }
-        let parts: Result<_> = arrays.iter().enumerate().map(|(r, a)| self.opened.client.put(r, a)).collect();
-        Ok(Buffers { shape, parts: parts? })
-    }
-}
-
-/// One array on each device of a mesh. All have the same shape; their values may differ.
-pub struct Buffers {
-    shape: Shape,
-    parts: Vec<Box<dyn Buffer>>,
-}
-
-impl Buffers {
-    /// Returns the shape of one replica's array.
-    pub fn shape(&self) -> &Shape {
-        &self.shape
+        self.put(shape, arrays.iter())
     }
 
-    /// Waits for a replica's array and copies it to the host.
-    ///
-    /// # Errors
-    /// When there is no such replica, or the program that computes the array failed.
-    pub fn get(&self, replica: usize) -> Result<Array> {
-        let part = self.parts.get(replica).ok_or_else(|| anyhow!("there is no replica {replica}"))?;
-        part.get(&self.shape)
-    }
-
-    /// Waits for every replica's array and copies them to the host, in the order of the replicas.
-    ///
-    /// # Errors
-    /// When the program that computes them failed.
-    pub fn all(&self) -> Result<Vec<Array>> {
-        self.parts.iter().map(|p| p.get(&self.shape)).collect()
-    }
-}
-
-/// An argument of a call. An input whose memory the program donates to an output must be [`Arg::Donated`].
-pub enum Arg<'a> {
-    /// Buffers that the caller keeps.
-    Borrowed(&'a Buffers),
-    /// Buffers that the program may reuse for its outputs.
-    Donated(Buffers),
-}
-
-impl Arg<'_> {
-    fn buffers(&self) -> &Buffers {
-        match self {
-            Arg::Borrowed(buffers) => buffers,
-            Arg::Donated(buffers) => buffers,
-        }
-    }
-}
-
-impl<'a> From<&'a Buffers> for Arg<'a> {
-    fn from(buffers: &'a Buffers) -> Self {
-        Arg::Borrowed(buffers)
-    }
-}
-
-impl From<Buffers> for Arg<'_> {
-    fn from(buffers: Buffers) -> Self {
-        Arg::Donated(buffers)
-    }
-}
-
-/// A program compiled for a mesh.
-pub struct Executable {
-    program: Program,
-    loaded: Box<dyn Loaded>,
-}
-
-impl Executable {
-    /// Returns the program that was compiled.
-    pub fn program(&self) -> &Program {
-        &self.program
-    }
-
-    /// Runs the program on all devices. Results come in the order of the signature's outputs.
-    ///
-    /// # Errors
-    /// When an argument has the wrong shape or type, is lent although the program donates it, or when the number of arguments is
-    /// wrong. The message names the argument, with the expected and the actual value.
-    pub fn call(&self, arguments: Vec<Arg<'_>>) -> Result<Vec<Buffers>> {
-        let shapes: Vec<(&Shape, bool)> =
-            arguments.iter().map(|a| (a.buffers().shape(), matches!(a, Arg::Donated(_)))).collect();
-        self.program.check(&shapes)?;
-        let signature = &self.program.signature;
-        for (argument, input) in arguments.iter().zip(&signature.inputs) {
-            let parts = argument.buffers().parts.len();
-            let replicas = signature.replicas;
-            ensure!(parts == replicas, "argument {} is on {parts} devices, not {replicas}", input.name);
-        }
-        let by_replica: Vec<Vec<&dyn Buffer>> = (0..signature.replicas)
-            .map(|r| arguments.iter().map(|a| a.buffers().parts[r].as_ref()).collect())
-            .collect();
-        let results =
-            self.loaded.execute(&by_replica).with_context(|| format!("running {}", signature.name))?;
-        let mut columns: Vec<Vec<Box<dyn Buffer>>> = signature.outputs.iter().map(|_| Vec::new()).collect();
-        for row in results {
-            ensure!(
-                row.len() == columns.len(),
-                "{} gave {} results, not {}",
-                signature.name,
-                row.len(),
-                columns.len()
-            );
-            for (column, buffer) in columns.iter_mut().zip(row) {
-                column.push(buffer);
-            }
-        }
-        let buffers = columns.into_iter().zip(&signature.outputs);
-        Ok(buffers.map(|(parts, output)| Buffers { shape: output.shape.clone(), parts }).collect())
+    /// Copies an array for each own replica to its device.
+    fn put<'a>(&self, shape: &Shape, arrays: impl Iterator<Item = &'a Array>) -> Result<Buffers> {
+        let devices = self.devices[self.own.clone()].iter();
+        let parts: Result<_> =
+            devices.zip(arrays).map(|(device, array)| self.opened.client.put(*device, array)).collect();
+        Ok(Buffers { mesh: self.clone(), shape: shape.clone(), parts: parts? })
     }
 }

@@ -322,8 +322,8 @@ impl Client for CpuClient {
         format!("{name} ({cores} cores, xla {version})")
     }
 
-    fn device_count(&self) -> usize {
-        self.shared.device_count()
+    fn devices(&self) -> Vec<usize> {
+        vec![0; self.shared.device_count()]
     }
 
     fn target(&self) -> Target {
@@ -334,7 +334,8 @@ impl Client for CpuClient {
         true
     }
 
-    fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {
+    /// Compiles for the first devices: a mesh in one process has no others.
+    fn compile(&self, program: &Program, _devices: &[usize]) -> Result<Box<dyn Loaded>> {
         let signature = &program.signature;
         let format = signature.format;
         ensure!(format == Format::Hlo, "the cpu device runs programs in HLO, not {format:?}");
@@ -352,6 +353,7 @@ impl Client for CpuClient {
             entry,
             &signature.name,
             |bytes| self.load(bytes, signature),
+            Ok,
             || self.compile_uncached(&program.module, signature),
             // SAFETY: nobody else has the program yet.
             |compiled| unsafe { compiled.save() },

@@ -7,6 +7,11 @@ use std::ffi::{c_char, c_int, c_void};
 
 use crate::engine::runtime::custom_call_header::{Struct, opaque, structs};
 
+/// Makes an error of the plugin of a `PJRT_Error_Code` and a message with its size.
+pub type CallbackError = unsafe extern "C" fn(c_int, *const c_char, usize) -> *mut Error;
+/// Frees a value that a callback returned.
+pub type ValueDeleter = unsafe extern "C" fn(*mut c_char);
+
 /// The API version (major, minor) that this file follows. Plugins of another major version are refused.
 pub const VERSION: (i32, i32) = (0, 90);
 
@@ -80,13 +85,40 @@ structs! {
     Client_Create {
         create_options: *const NamedValue,
         num_options: usize,
-        kv_get_callback: *mut c_void,
+        kv_get_callback: Option<unsafe extern "C" fn(*mut KeyValueGetCallback) -> *mut Error>,
         kv_get_user_arg: *mut c_void,
-        kv_put_callback: *mut c_void,
+        kv_put_callback: Option<unsafe extern "C" fn(*mut KeyValuePutCallback) -> *mut Error>,
         kv_put_user_arg: *mut c_void,
         client: *mut Client,
-        kv_try_get_callback: *mut c_void,
+        kv_try_get_callback: Option<unsafe extern "C" fn(*mut KeyValueTryGetCallback) -> *mut Error>,
         kv_try_get_user_arg: *mut c_void,
+    }
+    KeyValueGetCallback {
+        key: *const c_char,
+        key_size: usize,
+        timeout_in_ms: c_int,
+        callback_error: *const CallbackError,
+        user_arg: *mut c_void,
+        value: *mut c_char,
+        value_size: usize,
+        value_deleter_callback: Option<ValueDeleter>,
+    }
+    KeyValueTryGetCallback {
+        key: *const c_char,
+        key_size: usize,
+        callback_error: *const CallbackError,
+        user_arg: *mut c_void,
+        value: *mut c_char,
+        value_size: usize,
+        value_deleter_callback: Option<ValueDeleter>,
+    }
+    KeyValuePutCallback {
+        key: *const c_char,
+        key_size: usize,
+        value: *const c_char,
+        value_size: usize,
+        callback_error: *const CallbackError,
+        user_arg: *mut c_void,
     }
     Client_Destroy {
         client: *mut Client,
@@ -100,6 +132,15 @@ structs! {
         client: *mut Client,
         platform_version: *const c_char,
         platform_version_size: usize,
+    }
+    Client_ProcessIndex {
+        client: *mut Client,
+        process_index: c_int,
+    }
+    Client_Devices {
+        client: *mut Client,
+        devices: *const *mut Device,
+        num_devices: usize,
     }
     Client_AddressableDevices {
         client: *mut Client,
@@ -131,6 +172,10 @@ structs! {
     DeviceDescription_Id {
         device_description: *mut DeviceDescription,
         id: c_int,
+    }
+    DeviceDescription_ProcessIndex {
+        device_description: *mut DeviceDescription,
+        process_index: c_int,
     }
     DeviceDescription_Kind {
         device_description: *mut DeviceDescription,
@@ -222,6 +267,11 @@ structs! {
         loaded_executable: *mut LoadedExecutable,
         executable: *mut Executable,
     }
+    LoadedExecutable_AddressableDevices {
+        executable: *mut LoadedExecutable,
+        addressable_devices: *const *mut Device,
+        num_addressable_devices: usize,
+    }
     LoadedExecutable_Execute {
         executable: *mut LoadedExecutable,
         options: *mut ExecuteOptions,
@@ -269,12 +319,13 @@ structs! {
 
 functions! {
     Plugin_Initialize Event_Destroy Event_Await
-    Client_Create Client_Destroy Client_PlatformName Client_PlatformVersion Client_AddressableDevices Client_Compile
-    Client_BufferFromHostBuffer DeviceDescription_Id DeviceDescription_Kind Device_GetDescription Device_MemoryStats
+    Client_Create Client_Destroy Client_PlatformName Client_ProcessIndex Client_PlatformVersion Client_Devices
+    Client_AddressableDevices Client_Compile Client_BufferFromHostBuffer
+    DeviceDescription_Id DeviceDescription_ProcessIndex DeviceDescription_Kind Device_GetDescription Device_MemoryStats
     Executable_Destroy Executable_NumOutputs Executable_SizeOfGeneratedCodeInBytes Executable_GetCostAnalysis
     Executable_OptimizedProgram Executable_Serialize Executable_DeserializeAndLoad
     Executable_GetCompiledMemoryStats LoadedExecutable_Destroy
-    LoadedExecutable_GetExecutable LoadedExecutable_Execute Buffer_Destroy Buffer_ToHostBuffer
+    LoadedExecutable_GetExecutable LoadedExecutable_AddressableDevices LoadedExecutable_Execute Buffer_Destroy Buffer_ToHostBuffer
     TopologyDescription_Create TopologyDescription_Destroy TopologyDescription_GetDeviceDescriptions Compile
 }
 

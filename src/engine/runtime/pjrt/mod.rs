@@ -2,6 +2,7 @@
 
 mod aot;
 mod api;
+mod devices;
 mod estimate;
 mod executable;
 #[expect(non_camel_case_types)]
@@ -10,19 +11,20 @@ mod find;
 mod gpu;
 mod host;
 mod kernels;
+mod loaded;
+mod store;
 mod wire;
 
-use std::any::Any;
-use std::ffi::c_void;
 use std::path::{Path, PathBuf};
-use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
 pub use self::aot::{Compiled, Compiler, Usage};
 pub use self::api::Value;
 use self::api::{Api, Options};
+use self::devices::{Device, description};
 // For the tests that give their readers damaged bytes.
 pub use self::estimate::{Collective, Estimate, Trips};
 use self::executable::UnloadedExecutable;
@@ -32,14 +34,17 @@ pub use self::gpu::Gpu;
 pub(super) use self::host::processor;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
 pub use self::kernels::Kernels;
+use self::loaded::{PluginBuffer, PluginExecutable};
+use self::store::Callbacks;
 #[doc(hidden)]
 pub use self::wire::hlo::module_bytes;
 #[doc(hidden)]
 pub use super::cache::Entry as KeptProgram;
-use super::{Buffer, Cache, Client, Loaded, Memory, cache};
+use super::processes::Agreement;
+use super::{Buffer, Cache, Client, Loaded, Memory, Processes, cache};
 use crate::engine::array::Array;
 use crate::engine::program::{Format, Program, Signature, Target};
-use crate::engine::shape::{DType, Shape};
+use crate::engine::shape::DType;
 
 /// Named options for creating a plugin's client, or named flags of its compiler.
 pub type Settings = Vec<(String, Value)>;
@@ -50,18 +55,28 @@ const COMPILER_PREFIX: &str = "xla_";
 const EXCESS_PRECISION: &str = "xla_allow_excess_precision";
 /// The compiler flag with the folder of CUDA's device library and tools.
 const CUDA_FOLDER: &str = "xla_gpu_cuda_data_dir";
+/// The compiler flag that divides the timing of kernels among the processes, which then wait for each other's results.
+const SHARED_TIMING: &str = "xla_gpu_shard_autotuning";
 
 /// A plugin's client. Buffers and executables keep it alive.
 struct Shared {
     api: Api,
     client: *mut ffi::Client,
-    /// The devices with their ids.
-    devices: Vec<(*mut ffi::Device, i64)>,
+    /// The devices of all processes.
+    devices: Vec<Device>,
+    /// This process's number.
+    process: usize,
     /// `tpu`, `cuda`, `cpu`, ...
     platform: String,
     flags: Settings,
     /// The folder of compiled programs.
     cache: Option<PathBuf>,
+    /// What the processes agree on, if they are several.
+    agreement: Option<Agreement>,
+    /// The number of calls so far of programs that run in several processes.
+    launches: AtomicI32,
+    /// The plugin calls them while the client lives.
+    _callbacks: Option<Callbacks>,
 }
 
 // SAFETY: the C API may be called from any thread. The pointers stay valid as long as the client, which is destroyed once.
@@ -78,37 +93,24 @@ impl Drop for Shared {
 
 struct PluginClient(Arc<Shared>);
 
-struct PluginBuffer {
-    shared: Arc<Shared>,
-    buffer: *mut ffi::Buffer,
-}
-
-// SAFETY: as for `Shared`; the buffer is freed once, when this is dropped.
-unsafe impl Send for PluginBuffer {}
-// SAFETY: as above.
-unsafe impl Sync for PluginBuffer {}
-
-struct PluginExecutable {
-    shared: Arc<Shared>,
-    executable: *mut ffi::LoadedExecutable,
-    replicas: usize,
-    inputs: usize,
-    /// The number of results that the plugin reports and writes.
-    outputs: usize,
-}
-
-// SAFETY: as for `PluginBuffer`.
-unsafe impl Send for PluginExecutable {}
-// SAFETY: as above.
-unsafe impl Sync for PluginExecutable {}
-
-/// Opens a plugin. A device may refuse a second client while one lives.
-pub(super) fn client(plugin: &Plugin, settings: &Settings, cache: &Cache) -> Result<Box<dyn Client>> {
-    let shared = open(plugin, &plugin.find()?, settings, cache::folder(cache))?;
+/// Opens a plugin, together with the other ones of several processes. A device may refuse a second client while one lives.
+pub(super) fn client(
+    plugin: &Plugin,
+    settings: &Settings,
+    cache: &Cache,
+    processes: Option<&Processes>,
+) -> Result<Box<dyn Client>> {
+    let shared = open(plugin, &plugin.find()?, settings, cache::folder(cache), processes)?;
     Ok(Box::new(PluginClient(Arc::new(shared))))
 }
 
-fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf>) -> Result<Shared> {
+fn open(
+    plugin: &Plugin,
+    path: &Path,
+    settings: &Settings,
+    cache: Option<PathBuf>,
+    processes: Option<&Processes>,
+) -> Result<Shared> {
     let is_tpu = *plugin == Plugin::Tpu || path.file_name().is_some_and(|n| n == "libtpu.so");
     if is_tpu {
         find::tpu_device()?;
@@ -118,32 +120,57 @@ fn open(plugin: &Plugin, path: &Path, settings: &Settings, cache: Option<PathBuf
     let api = Api::load(path).map_err(explain)?;
     let (flags, options): (Settings, Settings) =
         settings.iter().cloned().partition(|(name, _)| name.starts_with(COMPILER_PREFIX));
-    let options = Options::new(&options)?;
-    let create = ffi::Client_Create {
+    // A TPU's runtime finds the other processes by itself.
+    let through_store = processes.filter(|_| !is_tpu);
+    let options = Options::new(&with_processes(options, through_store)?)?;
+    let mut create = ffi::Client_Create {
         create_options: options.as_ptr(),
         num_options: options.len(),
         ..Default::default()
     };
-    // SAFETY: the options live during the call.
+    let callbacks = through_store.map(|processes| Callbacks::new(&processes.store));
+    if let Some(callbacks) = &callbacks {
+        callbacks.add_to(&mut create);
+    }
+    // SAFETY: the options live during the call, and the store as long as the client.
     let client = unsafe { api.call(create) }.map_err(|e| with_advice(path, e))?.client;
     // Dropping `shared` destroys the client if a later step fails.
-    let mut shared = Shared { api, client, devices: Vec::new(), platform: String::new(), flags, cache };
+    let mut shared = Shared {
+        api,
+        client,
+        devices: Vec::new(),
+        process: 0,
+        platform: String::new(),
+        flags,
+        cache,
+        agreement: processes.map(Agreement::new),
+        launches: AtomicI32::new(0),
+        _callbacks: callbacks,
+    };
     let api = &shared.api;
-    // SAFETY: the client lives, and the name and the devices live as long as it does.
+    // SAFETY: the client lives, and the name as long as it does.
     let (platform, found) = unsafe {
         let name = api.call(ffi::Client_PlatformName { client, ..Default::default() })?;
-        let found = api.call(ffi::Client_AddressableDevices { client, ..Default::default() })?;
-        let devices = api::elements(found.addressable_devices, found.num_addressable_devices);
-        (api::text(name.platform_name, name.platform_name_size), devices)
+        let platform = api::text(name.platform_name, name.platform_name_size);
+        (platform, devices::find(api, client, processes)?)
     };
-    // SAFETY: as above.
-    let with_id = |device: &*mut ffi::Device| Ok((*device, unsafe { device_id(api, *device) }?));
-    let devices = found.iter().map(with_id).collect::<Result<_>>()?;
-    (shared.platform, shared.devices) = (platform, devices);
+    shared.platform = platform;
+    (shared.process, shared.devices) = found;
     if is_gpu(&shared.platform) {
         shared.flags = with_gpu_defaults(path, &shared.flags);
     }
     Ok(shared)
+}
+
+/// Adds the options by which a plugin knows its place among the processes.
+fn with_processes(mut options: Settings, processes: Option<&Processes>) -> Result<Settings> {
+    if let Some(Processes { index, count, .. }) = processes {
+        for (name, number) in [("node_id", *index), ("num_nodes", *count)] {
+            ensure!(options.iter().all(|(given, _)| given != name), "option {name} is set by the processes");
+            options.push((name.into(), Value::Int(number as i64)));
+        }
+    }
+    Ok(options)
 }
 
 /// Adds the flags that a GPU's compiler needs, unless they are given.
@@ -180,25 +207,6 @@ fn with_advice(path: &Path, error: anyhow::Error) -> anyhow::Error {
         "see docs/devices.md"
     };
     error.context(format!("{} cannot open a device ({hint})", path.display()))
-}
-
-/// # Safety
-/// The device belongs to this plugin, and its client lives.
-unsafe fn description(api: &Api, device: *mut ffi::Device) -> Result<*mut ffi::DeviceDescription> {
-    let get = ffi::Device_GetDescription { device, ..Default::default() };
-    // SAFETY: the caller's promise.
-    Ok(unsafe { api.call(get) }?.device_description)
-}
-
-/// # Safety
-/// As for [`description`].
-unsafe fn device_id(api: &Api, device: *mut ffi::Device) -> Result<i64> {
-    // SAFETY: the caller's promise; the description lives as long as the device.
-    let found = unsafe {
-        let device_description = description(api, device)?;
-        api.call(ffi::DeviceDescription_Id { device_description, ..Default::default() })?
-    };
-    Ok(i64::from(found.id))
 }
 
 /// Returns the C API's number for an element type.
@@ -249,7 +257,7 @@ impl PluginClient {
         let Shared { api, devices, .. } = &*self.0;
         // SAFETY: the client lives, and device, description and string live as long as it does.
         unsafe {
-            let device_description = description(api, devices.first()?.0).ok()?;
+            let device_description = description(api, devices.first()?.pointer).ok()?;
             let get = ffi::DeviceDescription_Kind { device_description, ..Default::default() };
             let kind = api.call(get).ok()?;
             Some(api::text(kind.device_kind, kind.device_kind_size))
@@ -258,45 +266,21 @@ impl PluginClient {
 
     /// Identifies everything that a compiled program depends on besides its module and options.
     fn fingerprint(&self) -> Vec<u8> {
-        let Shared { api, devices, platform, .. } = &*self.0;
+        let Shared { api, platform, .. } = &*self.0;
         let file = std::fs::metadata(api.path()).and_then(|m| Ok((m.len(), m.modified()?))).ok();
         let flags = ["XLA_FLAGS", "LIBTPU_INIT_ARGS"].map(std::env::var_os);
         // The CPU's compiler generates code for the machine that it runs on.
         let machine = (platform == "cpu").then(host::processor);
         let parts =
-            (platform, self.version(), self.kind(), devices.len(), api.version(), file, flags, machine);
+            (platform, self.version(), self.kind(), self.devices(), api.version(), file, flags, machine);
         format!("{parts:?}").into_bytes()
-    }
-
-    /// Takes ownership of a loaded executable.
-    ///
-    /// # Safety
-    /// The executable belongs to this client, and nobody else frees it.
-    unsafe fn wrap(
-        &self,
-        executable: *mut ffi::LoadedExecutable,
-        signature: &Signature,
-    ) -> Result<(PluginExecutable, UnloadedExecutable<'_>)> {
-        let api = &self.0.api;
-        let mut loaded = PluginExecutable {
-            shared: self.0.clone(),
-            executable,
-            replicas: signature.replicas,
-            inputs: signature.inputs.len(),
-            outputs: 0,
-        };
-        let get = ffi::LoadedExecutable_GetExecutable { loaded_executable: executable, ..Default::default() };
-        // SAFETY: the executable lives, and the caller has to free the object that the call returns.
-        let unloaded = unsafe { UnloadedExecutable::new(api, api.call(get)?.executable) };
-        // The plugin writes as many results as the executable has, whatever the signature says.
-        loaded.outputs = unloaded.outputs()?;
-        Ok((loaded, unloaded))
     }
 
     fn compile_uncached(
         &self,
         program: &Program,
         options: &[u8],
+        own: &[*mut ffi::Device],
     ) -> Result<(PluginExecutable, UnloadedExecutable<'_>)> {
         let module = to_ffi(program);
         let compile = ffi::Client_Compile {
@@ -307,7 +291,9 @@ impl PluginClient {
             ..Default::default()
         };
         // SAFETY: client, program and options live during the call; the executable has no other owner.
-        unsafe { self.wrap(self.0.api.call(compile)?.executable, &program.signature) }
+        unsafe {
+            PluginExecutable::new(&self.0, self.0.api.call(compile)?.executable, &program.signature, own)
+        }
     }
 
     /// Loads an executable that [`UnloadedExecutable::serialize`] wrote.
@@ -315,6 +301,7 @@ impl PluginClient {
         &self,
         bytes: &[u8],
         signature: &Signature,
+        own: &[*mut ffi::Device],
     ) -> Result<(PluginExecutable, UnloadedExecutable<'_>)> {
         let load = ffi::Executable_DeserializeAndLoad {
             client: self.0.client,
@@ -323,7 +310,7 @@ impl PluginClient {
             ..Default::default()
         };
         // SAFETY: client and bytes live during the call; the executable has no other owner.
-        unsafe { self.wrap(self.0.api.call(load)?.loaded_executable, signature) }
+        unsafe { PluginExecutable::new(&self.0, self.0.api.call(load)?.loaded_executable, signature, own) }
     }
 }
 
@@ -341,8 +328,12 @@ impl Client for PluginClient {
         )
     }
 
-    fn device_count(&self) -> usize {
-        self.0.devices.len()
+    fn devices(&self) -> Vec<usize> {
+        self.0.devices.iter().map(|device| device.process).collect()
+    }
+
+    fn process(&self) -> usize {
+        self.0.process
     }
 
     fn target(&self) -> Target {
@@ -353,20 +344,31 @@ impl Client for PluginClient {
         }
     }
 
-    fn compile(&self, program: &Program) -> Result<Box<dyn Loaded>> {
-        let Shared { devices, flags, .. } = &*self.0;
-        let replicas = program.signature.replicas;
-        let ids: Vec<i64> = devices.iter().take(replicas).map(|(_, id)| *id).collect();
-        let options = wire::compile_options(replicas, Some(&ids), flags);
-        let format = format_name(program.signature.format);
+    fn compile(&self, program: &Program, devices: &[usize]) -> Result<Box<dyn Loaded>> {
+        let Shared { flags, process, agreement, .. } = &*self.0;
+        let Signature { name, graph, replicas, format, .. } = &program.signature;
+        let devices: Vec<Device> = devices.iter().map(|device| self.0.devices[*device]).collect();
+        let ids: Vec<i64> = devices.iter().map(|device| device.id).collect();
+        let own = devices.iter().filter(|device| device.process == *process);
+        let own: Vec<*mut ffi::Device> = own.map(|device| device.pointer).collect();
+        let mut flags = flags.clone();
+        // Others neither compile nor load a program of this process alone.
+        let is_local = own.len() == devices.len();
+        if is_local && agreement.is_some() && is_gpu(&self.0.platform) {
+            flags.push((SHARED_TIMING.into(), Value::Bool(false)));
+        }
+        let agreement = agreement.as_ref().filter(|_| !is_local);
+        let options = wire::compile_options(*replicas, Some(&ids), &flags);
+        let format = format_name(*format);
         let entry = self.0.cache.as_ref().map(|folder| {
             cache::Entry::new(folder, &[&self.fingerprint(), format.as_bytes(), &program.module, &options])
         });
         let (loaded, _) = cache::load_or_compile(
             entry,
-            &program.signature.name,
-            |bytes| self.load(bytes, &program.signature),
-            || self.compile_uncached(program, &options),
+            name,
+            |bytes| self.load(bytes, &program.signature, &own),
+            |loaded| agreement.map_or(Ok(loaded), |all| all.all_loaded(&format!("{name} {graph}"), loaded)),
+            || self.compile_uncached(program, &options, &own),
             |(_, unloaded)| unloaded.serialize(),
         )?;
         Ok(Box::new(loaded))
@@ -374,7 +376,7 @@ impl Client for PluginClient {
 
     fn put(&self, device: usize, array: &Array) -> Result<Box<dyn Buffer>> {
         let Shared { api, client, devices, .. } = &*self.0;
-        let (device, _) = devices.get(device).ok_or_else(|| anyhow!("there is no device {device}"))?;
+        let device = devices.get(device).with_context(|| format!("there is no device {device}"))?;
         let dims: Vec<i64> = array.dims().iter().map(|d| *d as i64).collect();
         // With these semantics the plugin copies the data before the call returns. The transfer itself may go on in the
         // background.
@@ -385,7 +387,7 @@ impl Client for PluginClient {
             dims: dims.as_ptr(),
             num_dims: dims.len(),
             host_buffer_semantics: ffi::ONLY_DURING_CALL,
-            device: *device,
+            device: device.pointer,
             ..Default::default()
         };
         // SAFETY: client and device live, and the array lives during the call. It has as many bytes as its sizes and type
@@ -400,8 +402,8 @@ impl Client for PluginClient {
     }
 
     fn memory(&self, device: usize) -> Option<Memory> {
-        let (device, _) = self.0.devices.get(device)?;
-        let stats = ffi::Device_MemoryStats { device: *device, ..Default::default() };
+        let device = self.0.devices.get(device).filter(|device| device.process == self.0.process)?;
+        let stats = ffi::Device_MemoryStats { device: device.pointer, ..Default::default() };
         // SAFETY: the device lives.
         let stats = unsafe { self.0.api.call(stats) }.ok()?;
         let optional = |value: i64, is_set: bool| is_set.then_some(value as u64);
@@ -410,100 +412,6 @@ impl Client for PluginClient {
             peak: optional(stats.peak_bytes_in_use, stats.peak_bytes_in_use_is_set),
             limit: optional(stats.bytes_limit, stats.bytes_limit_is_set),
         })
-    }
-}
-
-impl Buffer for PluginBuffer {
-    fn get(&self, shape: &Shape) -> Result<Array> {
-        let api = &self.shared.api;
-        let mut bytes = vec![0; shape.bytes()];
-        // Asks for row-major order, whatever layout the device uses.
-        let order: Vec<i64> = (0..shape.rank() as i64).rev().collect();
-        let mut layout = ffi::Buffer_MemoryLayout {
-            tiled: ffi::Tiled {
-                struct_size: size_of::<ffi::Tiled>(),
-                extension_start: ptr::null_mut(),
-                minor_to_major: order.as_ptr(),
-                minor_to_major_size: order.len(),
-                tile_dims: ptr::null(),
-                tile_dim_sizes: ptr::null(),
-                num_tiles: 0,
-            },
-            r#type: ffi::LAYOUT_TILED,
-            ..Default::default()
-        };
-        let copy = ffi::Buffer_ToHostBuffer {
-            src: self.buffer,
-            host_layout: &raw mut layout,
-            dst: bytes.as_mut_ptr().cast::<c_void>(),
-            dst_size: bytes.len(),
-            ..Default::default()
-        };
-        // SAFETY: buffer and layout live, and `bytes`, which has `dst_size` bytes, lives until the event is ready.
-        unsafe { api.wait(api.call(copy)?.event) }?;
-        Array::from_bytes(shape.clone(), bytes)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-impl Drop for PluginBuffer {
-    fn drop(&mut self) {
-        // SAFETY: this value is the buffer's only owner.
-        unsafe { self.shared.api.free(ffi::Buffer_Destroy { buffer: self.buffer, ..Default::default() }) };
-    }
-}
-
-impl Loaded for PluginExecutable {
-    fn execute(&self, arguments: &[Vec<&dyn Buffer>]) -> Result<Vec<Vec<Box<dyn Buffer>>>> {
-        let api = &self.shared.api;
-        let own = |b: &&dyn Buffer| match b.as_any().downcast_ref::<PluginBuffer>() {
-            Some(b) if Arc::ptr_eq(&b.shared, &self.shared) => Ok(b.buffer),
-            Some(_) => {
-                Err(anyhow!("an argument belongs to another client of the device: use meshes that share one"))
-            }
-            None => Err(anyhow!("an argument is on another kind of device")),
-        };
-        let complete = |row: &Vec<&dyn Buffer>| row.len() == self.inputs;
-        ensure!(
-            arguments.len() == self.replicas && arguments.iter().all(complete),
-            "the program needs {} rows of {} arguments",
-            self.replicas,
-            self.inputs
-        );
-        let lists: Vec<Vec<*mut ffi::Buffer>> =
-            arguments.iter().map(|row| row.iter().map(own).collect()).collect::<Result<_>>()?;
-        let inputs: Vec<*const *mut ffi::Buffer> = lists.iter().map(|row| row.as_ptr()).collect();
-        let mut results = vec![vec![ptr::null_mut::<ffi::Buffer>(); self.outputs]; lists.len()];
-        let outputs: Vec<*mut *mut ffi::Buffer> = results.iter_mut().map(|row| row.as_mut_ptr()).collect();
-        let mut options = ffi::ExecuteOptions::default();
-        let execute = ffi::LoadedExecutable_Execute {
-            executable: self.executable,
-            options: &raw mut options,
-            argument_lists: inputs.as_ptr(),
-            num_devices: lists.len(),
-            num_args: self.inputs,
-            output_lists: outputs.as_ptr(),
-            ..Default::default()
-        };
-        // SAFETY: the executable lives, and the lists live during the call. The numbers of arguments and of results are those of
-        // the program's signature and of the plugin's report. The buffers belong to the executable's client.
-        unsafe { api.call(execute) }?;
-        let boxed = |buffer: *mut ffi::Buffer| {
-            ensure!(!buffer.is_null(), "the plugin returned no buffer for a result");
-            Ok(Box::new(PluginBuffer { shared: self.shared.clone(), buffer }) as Box<dyn Buffer>)
-        };
-        results.into_iter().map(|row| row.into_iter().map(boxed).collect()).collect()
-    }
-}
-
-impl Drop for PluginExecutable {
-    fn drop(&mut self) {
-        let destroy = ffi::LoadedExecutable_Destroy { executable: self.executable, ..Default::default() };
-        // SAFETY: this value is the executable's only owner.
-        unsafe { self.shared.api.free(destroy) };
     }
 }
 
