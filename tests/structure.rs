@@ -44,7 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("engine::compile", &["engine"]),
     ("engine::conformance", &["engine"]),
-    ("hosts", &[]),
+    ("hosts", &["engine::key_values"]),
     ("hosts::client", &["engine::key_values"]),
     ("hosts::found", &[]),
     ("hosts::messages", &[]),
