@@ -64,9 +64,9 @@ impl Coordinator {
         let service = service_fn(move |request| route(shared.clone(), request));
         runtime.spawn(async move {
             let stopping = async { drop(stopping.await) };
-            if let Err(error) =
-                Server::builder().serve_with_incoming_shutdown(service, incoming, stopping).await
-            {
+            // Heartbeats must not queue behind requests that wait for a value.
+            let server = Server::builder().max_concurrent_streams(u32::MAX);
+            if let Err(error) = server.serve_with_incoming_shutdown(service, incoming, stopping).await {
                 log::error!("the coordinator has stopped: {error}");
             }
             let _ = finished.send(());

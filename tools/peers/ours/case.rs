@@ -269,7 +269,8 @@ impl Inputs {
         let mut arrays: Vec<(String, Array)> = names.zip(self.weights).collect();
         arrays.extend(NAMES.map(String::from).into_iter().zip([self.pixels, self.order, self.eps]));
         let model = serde_json::to_value(model)?;
-        let meta = Meta { version: 1, model, step: 0, data_key: [0, 1], data_crc: 0, best: None };
+        let meta =
+            Meta { version: 1, model, step: 0, data_key: [0, 1], data_crc: 0, best: None, unevaluated: None };
         Checkpoint { meta, arrays }.save(file)
     }
 }
