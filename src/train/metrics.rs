@@ -83,7 +83,7 @@ impl Metrics {
         serde_json::to_writer(&mut self.lines, line)
             .with_context(|| format!("cannot write {}", self.path.display()))?;
         self.lines.write_all(b"\n").with_context(|| format!("cannot write {}", self.path.display()))?;
-        self.to_events(|events| {
+        self.write_events(|events| {
             events.scalar(line.step, "train/loss", line.loss)?;
             events.scalar(line.step, "train/grad_norm", line.grad_norm)?;
             line.scores.iter().try_for_each(|(name, value)| match value {
@@ -99,12 +99,12 @@ impl Metrics {
     /// # Errors
     /// When a file cannot be written.
     pub fn flush(&mut self) -> Result<()> {
-        self.to_events(|events| events.out.flush().context("cannot write them"));
+        self.write_events(|events| events.out.flush().context("cannot write them"));
         self.lines.flush().with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Writes to TensorBoard's events. After an error, says so once and writes no more of them.
-    fn to_events(&mut self, write: impl FnOnce(&mut Events) -> Result<()>) {
+    fn write_events(&mut self, write: impl FnOnce(&mut Events) -> Result<()>) {
         if let Some(Err(error)) = self.events.as_mut().map(write) {
             log::warn!("TensorBoard gets no more events of this run: {error:#}");
             self.events = None;

@@ -98,8 +98,8 @@ impl RunData {
         let RunData { owner, spec, .. } = self;
         ensure!(
             same,
-            "{spec}: {} are not those of {owner}: name their location, or other images, with --data PATH",
-            images.name,
+            "{spec}: these are not the {} images of {owner}: name their location, or other images, with --data PATH",
+            part.name(),
         );
         Ok(())
     }
