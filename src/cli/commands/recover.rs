@@ -77,7 +77,6 @@ pub fn report(args: &Args) -> Result<Report> {
     let weights = common.weights()?;
     gallery::automaton(&weights.model.vae()).tag(Error::Usage)?;
     let damages = damages(args, &weights.model.frame()).tag(Error::Usage)?;
-    let mut files = common.files("recover")?;
     let steps = args.steps.unwrap_or(weights.model.nca_steps);
     check_steps(steps).tag(Error::Usage)?;
     let split = match args.of.as_str() {
@@ -98,6 +97,8 @@ pub fn report(args: &Args) -> Result<Report> {
     let mut figures = vec![Figure { dims, ..Figure::default() }; damages.len()];
     let mut statistics: Vec<RecoveryStatistics> =
         damages.iter().map(|d| RecoveryStatistics::new(*d, steps)).collect();
+    // Before the work, so that a folder that cannot be written to costs none.
+    let mut files = common.files("recover")?;
     run_all(&session, &latents, images.as_ref(), &damages, steps, |d, i, trajectory| {
         statistics[d].add(trajectory);
         if i < shown {
