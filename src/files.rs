@@ -3,6 +3,9 @@
 //! A file is written in its final folder under a temporary name that ends in `.part`, flushed to disk and renamed. Then the
 //! folder is flushed. An older file of the same name keeps its content until the rename. After an error the unfinished file is
 //! removed. No two writers share a temporary name.
+//!
+//! Checks of places and of what others have written stand here too: whether a path lies within a folder, whether a name in an
+//! archive stays inside, how long a description may be.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};

@@ -56,6 +56,12 @@ pub fn set_defaults(variables: &[(&str, &str)]) {
     }
 }
 
+/// Reports whether the command line has an option. Its name is without dashes.
+pub fn is_given(option: &str) -> bool {
+    let is_it = |word: &str| word.strip_prefix("--").and_then(|word| word.split('=').next()) == Some(option);
+    env::args_os().any(|word| is_it(&word.to_string_lossy()))
+}
+
 /// Reports whether the process was started with a signal ignored, as under `nohup`. Reads `/proc/self/status`.
 pub fn ignores(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

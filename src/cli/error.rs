@@ -1,5 +1,6 @@
 //! Exit codes, and the formatting of errors for the terminal.
 
+use super::environment;
 use crate::error::{Error, Kind, kind};
 
 /// The exit codes of the process.
@@ -73,9 +74,7 @@ fn flag(field: &str) -> String {
 fn from_variable(flag: &str) -> Option<String> {
     let name = format!("VNCA_{}", flag.replace('-', "_").to_uppercase());
     std::env::var_os(&name)?;
-    let flag = format!("--{flag}");
-    let given = |word: std::ffi::OsString| word.to_string_lossy().split('=').next() == Some(&flag);
-    (!std::env::args_os().any(given)).then_some(name)
+    (!environment::is_given(flag)).then_some(name)
 }
 
 /// Formats an error for the terminal: its chain of causes, with flags instead of field names.

@@ -204,7 +204,7 @@ fn named_variable(mut error: clap::Error) -> clap::Error {
     };
     // `--steps <N>`, `--skip-bad[=<BOOL>]`
     let name = flag.split([' ', '[', '=']).next().unwrap_or_default();
-    let is_given = std::env::args_os().any(|word| word.to_string_lossy().split('=').next() == Some(name));
+    let is_given = environment::is_given(name.trim_start_matches("--"));
     let command = Cli::command();
     let from_variable = command.get_subcommands().flat_map(|verb| verb.get_arguments()).find(|arg| {
         let has_value = |name| std::env::var_os(name).is_some_and(|found| found == *value);

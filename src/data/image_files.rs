@@ -1,8 +1,8 @@
 //! A folder of image files: PNG, JPEG, WebP, GIF and BMP.
 //!
 //! Files are found in subfolders of any depth, in the order of their names. If they lie in subfolders, the first level of these
-//! are the classes. Folders `train` and `test` (also `Training`, `testing`) at the top are the parts, each with its own classes. Links are followed; a
-//! folder that is reached twice within a class is read once. Names that begin with a dot are ignored.
+//! are the classes. Folders `train` and `test` (also `Training`, `testing`) at the top are the parts, each with its own classes.
+//! Links are followed; a folder that is reached twice within a class is read once. Names that begin with a dot are ignored.
 //!
 //! Files are decoded in parallel, in batches, so that memory grows with the resized images and not with the files.
 

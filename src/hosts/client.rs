@@ -144,7 +144,7 @@ impl Session {
             *counter - 1
         };
         let request = Barrier {
-            incarnations: Some(self.link.incarnations.clone()),
+            incarnations: self.link.stamp(),
             id: name.to_owned(),
             timeout_ms: i64::try_from(limit.as_millis()).unwrap_or(i64::MAX),
             members: Vec::new(),
@@ -196,7 +196,7 @@ impl Session {
         if self.failure().is_some() {
             return Ok(());
         }
-        let (incarnations, process) = (Some(self.link.incarnations.clone()), self.link.process as i32);
+        let (incarnations, process) = (self.link.stamp(), self.link.process as i32);
         let request = Fail { incarnations, process, message: message.to_owned() };
         self.call(request, self.link.settings.dead_after)?;
         Ok(())
@@ -208,7 +208,7 @@ impl Session {
     /// When not all call this within `settings.leave`, or when the run has failed.
     pub fn leave(&self) -> Result<()> {
         self.link.over.store(true, Ordering::SeqCst);
-        let (incarnations, process) = (Some(self.link.incarnations.clone()), self.link.process as i32);
+        let (incarnations, process) = (self.link.stamp(), self.link.process as i32);
         let limit = self.link.settings.leave.saturating_add(GRACE);
         self.call(ShutdownTask { incarnations, process }, limit)?;
         Ok(())
@@ -263,20 +263,20 @@ impl Session {
 
 impl KeyValues for Session {
     fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, KeyError> {
-        let incarnations = Some(self.link.incarnations.clone());
+        let incarnations = self.link.stamp();
         let answer = self.key_call(key, GetKeyValue { incarnations, key: key.to_owned() }, timeout)?;
         Ok(value(answer))
     }
 
     fn try_get(&self, key: &str) -> Result<Vec<u8>, KeyError> {
-        let incarnations = Some(self.link.incarnations.clone());
+        let incarnations = self.link.stamp();
         let request = TryGetKeyValue { incarnations, key: key.to_owned() };
         Ok(value(self.key_call(key, request, self.link.settings.dead_after)?))
     }
 
     fn put(&self, key: &str, value: &[u8]) -> Result<(), KeyError> {
         let entry = KeyValue { key: key.to_owned(), value: value.to_vec().into() };
-        let incarnations = Some(self.link.incarnations.clone());
+        let incarnations = self.link.stamp();
         let request = InsertKeyValue { incarnations, entry: Some(entry), overwrite: false };
         self.key_call(key, request, self.link.settings.dead_after)
     }
@@ -292,6 +292,11 @@ impl Drop for Session {
 }
 
 impl Link {
+    /// Returns what requests carry to say which starts of processes they belong to.
+    fn stamp(&self) -> Option<Incarnations> {
+        Some(self.incarnations.clone())
+    }
+
     /// Reports a failure of the run, unless this process has ended its part. Only the first one counts.
     fn fail(&self, failure: Failure) {
         let mut callbacks = self.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -368,7 +373,7 @@ async fn send_heartbeats(link: Arc<Link>) {
     let mut heard = Instant::now();
     loop {
         sleep(pause).await;
-        let incarnations = Some(link.incarnations.clone());
+        let incarnations = link.stamp();
         let (incarnation, process) = (link.incarnations.task, link.process as i32);
         let request = Heartbeat { incarnations, incarnation, process };
         let status = match timeout(pause, send(&link.grpc, request)).await {
@@ -399,7 +404,7 @@ async fn send_heartbeats(link: Arc<Link>) {
 /// heartbeats tell.
 async fn hear_of_failures(link: Arc<Link>) {
     while !link.is_over() {
-        let (incarnations, process) = (Some(link.incarnations.clone()), link.process as i32);
+        let (incarnations, process) = (link.stamp(), link.process as i32);
         let answer = send(&link.grpc, PollForError { incarnations, process }).await;
         match answer.as_ref().err().and_then(reported) {
             Some(failure) => link.fail(failure),

@@ -189,15 +189,8 @@ impl Run {
         };
         let limit = self.settings.join;
         self.wait(deadline(limit), complete).await.unwrap_or_else(|| {
-            self.change(|state| {
-                let absent: Vec<usize> =
-                    (0..self.processes).filter(|&p| state.members[p].is_none()).collect();
-                if let [first, ..] = absent[..] {
-                    let names = names(&absent);
-                    state.fail(first, format!("{names} of {} did not join within {limit:?}", self.processes));
-                }
-                state.broken().map_or(Ok(()), Err)
-            })
+            let late = |names: &str| format!("{names} of {} did not join within {limit:?}", self.processes);
+            self.give_up(|state, process| state.members[process].is_none(), late)
         })
     }
 
@@ -256,14 +249,23 @@ impl Run {
             false => state.broken().map(Err),
         };
         self.wait(deadline(limit), all).await.unwrap_or_else(|| {
-            self.change(|state| {
-                let absent: Vec<usize> = (0..self.processes).filter(|p| !state.leaving.contains(p)).collect();
-                if let [first, ..] = absent[..] {
-                    let names = names(&absent);
-                    state.fail(first, format!("{names} did not leave within {limit:?} of process {process}"));
-                }
-                state.broken().map_or(Ok(()), Err)
-            })
+            let late = |names: &str| format!("{names} did not leave within {limit:?} of process {process}");
+            self.give_up(|state, process| !state.leaving.contains(&process), late)
+        })
+    }
+
+    /// Ends the run because a time is over, unless nobody is missing any more. `reason` gets the names of the missing.
+    fn give_up(
+        &self,
+        is_missing: impl Fn(&State, usize) -> bool,
+        reason: impl FnOnce(&str) -> String,
+    ) -> Answer<()> {
+        self.change(|state| {
+            let absent: Vec<usize> = (0..self.processes).filter(|&p| is_missing(state, p)).collect();
+            if let [first, ..] = absent[..] {
+                state.fail(first, reason(&names(&absent)));
+            }
+            state.broken().map_or(Ok(()), Err)
         })
     }
 

@@ -404,8 +404,7 @@ impl Run<'_> {
     /// Saves the state after an error, if the devices still hold it. Adds the outcome to the error.
     fn save_after(&mut self, error: anyhow::Error) -> anyhow::Error {
         let step = self.step;
-        let can_save = self.options.checkpoint_every > 0 && self.state.is_complete();
-        let tried = if can_save && self.saved != Some(step) { self.save() } else { Ok(()) };
+        let tried = if self.state.is_complete() { self.save_if_new() } else { Ok(()) };
         match (self.saved == Some(step), tried) {
             (true, _) => error.context(format!("training stopped after step {step}; its state is saved")),
             (false, Err(second)) => error
@@ -428,13 +427,13 @@ impl Run<'_> {
                 return Err(self.not_finite(&losses, &norms).into());
             }
             let line = |i: usize| Line::new(self.step + i + 1, losses[i], norms[i], None);
-            let lines: Vec<Line> = (0..trips).map(line).collect();
+            let mut lines: Vec<Line> = (0..trips).map(line).collect();
             self.advance(trips);
-            let (last, earlier) = lines.split_last().context("a device call made no steps")?;
-            earlier.iter().try_for_each(|line| self.metrics.write(line))?;
+            let last = lines.pop().context("a device call made no steps")?;
+            lines.iter().try_for_each(|line| self.metrics.write(line))?;
             let every = self.options.eval_every;
             let due = every > 0 && self.step.is_multiple_of(every);
-            if let Some(end) = self.finish(last.clone(), due, watch)? {
+            if let Some(end) = self.finish(last, due, watch)? {
                 return Ok(end);
             }
         }
@@ -450,9 +449,7 @@ impl Run<'_> {
             match watch.evaluate(&self.state.parameters(), self.step) {
                 Err(error) if watch.stop() => {
                     log::info!("the evaluation after step {} is still to do: {error:#}", self.step);
-                    if self.options.checkpoint_every > 0 && self.saved != Some(self.step) {
-                        self.save()?;
-                    }
+                    self.save_if_new()?;
                     return Ok(Some(End::Stopped));
                 }
                 score => score?,
@@ -584,6 +581,12 @@ impl Run<'_> {
         let saved =
             saved.map_or_else(|e| format!("and saving the state before it failed: {e:#}"), str::to_string);
         Error::NotFinite { step: self.step + 1, loss: losses[bad], grad_norm: norms[bad], saved }
+    }
+
+    /// Saves the state, unless checkpoints are off or its step is saved already.
+    fn save_if_new(&mut self) -> Result<()> {
+        let is_new = self.options.checkpoint_every > 0 && self.saved != Some(self.step);
+        if is_new { self.save() } else { Ok(()) }
     }
 
     fn save(&mut self) -> Result<()> {

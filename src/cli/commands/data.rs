@@ -151,7 +151,7 @@ fn show(args: &ShowArgs) -> Result<Report> {
         ..Reading::default()
     };
     valid!(
-        !files::lies_within(&args.out, Path::new(&args.path)) || Path::new(&args.path).is_file(),
+        !files::lies_within(&args.out, Path::new(&args.path)),
         "out",
         "{} lies among the images: the picture would become one of them",
         args.out.display()

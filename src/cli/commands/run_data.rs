@@ -82,18 +82,23 @@ impl RunData {
         Ok(spec)
     }
 
+    /// Reports whether images have a checksum of the run's. A run without checksums may have any.
+    fn is_own(&self, part: Part, images: &Split) -> bool {
+        let known = self.crc.map(|crc| crc.part(part)).or(self.train_crc);
+        known.is_none_or(|known| known == crc(images))
+    }
+
     /// Checks that these are the run's images.
     ///
     /// # Errors
     /// When they are not.
     fn check(&self, part: Part, images: &Split) -> Result<()> {
-        let found = crc(images);
-        let same = match (self.crc, self.train_crc, part) {
-            (Some(crc), _, part) => found == crc.part(part),
-            (None, None, _) => true,
-            (None, Some(train), Part::Train) => found == train,
+        let same = match (self.is_own(part, images), self.train_crc) {
             // The run has no checksum of test images. They are its own if the training images beside them are.
-            (None, Some(train), Part::Test) => found == train || crc(&self.read(Part::Train)?) == train,
+            (false, Some(train)) if self.crc.is_none() && part == Part::Test => {
+                crc(&self.read(Part::Train)?) == train
+            }
+            (same, _) => same,
         };
         let RunData { owner, spec, .. } = self;
         ensure!(
@@ -116,12 +121,7 @@ impl RunData {
         let mut how: Vec<String> = train_share.map(|share| format!("--split {share}")).into_iter().collect();
         how.extend(skip_bad.then(|| "--skip-bad".into()));
         how.extend(transpose.then(|| "--transpose".into()));
-        let own = match (self.crc, part) {
-            (Some(known), part) => known.part(part) == crc(images),
-            (None, Part::Train) => self.train_crc == Some(crc(images)),
-            (None, Part::Test) => false,
-        };
-        if !how.is_empty() && !own {
+        if !how.is_empty() && !self.is_own(part, images) {
             let how = how.join(" ");
             log::warn!("{named}: read with {how}, as the images of {} are: these are others", self.owner);
         }

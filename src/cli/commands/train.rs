@@ -59,7 +59,7 @@ pub fn run(args: Args) -> Outcome {
     let options = options.over(&options.from_preset()?);
     let signal = listen()?;
     let (mut config, resumed) = prepare(&options, args.resume)?;
-    let before = resumed.as_ref().map(|folder| TrainConfig::from_run(folder.path())).transpose()?;
+    let (resumed, before) = resumed.unzip();
     // A new run's likelihood may follow from the data.
     let values =
         (resumed.is_some() || options.likelihood.is_some()).then(|| config.model.likelihood.values());
@@ -123,7 +123,7 @@ pub fn run(args: Args) -> Outcome {
     }
     // All checks come before the first write.
     config.check_sizes(train.len()).tag(Error::Usage)?;
-    let checkpoint = match &resumed {
+    let mut checkpoint = match &resumed {
         Some(folder) => Store::in_run(folder.path(), config.keep).latest()?,
         None => None,
     };
@@ -140,7 +140,6 @@ pub fn run(args: Args) -> Outcome {
                 .tag(Error::Usage);
         }
     }
-    let mut checkpoint = checkpoint;
     if let (Some(checkpoint), Some(before)) = (&mut checkpoint, &before)
         && checkpoint.meta.best.is_some()
         && !config.scores_as(before)
@@ -251,8 +250,8 @@ fn located_device(device: &str) -> String {
 /// and another to its group.
 const REPEATED_SIGNAL_TIME: Duration = Duration::from_secs(1);
 
-/// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) SIGUSR1 and SIGUSR2 (job
-/// schedulers' warnings) and SIGXCPU (the limit of processor time). The first signal asks
+/// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 and SIGUSR2 (job
+/// schedulers' warnings), and SIGXCPU (the limit of processor time). The first signal asks
 /// the run to stop. A second one ends the process at once.
 fn listen() -> Result<Arc<AtomicUsize>> {
     let heard = Arc::new(AtomicUsize::new(0));
@@ -273,8 +272,8 @@ fn listen() -> Result<Arc<AtomicUsize>> {
     Ok(heard)
 }
 
-/// Returns the configuration of the new or resumed run, and the folder of a resumed one.
-fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, Option<RunFolder>)> {
+/// Returns the configuration of the new or resumed run, and of a resumed one the folder and the saved configuration.
+fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, Option<(RunFolder, TrainConfig)>)> {
     if !resume {
         let config = TrainConfig::before_images(options)?;
         options.out.as_deref().map_or(Ok(()), holds_no_run)?;
@@ -285,7 +284,7 @@ fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, Option<
     TrainConfig::from_run(folder)?;
     let folder = RunFolder::lock(folder)?;
     let saved = TrainConfig::from_run(folder.path())?;
-    Ok((TrainConfig::resumed(&saved, options)?, Some(folder)))
+    Ok((TrainConfig::resumed(&saved, options)?, Some((folder, saved))))
 }
 
 /// Chooses and locks the folder of a new run.
