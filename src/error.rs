@@ -16,6 +16,8 @@
 
 use std::{fmt, io};
 
+use serde::{Deserialize, Serialize};
+
 /// An error that a caller can act on.
 #[derive(Debug)]
 pub enum Error {
@@ -84,7 +86,7 @@ impl std::error::Error for Error {
 }
 
 /// What a caller can do about an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// Pass another value.
     Usage,

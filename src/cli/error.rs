@@ -16,6 +16,8 @@ pub enum Exit {
     Device = 4,
     /// Training stopped before an update, because the loss or the gradient was not finite.
     NotFinite = 5,
+    /// Another process of the run failed or died.
+    OtherProcess = 6,
     /// Stopped by SIGHUP, because its terminal was closed, after the state was saved.
     HungUp = 129,
     /// Stopped by Ctrl-C after the state was saved.
@@ -32,12 +34,13 @@ pub enum Exit {
 
 impl Exit {
     /// All exit codes other than success, each with its meaning for the help text.
-    pub const ALL: [(Exit, &'static str); 11] = [
+    pub const ALL: [(Exit, &'static str); 12] = [
         (Exit::Failure, "something else went wrong"),
         (Exit::Usage, "the command line, environment or configuration file is wrong"),
         (Exit::BadInput, "a file cannot be read or is not what it should be"),
         (Exit::Device, "a device or its library is not available"),
         (Exit::NotFinite, "the loss or gradient was not finite: training stopped before the update"),
+        (Exit::OtherProcess, "another process of the run failed or died"),
         (Exit::HungUp, "SIGHUP: the state was saved"),
         (Exit::Interrupted, "Ctrl-C: the state was saved"),
         (Exit::Warned, "SIGUSR1: the state was saved"),

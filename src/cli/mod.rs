@@ -7,6 +7,7 @@ mod commands;
 pub mod config;
 mod environment;
 mod error;
+pub mod hosts;
 pub mod huge_pages;
 pub mod image_options;
 pub mod models;
@@ -136,7 +137,7 @@ impl Command {
 
     fn run(self) -> Outcome {
         match self {
-            Command::Train(args) => train::run(*args),
+            Command::Train(args) => train::run(&args),
             Command::Eval(args) => eval::run(&args),
             Command::Label(args) => label::run(&args),
             Command::Latents(args) => latents::run(&args),

@@ -1,6 +1,6 @@
 //! Arrays in host memory: the arguments of a program before transfer, and its results after.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::engine::shape::{DType, Shape};
 
@@ -149,6 +149,36 @@ impl Array {
         self.shape = shape;
         self
     }
+
+    /// Divides the array along its first dimension into `count` equal parts.
+    ///
+    /// # Errors
+    /// When the number of rows is not a multiple of `count`, or there are no dimensions.
+    pub fn split_rows(&self, count: usize) -> Result<Vec<Array>> {
+        let rows = self.dims().first().copied().unwrap_or(0);
+        ensure!(
+            count > 0 && rows > 0 && rows.is_multiple_of(count),
+            "{} does not divide into {count} equal parts",
+            self.shape
+        );
+        let shape = self.shape.with_dims(&[&[rows / count], &self.dims()[1..]].concat());
+        let size = shape.bytes();
+        let part = |i: usize| Array::from_bytes(shape.clone(), self.bytes[i * size..(i + 1) * size].to_vec());
+        (0..count).map(part).collect()
+    }
+
+    /// Joins arrays of one shape along their first dimension.
+    ///
+    /// # Errors
+    /// When there are no arrays, or they have no dimensions or different shapes.
+    pub fn join_rows(parts: &[Array]) -> Result<Array> {
+        let shape = &parts.first().context("there is nothing to join")?.shape;
+        let (first, rest) =
+            shape.dims.split_first().with_context(|| format!("{shape} has no rows to join"))?;
+        ensure!(parts.iter().all(|part| part.shape == *shape), "arrays of different shapes have no common rows");
+        let bytes = parts.iter().flat_map(|part| &part.bytes).copied().collect();
+        Array::from_bytes(shape.with_dims(&[&[first * parts.len()], rest].concat()), bytes)
+    }
 }
 
 /// Copies elements of `SIZE` bytes from a strided array into a dense one of sizes `dims`. Neighbours along dimension `i` lie
@@ -189,6 +219,17 @@ mod tests {
         assert_eq!(t.dims(), &[3, 2]);
         assert_eq!(t.to_vec::<i32>(), [1, 4, 2, 5, 3, 6]);
         assert_eq!(t.transpose(&[1, 0]), a);
+    }
+
+    #[test]
+    fn rows_are_split_and_joined() {
+        let a = Array::new(&[4, 1], &[1i32, 2, 3, 4]);
+        let parts = a.split_rows(2).unwrap();
+        assert_eq!(parts, [Array::new(&[2, 1], &[1i32, 2]), Array::new(&[2, 1], &[3i32, 4])]);
+        assert_eq!(Array::join_rows(&parts).unwrap(), a);
+        assert!(a.split_rows(3).is_err() && Array::scalar(1f32).split_rows(1).is_err());
+        assert!(Array::join_rows(&[]).is_err() && Array::join_rows(&[Array::scalar(1f32)]).is_err());
+        assert!(Array::join_rows(&[a.clone(), parts[0].clone()]).is_err());
     }
 
     #[test]

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use anyhow::{Context, Result, ensure};
+
 /// Why a store did not do what it was asked to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyError {
@@ -57,4 +59,65 @@ pub trait KeyValues: Send + Sync {
     /// # Errors
     /// [`KeyError::AlreadyExists`] when it has one.
     fn put(&self, key: &str, value: &[u8]) -> Result<(), KeyError>;
+
+    /// Forgets a key that nobody asks for any more. A store that keeps all of them may do nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    fn delete(&self, _key: &str) -> Result<(), KeyError> {
+        Ok(())
+    }
+}
+
+/// Checks that all of `count` processes, of which this is the one with number `index`, pass the same text, such as a
+/// configuration. Each name can be used once.
+///
+/// # Errors
+/// On every process, when one text differs from that of process 0: names the process and the first line that differs. When a
+/// process does not call this within `patience`, or the store fails.
+pub fn agree(
+    store: &dyn KeyValues,
+    (index, count): (usize, usize),
+    name: &str,
+    own: &str,
+    patience: Duration,
+) -> Result<()> {
+    let key = |part: &str| format!("vnca/agree/{name}/{part}");
+    let text = |key: &str| -> Result<String> {
+        let value =
+            store.get(key, patience).with_context(|| format!("the processes do not agree on {name} yet"))?;
+        Ok(String::from_utf8_lossy(&value).into_owned())
+    };
+    // Process 0 compares, so that everyone has the same result, and each text travels once.
+    if index > 0 {
+        store.put(&key(&index.to_string()), own.as_bytes())?;
+    } else {
+        let mut verdict = String::new();
+        for process in 1..count {
+            if let Some(difference) = difference(own, &text(&key(&process.to_string()))?) {
+                verdict = format!("process {process} does not agree with process 0 on {name}: {difference}");
+                break;
+            }
+        }
+        store.put(&key("verdict"), verdict.as_bytes())?;
+    }
+    let verdict = text(&key("verdict"))?;
+    ensure!(verdict.is_empty(), verdict);
+    Ok(())
+}
+
+/// Describes the first line in which two texts differ.
+fn difference(first: &str, other: &str) -> Option<String> {
+    let (mut of_first, mut of_other) = (first.lines(), other.lines());
+    for number in 1.. {
+        match (of_first.next(), of_other.next()) {
+            (None, None) => break,
+            (one, two) if one == two => {}
+            (one, two) => {
+                let show = |line: Option<&str>| line.map_or("missing".to_owned(), |line| format!("{line:?}"));
+                return Some(format!("line {number} is {}, that of process 0 is {}", show(two), show(one)));
+            }
+        }
+    }
+    (first != other).then(|| "only the ends of lines differ".to_owned())
 }

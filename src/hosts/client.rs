@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use http::uri::PathAndQuery;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -17,11 +17,11 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::messages::{
-    Barrier, Call, Fail, GetKeyValue, Heartbeat, Incarnations, InsertKeyValue, KeyValue, KeyValueAnswer,
+    Barrier, Call, DeleteKeyValue, Fail, GetKeyValue, Heartbeat, Incarnations, InsertKeyValue, KeyValue, KeyValueAnswer,
     LARGEST, PollForError, Protobuf, RegisterTask, ShutdownTask, TryGetKeyValue, reported,
 };
 use super::{Failure, Settings};
-use crate::engine::key_values::{KeyError, KeyValues};
+use crate::engine::key_values::{self, KeyError, KeyValues};
 use crate::error::valid;
 
 /// Time that opening a connection may take.
@@ -161,30 +161,8 @@ impl Session {
     /// On every process, when one text differs from that of process 0: names the process and the first line
     /// that differs. When a process does not call this within `settings.join`, or the run fails.
     pub fn agree(&self, name: &str, own: &str) -> Result<()> {
-        let limit = self.link.settings.join;
-        let key = |part: &str| format!("vnca/agree/{name}/{part}");
-        let text = |key: &str| -> Result<String> {
-            let value =
-                self.get(key, limit).with_context(|| format!("the processes do not agree on {name} yet"))?;
-            Ok(String::from_utf8_lossy(&value).into_owned())
-        };
-        // Process 0 compares, so that everyone has the same result, and each text travels once.
-        if self.process() > 0 {
-            self.put(&key(&self.process().to_string()), own.as_bytes())?;
-        } else {
-            let mut verdict = String::new();
-            for process in 1..self.processes {
-                if let Some(difference) = difference(own, &text(&key(&process.to_string()))?) {
-                    verdict =
-                        format!("process {process} does not agree with process 0 on {name}: {difference}");
-                    break;
-                }
-            }
-            self.put(&key("verdict"), verdict.as_bytes())?;
-        }
-        let verdict = text(&key("verdict"))?;
-        ensure!(verdict.is_empty(), verdict);
-        Ok(())
+        let patience = self.link.settings.join;
+        key_values::agree(self, (self.process(), self.processes), name, own, patience)
     }
 
     /// Tells all other processes that this one ends, and why. Call it before the process exits with an error.
@@ -278,6 +256,12 @@ impl KeyValues for Session {
         let entry = KeyValue { key: key.to_owned(), value: value.to_vec().into() };
         let incarnations = self.link.stamp();
         let request = InsertKeyValue { incarnations, entry: Some(entry), overwrite: false };
+        self.key_call(key, request, self.link.settings.dead_after)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), KeyError> {
+        let incarnations = self.link.stamp();
+        let request = DeleteKeyValue { incarnations, key: key.to_owned(), directory: false };
         self.key_call(key, request, self.link.settings.dead_after)
     }
 }
@@ -419,22 +403,6 @@ fn late(limit: Duration) -> Status {
 
 fn value(answer: KeyValueAnswer) -> Vec<u8> {
     answer.entry.unwrap_or_default().value.into()
-}
-
-/// Describes the first line in which two texts differ.
-fn difference(first: &str, other: &str) -> Option<String> {
-    let (mut of_first, mut of_other) = (first.lines(), other.lines());
-    for number in 1.. {
-        match (of_first.next(), of_other.next()) {
-            (None, None) => break,
-            (one, two) if one == two => {}
-            (one, two) => {
-                let show = |line: Option<&str>| line.map_or("missing".to_owned(), |line| format!("{line:?}"));
-                return Some(format!("line {number} is {}, that of process 0 is {}", show(two), show(one)));
-            }
-        }
-    }
-    (first != other).then(|| "only the ends of lines differ".to_owned())
 }
 
 /// Formats an error of the network with its causes, which partly repeat each other.

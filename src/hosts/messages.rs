@@ -145,6 +145,18 @@ pub struct TryGetKeyValue {
 call!(TryGetKeyValue, "/xla.coordination.CoordinationService/TryGetKeyValue", KeyValueAnswer);
 
 #[derive(Clone, PartialEq, Message)]
+pub struct DeleteKeyValue {
+    #[prost(message, optional, tag = "1")]
+    pub incarnations: Option<Incarnations>,
+    #[prost(string, tag = "2")]
+    pub key: String,
+    /// Whether to delete all keys that begin with the key and a slash too.
+    #[prost(bool, tag = "3")]
+    pub directory: bool,
+}
+call!(DeleteKeyValue, "/xla.coordination.CoordinationService/DeleteKeyValue", ());
+
+#[derive(Clone, PartialEq, Message)]
 pub struct KeyValueAnswer {
     #[prost(message, optional, tag = "1")]
     pub entry: Option<KeyValue>,

@@ -18,8 +18,8 @@ use tower::service_fn;
 
 use super::Settings;
 use super::messages::{
-    Barrier, BarrierAnswer, Call, Fail, GetKeyValue, Heartbeat, InsertKeyValue, KeyValue, KeyValueAnswer,
-    LARGEST, PollForError, Protobuf, RegisterTask, ServiceIncarnation, ShutdownTask, TryGetKeyValue,
+    Barrier, BarrierAnswer, Call, DeleteKeyValue, Fail, GetKeyValue, Heartbeat, InsertKeyValue, KeyValue,
+    KeyValueAnswer, LARGEST, PollForError, Protobuf, RegisterTask, ServiceIncarnation, ShutdownTask, TryGetKeyValue,
 };
 use super::state::Run;
 
@@ -121,6 +121,7 @@ async fn route(run: Arc<Run>, request: Request<Body>) -> Result<Response<Body>, 
         InsertKeyValue::PATH => answer(run, request, insert).await,
         GetKeyValue::PATH => answer(run, request, get).await,
         TryGetKeyValue::PATH => answer(run, request, try_get).await,
+        DeleteKeyValue::PATH => answer(run, request, delete).await,
         Barrier::PATH => answer(run, request, barrier).await,
         Fail::PATH => answer(run, request, fail).await,
         _ => Status::unimplemented(format!("this coordinator has no method {path}")).into_http(),
@@ -176,6 +177,11 @@ async fn get(run: Arc<Run>, request: GetKeyValue) -> Result<KeyValueAnswer, Stat
 async fn try_get(run: Arc<Run>, request: TryGetKeyValue) -> Result<KeyValueAnswer, Status> {
     let value = run.try_get(&request.key)?;
     Ok(KeyValueAnswer { entry: Some(KeyValue { key: request.key, value }) })
+}
+
+async fn delete(run: Arc<Run>, request: DeleteKeyValue) -> Result<(), Status> {
+    run.delete(&request.key, request.directory);
+    Ok(())
 }
 
 async fn barrier(run: Arc<Run>, request: Barrier) -> Result<BarrierAnswer, Status> {

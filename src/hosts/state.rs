@@ -281,6 +281,16 @@ impl Run {
         })
     }
 
+    /// Forgets a key, and with `directory` those below it.
+    pub fn delete(&self, key: &str, directory: bool) {
+        let below = |other: &str| other.strip_prefix(key).is_some_and(|rest| rest.starts_with('/'));
+        let mut state = self.lock();
+        state.keys.remove(key);
+        if directory {
+            state.keys.retain(|other, _| !below(other));
+        }
+    }
+
     pub fn try_get(&self, key: &str) -> Answer<Bytes> {
         let missing = || refusal(Code::NotFound, format!("the key {key:?} has no value"), None);
         self.lock().keys.get(key).cloned().ok_or_else(missing)

@@ -76,25 +76,27 @@ impl Pictures {
         Ok(Pictures { executable, mesh: mesh.clone(), images, shown, dims, key })
     }
 
-    /// Writes `samples-STEP.png` and `reconstructions-STEP.png` into the folder.
+    /// Lets process 0 write `samples-STEP.png` and `reconstructions-STEP.png` into the folder.
     ///
     /// # Errors
     /// When the device fails or a file cannot be written.
     pub fn write(&self, parameters: &[&Buffers], folder: &Path, step: usize) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let keys: Vec<u32> = self.key.split(SAMPLES).into_iter().flat_map(|k| k.0).collect();
         let mut arguments: Vec<Arg<'_>> = parameters.iter().map(|b| Arg::from(*b)).collect();
         arguments.push(self.mesh.replicate(&self.images)?.into());
         arguments.push(self.mesh.replicate(&Array::new(&[SAMPLES, 2], &keys))?.into());
-        let means = self.executable.call(arguments)?[0].get(0)?.to_vec::<f32>();
+        let means = self.executable.call(arguments)?[0].replicated()?.to_vec::<f32>();
         let size: usize = self.dims.iter().product();
         let (samples, decoded) = means.split_at(SAMPLES * size);
-        grids::write(&folder.join(format!("samples-{step:08}.png")), samples, self.dims, COLUMNS)?;
         let mut rows = Vec::new();
         for (originals, decoded) in self.shown.chunks(COLUMNS).zip(decoded.chunks(COLUMNS * size)) {
             rows.extend(originals.concat());
             rows.extend_from_slice(decoded);
         }
-        grids::write(&folder.join(format!("reconstructions-{step:08}.png")), &rows, self.dims, COLUMNS)
+        self.mesh.lead(|| {
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            grids::write(&folder.join(format!("samples-{step:08}.png")), samples, self.dims, COLUMNS)?;
+            grids::write(&folder.join(format!("reconstructions-{step:08}.png")), &rows, self.dims, COLUMNS)
+        })
     }
 }

@@ -74,6 +74,19 @@ impl SessionProgram<'_> {
         for input in inputs {
             arguments.push(self.session.mesh.replicate(input)?.into());
         }
-        self.executable.call(arguments)?.iter().map(|buffers| buffers.get(0)).collect()
+        self.executable.call(arguments)?.iter().map(Buffers::replicated).collect()
+    }
+
+    /// Runs the program with a part of the rows of every input on each device, and returns the rows of all devices.
+    ///
+    /// # Errors
+    /// When the devices' parts do not have the declared shapes, or a device fails.
+    pub fn call_by_rows(&self, inputs: &[Array]) -> Result<Vec<Array>> {
+        let mesh = &self.session.mesh;
+        let mut arguments: Vec<Arg<'_>> = self.session.parameters.iter().map(Arg::from).collect();
+        for input in inputs {
+            arguments.push(mesh.shard(&input.split_rows(mesh.replicas())?)?.into());
+        }
+        self.executable.call(arguments)?.iter().map(|buffers| Array::join_rows(&buffers.all()?)).collect()
     }
 }

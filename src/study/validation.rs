@@ -16,6 +16,7 @@ const BATCH: usize = 32;
 
 /// The compiled programs of a validation.
 pub struct Validation {
+    mesh: Mesh,
     evaluator: Evaluator,
     /// Images per call.
     batch: usize,
@@ -42,7 +43,7 @@ impl Validation {
         let batch = BATCH.next_multiple_of(mesh.replicas());
         let evaluator = Evaluator::new(mesh, model, batch, samples)?;
         let pictures = Pictures::new(mesh, model, &test, picture_key)?;
-        Ok(Validation { evaluator, batch, pictures, test, key, folder })
+        Ok(Validation { mesh: mesh.clone(), evaluator, batch, pictures, test, key, folder })
     }
 
     /// Returns the IWELBO over all test images, and writes the pictures of a step. Returns `None` soon after `stop` returns true.
@@ -57,7 +58,7 @@ impl Validation {
     ) -> Result<Option<Bound>> {
         let mut iwelbo = Vec::with_capacity(self.test.len());
         while iwelbo.len() < self.test.len() {
-            if stop() {
+            if self.mesh.lead(|| Ok(stop()))? {
                 return Ok(None);
             }
             let call = iwelbo.len()..(iwelbo.len() + self.batch).min(self.test.len());

@@ -21,6 +21,7 @@ pub mod folder;
 pub mod metrics;
 pub mod order;
 pub mod program;
+mod records;
 pub mod state;
 pub mod task;
 pub mod trainer;

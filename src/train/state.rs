@@ -137,7 +137,7 @@ impl State {
             format!("the state has no {name}: there are {}", names.join(", "))
         })?;
         match entry.spread {
-            Spread::Same => Ok(vec![buffers.get(0)?]),
+            Spread::Same => Ok(vec![buffers.replicated()?]),
             Spread::Own => buffers.all(),
         }
     }
@@ -186,14 +186,10 @@ impl State {
 
 /// Concatenates the replicas' rows.
 fn concatenate(entry: &StateEntry, mut parts: Vec<Array>) -> Result<Array> {
-    if entry.spread == Spread::Same {
-        return Ok(parts.swap_remove(0));
+    match entry.spread {
+        Spread::Same => Ok(parts.swap_remove(0)),
+        Spread::Own => Array::join_rows(&parts).with_context(|| format!("state {}", entry.name)),
     }
-    let (first, rest) = entry.shape.dims.split_first().with_context(|| {
-        format!("state {}: an entry with separate rows per replica needs at least one dimension", entry.name)
-    })?;
-    let bytes = parts.iter().flat_map(|p| p.bytes()).copied().collect();
-    Array::from_bytes(entry.shape.with_dims(&[&[first * parts.len()], rest].concat()), bytes)
 }
 
 /// Splits an array into each replica's rows.
@@ -207,10 +203,7 @@ fn split_rows(whole: &Array, entry: &StateEntry, replicas: usize) -> Result<Vec<
         whole.shape(),
         entry.shape
     );
-    let size = entry.shape.bytes();
-    let part =
-        |r: usize| Array::from_bytes(entry.shape.clone(), whole.bytes()[r * size..(r + 1) * size].to_vec());
-    (0..replicas).map(part).collect()
+    whole.split_rows(replicas)
 }
 
 /// Returns the two words of a key.

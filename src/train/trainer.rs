@@ -4,19 +4,22 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::checkpoint::{Checkpoint, Meta, Store};
 use super::folder::RunFolder;
-use super::metrics::{Line, Metrics};
+use super::metrics::Line;
 use super::order::{ChunkOrder, chunk_order};
 use super::program::TrainProgram;
+use super::records::{Records, shared};
 use super::state::State;
 use super::task::{Host, Hosted, Sizes, Task};
 use crate::engine::array::Array;
 use crate::engine::compile::compile;
 use crate::engine::ir::Function;
 use crate::engine::random::Key;
-use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
+use crate::engine::runtime::{Arg, Buffers, Executable, Mesh, OfAll};
 use crate::error::{self, Error, Tag};
 use crate::nn::optimiser::{Adam, Chain};
 use crate::nn::tree::Tree;
@@ -179,12 +182,15 @@ impl<'t> Trainer<'t> {
     /// # Errors
     /// When the folder holds a run, the sizes are inconsistent, or a device or file fails.
     pub fn create(self, folder: impl AsRef<Path>, examples: Option<Array>) -> Result<Run<'t>> {
-        let folder = RunFolder::lock(folder.as_ref())?;
-        ensure!(
-            !folder.path().join("checkpoints").exists(),
-            "{} holds a run already: resume it, choose another folder, or delete this one",
-            folder.path().display()
-        );
+        let folder = self.mesh.on_first(|| {
+            let folder = RunFolder::lock(folder.as_ref())?;
+            ensure!(
+                !folder.path().join("checkpoints").exists(),
+                "{} holds a run already: resume it, choose another folder, or delete this one",
+                folder.path().display()
+            );
+            Ok(folder)
+        })?;
         self.start(folder, examples, None)
     }
 
@@ -195,29 +201,38 @@ impl<'t> Trainer<'t> {
     /// When the folder holds no intact checkpoint of this task and these examples; also the errors of [`Trainer::create`].
     pub fn resume(self, folder: impl AsRef<Path>, examples: Option<Array>) -> Result<Run<'t>> {
         let folder = folder.as_ref();
-        ensure!(folder.exists(), "{} does not exist", folder.display());
-        let folder = RunFolder::lock(folder)?;
-        let Some(checkpoint) = Store::in_run(folder.path(), self.options.keep).latest()? else {
-            bail!(
-                "{} holds no checkpoint to resume from: delete it and create the run",
-                folder.path().display()
-            )
-        };
-        self.start(folder, examples, Some(checkpoint))
+        let found = self.mesh.on_first(|| {
+            ensure!(folder.exists(), "{} does not exist", folder.display());
+            let folder = RunFolder::lock(folder)?;
+            let Some(checkpoint) = Store::in_run(folder.path(), self.options.keep).latest()? else {
+                bail!(
+                    "{} holds no checkpoint to resume from: delete it and create the run",
+                    folder.path().display()
+                )
+            };
+            Ok((folder, checkpoint))
+        })?;
+        let (folder, checkpoint) = found.unzip();
+        self.start(folder, examples, checkpoint)
     }
 
     /// Compiles the train program and uploads the initial or resumed state. Writes nothing before all checks have passed.
+    ///
+    /// With several processes, process 0 alone has a folder and a checkpoint, and all have the examples.
     ///
     /// # Errors
     /// When sizes do not fit, the checkpoint belongs to other examples ([`Error::OtherExamples`]), the folder lacks space for
     /// the checkpoints, or a device or file fails.
     pub fn start(
         self,
-        folder: RunFolder,
+        folder: Option<RunFolder>,
         examples: Option<Array>,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Run<'t>> {
         let Trainer { mesh, task, optimiser, options } = self;
+        let data_crc = examples.as_ref().map_or(0, |e| crc32fast::hash(e.bytes()));
+        mesh.agree("the run", &described(&options, task.as_ref(), data_crc))?;
+        let checkpoint = shared(&mesh, checkpoint)?;
         let sizes = Sizes {
             replicas: mesh.replicas(),
             batch: options.batch,
@@ -227,7 +242,6 @@ impl<'t> Trainer<'t> {
         check_examples(task.as_ref(), examples.as_ref()).tag(Error::Usage)?;
         let program = TrainProgram { task: task.as_ref(), optimiser: &optimiser, sizes };
         let executable = compile(&mesh, &program.function()?)?;
-        let data_crc = examples.as_ref().map_or(0, |e| crc32fast::hash(e.bytes()));
         let (seed_model, seed_data) = (Key::new(options.seed_model), Key::new(options.seed_data));
         let mut host = task.host(&mesh, &sizes)?;
         let (state, meta) = match checkpoint {
@@ -251,17 +265,14 @@ impl<'t> Trainer<'t> {
         };
         let on_device = examples.as_ref().map(|e| mesh.replicate(e)).transpose()?;
         let step = meta.as_ref().map_or(0, |m| m.step);
-        let mut store = Store::in_run(folder.path(), options.keep);
-        let saves = options.steps.saturating_sub(step).div_ceil(options.checkpoint_every.max(1));
-        if options.checkpoint_every > 0 {
-            store.check_room(state.bytes(mesh.replicas()), saves)?;
-        }
-        // The first write: all checks have passed.
+        let bytes = state.bytes(mesh.replicas());
+        let records = mesh.on_first(|| {
+            let folder = folder.context("a run needs a folder")?;
+            Records::begin(folder, &options, meta.as_ref(), bytes)
+        })?;
         let unevaluated = meta.as_ref().and_then(|m| m.unevaluated.clone());
-        let metrics = Metrics::open(folder.path(), step - usize::from(unevaluated.is_some()).min(step))?;
-        store.begin(meta.as_ref().map(|m| m.step))?;
         Ok(Run {
-            _folder: folder,
+            records,
             saved: meta.as_ref().map(|m| m.step),
             sizes,
             executable,
@@ -277,8 +288,6 @@ impl<'t> Trainer<'t> {
             best: meta.and_then(|m| m.best),
             is_best: false,
             unevaluated,
-            metrics,
-            store,
             seconds_a_step: None,
             mesh,
             task,
@@ -286,6 +295,19 @@ impl<'t> Trainer<'t> {
             options,
         })
     }
+}
+
+/// Describes what has to be the same in all processes of a run.
+fn described(options: &RunOptions, task: &dyn Task, data_crc: u32) -> String {
+    let RunOptions { steps, batch, chunk, seed_model, seed_data, eval_every, checkpoint_every, .. } = options;
+    [
+        format!("task {}", task.name()),
+        format!("examples with the checksum {data_crc:08x}"),
+        format!("{steps} steps of {batch} examples, chunks of {chunk}"),
+        format!("seeds {seed_model} and {seed_data}"),
+        format!("evaluations every {eval_every} and checkpoints every {checkpoint_every} steps"),
+    ]
+    .join("\n")
 }
 
 /// Checks that the examples have the task's shape.
@@ -311,8 +333,8 @@ fn check_examples(task: &dyn Task, examples: Option<&Array>) -> Result<()> {
 
 /// A run that is ready for its next step.
 pub struct Run<'t> {
-    /// Keeps the folder locked until the run is dropped.
-    _folder: RunFolder,
+    /// What process 0 writes, until the run is dropped.
+    records: Option<Records>,
     /// Step of the newest checkpoint.
     saved: Option<usize>,
     task: Box<dyn Task + 't>,
@@ -337,8 +359,6 @@ pub struct Run<'t> {
     is_best: bool,
     /// The newest step's line in the metrics, while the evaluation after it is still to do.
     unevaluated: Option<Line>,
-    metrics: Metrics,
-    store: Store,
     seconds_a_step: Option<f64>,
 }
 
@@ -373,7 +393,7 @@ impl Run<'_> {
     pub fn parameters(&self) -> Result<Tree<Array>> {
         let leaves = self.task.parameters();
         let host = |(leaf, buffers): (&crate::nn::params::Leaf, &&Buffers)| {
-            Ok((leaf.name.clone(), leaf.to_checkpoint_layout(&buffers.get(0)?)))
+            Ok((leaf.name.clone(), leaf.to_checkpoint_layout(&buffers.replicated()?)))
         };
         leaves.iter().zip(&self.state.parameters()).map(host).collect()
     }
@@ -389,7 +409,7 @@ impl Run<'_> {
     /// Runs all remaining steps.
     ///
     /// If an error ends the run, saves the state first. After a failed device call the state is lost, and the newest checkpoint
-    /// remains.
+    /// remains. It also remains after an error of one of several processes that the others have not had.
     ///
     /// # Errors
     /// [`Error::NotFinite`]; or when a device, a file or an evaluation fails.
@@ -397,8 +417,19 @@ impl Run<'_> {
         self.make_steps(watch).map_err(|error| match error::find(&error) {
             // Its message already reports what was saved.
             Some(Error::NotFinite { .. }) => error,
+            // To save takes all processes.
+            _ if !self.mesh.is_local() && !error.is::<OfAll>() => error,
             _ => self.save_after(error),
         })
+    }
+
+    /// Lets process 0 write to the run's folder.
+    fn record<T: Serialize + DeserializeOwned>(
+        &mut self,
+        write: impl FnOnce(&mut Records) -> Result<T>,
+    ) -> Result<T> {
+        let Run { mesh, records, .. } = self;
+        mesh.lead(|| write(records.as_mut().context("process 0 has the run's folder")?))
     }
 
     /// Saves the state after an error, if the devices still hold it. Adds the outcome to the error.
@@ -421,7 +452,8 @@ impl Run<'_> {
         }
         while self.step < self.options.steps {
             self.prepare()?;
-            let trips = self.next_trips();
+            // It depends on the time that calls take, which every process measures for itself.
+            let trips = self.mesh.lead(|| Ok(self.next_trips()))?;
             let (losses, norms, healthy) = self.call(trips)?;
             if !healthy {
                 return Err(self.not_finite(&losses, &norms).into());
@@ -430,7 +462,7 @@ impl Run<'_> {
             let mut lines: Vec<Line> = (0..trips).map(line).collect();
             self.advance(trips);
             let last = lines.pop().context("a device call made no steps")?;
-            lines.iter().try_for_each(|line| self.metrics.write(line))?;
+            self.record(|records| records.write(&lines))?;
             let every = self.options.eval_every;
             let due = every > 0 && self.step.is_multiple_of(every);
             if let Some(end) = self.finish(last, due, watch)? {
@@ -457,8 +489,11 @@ impl Run<'_> {
         } else {
             None
         };
-        self.metrics.write(&line.scored(score.as_ref().map(|s| (s.name, s.value))))?;
-        self.metrics.flush()?;
+        let scored = line.scored(score.as_ref().map(|s| (s.name, s.value)));
+        self.record(|records| {
+            records.metrics.write(&scored)?;
+            records.metrics.flush()
+        })?;
         self.unevaluated = None;
         watch.steps(self.step, line.loss);
         // No score compares as better than NaN, and JSON has no infinity.
@@ -467,7 +502,7 @@ impl Run<'_> {
             self.best = Some(value);
             self.is_best = true;
         }
-        let stop = watch.stop();
+        let stop = self.mesh.lead(|| Ok(watch.stop()))?;
         let end = self.step >= self.options.steps;
         if self.options.checkpoint_every > 0
             && (stop || self.is_best || end || self.step.is_multiple_of(self.options.checkpoint_every))
@@ -541,7 +576,7 @@ impl Run<'_> {
         let mut results = self.executable.call(arguments)?;
         let mut row = || -> Result<Vec<f32>> {
             let buffers = results.pop().context("the train program returned no losses or norms")?;
-            let mut values = buffers.get(0)?.to_vec::<f32>();
+            let mut values = buffers.replicated()?.to_vec::<f32>();
             values.truncate(trips);
             Ok(values)
         };
@@ -567,11 +602,13 @@ impl Run<'_> {
     fn not_finite(&mut self, losses: &[f32], norms: &[f32]) -> Error {
         let bad = losses.iter().zip(norms).position(|(l, n)| !l.is_finite() || !n.is_finite()).unwrap_or(0);
         let saved = (|| -> Result<&str> {
-            for (i, (loss, norm)) in losses.iter().zip(norms).take(bad).enumerate() {
-                self.metrics.write(&Line::new(self.step + i + 1, *loss, *norm, None))?;
-            }
+            let line = |i: usize| Line::new(self.step + i + 1, losses[i], norms[i], None);
+            let lines: Vec<Line> = (0..bad).map(line).collect();
             self.advance(bad);
-            self.metrics.flush()?;
+            self.record(|records| {
+                records.write(&lines)?;
+                records.metrics.flush()
+            })?;
             if self.options.checkpoint_every == 0 {
                 return Ok("nothing was saved, because checkpoints are off");
             }
@@ -592,7 +629,7 @@ impl Run<'_> {
     fn save(&mut self) -> Result<()> {
         // The lines up to the checkpoint must be on disk before it: a resumed run keeps only those up to its step. If they cannot
         // be written, the state is saved nevertheless: it is worth more.
-        let logged = self.metrics.sync();
+        let logged = self.record(|records| records.metrics.sync());
         let arrays = self.state.arrays(self.host.as_ref(), self.step)?;
         let meta = Meta {
             version: 1,
@@ -603,7 +640,9 @@ impl Run<'_> {
             best: self.best,
             unevaluated: self.unevaluated.clone(),
         };
-        self.store.save(&Checkpoint { meta, arrays: arrays.into_iter().collect() }, self.is_best)?;
+        let checkpoint = Checkpoint { meta, arrays: arrays.into_iter().collect() };
+        let best = self.is_best;
+        self.record(|records| records.save(&checkpoint, best))?;
         self.is_best = false;
         self.saved = Some(self.step);
         logged

@@ -2,23 +2,30 @@
 
 use serde_json::json;
 
-use super::{DeviceOptions, Outcome, print, to_stderr};
+use super::{DeviceOptions, Outcome, inform, print, spinner};
 use crate::cli::error::Exit;
+use crate::cli::hosts::HostOptions;
 use crate::engine::conformance::{self, Check};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    hosts: HostOptions,
     /// Print JSON on stdout
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let mesh = args.device.open(conformance::MOST_REPLICAS, 1)?;
-    to_stderr(&format!("device  {}", mesh.describe()));
-    let bar = indicatif::ProgressBar::new_spinner();
+    args.hosts.run(Some(&args.device.device), |hosts| check(args, &args.device.together(hosts)))
+}
+
+fn check(args: &Args, device: &DeviceOptions) -> Outcome {
+    let mesh = device.open(conformance::MOST_REPLICAS, None)?;
+    inform(&format!("device  {}", mesh.describe()));
+    let bar = spinner();
     let checks = conformance::run(&mesh, |family| {
         bar.set_message(family.to_string());
         bar.tick();

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::run_data::ImageSource;
 use super::{DeviceOptions, Outcome, Source, Weights, bar, print};
+use crate::cli::hosts::{HostOptions, lines};
 use crate::cli::models::{Kind, Model};
 use crate::data::{Part as DataPart, Split};
 use crate::engine::random::Key;
@@ -24,6 +25,8 @@ pub struct Args {
     pub action: Option<Action>,
     #[command(flatten)]
     pub options: Options,
+    #[command(flatten)]
+    pub hosts: HostOptions,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -55,9 +58,10 @@ pub struct Options {
     /// Images per device call, over all replicas; changes no result
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub batch_size: usize,
-    /// Devices that share the images; changes no result
-    #[arg(long, default_value_t = 1, value_name = "R")]
-    pub replicas: usize,
+    /// Devices that share the images, those of all processes; changes no result [default: 1, or all devices of several
+    /// processes]
+    #[arg(long, value_name = "R")]
+    pub replicas: Option<usize>,
     /// Seed of the latents: image i uses the i-th split of its key
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub seed: u64,
@@ -84,13 +88,21 @@ pub struct Options {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let (summary, json) = match &args.action {
-        Some(Action::Merge { files, json }) => (summary(&merge(files)?).tag(Error::Data)?, *json),
-        None => match evaluate(&args.options)? {
-            Some(summary) => (summary, args.options.json),
-            None => return Ok(None),
-        },
-    };
+    match &args.action {
+        Some(Action::Merge { files, json }) => report(&summary(&merge(files)?).tag(Error::Data)?, *json),
+        // Shards are evaluated by processes that need not know of each other.
+        None if args.options.shard.is_some() => {
+            evaluate(&args.options, &args.options.device)?;
+            Ok(None)
+        }
+        None => args.hosts.run(Some(&args.options.device.device), |hosts| {
+            let summary = evaluate(&args.options, &args.options.device.together(hosts))?;
+            report(&summary.context("only a shard has no summary")?, args.options.json)
+        }),
+    }
+}
+
+fn report(summary: &Summary, json: bool) -> Outcome {
     print(&if json { summary.json()? } else { summary.text() })?;
     Ok(None)
 }
@@ -99,24 +111,30 @@ pub fn run(args: &Args) -> Outcome {
 ///
 /// # Errors
 /// When the options, the weights, the images or the device are invalid, or a file cannot be written.
-pub fn evaluate(args: &Options) -> Result<Option<Summary>> {
+pub fn evaluate(args: &Options, device: &DeviceOptions) -> Result<Option<Summary>> {
     let last = args.seed.checked_add(args.repeat - 1);
     valid!(last.is_some(), "repeat", "{} seeds from --seed {} on go beyond 2^64 - 1", args.repeat, args.seed);
-    args.out.as_deref().map_or(Ok(()), files::check_writable)?;
+    let out = args.out.as_deref().filter(|_| device.is_first());
+    out.map_or(Ok(()), files::check_writable)?;
     let weights = args.source.load()?;
     let source = ImageSource::new(args.data.as_deref(), weights.data.as_ref());
     let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
     let (split, train) = images(args, source, part)?;
-    let session = args.device.session(args.replicas, &weights)?;
+    let session = device.session(args.replicas, &weights)?;
+    let replicas = session.mesh.replicas();
     let began = Instant::now();
+    let test_task = task(args, replicas, &weights, &split)?;
+    // The images may lie elsewhere on another host.
+    let shown = Task { data: String::new(), ..test_task.clone() };
+    session.mesh.agree("the evaluation", &lines(&shown)?)?;
     // A device call computes whole batches. Exported programs have the batch that they were exported with.
-    let most = split.len().next_multiple_of(args.replicas.max(1)).max(1);
+    let most = split.len().next_multiple_of(replicas).max(1);
     let batch = if session.mesh.programs().is_some() { args.batch_size } else { args.batch_size.min(most) };
     let evaluator = Evaluator::new(&session.mesh, &session.model, batch, args.samples).tag(Error::Usage)?;
     let shard = args.shard.unwrap_or(Shard::WHOLE);
-    let part = measure(args, &evaluator, &session, task(args, &weights, &split)?, shard, &split, began)?;
+    let part = measure(args, &evaluator, &session, test_task, shard, &split, began)?;
     if let Some(out) = &args.out {
-        part.save(out)?;
+        session.mesh.lead(|| part.save(out))?;
     }
     if args.shard.is_some() {
         print(&shard_line(args, &part))?;
@@ -124,7 +142,7 @@ pub fn evaluate(args: &Options) -> Result<Option<Summary>> {
     }
     let test_summary = summary(&part).tag(Error::Usage)?;
     let Some(train) = train else { return Ok(Some(test_summary)) };
-    let task = task(args, &weights, &train)?;
+    let task = task(args, replicas, &weights, &train)?;
     let train = measure(args, &evaluator, &session, task, shard, &train, Instant::now())?;
     Ok(Some(test_summary.compared_to(&summary(&train)?)))
 }
@@ -166,7 +184,7 @@ fn images(args: &Options, source: ImageSource<'_>, part: DataPart) -> Result<(Sp
 }
 
 /// Identifies an evaluation of these images.
-fn task(args: &Options, weights: &Weights, images: &Split) -> Result<Task> {
+fn task(args: &Options, replicas: usize, weights: &Weights, images: &Split) -> Result<Task> {
     Ok(Task {
         model: serde_json::to_value(weights.model)?,
         weights: weights.checksum(),
@@ -176,7 +194,7 @@ fn task(args: &Options, weights: &Weights, images: &Split) -> Result<Task> {
         samples: args.samples,
         seeds: (0..args.repeat).map(|i| args.seed.wrapping_add(i)).collect(),
         batch_size: args.batch_size,
-        replicas: args.replicas,
+        replicas,
     })
 }
 

@@ -34,14 +34,16 @@ use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{HumanDuration, ProgressBar, ProgressFinish, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState, ProgressStyle};
 use serde_json::Value;
 
 use crate::cli::config::TrainConfig;
 use crate::cli::error::Exit;
+use crate::cli::hosts::Hosts;
 use crate::cli::image_options::ImageSize;
 use crate::cli::models::{Kind, Likelihood, Model};
 use crate::cli::pretrained::{self, Card};
@@ -49,7 +51,7 @@ use crate::data::{IMAGE_SIDE, ImageShape};
 use crate::engine::array::Array;
 use crate::engine::compile::forms;
 use crate::engine::random::Key;
-use crate::engine::runtime::{Device, Mesh};
+use crate::engine::runtime::{Device, Mesh, Processes};
 use crate::engine::shape::Precision;
 use crate::error::{Error, Tag, valid};
 use crate::nn::params::init;
@@ -117,6 +119,9 @@ pub struct DeviceOptions {
     programs: Option<PathBuf>,
     #[arg(skip)]
     opened: SharedMesh,
+    /// The processes that open the device together, if there are several.
+    #[arg(skip)]
+    processes: Option<Processes>,
 }
 
 /// The mesh that was opened last. Clones share it, so that a verb that runs other verbs opens the device only once.
@@ -138,12 +143,28 @@ impl DeviceOptions {
         self.device.parse().tag(Error::Usage)
     }
 
-    /// Opens the device for `replicas` replicas. A CPU is divided into at least `devices` virtual devices.
+    /// Returns the options of a verb that several processes run together.
+    pub fn together(&self, hosts: &Hosts) -> DeviceOptions {
+        DeviceOptions { processes: hosts.processes().cloned(), ..self.clone() }
+    }
+
+    /// Reports whether this process writes files and prints results: it is alone, or process 0.
+    pub fn is_first(&self) -> bool {
+        self.processes.as_ref().is_none_or(|processes| processes.index == 0)
+    }
+
+    /// Opens the device for `replicas` replicas, by default for one, or for all devices of several processes. A CPU is divided into at least `devices` virtual devices.
     ///
     /// # Errors
     /// When the name is unknown, or the device is not available.
-    pub fn open(&self, devices: usize, replicas: usize) -> Result<Mesh> {
+    pub fn open(&self, devices: usize, replicas: impl Into<Option<usize>>) -> Result<Mesh> {
         let device = self.get()?;
+        let processes = self.processes.as_ref();
+        let (replicas, all) = match (replicas.into(), processes) {
+            (Some(replicas), _) => (replicas, false),
+            (None, None) => (1, false),
+            (None, Some(processes)) => (processes.count, true),
+        };
         let mut opened = self.opened.0.borrow_mut();
         let fits = |mesh: &&Mesh| *mesh.device() == device && mesh.devices() >= devices.max(replicas);
         if let Some(mesh) = opened.as_ref().filter(fits) {
@@ -151,7 +172,8 @@ impl DeviceOptions {
         }
         // Close the other mesh first, because some devices allow only one client at a time.
         *opened = None;
-        let mesh = open(&device, self.programs.as_deref(), devices, replicas)?;
+        let mesh = open(&device, self.programs.as_deref(), devices, replicas, processes)?;
+        let mesh = if all { mesh.with_replicas(mesh.devices())? } else { mesh };
         Ok(opened.insert(mesh).clone())
     }
 
@@ -159,7 +181,7 @@ impl DeviceOptions {
     ///
     /// # Errors
     /// The errors of [`DeviceOptions::open`].
-    pub fn session(&self, replicas: usize, weights: &Weights) -> Result<Session> {
+    pub fn session(&self, replicas: impl Into<Option<usize>>, weights: &Weights) -> Result<Session> {
         let mesh = self.open(1, replicas)?;
         let model = weights.model.vae();
         report_forms(&mesh, model.precision);
@@ -171,8 +193,18 @@ impl DeviceOptions {
 ///
 /// # Errors
 /// The errors of [`MeshBuilder::open`](crate::engine::runtime::MeshBuilder::open).
-pub fn open(device: &Device, programs: Option<&Path>, devices: usize, replicas: usize) -> Result<Mesh> {
-    Mesh::builder(device).devices(devices).programs(programs).open(replicas)
+pub fn open(
+    device: &Device,
+    programs: Option<&Path>,
+    devices: usize,
+    replicas: usize,
+    processes: Option<&Processes>,
+) -> Result<Mesh> {
+    let builder = Mesh::builder(device).devices(devices).programs(programs);
+    match processes {
+        Some(processes) => builder.processes(processes.clone()).open(replicas),
+        None => builder.open(replicas),
+    }
 }
 
 /// Prints a message to stderr if a CPU lacks the requested precision.
@@ -181,7 +213,7 @@ pub fn report_forms(mesh: &Mesh, precision: Precision) {
         return;
     }
     if let Some(why) = forms(mesh, precision).one_dnn_error {
-        to_stderr(&format!("no {precision} matmuls on this CPU, computing in f32: {why}"));
+        inform(&format!("no {precision} matmuls on this CPU, computing in f32: {why}"));
     }
 }
 
@@ -373,10 +405,28 @@ pub fn file_names(files: &[PathBuf]) -> Vec<String> {
 /// When stdout cannot be written for another reason.
 pub fn print(text: &str) -> Result<()> {
     use std::io::{ErrorKind, Write};
+    if SILENT.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
         _ => Ok(()),
+    }
+}
+
+/// Whether this process leaves it to another one to print results and progress.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Leaves it to process 0 to print results and progress. Errors are still printed.
+pub fn be_silent() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Writes a message about the progress to stderr, unless this process is silent.
+pub fn inform(text: &str) {
+    if !SILENT.load(Ordering::Relaxed) {
+        to_stderr(text);
     }
 }
 
@@ -390,6 +440,10 @@ pub fn to_stderr(text: &str) {
 pub fn bar(length: usize, unit: &str) -> ProgressBar {
     // An error may end what the bar belongs to. Its message then begins on a line of its own.
     let bar = ProgressBar::new(length as u64).with_finish(ProgressFinish::AndClear);
+    if SILENT.load(Ordering::Relaxed) {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+        return bar;
+    }
     if let Ok(style) = ProgressStyle::with_template("{bar:32} {far}  {msg}") {
         let unit = unit.to_string();
         let far = move |state: &ProgressState, w: &mut dyn std::fmt::Write| {
@@ -403,6 +457,11 @@ pub fn bar(length: usize, unit: &str) -> ProgressBar {
         print_progress_lines(&bar, unit, Duration::from_secs(60), |line| to_stderr(&line));
     }
     bar
+}
+
+/// Returns a spinner, which shows that something goes on.
+pub fn spinner() -> ProgressBar {
+    if SILENT.load(Ordering::Relaxed) { ProgressBar::hidden() } else { ProgressBar::new_spinner() }
 }
 
 /// Prints the progress as a line at intervals until the bar is finished. Serves logs, where no terminal shows the bar.

@@ -11,10 +11,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 use signal_hook::iterator::Signals;
 
 use super::run_data::DecodingBar;
-use super::{Outcome, bar, open, print, report_forms, to_stderr};
+use super::{Outcome, bar, inform, open, print, report_forms};
 use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::environment;
 use crate::cli::error::Exit;
+use crate::cli::hosts::{HostOptions, Hosts, lines};
 use crate::cli::models::{Likelihood, Model};
 use crate::data::identity::{DataCrc, located};
 use crate::data::known::SETS;
@@ -28,7 +29,7 @@ use crate::files;
 use crate::study::eval::Bound;
 use crate::study::validation::Validation;
 use crate::train::RunFolder;
-use crate::train::checkpoint::Store;
+use crate::train::checkpoint::{Checkpoint, Store};
 use crate::train::trainer::{End, Run, Score, Trainer, Watch};
 
 #[derive(Debug, clap::Args)]
@@ -46,23 +47,44 @@ pub struct Args {
     json: bool,
     #[arg(from_global)]
     programs: Option<PathBuf>,
+    #[command(flatten)]
+    hosts: HostOptions,
 }
 
-pub fn run(args: Args) -> Outcome {
-    let began = Instant::now();
+pub fn run(args: &Args) -> Outcome {
+    let signal = listen()?;
+    // An error of the options is told to the other processes too.
     let options = match &args.config {
-        Some(path) => args.options.over(&TrainOptions::from_toml(path)?),
-        None => args.options,
+        Some(path) => TrainOptions::from_toml(path).map(|file| args.options.over(&file)),
+        None => Ok(args.options.clone()),
     };
+    let saved = args.options.out.as_deref().filter(|_| args.resume).map(TrainConfig::from_run);
+    let named = options.as_ref().ok().and_then(|options| options.device.clone());
+    let device = named.or_else(|| Some(saved?.ok()?.device)).unwrap_or_else(|| "cpu".into());
+    args.hosts.run(Some(&device), |hosts| train(args, options?, hosts, signal))
+}
+
+fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUsize>) -> Outcome {
+    let began = Instant::now();
     // Only what the user asked for is an error, if there are fewer test images. A preset asks for this number at most.
     let asked_images = options.eval_images;
     let options = options.over(&options.from_preset()?);
-    let signal = listen()?;
-    let (mut config, resumed) = prepare(&options, args.resume)?;
-    let (resumed, before) = resumed.unzip();
+    let received = signal.clone();
+    hosts.pass_on(move || received.load(Ordering::Relaxed));
+    let Prepared { mut config, folder: resumed, before } = prepare(&options, args.resume, hosts)?;
+    // A device of several processes is opened by all of them at the same point, and says how many replicas there may be.
+    let several = match hosts.processes() {
+        Some(processes) => {
+            let device = config.device()?;
+            let mesh = open(&device, args.programs.as_deref(), 1, processes.count, Some(processes))?;
+            config.replicas = options.replicas.unwrap_or(mesh.devices());
+            Some(mesh)
+        }
+        None => None,
+    };
     // A new run's likelihood may follow from the data.
     let values =
-        (resumed.is_some() || options.likelihood.is_some()).then(|| config.model.likelihood.values());
+        (before.is_some() || options.likelihood.is_some()).then(|| config.model.likelihood.values());
     let beside = match (&resumed, &options.out) {
         (Some(folder), _) => folder.path().to_owned(),
         (None, Some(out)) => out.clone(),
@@ -70,9 +92,9 @@ pub fn run(args: Args) -> Outcome {
     };
     let decoding = DecodingBar::default();
     let mut reading = config.reading(values, &beside);
-    let among_images = resumed.is_none() && files::lies_within(&beside, Path::new(&config.data));
-    if among_images {
-        // Such a run will be refused, unless the data are no image files.
+    let among_images = before.is_none() && files::lies_within(&beside, Path::new(&config.data));
+    if among_images || !hosts.is_first() {
+        // Such a run will be refused, unless the data are no image files. With several processes only the first one writes.
         reading.cache = None;
     }
     let dataset = data::load_with(&config.data, &reading, &mut |done, all| decoding.show(done, all));
@@ -102,7 +124,7 @@ pub fn run(args: Args) -> Outcome {
     );
     let train = dataset.split(Part::Train)?.clone();
     let test = dataset.test.clone();
-    if resumed.is_none() {
+    if before.is_none() {
         config.fit(&options, train.shape, train.values).tag(Error::Usage)?;
     }
     // Record an absolute path, so that the run finds its images from any working folder. Older runs recorded relative paths; the
@@ -123,51 +145,40 @@ pub fn run(args: Args) -> Outcome {
     }
     // All checks come before the first write.
     config.check_sizes(train.len()).tag(Error::Usage)?;
-    let mut checkpoint = match &resumed {
-        Some(folder) => Store::in_run(folder.path(), config.keep).latest()?,
-        None => None,
-    };
-    if let (Some(folder), None) = (&resumed, &checkpoint) {
-        log::warn!("{} has no checkpoint: the run starts again at step 0", folder.path().display());
-    }
-    if let Some(meta) = checkpoint.as_ref().map(|c| &c.meta) {
-        let model: Model = serde_json::from_value(meta.model.clone())
-            .with_context(|| format!("cannot parse the checkpoint's model: {}", meta.model))?;
-        ensure!(model == config.model, "the checkpoint is of another model: {model:?}");
-        if meta.step > config.steps {
-            let (step, steps) = (meta.step, config.steps);
-            return Err(anyhow!("the run is at step {step} already, beyond --steps {steps}"))
-                .tag(Error::Usage);
-        }
-    }
-    if let (Some(checkpoint), Some(before)) = (&mut checkpoint, &before)
-        && checkpoint.meta.best.is_some()
-        && !config.scores_as(before)
-    {
-        log::warn!(
-            "evaluations differ from those before: their scores do not compare, and the next one is the best so far"
-        );
-        checkpoint.meta.best = None;
-    }
-    // The checksums of a resumed run's images are in its checkpoint, and except for older runs in its configuration.
-    let trained = checkpoint.as_ref().map(|c| DataCrc { train: c.meta.data_crc, test: None });
     let now = DataCrc::from_splits(&train, test.as_ref());
-    let crc =
-        [trained, config.data_crc].into_iter().flatten().try_fold(now, |now, known| known.resumed_with(&now));
-    config.data_crc = Some(crc.with_context(|| config.data.clone())?);
-    let device = config.device()?;
-    let mesh = open(&device, args.programs.as_deref(), 1, config.replicas)?;
-    let folder = match resumed {
-        Some(folder) => folder,
-        None => claim(&config, options.out.as_deref())?,
+    hosts.agree("the images", &lines(&now)?)?;
+    // Process 0 alone has the run's folder.
+    let mut checkpoint = None;
+    let crc = hosts.lead("the checkpoint", || {
+        if let Some(folder) = &resumed {
+            checkpoint = newest(folder, &config, before.as_ref())?;
+        }
+        // The checksums of a resumed run's images are in its checkpoint, and except for older runs in its configuration.
+        let trained = checkpoint.as_ref().map(|c| DataCrc { train: c.meta.data_crc, test: None });
+        let known = [trained, config.data_crc].into_iter().flatten();
+        known
+            .into_iter()
+            .try_fold(now, |now, known| known.resumed_with(&now))
+            .with_context(|| config.data.clone())
+    })?;
+    config.data_crc = Some(crc);
+    let mesh = match several {
+        Some(mesh) => mesh.with_replicas(config.replicas)?,
+        None => open(&config.device()?, args.programs.as_deref(), 1, config.replicas, None)?,
     };
-    let path = folder.path().to_owned();
+    let folder = match resumed {
+        Some(folder) => Some(folder),
+        None if before.is_some() => None,
+        None => mesh.on_first(|| claim(&config, options.out.as_deref()))?,
+    };
+    let path = folder.as_ref().map_or(beside, |folder| folder.path().to_owned());
     let test = test.map(|t| t.spread(config.eval_images));
     // Images whose bits are drawn anew in training have fixed bits in evaluation.
     let test = if config.model.likelihood.of_bits() { test.map(Split::binarized) } else { test };
     let mut watch = Screen {
         bar: ProgressBar::hidden(),
         signal,
+        hosts,
         config: &config,
         folder: &path,
         mesh: &mesh,
@@ -210,8 +221,12 @@ pub fn run(args: Args) -> Outcome {
         Trainer::new(&mesh, config.task()).optimiser(config.optimiser.chain(config.steps)).options(options);
     let mut run = trainer.start(folder, Some(train.to_array()), checkpoint)?;
     // Save the configuration last: it describes a run that was started with it.
-    config.save(&path)?;
-    watch.say(&format!("device  {}, {} replica(s)", mesh.describe(), config.replicas));
+    mesh.lead(|| config.save(&path))?;
+    let of_processes = match mesh.processes() {
+        1 => String::new(),
+        n => format!(" of {n} processes"),
+    };
+    watch.say(&format!("device  {}, {} replica(s){of_processes}", mesh.describe(), config.replicas));
     watch.bar = bar(config.steps, "steps");
     watch.bar.set_position(run.step() as u64);
     watch.bar.reset_eta();
@@ -219,7 +234,7 @@ pub fn run(args: Args) -> Outcome {
     watch.bar.finish_and_clear();
     let end = end?;
     report(&args.json, &run, &path, began)?;
-    Ok(match (end, watch.signal.load(Ordering::Relaxed)) {
+    Ok(match (end, hosts.stop_signal(watch.signal.load(Ordering::Relaxed))) {
         (End::Done, _) => None,
         (End::Stopped, n) => {
             let saved = if config.checkpoint_every > 0 {
@@ -227,7 +242,7 @@ pub fn run(args: Args) -> Outcome {
             } else {
                 "nothing was saved, because of --checkpoint-every 0"
             };
-            to_stderr(&format!("stopped at step {}: {saved}", run.step()));
+            inform(&format!("stopped at step {}: {saved}", run.step()));
             Some(match n as i32 {
                 SIGTERM => Exit::Terminated,
                 SIGHUP => Exit::HungUp,
@@ -272,19 +287,66 @@ fn listen() -> Result<Arc<AtomicUsize>> {
     Ok(heard)
 }
 
-/// Returns the configuration of the new or resumed run, and of a resumed one the folder and the saved configuration.
-fn prepare(options: &TrainOptions, resume: bool) -> Result<(TrainConfig, Option<(RunFolder, TrainConfig)>)> {
-    if !resume {
-        let config = TrainConfig::before_images(options)?;
-        options.out.as_deref().map_or(Ok(()), holds_no_run)?;
-        return Ok((config, None));
+/// What is known of a run before its images are read.
+struct Prepared {
+    config: TrainConfig,
+    /// The folder of a resumed run, on process 0.
+    folder: Option<RunFolder>,
+    /// The saved configuration of a resumed run.
+    before: Option<TrainConfig>,
+}
+
+/// Returns the configuration of the new or resumed run, which all processes agree on.
+fn prepare(options: &TrainOptions, resume: bool, hosts: &Hosts) -> Result<Prepared> {
+    hosts.agree("the command", if resume { "train --resume" } else { "train" })?;
+    let mut folder = None;
+    let before = hosts.lead("the run's configuration", || {
+        if !resume {
+            options.out.as_deref().map_or(Ok(()), holds_no_run)?;
+            return Ok(None);
+        }
+        let Some(out) = &options.out else { bail!("--resume needs --out, the folder of the run to resume") };
+        // Read the configuration before locking, which would create a missing folder.
+        TrainConfig::from_run(out)?;
+        let locked = folder.insert(RunFolder::lock(out)?);
+        TrainConfig::from_run(locked.path()).map(Some)
+    })?;
+    let config = match &before {
+        Some(saved) => TrainConfig::resumed(saved, options)?,
+        None => TrainConfig::before_images(options)?,
+    };
+    // The images may lie elsewhere on another host, and are compared by themselves.
+    let shown = TrainConfig { data: String::new(), device: String::new(), ..config.clone() };
+    hosts.agree("the options", &lines(&shown)?)?;
+    Ok(Prepared { config, folder, before })
+}
+
+/// Reads the newest checkpoint of a resumed run, and checks that the run can go on from it. `before` is the run's saved
+/// configuration.
+fn newest(
+    folder: &RunFolder,
+    config: &TrainConfig,
+    before: Option<&TrainConfig>,
+) -> Result<Option<Checkpoint>> {
+    let mut checkpoint = Store::in_run(folder.path(), config.keep).latest()?;
+    let Some(Checkpoint { meta, .. }) = &mut checkpoint else {
+        log::warn!("{} has no checkpoint: the run starts again at step 0", folder.path().display());
+        return Ok(None);
+    };
+    let model: Model = serde_json::from_value(meta.model.clone())
+        .with_context(|| format!("cannot parse the checkpoint's model: {}", meta.model))?;
+    ensure!(model == config.model, "the checkpoint is of another model: {model:?}");
+    if meta.step > config.steps {
+        let (step, steps) = (meta.step, config.steps);
+        return Err(anyhow!("the run is at step {step} already, beyond --steps {steps}")).tag(Error::Usage);
     }
-    let Some(folder) = &options.out else { bail!("--resume needs --out, the folder of the run to resume") };
-    // Read the configuration before locking, which would create a missing folder.
-    TrainConfig::from_run(folder)?;
-    let folder = RunFolder::lock(folder)?;
-    let saved = TrainConfig::from_run(folder.path())?;
-    Ok((TrainConfig::resumed(&saved, options)?, Some((folder, saved))))
+    if meta.best.is_some() && before.is_some_and(|before| !config.scores_as(before)) {
+        log::warn!(
+            "evaluations differ from those before: their scores do not compare, and the next one is the best so far"
+        );
+        meta.best = None;
+    }
+    Ok(checkpoint)
 }
 
 /// Chooses and locks the folder of a new run.
@@ -333,6 +395,7 @@ struct Screen<'a> {
     bar: ProgressBar,
     /// Number of the received signal; 0 for none.
     signal: Arc<AtomicUsize>,
+    hosts: &'a Hosts,
     config: &'a TrainConfig,
     folder: &'a Path,
     mesh: &'a Mesh,
@@ -355,7 +418,7 @@ impl Screen<'_> {
     /// Prints a line to stderr without disturbing the progress bar.
     fn say(&self, text: &str) {
         if self.bar.is_hidden() {
-            to_stderr(text);
+            inform(text);
         } else {
             self.bar.println(text);
         }
@@ -375,6 +438,9 @@ impl Watch for Screen<'_> {
         // Schedulers kill what has not ended soon after their signal. The state is saved without this evaluation, with which the
         // resumed run begins.
         let Some(bound) = validation.run(parameters, step, || self.stop())? else {
+            // Process 0 may have heard it alone.
+            let heard = self.hosts.stop_signal(self.signal.load(Ordering::Relaxed));
+            self.signal.store(heard, Ordering::Relaxed);
             bail!("stopped by a signal")
         };
         let Bound { mean, images, .. } = bound;
@@ -386,6 +452,6 @@ impl Watch for Screen<'_> {
     }
 
     fn stop(&self) -> bool {
-        self.signal.load(Ordering::Relaxed) != 0
+        self.hosts.stop_signal(self.signal.load(Ordering::Relaxed)) != 0
     }
 }

@@ -34,6 +34,16 @@ impl Buffers {
         }
     }
 
+    /// Waits for the array of this process's first replica and copies it to the host. Serves arrays that are the same on all
+    /// replicas. Any process may call it, whatever the others do.
+    ///
+    /// # Errors
+    /// When the program that computes the array failed.
+    pub fn replicated(&self) -> Result<Array> {
+        let first = self.parts.first().context("a mesh has a replica of each process")?;
+        self.mesh.mark(first.get(&self.shape))
+    }
+
     /// Waits for every replica's array and copies them to the host, in the order of the replicas.
     ///
     /// With several processes all of them have to call it, in the same order as their other calls: a program sends every array
@@ -45,12 +55,15 @@ impl Buffers {
         let Mesh { opened, devices, .. } = &self.mesh;
         match self.mesh.is_local() {
             true => self.own(),
-            false => opened.gathering.all(opened.client.as_ref(), devices, &self.shape, &self.parts),
+            false => {
+                let client = opened.client.as_ref();
+                self.mesh.mark(opened.gathering.all(client, devices, &self.shape, &self.parts))
+            }
         }
     }
 
     /// Waits for the arrays of this process's replicas and copies them to the host, in the order of [`Mesh::own_replicas`]. Any
-    /// process may call it, whatever the others do. The first array is enough where all replicas hold the same.
+    /// process may call it, whatever the others do.
     ///
     /// # Errors
     /// When the program that computes them failed.
@@ -120,8 +133,8 @@ impl Executable {
         let by_replica: Vec<Vec<&dyn Buffer>> = (0..self.mesh.own.len())
             .map(|r| arguments.iter().map(|a| a.buffers().parts[r].as_ref()).collect())
             .collect();
-        let results =
-            self.loaded.execute(&by_replica).with_context(|| format!("running {}", signature.name))?;
+        let executed = self.loaded.execute(&by_replica).with_context(|| format!("running {}", signature.name));
+        let results = self.mesh.mark(executed)?;
         let mut columns: Vec<Vec<Box<dyn Buffer>>> = signature.outputs.iter().map(|_| Vec::new()).collect();
         for row in results {
             ensure!(

@@ -17,6 +17,7 @@ mod gather;
 mod onednn;
 pub mod pjrt;
 mod processes;
+mod share;
 
 use std::any::Any;
 use std::fmt;
@@ -26,6 +27,8 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::engine::array::Array;
 use crate::engine::program::{Program, Target};
@@ -35,7 +38,8 @@ use crate::error::{Error, Tag, valid};
 pub use self::call::{Arg, Buffers, Executable};
 use self::gather::Gathering;
 pub use self::pjrt::{Plugin, Settings, Value};
-pub use self::processes::Processes;
+use self::processes::Led;
+pub use self::processes::{OfAll, OfSeveral, Processes};
 
 /// A kind of device to open. Nothing falls back to another device if it cannot be opened.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,6 +175,8 @@ struct OpenDevice {
     forms: [OnceLock<Forms>; 2],
     programs: Option<PathBuf>,
     gathering: Gathering,
+    /// What process 0 leads, if there are several processes.
+    led: Option<Led>,
 }
 
 /// Options for opening a mesh.
@@ -249,9 +255,10 @@ impl MeshBuilder {
             Device::Plugin { plugin, settings } => pjrt::client(plugin, settings, &self.cache, processes),
         };
         let client = client.tag(Error::Device)?;
+        let led = processes.map(Led::new);
         let MeshBuilder { device, target, programs, .. } = self;
-        let forms = [const { OnceLock::new() }; 2];
-        let opened = OpenDevice { device, client, target, forms, programs, gathering: Gathering::default() };
+        let (forms, gathering) = ([const { OnceLock::new() }; 2], Gathering::default());
+        let opened = OpenDevice { device, client, target, forms, programs, gathering, led };
         Mesh { opened: Arc::new(opened), devices: Arc::default(), own: 0..0 }.with_replicas(replicas)
     }
 }
@@ -369,9 +376,67 @@ impl Mesh {
         self.opened.client.devices().last().map_or(1, |last| last + 1)
     }
 
+    /// Lets process 0 do something that only it may do or decide, such as writing a file, and gives its outcome to all
+    /// processes. All of them call this in the same order as their other calls. A single process just does it.
+    ///
+    /// # Errors
+    /// The error of process 0, on all processes. With several it has the context [`OfAll`], and its
+    /// [kind](crate::error::kind) everywhere. When the processes' store fails.
+    pub fn lead<T: Serialize + DeserializeOwned>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.opened.led {
+            Some(led) if !self.is_local() => led.next(act),
+            _ => act(),
+        }
+    }
+
+    /// Does the same as [`Mesh::lead`], for what only process 0 gets; the others get `None`.
+    ///
+    /// # Errors
+    /// As for [`Mesh::lead`].
+    pub fn on_first<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+        let mut own = None;
+        self.lead(|| {
+            own = Some(act()?);
+            Ok(())
+        })?;
+        Ok(own)
+    }
+
+    /// Checks that all processes pass the same text, such as the options of what they are about to do.
+    ///
+    /// # Errors
+    /// On every process, when one text differs from that of process 0: names the process and the first line that differs. When
+    /// the processes' store fails.
+    pub fn agree(&self, name: &str, own: &str) -> Result<()> {
+        match &self.opened.led {
+            Some(led) if !self.is_local() => led.agree(name, own),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives all processes the bytes that process 0 has. The others' are not used.
+    ///
+    /// # Errors
+    /// When a device or the processes' store fails.
+    pub fn share(&self, own: Option<Vec<u8>>) -> Result<Vec<u8>> {
+        if self.is_local() {
+            return Ok(own.unwrap_or_default());
+        }
+        let length = self.lead(|| Ok(own.as_ref().map_or(0, Vec::len)))?;
+        share::share(self, own.as_deref().filter(|_| self.process() == 0), length)
+    }
+
     /// Reports whether all replicas are this process's.
-    fn is_local(&self) -> bool {
+    pub fn is_local(&self) -> bool {
         self.own.len() == self.devices.len()
+    }
+
+    /// Marks an error of a program as one of several processes, if it is.
+    fn mark<T>(&self, result: Result<T>) -> Result<T> {
+        match self.is_local() {
+            true => result,
+            false => result.context(OfSeveral),
+        }
     }
 
     /// Returns the forms that the builder was given, else those that the device's compiler is fast at.

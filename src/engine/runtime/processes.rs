@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::engine::key_values::KeyValues;
+use crate::engine::key_values::{self, KeyValues};
+use crate::error::{Error, Kind, Tag, kind};
 
 /// How long a process waits for the others to reach the same program: they may still be reading data. A process that has died
 /// is noticed sooner, by whoever watches the processes.
@@ -27,6 +30,152 @@ pub struct Processes {
 impl fmt::Debug for Processes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {} of {}", self.index, self.count)
+    }
+}
+
+/// Marks an error that every process has got, see [`Processes::lead`] and [`Processes::agree`]. It is a context of the error, so that
+/// `error.is::<OfAll>()` finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OfAll(&'static str);
+
+/// Marks the error of process 0 that it has told to the others.
+const OF_FIRST: OfAll = OfAll("process 0");
+
+impl fmt::Display for OfAll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// Marks an error of a program that runs in several processes. Another process may be its cause, such as one that has died. It is a
+/// context of the error, so that `error.is::<OfSeveral>()` finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OfSeveral;
+
+impl fmt::Display for OfSeveral {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a program of several processes")
+    }
+}
+
+/// What process 0 tells the others of something that it has done.
+#[derive(Serialize, Deserialize)]
+enum Told<T> {
+    Done(T),
+    Failed { kind: Kind, message: String },
+}
+
+impl Processes {
+    /// Lets process 0 do something, and gives its outcome to all processes, an error with its [kind](crate::error::kind) and
+    /// marked with [`OfAll`]. All of them call this with the same name, which can be used once.
+    ///
+    /// # Errors
+    /// The error of process 0. When the store fails, or process 0 does not call this within an hour.
+    pub fn lead<T: Serialize + DeserializeOwned>(
+        &self,
+        name: &str,
+        act: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let key = format!("vnca/lead/{name}");
+        if self.index > 0 {
+            let told =
+                self.store.get(&key, PATIENCE).with_context(|| format!("waiting for process 0: {name}"))?;
+            let told = serde_json::from_slice(&told);
+            return match told.with_context(|| format!("process 0 tells something else of {name}"))? {
+                Told::Done(value) => Ok(value),
+                Told::Failed { kind, message } => Err(again(kind, message).context(OF_FIRST)),
+            };
+        }
+        let outcome = act();
+        let told = match &outcome {
+            Ok(value) => Told::Done(value),
+            Err(error) => Told::Failed { kind: kind(error), message: format!("{error:#}") },
+        };
+        let put = self.store.put(&key, &serde_json::to_vec(&told)?);
+        match (outcome, put) {
+            (Ok(value), Ok(())) => Ok(value),
+            (Err(error), Ok(())) => Err(error.context(OF_FIRST)),
+            // The others will not hear of it this way.
+            (Err(error), Err(_)) => Err(error),
+            (Ok(_), Err(error)) => Err(error).context("telling the other processes"),
+        }
+    }
+
+    /// Checks that all processes pass the same text, such as a configuration. Each name can be used once.
+    ///
+    /// # Errors
+    /// On every process, when one text differs from that of process 0: names the process and the first line that differs. When
+    /// the store fails, or a process does not call this within an hour.
+    pub fn agree(&self, name: &str, own: &str) -> Result<()> {
+        let Processes { index, count, store } = self;
+        key_values::agree(store.as_ref(), (*index, *count), name, own, PATIENCE)
+            .tag(Error::Usage)
+            .context(OfAll("the processes differ"))
+    }
+}
+
+/// Returns an error of another process, of its kind.
+fn again(kind: Kind, message: String) -> anyhow::Error {
+    match kind {
+        Kind::Usage => Error::Usage(anyhow!(message)).into(),
+        Kind::Data => Error::Data(anyhow!(message)).into(),
+        Kind::Device => Error::Device(anyhow!(message)).into(),
+        Kind::Io => std::io::Error::other(message).into(),
+        Kind::NotFinite | Kind::Other => anyhow!(message),
+    }
+}
+
+/// The number of keys after which their first half is forgotten.
+const FORGET_AFTER: usize = 64;
+
+/// Numbers what process 0 leads, so that it needs no names, and lets the store forget what all have heard.
+pub(super) struct Led {
+    processes: Processes,
+    count: AtomicUsize,
+    agreements: AtomicUsize,
+}
+
+impl Led {
+    pub fn new(processes: &Processes) -> Led {
+        Led { processes: processes.clone(), count: AtomicUsize::new(0), agreements: AtomicUsize::new(0) }
+    }
+
+    /// Does what [`Processes::agree`] does, whether the name was used before or not.
+    pub fn agree(&self, name: &str, own: &str) -> Result<()> {
+        match self.agreements.fetch_add(1, Ordering::Relaxed) {
+            0 => self.processes.agree(name, own),
+            number => self.processes.agree(&format!("{name} ({})", number + 1), own),
+        }
+    }
+
+    /// Does what [`Processes::lead`] does. All processes have to call it in the same order.
+    pub fn next<T: Serialize + DeserializeOwned>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let (block, within) = (number / FORGET_AFTER, number % FORGET_AFTER);
+        if within == 0 && block > 0 {
+            self.forget(block - 1)?;
+        }
+        self.processes.lead(&number.to_string(), act)
+    }
+
+    /// Forgets the block before this one, whose keys this process has heard. All have heard those of the earlier block when they
+    /// say that they have heard this one's.
+    fn forget(&self, block: usize) -> Result<()> {
+        let Processes { index, count, store } = &self.processes;
+        let heard = |block: usize, process: usize| format!("vnca/heard/{block}/{process}");
+        if *index > 0 {
+            return Ok(store.put(&heard(block, *index), b"")?);
+        }
+        let Some(earlier) = block.checked_sub(1) else { return Ok(()) };
+        for process in 1..*count {
+            let key = heard(earlier, process);
+            store.get(&key, PATIENCE).with_context(|| format!("waiting for process {process}"))?;
+            store.delete(&key)?;
+        }
+        for number in earlier * FORGET_AFTER..block * FORGET_AFTER {
+            store.delete(&format!("vnca/lead/{number}"))?;
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use crate::data::Split;
 use crate::engine::array::Array;
 use crate::engine::random::Key;
 use crate::engine::shape::Shape;
+use crate::error::valid;
 use crate::model::decoder::GrowOptions;
 use crate::model::objective::{noise, sample};
 use crate::study::session::{Session, SessionProgram};
@@ -34,12 +35,13 @@ pub struct Encoder<'s> {
 }
 
 impl<'s> Encoder<'s> {
-    /// Compiles the encoder for `batch` images per call.
+    /// Compiles the encoder for `batch` images per call, which the session's replicas share.
     ///
     /// # Errors
-    /// When the program does not compile.
+    /// When the number of replicas does not divide the batch, or the program does not compile.
     pub fn new(session: &'s Session, batch: usize) -> Result<Encoder<'s>> {
         let (model, latent) = (&session.model, session.model.latent);
+        let (all, batch) = (batch, each(session, batch)?);
         let program = session.compile("encode", |g, params| {
             let images = g.input("images", &model.frame.pixels(batch));
             let keys = g.input("keys", &Shape::u32(&[batch, 2]));
@@ -49,7 +51,7 @@ impl<'s> Encoder<'s> {
             let outputs = [("means", means), ("logvars", logvars), ("samples", samples), ("keys", keys)];
             outputs.map(|(name, sym)| (name.to_string(), sym)).to_vec()
         })?;
-        Ok(Encoder { program, latent, images: model.frame.pixels(batch), batch })
+        Ok(Encoder { program, latent, images: model.frame.pixels(all), batch: all })
     }
 
     /// Encodes the images with the indices `rows`, at most a batch of them.
@@ -66,7 +68,7 @@ impl<'s> Encoder<'s> {
         let pixels: Vec<u8> = filled().flat_map(|i| split.image(i)).copied().collect();
         let keys: Vec<u32> = filled().flat_map(|i| key.split_at(i as u64).0).collect();
         let images = Array::new(&self.images.dims, &pixels);
-        let results = self.program.call(&[images, Array::new(&[self.batch, 2], &keys)])?;
+        let results = self.program.call_by_rows(&[images, Array::new(&[self.batch, 2], &keys)])?;
         let first = |i: usize| {
             let mut values = results[i].to_vec::<f32>();
             values.truncate(n * self.latent);
@@ -89,12 +91,13 @@ pub struct Grower<'s> {
 }
 
 impl<'s> Grower<'s> {
-    /// Compiles the program for `batch` latents per call.
+    /// Compiles the program for `batch` latents per call, which the session's replicas share.
     ///
     /// # Errors
-    /// When the model has no cells, or the program does not compile.
+    /// When the model has no cells, the number of replicas does not divide the batch, or the program does not compile.
     pub fn new(session: &'s Session, batch: usize) -> Result<Grower<'s>> {
         let model = &session.model;
+        let (all, batch) = (batch, each(session, batch)?);
         let grow = model.automaton()?;
         let program = session.compile("grow", |g, params| {
             let latents = g.input("latents", &Shape::f32(&[batch, model.latent]));
@@ -105,7 +108,7 @@ impl<'s> Grower<'s> {
             )]
         })?;
         let cells = model.frame.grid.iter().product();
-        Ok(Grower { program, latent: model.latent, cells, batch })
+        Ok(Grower { program, latent: model.latent, cells, batch: all })
     }
 
     /// Grows n latents (n, Z) with their keys (n, 2), at most a batch. Returns the cells' final states, (n, rows, columns, Z) in row-major
@@ -120,11 +123,18 @@ impl<'s> Grower<'s> {
         latents.resize(self.batch * self.latent, 0.0);
         keys.resize(self.batch * 2, 0);
         let latents = Array::new(&[self.batch, self.latent], &latents);
-        let results = self.program.call(&[latents, Array::new(&[self.batch, 2], &keys)])?;
+        let results = self.program.call_by_rows(&[latents, Array::new(&[self.batch, 2], &keys)])?;
         let mut states = results[0].to_vec::<f32>();
         states.truncate(n * self.cells * self.latent);
         Ok(states)
     }
+}
+
+/// Returns each replica's share of a batch.
+fn each(session: &Session, batch: usize) -> Result<usize> {
+    let replicas = session.mesh.replicas();
+    valid!(batch.is_multiple_of(replicas), "batch", "{batch} is not divided evenly by {replicas} replicas");
+    Ok(batch / replicas)
 }
 
 /// Draws latents from the prior: the i-th is `normal(key_i, (Z,))`, where key_i is the i-th split of `key`. Also returns the keys

@@ -14,7 +14,7 @@ use super::{Args, Run};
 /// Another command with its arguments.
 #[derive(Debug)]
 pub enum Call {
-    Eval(eval::Args),
+    Eval(Box<eval::Options>),
     Grow(grow::Args),
     Interpolate(interpolate::Args),
     Planes(planes::Args),
@@ -33,7 +33,7 @@ impl Call {
     pub fn run(&self) -> Result<Value> {
         let report = match self {
             Call::Eval(args) => {
-                let summary = eval::evaluate(&args.options)?.context("a shard has no summary")?;
+                let summary = eval::evaluate(args, &args.device)?.context("a shard has no summary")?;
                 return Ok(serde_json::to_value(summary)?);
             }
             Call::Grow(args) => grow::report(args),
@@ -77,25 +77,22 @@ fn limit(args: &Args) -> Option<usize> {
 }
 
 pub fn eval(run: &Run, args: &Args) -> Call {
-    Call::Eval(eval::Args {
-        action: None,
-        options: eval::Options {
-            source: source(run, args),
-            data: args.data.clone(),
-            split: "test".into(),
-            samples: args.samples,
-            batch_size: 32,
-            replicas: 1,
-            seed: 2,
-            repeat: 1,
-            limit: limit(args),
-            gap: false,
-            shard: None,
-            out: None,
-            device: args.device.clone(),
-            json: false,
-        },
-    })
+    Call::Eval(Box::new(eval::Options {
+        source: source(run, args),
+        data: args.data.clone(),
+        split: "test".into(),
+        samples: args.samples,
+        batch_size: 32,
+        replicas: Some(1),
+        seed: 2,
+        repeat: 1,
+        limit: limit(args),
+        gap: false,
+        shard: None,
+        out: None,
+        device: args.device.clone(),
+        json: false,
+    }))
 }
 
 pub fn grow(run: &Run, args: &Args) -> Call {
