@@ -9,8 +9,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::key_values::{self, KeyValues};
-use crate::error::{Error, Kind, Tag, kind};
+use crate::engine::key_values::{self, KeyError, KeyValues};
+use crate::error::{Error, Kind, kind};
 
 /// How long a process waits for the others to reach the same program: they may still be reading data. A process that has died
 /// is noticed sooner, by whoever watches the processes.
@@ -108,9 +108,11 @@ impl Processes {
     /// the store fails, or a process does not call this within an hour.
     pub fn agree(&self, name: &str, own: &str) -> Result<()> {
         let Processes { index, count, store } = self;
-        key_values::agree(store.as_ref(), (*index, *count), name, own, PATIENCE)
-            .tag(Error::Usage)
-            .context(OfAll("the processes differ"))
+        let agreed = key_values::agree(store.as_ref(), (*index, *count), name, own, PATIENCE);
+        agreed.map_err(|error| match error.chain().any(|cause| cause.is::<KeyError>()) {
+            true => error,
+            false => anyhow::Error::from(Error::Usage(error)).context(OfAll("the processes differ")),
+        })
     }
 }
 
@@ -227,7 +229,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::engine::key_values::KeyError;
 
     /// A store in the memory of one process. Its users wait without a pause.
     #[derive(Default)]
