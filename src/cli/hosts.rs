@@ -78,11 +78,12 @@ impl HostOptions {
         if index > 0 {
             be_silent();
         }
-        let settings =
-            Settings { join: Duration::from_secs(self.join_timeout), ..Settings::default() };
+        let settings = Settings { join: Duration::from_secs(self.join_timeout), ..Settings::default() };
         let place = found.coordinator.clone().context("several processes have a coordinator")?;
         if index == 0 {
-            to_stderr(&format!("hosts   {count} processes, coordinator {place} ({how}); waiting for all of them"));
+            to_stderr(&format!(
+                "hosts   {count} processes, coordinator {place} ({how}); waiting for all of them"
+            ));
         }
         let coordinator = match found.listen_at().filter(|_| index == 0) {
             Some(address) => Some(Coordinator::start(&address, count, &settings)?),
@@ -100,7 +101,9 @@ impl HostOptions {
         let store: Arc<dyn KeyValues> = session.clone();
         let several = Several { processes: Processes { index, count, store }, session: session.clone() };
         let hosts = Hosts { several: Some(several) };
-        let outcome = hosts.agree("the version", concat!("vnca ", env!("CARGO_PKG_VERSION"))).and_then(|()| verb(&hosts));
+        let outcome = hosts
+            .agree("the version", concat!("vnca ", env!("CARGO_PKG_VERSION")))
+            .and_then(|()| verb(&hosts));
         let ended = end(&session, &settings, &outcome);
         drop(coordinator);
         // What the verb has to say comes first.
@@ -114,11 +117,8 @@ impl HostOptions {
 
     /// Returns this process's place among several; `None` if it is alone.
     fn find(&self, device: Option<&str>) -> Result<Option<Found>> {
-        let given = Given {
-            coordinator: self.coordinator.clone(),
-            processes: self.processes,
-            process: self.process,
-        };
+        let given =
+            Given { coordinator: self.coordinator.clone(), processes: self.processes, process: self.process };
         if given.processes == Some(1) {
             return Ok(None);
         }

@@ -175,7 +175,10 @@ impl Array {
         let shape = &parts.first().context("there is nothing to join")?.shape;
         let (first, rest) =
             shape.dims.split_first().with_context(|| format!("{shape} has no rows to join"))?;
-        ensure!(parts.iter().all(|part| part.shape == *shape), "arrays of different shapes have no common rows");
+        ensure!(
+            parts.iter().all(|part| part.shape == *shape),
+            "arrays of different shapes have no common rows"
+        );
         let bytes = parts.iter().flat_map(|part| &part.bytes).copied().collect();
         Array::from_bytes(shape.with_dims(&[&[first * parts.len()], rest].concat()), bytes)
     }

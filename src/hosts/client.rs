@@ -17,8 +17,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::messages::{
-    Barrier, Call, DeleteKeyValue, Fail, GetKeyValue, Heartbeat, Incarnations, InsertKeyValue, KeyValue, KeyValueAnswer,
-    LARGEST, PollForError, Protobuf, RegisterTask, ShutdownTask, TryGetKeyValue, reported,
+    Barrier, Call, DeleteKeyValue, Fail, GetKeyValue, Heartbeat, Incarnations, InsertKeyValue, KeyValue,
+    KeyValueAnswer, LARGEST, PollForError, Protobuf, RegisterTask, ShutdownTask, TryGetKeyValue, reported,
 };
 use super::{Failure, Settings};
 use crate::engine::key_values::{self, KeyError, KeyValues};

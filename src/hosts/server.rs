@@ -19,7 +19,8 @@ use tower::service_fn;
 use super::Settings;
 use super::messages::{
     Barrier, BarrierAnswer, Call, DeleteKeyValue, Fail, GetKeyValue, Heartbeat, InsertKeyValue, KeyValue,
-    KeyValueAnswer, LARGEST, PollForError, Protobuf, RegisterTask, ServiceIncarnation, ShutdownTask, TryGetKeyValue,
+    KeyValueAnswer, LARGEST, PollForError, Protobuf, RegisterTask, ServiceIncarnation, ShutdownTask,
+    TryGetKeyValue,
 };
 use super::state::Run;
 

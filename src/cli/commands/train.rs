@@ -83,8 +83,7 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
         None => None,
     };
     // A new run's likelihood may follow from the data.
-    let values =
-        (before.is_some() || options.likelihood.is_some()).then(|| config.model.likelihood.values());
+    let values = (before.is_some() || options.likelihood.is_some()).then(|| config.model.likelihood.values());
     let beside = match (&resumed, &options.out) {
         (Some(folder), _) => folder.path().to_owned(),
         (None, Some(out)) => out.clone(),

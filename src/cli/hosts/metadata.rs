@@ -30,7 +30,8 @@ impl Metadata {
     pub fn get(&self, name: &str) -> Option<String> {
         let server = self.server.as_ref().filter(|_| KNOWN.contains(&name))?;
         let url = format!("http://{server}/computeMetadata/v1/instance/attributes/{name}");
-        let agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).proxy(None).build().new_agent();
+        let agent =
+            ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).proxy(None).build().new_agent();
         let answer = agent.get(&url).header("Metadata-Flavor", "Google").call();
         match answer.and_then(|mut answer| answer.body_mut().read_to_string()) {
             Ok(text) => Some(text),

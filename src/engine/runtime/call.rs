@@ -133,7 +133,8 @@ impl Executable {
         let by_replica: Vec<Vec<&dyn Buffer>> = (0..self.mesh.own.len())
             .map(|r| arguments.iter().map(|a| a.buffers().parts[r].as_ref()).collect())
             .collect();
-        let executed = self.loaded.execute(&by_replica).with_context(|| format!("running {}", signature.name));
+        let executed =
+            self.loaded.execute(&by_replica).with_context(|| format!("running {}", signature.name));
         let results = self.mesh.mark(executed)?;
         let mut columns: Vec<Vec<Box<dyn Buffer>>> = signature.outputs.iter().map(|_| Vec::new()).collect();
         for row in results {
