@@ -6,11 +6,16 @@
 //
 // Options of the client: num_devices (of this process), node_id, num_nodes.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <fstream>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -169,6 +174,35 @@ void ReduceRows(xla::ReductionKind kind, const char *bytes, size_t rows, size_t 
   }
 }
 
+// Counts the bytes that collectives send to other processes. The file that VNCA_COUNT_COLLECTIVES names gets a line for each kind when
+// the process ends.
+class Counts {
+ public:
+  void Add(const std::string &kind, double bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto &[calls, sent] = counts_[kind];
+    calls += 1, sent += bytes;
+  }
+
+  ~Counts() {
+    const char *path = std::getenv("VNCA_COUNT_COLLECTIVES");
+    if (path == nullptr) return;
+    std::ofstream out(path);
+    for (const auto &[kind, count] : counts_) {
+      out << kind << " " << count.first << " calls " << static_cast<uint64_t>(count.second) << " bytes\n";
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::pair<uint64_t, double>> counts_;
+};
+
+Counts &TheCounts() {
+  static Counts counts;
+  return counts;
+}
+
 // The collectives of one device with all others. Sums are made here, in the order of the ranks as within one process, and not
 // by Gloo, whose order is another one: so a program computes the same bits, however its devices are divided among processes.
 class GlooCommunicator : public xla::Communicator {
@@ -176,21 +210,28 @@ class GlooCommunicator : public xla::Communicator {
   using Address = stream_executor::DeviceAddressBase;
   using Addresses = absl::InlinedVector<Address, 4>;
 
-  GlooCommunicator(std::shared_ptr<gloo::Context> context) : context_(std::move(context)) {}
+  // `local` is the number of ranks of this process, which follow each other. It is known when all of them have connected.
+  using Local = std::shared_ptr<std::atomic<size_t>>;
+
+  GlooCommunicator(std::shared_ptr<gloo::Context> context, Local local)
+      : context_(std::move(context)), local_(std::move(local)) {}
 
   xla::Future<> AllReduce(Address send, Address receive, xla::PrimitiveType type, size_t count, xla::ReductionKind kind,
                           const Executor &) override {
+    Count("all-reduce", Bytes(type, count));
     return Guard([&] { return Reduce(send, receive, type, count, kind, /*first=*/0, /*total=*/count); });
   }
 
   xla::Future<> ReduceScatter(Address send, Address receive, xla::PrimitiveType type, size_t count, xla::ReductionKind kind,
                               const Executor &) override {
+    Count("reduce-scatter", Bytes(type, count * context_->size));
     return Guard([&] {
       return Reduce(send, receive, type, count, kind, /*first=*/context_->rank * count, /*total=*/context_->size * count);
     });
   }
 
   xla::Future<> AllGather(Address send, Address receive, xla::PrimitiveType type, size_t count, const Executor &) override {
+    Count("all-gather", Bytes(type, count));
     return Guard([&] {
       Gather(send, static_cast<char *>(receive.opaque()), Bytes(type, count));
       return absl::OkStatus();
@@ -201,6 +242,7 @@ class GlooCommunicator : public xla::Communicator {
                          const Executor &) override {
     return Guard([&] {
       size_t size = Bytes(type, count);
+      TheCounts().Add("all-to-all", static_cast<double>(size * (context_->size - *local_)));
       std::vector<char> to(size * send.size()), from(size * receive.size());
       for (size_t i = 0; i < send.size(); ++i) memcpy(&to[i * size], send[i].opaque(), size);
       gloo::AlltoallOptions options(context_);
@@ -234,6 +276,13 @@ class GlooCommunicator : public xla::Communicator {
     return count * xla::ShapeUtil::ByteSizeOfPrimitiveType(type);
   }
 
+  // Every rank's bytes go around a ring of ranks, in which one of each process sends to another process.
+  void Count(const std::string &kind, size_t size) {
+    size_t local = *local_;
+    bool others = static_cast<size_t>(context_->size) > local;
+    TheCounts().Add(kind, others ? static_cast<double>(size * (context_->size - 1)) / local : 0);
+  }
+
   void Gather(Address send, char *out, size_t size) {
     gloo::AllgatherOptions options(context_);
     options.setInput(static_cast<char *>(send.opaque()), size);
@@ -264,6 +313,7 @@ class GlooCommunicator : public xla::Communicator {
   }
 
   std::shared_ptr<gloo::Context> context_;
+  Local local_;
 };
 
 class GlooCollectives : public xla::cpu::CpuCollectives {
@@ -280,12 +330,21 @@ class GlooCollectives : public xla::cpu::CpuCollectives {
     std::vector<std::unique_ptr<xla::Communicator>> made;
     absl::Status status = Guard([&] {
       auto append = [](std::string *out, const auto &id) { absl::StrAppend(out, id.value()); };
-      Store store = store_.At(absl::StrCat("gloo/", absl::StrJoin(clique.devices(), ",", append), "/"));
+      std::string name = absl::StrJoin(clique.devices(), ",", append);
+      Store store = store_.At(absl::StrCat("gloo/", name, "/"));
+      GlooCommunicator::Local local;
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        auto &known = locals_[name];
+        if (known == nullptr) known = std::make_shared<std::atomic<size_t>>(0);
+        *known += ranks.size();
+        local = known;
+      }
       for (const auto &rank : ranks) {
         auto context = std::make_shared<gloo::rendezvous::Context>(rank.rank.value(), clique.num_devices());
         context->setTimeout(kTimeout);
         context->connectFullMesh(store, device_);
-        made.push_back(std::make_unique<GlooCommunicator>(std::move(context)));
+        made.push_back(std::make_unique<GlooCommunicator>(std::move(context), local));
       }
       return absl::OkStatus();
     });
@@ -296,6 +355,9 @@ class GlooCollectives : public xla::cpu::CpuCollectives {
  private:
   Store store_;
   std::shared_ptr<gloo::transport::Device> device_;
+  std::mutex mutex_;
+  // By the devices of the clique.
+  std::map<std::string, GlooCommunicator::Local> locals_;
 };
 
 absl::Status CreateClient(PJRT_Client_Create_Args &args) {

@@ -94,6 +94,8 @@ struct Row {
     name: String,
     topology: String,
     replicas: usize,
+    /// Hosts whose devices the replicas are.
+    hosts: usize,
     memory: Memory,
     /// Operations of a gradient step or an evaluation call, on one replica.
     flops: f64,
@@ -107,6 +109,8 @@ struct Row {
     /// Launches, convolutions and matmuls on a GPU.
     kernels: Option<Kernels>,
     collectives: BTreeMap<String, Collective>,
+    /// Bytes that each host has to send to others for all collectives, at least.
+    between_hosts: f64,
     compile_seconds: f64,
 }
 
@@ -200,10 +204,14 @@ fn row(made: &SizedProgram, topology: &str, chip: Chip, compiled: Compiled, seco
         }
         Chip::Gpu(gpu) => (Some(gpu.memory), None, None, Some(1e3 * bytes / gpu.bandwidth as f64)),
     };
+    let (replicas, hosts) = (made.replicas, compiled.hosts);
+    let sent = collectives.iter().map(|(name, each)| each.between_hosts(name, replicas, hosts));
     Ok(Row {
+        between_hosts: sent.sum(),
         name: made.function.name.clone(),
         topology: topology.to_string(),
-        replicas: made.replicas,
+        replicas,
+        hosts,
         memory: Memory { usage: compiled.usage, total: compiled.usage.total(), limit },
         flops: made.flops,
         bytes,
@@ -302,5 +310,9 @@ fn gpu_columns(r: &Row) -> String {
 fn collectives(r: &Row) -> String {
     let each = r.collectives.iter();
     let each = each.map(|(name, c)| format!("{} {name} {:.1} MB", c.count, c.bytes / 1e6));
-    each.collect::<Vec<_>>().join(", ")
+    let mut text = each.collect::<Vec<_>>().join(", ");
+    if r.hosts > 1 {
+        text += &format!("; {} hosts, each sends {:.1} MB", r.hosts, r.between_hosts / 1e6);
+    }
+    text
 }

@@ -50,6 +50,8 @@ pub struct Compiled {
     pub costs: Vec<(String, f64)>,
     /// The optimized module, a serialized `HloModuleProto`.
     pub module: Vec<u8>,
+    /// Number of hosts whose devices run the program.
+    pub hosts: usize,
 }
 
 impl Compiled {
@@ -90,14 +92,17 @@ impl Compiler {
         let topology = Topology::create(api, topology, gpu, replicas).with_context(|| {
             format!("{} has no topology {topology:?}; examples are {EXAMPLES}", api.path().display())
         })?;
-        let ids = topology.device_ids()?;
+        let devices = topology.devices()?;
         ensure!(
-            replicas <= ids.len(),
+            replicas <= devices.len(),
             "{replicas} replicas need as many devices, the topology has {}",
-            ids.len()
+            devices.len()
         );
+        let ids: Vec<i64> = devices[..replicas].iter().map(|(_, id)| *id).collect();
+        // The devices are in the order of their hosts.
+        let hosts = devices[..replicas].chunk_by(|(a, _), (b, _)| a == b).count();
         let module = to_ffi(program);
-        let options = wire::compile_options(replicas, Some(&ids[..replicas]), &flags);
+        let options = wire::compile_options(replicas, Some(&ids), &flags);
         // SAFETY: topology, program and options live during the call. The executable has no other owner.
         let executable = unsafe {
             let compiled = api.call(ffi::Compile {
@@ -114,7 +119,7 @@ impl Compiler {
                 true => Ok(Vec::new()),
                 false => Err(error),
             })?;
-        Ok(Compiled { usage: executable.usage()?, costs, module: executable.module()? })
+        Ok(Compiled { usage: executable.usage()?, costs, module: executable.module()?, hosts })
     }
 }
 
@@ -148,7 +153,8 @@ impl<'a> Topology<'a> {
         Ok(Topology { api, topology: created.topology })
     }
 
-    fn device_ids(&self) -> Result<Vec<i64>> {
+    /// Returns each device's host and number, in the order of the replicas of a mesh: by host, then by number.
+    fn devices(&self) -> Result<Vec<(i32, i64)>> {
         // SAFETY: the topology lives, and its descriptions live as long as it does.
         let descriptions = unsafe {
             let list = self.api.call(ffi::TopologyDescription_GetDeviceDescriptions {
@@ -157,14 +163,17 @@ impl<'a> Topology<'a> {
             })?;
             api::elements(list.descriptions, list.num_descriptions)
         };
-        let id = |description: &*mut ffi::DeviceDescription| {
-            let get = ffi::DeviceDescription_Id { device_description: *description, ..Default::default() };
+        let device = |description: &*mut ffi::DeviceDescription| {
+            let device_description = *description;
+            let id = ffi::DeviceDescription_Id { device_description, ..Default::default() };
+            let process = ffi::DeviceDescription_ProcessIndex { device_description, ..Default::default() };
             // SAFETY: as above.
-            Ok(i64::from(unsafe { self.api.call(get) }?.id))
+            let (id, process) = unsafe { (self.api.call(id)?.id, self.api.call(process)?.process_index) };
+            Ok((process, i64::from(id)))
         };
-        let mut ids = descriptions.iter().map(id).collect::<Result<Vec<i64>>>()?;
-        ids.sort_unstable();
-        Ok(ids)
+        let mut devices = descriptions.iter().map(device).collect::<Result<Vec<_>>>()?;
+        devices.sort_unstable();
+        Ok(devices)
     }
 }
 

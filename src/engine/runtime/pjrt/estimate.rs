@@ -27,6 +27,26 @@ pub struct Collective {
     pub bytes: f64,
 }
 
+impl Collective {
+    /// Returns the bytes that each of several hosts has to send to others, at least, when they share the replicas evenly. A host's
+    /// replicas first combine what they have, where that makes it less. `name` is XLA's name of the operation.
+    pub fn between_hosts(&self, name: &str, replicas: usize, hosts: usize) -> f64 {
+        let (hosts, of_host) = (hosts as f64, (replicas / hosts.max(1)) as f64);
+        let to_others = (hosts - 1.0) / hosts;
+        self.bytes
+            * match name {
+                // Each host reduces one part of the sum for all, and sends it to all.
+                "all-reduce" => 2.0 * to_others,
+                "reduce-scatter" => to_others,
+                "all-gather" => of_host * (hosts - 1.0),
+                // Every replica has a part for each one.
+                "all-to-all" => of_host * to_others,
+                _ if hosts > 1.0 => of_host,
+                _ => 0.0,
+            }
+    }
+}
+
 /// Costs summed over a module. A loop's body counts once for each iteration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Estimate {
@@ -389,6 +409,17 @@ mod tests {
         let expected = [("all-reduce", 60.0), ("all-to-all", 40.0)];
         let expected = expected.map(|(name, bytes)| (name.to_string(), Collective { count: 1.0, bytes }));
         assert_eq!(found.collectives, BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn hosts_send_the_least_that_a_collective_needs() {
+        let collective = Collective { count: 1.0, bytes: 8.0 };
+        let sent = |name| [1, 2, 4].map(|hosts| collective.between_hosts(name, 8, hosts));
+        assert_eq!(sent("all-reduce"), [0.0, 8.0, 12.0]);
+        assert_eq!(sent("reduce-scatter"), [0.0, 4.0, 6.0]);
+        assert_eq!(sent("all-gather"), [0.0, 32.0, 48.0]);
+        assert_eq!(sent("all-to-all"), [0.0, 16.0, 12.0]);
+        assert_eq!(sent("collective-permute"), [0.0, 32.0, 16.0]);
     }
 
     #[test]
