@@ -63,6 +63,12 @@ fn a_key_is_put_once_and_read_by_all() {
     assert_eq!(zero.try_get("topology").unwrap(), large);
     zero.put("empty", b"").unwrap();
     assert_eq!(one.get("empty", SECOND).unwrap(), b"");
+    // A key that was forgotten can be put again.
+    one.delete("empty").unwrap();
+    one.delete("empty").unwrap();
+    assert!(matches!(zero.try_get("empty"), Err(KeyError::NotFound(_))));
+    zero.put("empty", b"again").unwrap();
+    assert_eq!(one.try_get("empty").unwrap(), b"again");
 }
 
 #[test]

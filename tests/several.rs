@@ -8,6 +8,7 @@ mod goldens;
 mod plugin;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -333,4 +334,72 @@ fn a_mistake_on_one_process_ends_all_and_names_it() {
         let said = cli::fail(&two.own(0), &words.split_whitespace().collect::<Vec<_>>(), 1);
         assert!(said.contains(problem), "{said}");
     }
+}
+
+/// Answers a few requests for the attributes of a machine.
+fn metadata_server(attributes: &'static [(&'static str, &'static str)]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = String::new();
+            for line in BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok) {
+                if line.is_empty() {
+                    break;
+                }
+                request += &(line + "\n");
+            }
+            let asked =
+                |name: &str| request.contains(&format!("/computeMetadata/v1/instance/attributes/{name} "));
+            let found = attributes.iter().find(|(name, _)| asked(name));
+            let (status, text) = match found {
+                Some((_, value)) if request.to_lowercase().contains("metadata-flavor: google") => {
+                    ("200 OK", *value)
+                }
+                _ => ("404 Not Found", "none"),
+            };
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+                text.len()
+            );
+        }
+    });
+    address
+}
+
+#[test]
+fn the_environment_tells_the_place_of_a_process() {
+    let root = tempfile::tempdir().unwrap();
+    let pod = metadata_server(&[
+        ("agent-worker-number", "1"),
+        ("worker-network-endpoints", "unused:unused:127.0.0.1,unused:unused:127.0.0.2"),
+    ]);
+    let slurm = [
+        ("SLURM_JOB_ID", "7"),
+        ("SLURM_NTASKS", "4"),
+        ("SLURM_PROCID", "3"),
+        ("SLURM_STEP_NODELIST", "127.0.0.1"),
+    ];
+    for (device, variables, expected) in [
+        (
+            "tpu",
+            &[("GCE_METADATA_HOST", pod.as_str())][..],
+            "process 1 of 2 (a TPU host (agent-worker-number=1))",
+        ),
+        ("cuda", &slurm, "process 3 of 4 (Slurm"),
+    ] {
+        let words = ["train", "--device", device, "--join-timeout", "1"];
+        let ended = cli::vnca(root.path(), &words).envs(variables.iter().copied()).output().unwrap();
+        let said = cli::text(&ended.stderr);
+        assert!(ended.status.code() == Some(1) && said.contains(expected), "{device}: {said}");
+        assert!(said.contains("no coordinator at 127.0.0.1:"), "{said}");
+    }
+    // A sweep of runs on CPUs, each alone.
+    let source = cli::weights(root.path(), vnca::cli::models::Kind::Baseline, 8);
+    let words =
+        [&["eval", "--limit", "2", "--samples", "1", "--data", "glyphs"].map(String::from)[..], &source]
+            .concat();
+    let ended = cli::vnca(root.path(), &words).envs(slurm).output().unwrap();
+    assert!(ended.status.success(), "{}", cli::text(&ended.stderr));
 }

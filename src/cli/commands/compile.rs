@@ -207,7 +207,8 @@ fn row(made: &SizedProgram, topology: &str, chip: Chip, compiled: Compiled, seco
     let (replicas, hosts) = (made.replicas, compiled.hosts);
     let sent = collectives.iter().map(|(name, each)| each.between_hosts(name, replicas, hosts));
     Ok(Row {
-        between_hosts: sent.sum(),
+        // A sum of nothing is -0.
+        between_hosts: sent.sum::<f64>() + 0.0,
         name: made.function.name.clone(),
         topology: topology.to_string(),
         replicas,

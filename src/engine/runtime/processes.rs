@@ -254,6 +254,69 @@ mod tests {
                 Some(_) => Err(KeyError::AlreadyExists(key.into())),
             }
         }
+
+        fn delete(&self, key: &str) -> Result<(), KeyError> {
+            self.0.lock().unwrap().remove(key);
+            Ok(())
+        }
+    }
+
+    /// Runs the same work in a thread for each of three processes. Returns their results and the store.
+    fn three<T: Send>(work: impl Fn(Processes) -> T + Sync) -> (Vec<T>, Arc<Memory>) {
+        let memory = Arc::new(Memory::default());
+        let results = thread::scope(|scope| {
+            let start = |index| {
+                let (work, store) = (&work, memory.clone());
+                scope.spawn(move || work(Processes { index, count: 3, store }))
+            };
+            let threads: Vec<_> = (0..3).map(start).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        (results, memory)
+    }
+
+    #[test]
+    fn all_processes_get_the_outcome_of_process_0_and_the_store_forgets_it() {
+        let (results, memory) = three(|processes| {
+            let led = Led::new(&processes);
+            let outcomes = (0..5 * FORGET_AFTER).map(|i| led.next(|| Ok((i, processes.index))).unwrap());
+            outcomes.collect::<Vec<_>>()
+        });
+        let expected: Vec<_> = (0..5 * FORGET_AFTER).map(|i| (i, 0)).collect();
+        assert!(results.iter().all(|result| *result == expected));
+        let kept = memory.0.lock().unwrap().len();
+        assert!(kept <= 2 * FORGET_AFTER + 2 * 3, "{kept} keys are left");
+    }
+
+    #[test]
+    fn all_processes_get_the_error_of_process_0_with_its_kind() {
+        let (errors, _) = three(|processes| {
+            let damaged = || anyhow::Error::from(Error::Data(anyhow!("is damaged")));
+            let failed = || -> Result<u8> { Err(damaged().context("the file")) };
+            processes.lead("name", failed).unwrap_err()
+        });
+        for error in errors {
+            assert_eq!(
+                (format!("{error:#}"), kind(&error)),
+                ("process 0: the file: is damaged".into(), Kind::Data)
+            );
+            assert!(error.context("outside").is::<OfAll>());
+        }
+    }
+
+    #[test]
+    fn a_disagreement_is_an_error_of_all() {
+        let (errors, _) = three(|processes| {
+            processes.agree("the colour", "red").unwrap();
+            let own = if processes.index == 2 { "a\nblue" } else { "a\nred" };
+            processes.agree("the size", own).unwrap_err()
+        });
+        for error in errors {
+            let text = "the processes differ: process 2 does not agree with process 0 on the size: line 2 is \"blue\", \
+                        that of process 0 is \"red\"";
+            assert_eq!((format!("{error:#}").as_str(), kind(&error)), (text, Kind::Usage));
+            assert!(error.is::<OfAll>());
+        }
     }
 
     /// Lets a thread for each process ask for each of its programs in turn.

@@ -49,6 +49,7 @@ fn command(session: &Session, words: &[&str]) -> Result<String, String> {
             session.put(key, &value).map(|()| String::new()).map_err(key_error)
         }
         ["get", key, millis] => session.get(key, time(millis)).map(text).map_err(key_error),
+        ["delete", key] => session.delete(key).map(|()| String::new()).map_err(key_error),
         ["try", key] => session.try_get(key).map(text).map_err(key_error),
         ["barrier", name, millis] => {
             session.barrier(name, time(millis)).map(|()| String::new()).map_err(error)
