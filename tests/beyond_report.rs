@@ -200,7 +200,7 @@ fn update(adam: &Adam, count: i32, moments: [&Array; 2]) -> Vec<f32> {
     let values = [before(moments[0], adam.b1), before(moments[1], adam.b2), count];
     let state: Tree<Sym<'_>> = names.into_iter().zip(values).collect();
     let nothing = Updates::new(vec![g.full(moments[0].shape(), 0.0)]);
-    let context = Context { leaves: &leaves, healthy: count.eq(count) };
+    let context = Context { leaves: &leaves, params: &[], healthy: count.eq(count) };
     let (updates, _) = adam.apply(&context, nothing, &state);
     evaluate(&finish(&g, &[("update".into(), updates.values()[0])]), &[])[0].to_vec()
 }
@@ -265,7 +265,7 @@ fn each_gradient_is_clipped_by_its_own_norm() {
     let g = Graph::new("clip");
     let gradients = [[3f32, 4.0], [0.3, 0.4], [0.0, 0.0]].map(|v| g.constant(Array::new(&[2], &v)));
     let zero = g.scalar(DType::S32, 0.0);
-    let context = Context { leaves: &[], healthy: zero.eq(zero) };
+    let context = Context { leaves: &[], params: &[], healthy: zero.eq(zero) };
     let (updates, _) = ClipEach(1.0).apply(&context, Updates::new(gradients.to_vec()), &Tree::default());
     let clipped: Vec<_> = updates.values().iter().enumerate().map(|(i, u)| (i.to_string(), *u)).collect();
     let values = evaluate(&finish(&g, &clipped), &[]);

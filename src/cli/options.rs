@@ -214,6 +214,12 @@ options! {
         .default("1, no decay")
         .field(|c| Some(&mut c.optimiser.end_factor))
         .check(|x| if (0.0..=1.0).contains(x) { Ok(()) } else { Err("it must be from 0 to 1") });
+    /// Decay per step of the average of the weights that evaluations and all verbs use. Training continues from the weights themselves
+    ema: f64 = Declaration::new()
+        .metavar("DECAY")
+        .default("no average")
+        .field(|c| Some(&mut c.optimiser.ema))
+        .check(|x| if *x > 0.0 && *x < 1.0 { Ok(()) } else { Err("it must be between 0 and 1") });
     /// Largest norm that is not clipped; inf clips nothing
     clip_norm: f64 =
         Declaration::new().metavar("X").field(|c| Some(&mut c.optimiser.clip_norm)).check(positive);

@@ -210,7 +210,7 @@ impl TrainProgram<'_> {
         let loss = self.sizes.mean_over_replicas(loss);
         let norm = global_norm(&gradients);
         let healthy = state[HEALTHY].and(loss.is_finite()).and(norm.is_finite());
-        let context = Context { leaves, healthy };
+        let context = Context { leaves, params: &values, healthy };
         let mut after = Tree::default();
         let mut updates = Updates::with_norm(gradients, norm);
         for transform in self.optimiser {
