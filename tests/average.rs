@@ -11,7 +11,7 @@ use vnca::train::checkpoint::Checkpoint;
 
 const DECAY: f64 = 0.8;
 const STEPS: usize = 9;
-const OPTIONS: &str = "--model doubling --nca-steps 1 --encoder-width 2 --replicas 2 --chunk 5 --checkpoint-every 1 --keep 20 --eval-every 4 --eval-samples 2";
+const OPTIONS: &str = "--model doubling --doublings 1 --nca-steps 1 --encoder-width 2 --replicas 2 --chunk 5 --checkpoint-every 1 --keep 20 --eval-every 4 --eval-samples 2";
 
 /// Returns the arrays of a step's checkpoint by name.
 fn arrays(run: &Path, step: usize) -> BTreeMap<String, Vec<f64>> {

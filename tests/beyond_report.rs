@@ -14,7 +14,7 @@ use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
 use vnca::model::Frame;
 use vnca::model::decoder::GrowOptions;
-use vnca::model::elbo::{Loss, ManySamples};
+use vnca::model::elbo::{Loss, LossStep, ManySamples};
 use vnca::model::grow::{Damage, Grids};
 use vnca::model::objective;
 use vnca::nn::optimiser::{Adam, ClipEach, Context, Fall, Schedule, Transform, Updates};
@@ -118,8 +118,9 @@ fn training_with_many_samples_uses_the_importance_weighted_bound() {
         let images = vae.padded(g.constant(Array::new(&[2, 28, 28], &pixels)));
         let key = draw::constant(g, Key::new(4));
         let loss = |samples, many, beta| {
-            let loss = Loss { beta, samples, many };
-            loss.from_images(&vae, params, images, key, &GrowOptions::default())
+            let loss = Loss { beta, samples, many, ..Loss::ELBO };
+            let (drawn, options) = ((images, key), GrowOptions::default());
+            loss.from_images(&vae, params, drawn, &options, LossStep::default()).loss
         };
         let scores = objective::scores(&vae, params, images, draw::split(key, 2), 5, 8);
         let importance = loss(5, ManySamples::Importance, 1.0);

@@ -46,8 +46,8 @@ pub struct Options {
     /// Images: a file, a folder, or `glyphs` [default: those that the run was trained on, else glyphs]
     #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
     pub data: Option<String>,
-    /// Which part of the data
-    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
+    /// Which part of the data; `valid`: the images that the run holds out of training for validation
+    #[arg(long, default_value = "test", value_parser = ["train", "test", "valid"])]
     pub split: String,
     /// Latent samples per image
     #[arg(long, default_value_t = 128, value_name = "K")]
@@ -105,8 +105,7 @@ pub fn evaluate(args: &Options) -> Result<Option<Summary>> {
     args.out.as_deref().map_or(Ok(()), files::check_writable)?;
     let weights = args.source.load()?;
     let source = ImageSource::new(args.data.as_deref(), weights.data.as_ref());
-    let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
-    let (split, train) = images(args, source, part)?;
+    let (split, train) = images(args, source)?;
     let session = args.device.session(args.replicas, &weights)?;
     let began = Instant::now();
     // A device call computes whole batches. Exported programs have the batch that they were exported with.
@@ -146,8 +145,12 @@ fn summary(part: &Part) -> Result<Summary> {
 }
 
 /// Returns the images to evaluate, and for `--gap` the same number of training images.
-fn images(args: &Options, source: ImageSource<'_>, part: DataPart) -> Result<(Split, Option<Split>)> {
-    let split = source.split(part)?;
+fn images(args: &Options, source: ImageSource<'_>) -> Result<(Split, Option<Split>)> {
+    let split = match args.split.as_str() {
+        "valid" => source.valid()?,
+        "train" => source.split(DataPart::Train)?,
+        _ => source.split(DataPart::Test)?,
+    };
     let count = args.limit.unwrap_or(usize::MAX).min(split.len());
     let first =
         Split { pixels: split.pixels[..count * split.shape.values()].to_vec(), labels: None, ..split };
@@ -155,10 +158,10 @@ fn images(args: &Options, source: ImageSource<'_>, part: DataPart) -> Result<(Sp
         return Ok((first, None));
     }
     let (spec, dataset) = (source.spec(), source.all()?);
-    match (dataset.train, dataset.test, part) {
-        (Some(train), Some(_), DataPart::Test) => Ok((first, Some(train.spread(count)))),
-        (_, _, DataPart::Train) => {
-            Err(anyhow!("--gap compares test images with training images: leave out --split train"))
+    match (dataset.train, dataset.test, args.split.as_str()) {
+        (Some(train), _, "valid") | (Some(train), Some(_), "test") => Ok((first, Some(train.spread(count)))),
+        (_, _, "train") => {
+            Err(anyhow!("--gap compares held-out images with training images: leave out --split train"))
                 .tag(Error::Usage)
         }
         _ => Err(anyhow!("--gap needs training and test images: {spec} has only one part")).tag(Error::Usage),

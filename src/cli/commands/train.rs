@@ -100,8 +100,12 @@ pub fn run(args: Args) -> Outcome {
         beside.display(),
         config.data
     );
-    let train = dataset.split(Part::Train)?.clone();
+    let (train, valid) = dataset.split(Part::Train)?.held_out(config.valid).tag(Error::Usage)?;
     let test = dataset.test.clone();
+    // What is evaluated during training chooses the best checkpoint.
+    let (kind, score) =
+        if valid.is_some() { ("validation", "valid/iwelbo") } else { ("test", "test/iwelbo") };
+    let held_out = valid.or(test.clone());
     if resumed.is_none() {
         config.fit(&options, train.shape, train.values).tag(Error::Usage)?;
     }
@@ -109,7 +113,7 @@ pub fn run(args: Args) -> Outcome {
     // checksums below show whether such a path has led to the right images.
     config.data = located(&config.data);
     config.device = located_device(&config.device);
-    if config.eval_every.is_some_and(|n| n > 0) && test.is_none() {
+    if config.eval_every.is_some_and(|n| n > 0) && held_out.is_none() {
         return Err(anyhow::anyhow!(
             "--eval-every {}: {} has no test images",
             config.eval_every.unwrap_or(0),
@@ -117,9 +121,9 @@ pub fn run(args: Args) -> Outcome {
         ))
         .tag(Error::Usage);
     }
-    if let (Some(asked), Some(test)) = (asked_images, &test) {
-        let there = test.len();
-        valid!(asked <= there, "eval_images", "is {asked}: {} has {there} test images", config.data);
+    if let (Some(asked), Some(images)) = (asked_images, &held_out) {
+        let there = images.len();
+        valid!(asked <= there, "eval_images", "is {asked}: {} has {there} {kind} images", config.data);
     }
     // All checks come before the first write.
     config.check_sizes(train.len()).tag(Error::Usage)?;
@@ -162,16 +166,18 @@ pub fn run(args: Args) -> Outcome {
         None => claim(&config, options.out.as_deref())?,
     };
     let path = folder.path().to_owned();
-    let test = test.map(|t| t.spread(config.eval_images));
+    let images = held_out.map(|images| images.spread(config.eval_images));
     // Images whose bits are drawn anew in training have fixed bits in evaluation.
-    let test = if config.model.likelihood.of_bits() { test.map(Split::binarized) } else { test };
+    let images = if config.model.likelihood.of_bits() { images.map(Split::binarized) } else { images };
     let mut watch = Screen {
         bar: ProgressBar::hidden(),
         signal,
         config: &config,
         folder: &path,
         mesh: &mesh,
-        test,
+        images,
+        kind,
+        score,
         validation: None,
     };
     let vae = config.model.vae();
@@ -182,9 +188,10 @@ pub fn run(args: Args) -> Outcome {
     let count = vae.parameter_count();
     watch.say(&format!("model   {}, Z {}, {count} parameters{matmuls}", vae.name, vae.latent));
     watch.say(&format!(
-        "data    {}: {} training images, {} test images, {}",
+        "data    {}: {} training images, {}{} test images, {}",
         config.data,
         train.len(),
+        if config.valid > 0 { format!("{} validation images, ", config.valid) } else { String::new() },
         dataset.test.as_ref().map_or(0, |t| t.len()),
         train.shape
     ));
@@ -201,7 +208,7 @@ pub fn run(args: Args) -> Outcome {
     if (mesh.target(), vae.precision) == (Target::Gpu, Precision::F32) {
         watch.say("        f32, as JAX computes it; --precision bf16 takes about half the time on a GPU");
     }
-    let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
+    let options = config.run_options(if watch.images.is_some() { 1000 } else { 0 })?;
     if options.eval_every > 0 && mesh.programs().is_some() {
         // Exported programs for evaluation and pictures may not fit. Load them now, so that an error comes before training.
         watch.prepare()?;
@@ -336,7 +343,12 @@ struct Screen<'a> {
     config: &'a TrainConfig,
     folder: &'a Path,
     mesh: &'a Mesh,
-    test: Option<Split>,
+    /// The images to evaluate, before the validation is compiled.
+    images: Option<Split>,
+    /// Which images these are.
+    kind: &'static str,
+    /// Name of the score in the metrics.
+    score: &'static str,
     validation: Option<Validation>,
 }
 
@@ -344,10 +356,10 @@ impl Screen<'_> {
     /// Compiles the programs of the evaluation, unless they are compiled already.
     fn prepare(&mut self) -> Result<()> {
         let TrainConfig { model, eval_samples, seed_test, seed_logging, .. } = *self.config;
-        if let Some(test) = self.test.take() {
+        if let Some(images) = self.images.take() {
             let (keys, folder) = ([seed_test, seed_logging].map(Key::new), self.folder.join("pictures"));
             self.validation =
-                Some(Validation::new(self.mesh, &model.vae(), test, eval_samples, keys, folder)?);
+                Some(Validation::new(self.mesh, &model.vae(), images, eval_samples, keys, folder)?);
         }
         Ok(())
     }
@@ -379,10 +391,11 @@ impl Watch for Screen<'_> {
         };
         let Bound { mean, images, .. } = bound;
         self.say(&format!(
-            "step {step}: test IWELBO {} nats ({images} images, {eval_samples} samples)",
+            "step {step}: {} IWELBO {} nats ({images} images, {eval_samples} samples)",
+            self.kind,
             bound.text(2)
         ));
-        Ok(Some(Score { name: "test/iwelbo", value: mean }))
+        Ok(Some(Score { name: self.score, value: mean }))
     }
 
     fn stop(&self) -> bool {

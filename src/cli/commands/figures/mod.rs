@@ -165,7 +165,11 @@ fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>
             "loss.png",
             "Training loss in nats: means over up to 200 equal intervals of steps. Points above twice the last one are left out.",
         ),
-        (bounds, "test-iwelbo.png", "IWELBO of test images in nats, as measured during training."),
+        (
+            bounds,
+            "test-iwelbo.png",
+            "IWELBO in nats, as measured during training: of test images, or of validation images if the run has some.",
+        ),
     ];
     for (png, name, caption) in plots {
         let Some(png) = png else {
