@@ -67,6 +67,9 @@ pub struct Options {
     /// Evaluate only the first N images
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// Evaluate only N images, evenly spaced
+    #[arg(long, value_name = "N", conflicts_with = "limit")]
+    pub spread: Option<usize>,
     /// Also evaluate the same number of training images, evenly spaced, and report the gap
     #[arg(long, conflicts_with_all = ["shard", "out"])]
     pub gap: bool,
@@ -151,9 +154,14 @@ fn images(args: &Options, source: ImageSource<'_>) -> Result<(Split, Option<Spli
         "train" => source.split(DataPart::Train)?,
         _ => source.split(DataPart::Test)?,
     };
-    let count = args.limit.unwrap_or(usize::MAX).min(split.len());
-    let first =
-        Split { pixels: split.pixels[..count * split.shape.values()].to_vec(), labels: None, ..split };
+    let first = match (args.spread, args.limit) {
+        (Some(n), _) => split.spread(n),
+        (None, limit) => {
+            let indices: Vec<usize> = (0..split.len().min(limit.unwrap_or(usize::MAX))).collect();
+            split.chosen(&indices)
+        }
+    };
+    let count = first.len();
     if !args.gap {
         return Ok((first, None));
     }

@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 use signal_hook::iterator::Signals;
 
 use super::run_data::DecodingBar;
-use super::{Outcome, bar, open, print, report_forms, to_stderr};
+use super::{Outcome, Report, bar, open, report_forms, to_stderr};
 use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::environment;
 use crate::cli::error::Exit;
@@ -49,6 +49,17 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Outcome {
+    let json = args.json;
+    let (report, exit) = train(args, listen()?)?;
+    report.print(json)?;
+    Ok(exit)
+}
+
+/// Trains until the last step, or until `signal` holds a signal's number. Returns the exit code after a signal.
+///
+/// # Errors
+/// When the options, the images, the run or the device are invalid, or training fails.
+pub fn train(args: Args, signal: Arc<AtomicUsize>) -> Result<(Report, Option<Exit>)> {
     let began = Instant::now();
     let options = match &args.config {
         Some(path) => args.options.over(&TrainOptions::from_toml(path)?),
@@ -57,7 +68,6 @@ pub fn run(args: Args) -> Outcome {
     // Only what the user asked for is an error, if there are fewer test images. A preset asks for this number at most.
     let asked_images = options.eval_images;
     let options = options.over(&options.from_preset()?);
-    let signal = listen()?;
     let (mut config, resumed) = prepare(&options, args.resume)?;
     let (resumed, before) = resumed.unzip();
     // A new run's likelihood may follow from the data.
@@ -225,25 +235,31 @@ pub fn run(args: Args) -> Outcome {
     let end = run.train(&mut watch);
     watch.bar.finish_and_clear();
     let end = end?;
-    report(&args.json, &run, &path, began)?;
-    Ok(match (end, watch.signal.load(Ordering::Relaxed)) {
-        (End::Done, _) => None,
-        (End::Stopped, n) => {
+    let exit = match end {
+        End::Done => None,
+        End::Stopped => {
             let saved = if config.checkpoint_every > 0 {
                 "its state is saved; --resume continues the run"
             } else {
                 "nothing was saved, because of --checkpoint-every 0"
             };
             to_stderr(&format!("stopped at step {}: {saved}", run.step()));
-            Some(match n as i32 {
-                SIGTERM => Exit::Terminated,
-                SIGHUP => Exit::HungUp,
-                SIGUSR1 => Exit::Warned,
-                SIGUSR2 => Exit::WarnedAgain,
-                SIGXCPU => Exit::OutOfTime,
-                _ => Exit::Interrupted,
-            })
+            exit_after(watch.signal.load(Ordering::Relaxed))
         }
+    };
+    Ok((report(&run, &path, began), exit))
+}
+
+/// Returns the exit code after a signal; `None` for 0, which is no signal.
+pub fn exit_after(signal: usize) -> Option<Exit> {
+    Some(match signal as i32 {
+        0 => return None,
+        SIGTERM => Exit::Terminated,
+        SIGHUP => Exit::HungUp,
+        SIGUSR1 => Exit::Warned,
+        SIGUSR2 => Exit::WarnedAgain,
+        SIGXCPU => Exit::OutOfTime,
+        _ => Exit::Interrupted,
     })
 }
 
@@ -260,7 +276,7 @@ const REPEATED_SIGNAL_TIME: Duration = Duration::from_secs(1);
 /// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 and SIGUSR2 (job
 /// schedulers' warnings), and SIGXCPU (the limit of processor time). The first signal asks
 /// the run to stop. A second one ends the process at once.
-fn listen() -> Result<Arc<AtomicUsize>> {
+pub fn listen() -> Result<Arc<AtomicUsize>> {
     let heard = Arc::new(AtomicUsize::new(0));
     let wanted = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU];
     // Under `nohup` a run continues after its terminal is closed.
@@ -321,18 +337,15 @@ fn holds_no_run(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn report(json: &bool, run: &Run<'_>, folder: &Path, began: Instant) -> Result<()> {
-    if *json {
-        let summary = serde_json::json!({
-            "run": folder.to_string_lossy(),
-            "steps": run.step(),
-            "seconds": began.elapsed().as_secs_f64(),
-            "ms_per_step": run.seconds_a_step().map(|s| s * 1e3),
-        });
-        print(&summary.to_string())
-    } else {
-        print(&folder.display().to_string())
-    }
+fn report(run: &Run<'_>, folder: &Path, began: Instant) -> Report {
+    let json = serde_json::json!({
+        "run": folder.to_string_lossy(),
+        "steps": run.step(),
+        "seconds": began.elapsed().as_secs_f64(),
+        "ms_per_step": run.seconds_a_step().map(|s| s * 1e3),
+        "device": run.mesh().describe(),
+    });
+    Report { json, text: folder.display().to_string() }
 }
 
 /// The progress display and the evaluations of a run.
