@@ -224,7 +224,7 @@ fn free_bits_hold_the_batch_mean_of_each_dimension_over_all_replicas() {
         finish(&g, &[("kl".into(), kl), ("slopes".into(), slopes[0])])
     };
     // Columns with small and with large distances from the prior.
-    let wide = |j: usize| if j % 2 == 0 { 0.4f32 } else { 2.0 };
+    let wide = |j: usize| if j.is_multiple_of(2) { 0.4f32 } else { 2.0 };
     let scaled = |seed: u64| -> Vec<f32> {
         let values = fill(&[N, LATENT], seed, (-1.0, 1.0)).to_vec::<f32>();
         values.iter().enumerate().map(|(i, v)| v * wide(i % LATENT)).collect()

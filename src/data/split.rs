@@ -269,7 +269,7 @@ mod tests {
         let all = Split::levels("x".into(), pixels, Some(vec![9, 8, 7, 6, 5]), vec![]);
         let (train, valid) = all.held_out(2).unwrap();
         let valid = valid.unwrap();
-        assert_eq!((train.len(), train.labels, train.image(2)[0]), (3, Some(vec![9, 8, 7]), 2));
+        assert_eq!((train.len(), train.labels.clone(), train.image(2)[0]), (3, Some(vec![9, 8, 7]), 2));
         assert_eq!((valid.len(), valid.labels.clone(), valid.image(0)[0]), (2, Some(vec![6, 5]), 3));
         assert!(all.held_out(0).unwrap().1.is_none() && all.held_out(4).is_ok());
         assert!(all.held_out(5).unwrap_err().to_string().contains("is 5"));

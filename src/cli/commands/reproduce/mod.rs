@@ -280,11 +280,14 @@ impl Study<'_> {
         let folder = self.args.out.join(format!(".speed-of-{}", kind.name()));
         // A folder of a command that was stopped here.
         let _ = fs::remove_dir_all(&folder);
-        let never = Options::default().set("steps", STEPS).set("eval-every", 0).set("checkpoint-every", 0);
-        let words = self.train_words(kind, &base.clone().with(never), 0, &folder);
-        let trained = self.train(&words);
+        // Short calls, so that the time of the first one counts little in the moving average.
+        let never = Options::new("chunk=4 eval-every=0 checkpoint-every=0").set("steps", STEPS);
+        let trained = self.train(&self.train_words(kind, &base.clone().with(never), 0, &folder));
         let _ = fs::remove_dir_all(&folder);
-        let Some(Trained { steps, seconds, ms_per_step, .. }) = trained? else { return Ok(None) };
+        let Trained { steps, seconds, ms_per_step, .. } = trained?;
+        if self.is_stopped() {
+            return Ok(None);
+        }
         let step = ms_per_step.context("the training made no steps")? / 1e3;
         let batch = base.number("batch-size", TrainConfig::report(kind).batch_size);
         Ok(Some(Speed { startup: (seconds - step * steps as f64).max(0.0), step, batch }))
@@ -305,14 +308,11 @@ impl Study<'_> {
         first.into_iter().chain([format!("report-{}", kind.name())]).chain(all.words()).collect()
     }
 
-    /// Runs `vnca train`. Returns `None` after a signal.
-    fn train(&self, words: &[String]) -> Result<Option<Trained>> {
-        if self.is_stopped() {
-            return Ok(None);
-        }
+    /// Runs `vnca train`. After a signal it has trained fewer steps than it was asked for.
+    fn train(&self, words: &[String]) -> Result<Trained> {
         let Command::Train(args) = parsed(words)? else { bail!("{words:?} is not a training") };
-        let (report, exit) = train::train(*args, self.signal.clone())?;
-        Ok(if exit.is_none() { Some(serde_json::from_value(report.json)?) } else { None })
+        let (report, _) = train::train(*args, self.signal.clone())?;
+        Ok(serde_json::from_value(report.json)?)
     }
 
     /// Trains and evaluates one run, as far as that is not done. Returns `None` after a signal.
@@ -321,19 +321,22 @@ impl Study<'_> {
         let path = folder.with_extension("json");
         let eval_words = self.eval_words(cell, &folder);
         let mut found = Finished::read(&path)?.unwrap_or_else(|| Finished::new(seed, folder.clone()));
-        if !found.is_trained() {
-            found.command = self.train_command(cell, seed, &folder)?;
-            to_stderr(&quoted(&found.command));
-            match self.train(&found.command) {
-                Ok(None) => return Ok(None),
-                Ok(Some(trained)) => found.trained = Some(trained),
+        if !found.is_done() && !self.is_stopped() {
+            let command = self.train_command(cell, seed, &folder)?;
+            to_stderr(&quoted(&command));
+            match self.train(&command) {
+                Ok(trained) => found.add(trained, self.is_stopped()),
                 Err(error) => match error::find(&error) {
                     // A change that makes training diverge is a result too.
                     Some(Error::NotFinite { step, .. }) => found.not_finite = Some(*step),
                     _ => return Err(error),
                 },
             }
+            found.command = command;
             found.save(&path)?;
+        }
+        if !found.is_done() {
+            return Ok(None);
         }
         if found.not_finite.is_none() && found.evaluation.as_ref().is_none_or(|e| e.command != eval_words) {
             if self.is_stopped() {

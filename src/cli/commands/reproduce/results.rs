@@ -19,17 +19,20 @@ pub struct Finished {
     pub run: PathBuf,
     /// The words of the command line that began or resumed it last.
     pub command: Vec<String>,
+    /// `None` before the first part of the training has ended.
     pub trained: Option<Trained>,
+    /// Whether training has ended before its last step.
+    pub stopped: bool,
     /// The step whose loss or gradient was not finite, if there was one.
     pub not_finite: Option<usize>,
     pub evaluation: Option<Evaluation>,
 }
 
-/// What `vnca train --json` reports. A resumed run reports the time of its last part.
+/// What `vnca train --json` reports.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trained {
     pub steps: usize,
-    /// Seconds since the start of the program.
+    /// Seconds with reading the images and compiling.
     pub seconds: f64,
     /// `None` if there was no step left.
     pub ms_per_step: Option<f64>,
@@ -47,7 +50,15 @@ pub struct Evaluation {
 impl Finished {
     /// Returns a run that is still to do.
     pub fn new(seed: u64, run: PathBuf) -> Finished {
-        Finished { seed, run, command: vec![], trained: None, not_finite: None, evaluation: None }
+        Finished {
+            seed,
+            run,
+            command: vec![],
+            trained: None,
+            stopped: false,
+            not_finite: None,
+            evaluation: None,
+        }
     }
 
     /// Reads a file that [`Finished::save`] wrote; `None` if it does not exist.
@@ -72,8 +83,16 @@ impl Finished {
         files::write_bytes(path, serde_json::to_string_pretty(self)? + "\n")
     }
 
-    pub fn is_trained(&self) -> bool {
-        self.trained.is_some() || self.not_finite.is_some()
+    /// Adds a part of the training, which may have been resumed.
+    pub fn add(&mut self, part: Trained, stopped: bool) {
+        let before = self.trained.as_ref().map_or(0.0, |before| before.seconds);
+        self.trained = Some(Trained { seconds: before + part.seconds, ..part });
+        self.stopped = stopped;
+    }
+
+    /// Reports whether there is nothing left to train.
+    pub fn is_done(&self) -> bool {
+        self.trained.is_some() && !self.stopped || self.not_finite.is_some()
     }
 
     /// Returns a number of the evaluation.

@@ -45,7 +45,7 @@ pub fn write(args: &Args, setting: &Setting, cells: &[Cell], finished: &[Vec<Fin
     let (head, body) = if setting.ingredients { effects(&rows) } else { bounds(&rows) };
     let title =
         if setting.ingredients { "The effect of each change" } else { "The report's results, reproduced" };
-    let notes = notes(args, setting, &rows);
+    let notes = notes(setting, &rows);
     let [html, md] = ["table.html", "table.md"].map(|name| args.out.join(name));
     files::write_bytes(&html, page(title, &head, &body, &notes, &rows))?;
     files::write_bytes(&md, markdown(title, &head, &body, &notes))?;
@@ -188,13 +188,10 @@ impl Row<'_> {
         format!("{steps} of {}; learning rate {rate}{schedule}", report.steps)
     }
 
-    /// Mean seconds of the steps of a run.
+    /// Mean seconds of a run's training.
     fn seconds(&self) -> Option<f64> {
-        let of_run = |run: &Finished| {
-            let trained = run.trained.as_ref()?;
-            Some(trained.ms_per_step? / 1e3 * trained.steps as f64)
-        };
-        Some(Estimate::new(&self.runs.iter().filter_map(of_run).collect::<Vec<_>>())?.mean)
+        let seconds = self.runs.iter().filter_map(|run| Some(run.trained.as_ref()?.seconds));
+        Some(Estimate::new(&seconds.collect::<Vec<_>>())?.mean)
     }
 
     fn time(&self) -> String {
@@ -208,18 +205,17 @@ impl Row<'_> {
 }
 
 /// Says what the numbers are of, and what differs from the report.
-fn notes(args: &Args, setting: &Setting, rows: &[Row<'_>]) -> Vec<String> {
+fn notes(setting: &Setting, rows: &[Row<'_>]) -> Vec<String> {
     let summary =
         rows.iter().flat_map(|row| row.runs).find_map(|run| Some(&run.evaluation.as_ref()?.summary));
     let mut notes = Vec::new();
     if let Some(summary) = summary {
         notes.push(format!(
-            "Bounds on log p(x) in nats, greater is better: {}, {} images, {} samples each. With \u{b1}: the standard error over \
-             {} seeds.",
+            "Bounds on log p(x) in nats, greater is better: {}, {} images, {} samples each. After \u{b1}: the standard error over \
+             the seeds.",
             summary["data"].as_str().unwrap_or_default(),
             summary["images"],
             summary["samples"],
-            args.seeds
         ));
     }
     notes.push(match setting.valid {
