@@ -166,7 +166,7 @@ fn pieces(criterion: &mut Criterion) {
         let mut state: Tree<Sym<'_>> = inputs.collect();
         let count = g.input("count", &Shape::s32(&[]));
         state.set("count", count);
-        let context = Context { leaves: &leaves, healthy: count.eq(count) };
+        let context = Context { leaves: &leaves, params: &[], healthy: count.eq(count) };
         let (mut updates, mut results) = (Updates::new(gradients), Vec::new());
         for transform in Optimiser::REPORT.chain(1) {
             let next;

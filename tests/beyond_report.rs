@@ -14,7 +14,7 @@ use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
 use vnca::model::Frame;
 use vnca::model::decoder::GrowOptions;
-use vnca::model::elbo::{Loss, ManySamples};
+use vnca::model::elbo::{Loss, LossStep, ManySamples};
 use vnca::model::grow::{Damage, Grids};
 use vnca::model::objective;
 use vnca::nn::optimiser::{Adam, ClipEach, Context, Fall, Schedule, Transform, Updates};
@@ -118,8 +118,9 @@ fn training_with_many_samples_uses_the_importance_weighted_bound() {
         let images = vae.padded(g.constant(Array::new(&[2, 28, 28], &pixels)));
         let key = draw::constant(g, Key::new(4));
         let loss = |samples, many, beta| {
-            let loss = Loss { beta, samples, many };
-            loss.from_images(&vae, params, images, key, &GrowOptions::default())
+            let loss = Loss { beta, samples, many, ..Loss::ELBO };
+            let (drawn, options) = ((images, key), GrowOptions::default());
+            loss.from_images(&vae, params, drawn, &options, LossStep::default()).loss
         };
         let scores = objective::scores(&vae, params, images, draw::split(key, 2), 5, 8);
         let importance = loss(5, ManySamples::Importance, 1.0);
@@ -200,7 +201,7 @@ fn update(adam: &Adam, count: i32, moments: [&Array; 2]) -> Vec<f32> {
     let values = [before(moments[0], adam.b1), before(moments[1], adam.b2), count];
     let state: Tree<Sym<'_>> = names.into_iter().zip(values).collect();
     let nothing = Updates::new(vec![g.full(moments[0].shape(), 0.0)]);
-    let context = Context { leaves: &leaves, healthy: count.eq(count) };
+    let context = Context { leaves: &leaves, params: &[], healthy: count.eq(count) };
     let (updates, _) = adam.apply(&context, nothing, &state);
     evaluate(&finish(&g, &[("update".into(), updates.values()[0])]), &[])[0].to_vec()
 }
@@ -265,7 +266,7 @@ fn each_gradient_is_clipped_by_its_own_norm() {
     let g = Graph::new("clip");
     let gradients = [[3f32, 4.0], [0.3, 0.4], [0.0, 0.0]].map(|v| g.constant(Array::new(&[2], &v)));
     let zero = g.scalar(DType::S32, 0.0);
-    let context = Context { leaves: &[], healthy: zero.eq(zero) };
+    let context = Context { leaves: &[], params: &[], healthy: zero.eq(zero) };
     let (updates, _) = ClipEach(1.0).apply(&context, Updates::new(gradients.to_vec()), &Tree::default());
     let clipped: Vec<_> = updates.values().iter().enumerate().map(|(i, u)| (i.to_string(), *u)).collect();
     let values = evaluate(&finish(&g, &clipped), &[]);

@@ -12,7 +12,7 @@ use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
 use vnca::model::Frame;
 use vnca::model::decoder::GrowOptions;
-use vnca::model::elbo::Loss;
+use vnca::model::elbo::{Loss, LossStep};
 use vnca::model::grow::damage;
 use vnca::nn::params::Params;
 
@@ -50,7 +50,9 @@ fn loss_and_slope(model: &Model, step: f32, target: vnca::engine::program::Targe
     let params = Params::new(&leaves, &values);
     let images = vae.padded(g.constant(Array::new(&vae.frame.pixels(2).dims, &pixels)));
     let key = draw::constant(&g, Key::new(4));
-    let loss = Loss::ELBO.from_images(&vae, &params, images, key, &GrowOptions::default());
+    let loss = Loss::ELBO
+        .from_images(&vae, &params, (images, key), &GrowOptions::default(), LossStep::default())
+        .loss;
     let slopes: Vec<Sym<'_>> = gradient(loss, &values)
         .into_iter()
         .zip(&direction)

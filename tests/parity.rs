@@ -13,7 +13,7 @@ use vnca::engine::ir::{Graph, gradient};
 use vnca::engine::random::{Key, graph as draw};
 use vnca::engine::shape::{DType, Shape};
 use vnca::model::decoder::GrowOptions;
-use vnca::model::elbo::Loss;
+use vnca::model::elbo::{Loss, LossStep};
 use vnca::model::objective;
 use vnca::nn::params::{Params, init};
 
@@ -155,7 +155,9 @@ fn forward_passes_and_gradients_equal_jax() {
         let x = vae.padded(pixels);
         let (mean, logvar) = vae.encode(&params, x);
         let key = |seed| draw::constant(&g, Key::new(seed));
-        let loss = Loss::ELBO.from_images(&vae, &params, x, key(400), &GrowOptions::default());
+        let loss = Loss::ELBO
+            .from_images(&vae, &params, (x, key(400)), &GrowOptions::default(), LossStep::default())
+            .loss;
         let iwelbo = objective::scores(&vae, &params, x, draw::split(key(500), 2), 8, 8).iwelbo;
         let mut outputs = vec![
             ("mean".to_string(), mean),

@@ -15,7 +15,7 @@ use vnca::engine::lower::Target;
 use vnca::engine::random::Key;
 use vnca::engine::shape::{DType, Precision, Shape};
 use vnca::model::decoder::GrowOptions;
-use vnca::model::elbo::Loss;
+use vnca::model::elbo::{Loss, LossStep};
 use vnca::nn::params::Params;
 
 /// Largest relative error of rounding: half of the distance from 1 to the next number with 8 significant bits.
@@ -31,7 +31,9 @@ fn training(model: &Model) -> Function {
     let images = model.padded(g.input("images", &Shape::new(DType::U8, &[BATCH, 28, 28])));
     let key = g.input("key", &Shape::u32(&[2]));
     let options = GrowOptions { memory: RepeatOptions::for_precision(model.precision), damage: None };
-    let loss = Loss::ELBO.from_images(&model, &Params::new(&leaves, &values), images, key, &options);
+    let loss = Loss::ELBO
+        .from_images(&model, &Params::new(&leaves, &values), (images, key), &options, LossStep::default())
+        .loss;
     let mut outputs = vec![("loss".to_string(), loss)];
     outputs.extend(leaves.iter().zip(gradient(loss, &values)).map(|(l, s)| (l.name.clone(), s)));
     finish(&g, &outputs)

@@ -34,6 +34,9 @@ pub struct TrainConfig {
     /// Checksums of the run's images, once they are known. Older runs did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_crc: Option<DataCrc>,
+    /// Number of the last training images that are for validation, not for training.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub valid: usize,
     /// Gradient steps in total.
     pub steps: usize,
     /// Images per gradient step, over all replicas.
@@ -60,7 +63,7 @@ pub struct TrainConfig {
     pub seed_test: u64,
     /// Seed of the latents in pictures.
     pub seed_logging: u64,
-    /// Steps between test IWELBOs and pictures. `None` means 1000 if the data set has test images, else never.
+    /// Steps between test IWELBOs and pictures. `None` means 1000 if there are images to evaluate, else never.
     pub eval_every: Option<usize>,
     /// Latent samples per image in a test IWELBO.
     pub eval_samples: usize,
@@ -74,6 +77,10 @@ pub struct TrainConfig {
     pub device: String,
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 impl TrainConfig {
     /// Returns the report's run of a model.
     pub fn report(kind: Kind) -> TrainConfig {
@@ -83,6 +90,7 @@ impl TrainConfig {
             data: "glyphs".into(),
             images: ImageOptions::default(),
             data_crc: None,
+            valid: 0,
             steps: 100_000,
             batch_size: if kind == Kind::NonDoubling { 128 } else { 32 },
             replicas: 1,

@@ -69,7 +69,7 @@ fn flag(field: &str) -> String {
         "pool.size" => "pool-size".into(),
         "pool.recovery_steps" => "recovery-steps".into(),
         "pool.steps_min" => "nca-steps-min".into(),
-        other => other.replace('_', "-"),
+        other => other.strip_prefix("loss.").unwrap_or(other).replace('_', "-"),
     }
 }
 

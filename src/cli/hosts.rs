@@ -51,7 +51,8 @@ pub struct HostOptions {
     join_timeout: u64,
 }
 
-/// The processes that run a verb together.
+/// The processes that run a verb together; by default this one alone.
+#[derive(Default)]
 pub struct Hosts {
     /// `None` if this process is alone.
     several: Option<Several>,
@@ -72,7 +73,7 @@ impl HostOptions {
     /// # Errors
     /// The verb's errors. When the options or the environment contradict each other, or the processes do not find each other.
     pub fn run(&self, device: Option<&str>, verb: impl FnOnce(&Hosts) -> Outcome) -> Outcome {
-        let Some(found) = self.find(device)? else { return verb(&Hosts { several: None }) };
+        let Some(found) = self.find(device)? else { return verb(&Hosts::default()) };
         let Found { processes: count, process: index, how, .. } = &found;
         let (index, count) = (*index, *count);
         if index > 0 {

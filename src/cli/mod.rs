@@ -25,7 +25,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use commands::{
     Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents,
-    page, planes, probe, reconstruct, recover, run_exported, sample, to_stderr, train, tsne,
+    page, planes, probe, reconstruct, recover, reproduce, run_exported, sample, to_stderr, train, tsne,
 };
 #[cfg(feature = "xla")]
 use commands::{compile, export};
@@ -94,6 +94,14 @@ enum Command {
     Planes(planes::Args),
     /// Draw the report's figures and table of results from runs, as files and as one page, report.html
     Figures(figures::Args),
+    /// Train the report's models, evaluate them and write a table beside the published results
+    ///
+    /// Each model is trained with --seeds seeds. The folder --out gets the runs, their evaluations, the figures, and the table as
+    /// table.html and table.md. Run again, the command goes on where it was stopped, and repeats no finished part.
+    ///
+    /// With --ingredients, trains each known improvement of a model alone instead, and writes the table of their effects on
+    /// validation images.
+    Reproduce(Box<reproduce::Args>),
     /// Convert weights to another file type: .npz, .safetensors or Equinox's .eqx
     Convert(convert::Args),
     /// List the parameters of a model or a checkpoint
@@ -122,14 +130,15 @@ enum Command {
 impl Command {
     /// Reports whether the verb may run much longer than a restart of the process takes.
     fn is_long(&self) -> bool {
-        use Command::{Eval, Figures, Latents, Probe, Train};
-        matches!(self, Train(_) | Eval(_) | Figures(_) | Latents(_) | Probe(_))
+        use Command::{Eval, Figures, Latents, Probe, Reproduce, Train};
+        matches!(self, Train(_) | Eval(_) | Figures(_) | Latents(_) | Probe(_) | Reproduce(_))
     }
 
     /// Reports whether the verb runs programs that `--programs` can replace.
     fn takes_programs(&self) -> bool {
-        use Command::{Convert, Data, Doctor, Inspect, RunExported};
-        let own = matches!(self, Convert(_) | Data(_) | Doctor(_) | Inspect(_) | RunExported(_));
+        use Command::{Convert, Data, Doctor, Inspect, Reproduce, RunExported};
+        let own =
+            matches!(self, Convert(_) | Data(_) | Doctor(_) | Inspect(_) | Reproduce(_) | RunExported(_));
         #[cfg(feature = "xla")]
         let own = own || matches!(self, Command::Export(_) | Command::Compile(_));
         !own
@@ -151,6 +160,7 @@ impl Command {
             Command::Page(args) => page::run(&args),
             Command::Planes(args) => planes::run(&args),
             Command::Figures(args) => figures::run(&args),
+            Command::Reproduce(args) => reproduce::run(&args),
             Command::Convert(args) => convert::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Data(args) => data::run(&args),
@@ -226,7 +236,7 @@ pub fn main() -> ExitCode {
         huge_pages::restart_with_huge_pages();
     }
     environment::start_log(cli.verbose);
-    if !matches!(cli.command, Command::Train(_)) {
+    if !matches!(cli.command, Command::Train(_) | Command::Reproduce(_)) {
         // Training has its own handling of signals.
         environment::end_on_signals_as_first_process();
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::chain;
-use crate::nn::optimiser::{Adam, Chain, ClipByGlobalNorm, ClipEach, Fall, Schedule};
+use crate::nn::optimiser::{Adam, Average, Chain, ClipByGlobalNorm, ClipEach, Fall, Schedule};
 
 /// Where the norm is clipped: the gradient before Adam, or the update after it. The report's code clips the update, whose norm
 /// never reaches its limit of 10.
@@ -66,6 +66,9 @@ pub struct Optimiser {
     /// Final share of the learning rate, after a linear decay; 1 for no decay.
     #[serde(rename = "fall", with = "fall", default = "fall::none")]
     pub end_factor: f64,
+    /// Decay per update of the average of the parameters that is evaluated. `None`: the parameters themselves are evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
 }
 
 /// The decay of the learning rate as JSON; null for no decay.
@@ -135,6 +138,7 @@ impl Optimiser {
         cell: CellRule::Adam,
         warmup: 0,
         end_factor: 1.0,
+        ema: None,
     };
 
     /// Builds the chain of transforms for a training of `steps` steps.
@@ -151,12 +155,14 @@ impl Optimiser {
                 CellRule::Muon => |leaf| leaf.name.starts_with("cell.") && leaf.is_weight(),
             },
         };
-        match (self.clip_order, self.clip_scope) {
+        let mut chain = match (self.clip_order, self.clip_scope) {
             // Devices compute in f32, where no norm exceeds such a limit.
             _ if (self.clip_norm as f32).is_infinite() => chain![adam],
             (ClipOrder::After, _) => chain![adam, ClipByGlobalNorm(self.clip_norm)],
             (ClipOrder::Before, ClipScope::All) => chain![ClipByGlobalNorm(self.clip_norm), adam],
             (ClipOrder::Before, ClipScope::Each) => chain![ClipEach(self.clip_norm), adam],
-        }
+        };
+        chain.extend(self.ema.into_iter().flat_map(|decay| chain![Average(decay)]));
+        chain
     }
 }

@@ -18,7 +18,7 @@ use super::models::{Kind, Likelihood};
 use super::optimiser::{CellRule, ClipOrder, ClipScope};
 use crate::engine::shape::{DType, Precision};
 use crate::error::{Error, Tag, valid};
-use crate::model::elbo::ManySamples;
+use crate::model::elbo::{IwGradient, ManySamples};
 use crate::model::pool::Shuffle;
 
 /// Options of the presets, as TOML.
@@ -127,6 +127,8 @@ options! {
     skip_bad: bool = Declaration::new().flag().field(|c| Some(&mut c.images.skip_bad));
     /// Exchange rows and columns: EMNIST's files store them so
     transpose: bool = Declaration::new().flag().field(|c| Some(&mut c.images.transpose));
+    /// Hold the last N training images out of training and evaluate them during training, instead of test images
+    valid: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.valid));
     /// Distribution of pixels
     likelihood: Likelihood = Declaration::new()
         .default("bernoulli for bits and 28x28 grey images of IDX files and tables, logistic-mixture for others")
@@ -214,6 +216,12 @@ options! {
         .default("1, no decay")
         .field(|c| Some(&mut c.optimiser.end_factor))
         .check(|x| if (0.0..=1.0).contains(x) { Ok(()) } else { Err("it must be from 0 to 1") });
+    /// Decay per step of the average of the weights that evaluations and all verbs use. Training continues from the weights themselves
+    ema: f64 = Declaration::new()
+        .metavar("DECAY")
+        .default("no average")
+        .field(|c| Some(&mut c.optimiser.ema))
+        .check(|x| if *x > 0.0 && *x < 1.0 { Ok(()) } else { Err("it must be between 0 and 1") });
     /// Largest norm that is not clipped; inf clips nothing
     clip_norm: f64 =
         Declaration::new().metavar("X").field(|c| Some(&mut c.optimiser.clip_norm)).check(positive);
@@ -226,6 +234,18 @@ options! {
         Declaration::new().metavar("M").field(|c| Some(&mut c.loss.samples)).check(count);
     /// The objective with more than one sample per image
     many_samples: ManySamples = Declaration::new().field(|c| Some(&mut c.loss.many));
+    /// Estimator of the gradient of the importance-weighted bound
+    iw_gradient: IwGradient = Declaration::new().field(|c| Some(&mut c.loss.iw_gradient));
+    /// KL of a latent dimension in nats, as a mean over a batch, below which training does not lower it
+    free_bits: f64 = Declaration::new()
+        .metavar("NATS")
+        .field(|c| Some(&mut c.loss.free_bits))
+        .check(|x| finite(x).and(if *x >= 0.0 { Ok(()) } else { Err("it must not be negative") }));
+    /// Steps over which the weight of the KL rises linearly from 0 to its full value
+    kl_warmup: usize = Declaration::new()
+        .metavar("N")
+        .field(|c| Some(&mut c.loss.kl_warmup))
+        .check(|n| if *n <= i32::MAX as usize { Ok(()) } else { Err("it is too large") });
     /// Weight of the KL part of the loss
     beta: f64 = Declaration::new()
         .metavar("X")
@@ -242,7 +262,7 @@ options! {
     /// Steps between test IWELBOs and pictures; 0: never
     eval_every: usize = Declaration::new()
         .metavar("N")
-        .default("1000, or 0 if there are no test images")
+        .default("1000, or 0 if there are no test images and no --valid")
         .field(|c| Some(&mut c.eval_every))
         .resumable();
     /// Latent samples per image in a test IWELBO

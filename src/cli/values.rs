@@ -5,7 +5,7 @@ use clap::builder::PossibleValue;
 
 use crate::engine::program::Target;
 use crate::engine::shape::Precision;
-use crate::model::elbo::ManySamples;
+use crate::model::elbo::{IwGradient, ManySamples};
 use crate::model::pool::Shuffle;
 
 /// Defines the names of an enum's values on the command line, each with its help.
@@ -52,4 +52,9 @@ values!(ManySamples {
         "The importance-weighted bound: log mean of p(x | z) p(z) / q(z | x)";
     Report: "report",
         "The objective of the report's code, which is not a bound: log mean of p(x | z), less the KL";
+});
+
+values!(IwGradient {
+    Plain: "plain", "The derivative of the bound";
+    Dreg: "dreg", "The doubly reparameterised estimator for the encoder, with the same mean and less noise";
 });

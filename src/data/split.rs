@@ -3,11 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{IMAGE_SIDE, PADDED};
 use crate::engine::array::Array;
 use crate::engine::random::host::{Key, unit};
+use crate::error::valid;
 
 /// Height, width and channels of a data set's images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -120,6 +122,25 @@ impl Split {
     pub fn spread_indices(&self, n: usize) -> Vec<usize> {
         let count = self.len().min(n);
         (0..count).map(|i| i * self.len() / count).collect()
+    }
+
+    /// Divides training images: returns those to train on, and the last `valid` ones for validation, if that is not 0. The last
+    /// 10,000 training images of binarized MNIST are its validation set.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::error::Error::Invalid) for the field `valid` if nothing would be left to train on.
+    pub fn held_out(&self, valid: usize) -> Result<(Split, Option<Split>)> {
+        valid!(valid < self.len(), "valid", "is {valid}: {} has {} images", self.name, self.len());
+        let (first, last): (Vec<usize>, Vec<usize>) = (0..self.len()).partition(|i| i + valid < self.len());
+        let named = |name: &str, split: Split| Split { name: format!("{} ({name})", self.name), ..split };
+        Ok(match valid {
+            0 => (self.clone(), None),
+            _ => {
+                let first_name = format!("without the last {valid}");
+                let last_name = format!("the last {valid}, for validation");
+                (named(&first_name, self.chosen(&first)), Some(named(&last_name, self.chosen(&last))))
+            }
+        })
     }
 
     /// Returns the images of these indices, in this order.
@@ -240,6 +261,18 @@ mod tests {
         let expected: Vec<u8> = (0..pixels.len()).map(|i| u8::from(drawn[place(i)])).collect();
         assert_eq!(binary.pixels, expected);
         assert!((0.45..0.55).contains(&binary.mean()), "{}", binary.mean());
+    }
+
+    #[test]
+    fn the_last_images_are_held_out_with_their_labels() {
+        let pixels: Vec<u8> = (0..5 * PIXELS).map(|i| (i / PIXELS) as u8).collect();
+        let all = Split::levels("x".into(), pixels, Some(vec![9, 8, 7, 6, 5]), vec![]);
+        let (train, valid) = all.held_out(2).unwrap();
+        let valid = valid.unwrap();
+        assert_eq!((train.len(), train.labels.clone(), train.image(2)[0]), (3, Some(vec![9, 8, 7]), 2));
+        assert_eq!((valid.len(), valid.labels.clone(), valid.image(0)[0]), (2, Some(vec![6, 5]), 3));
+        assert!(all.held_out(0).unwrap().1.is_none() && all.held_out(4).is_ok());
+        assert!(all.held_out(5).unwrap_err().to_string().contains("is 5"));
     }
 
     #[test]

@@ -11,7 +11,26 @@ use crate::nn::params::Params;
 
 /// Returns KL(N(mean, exp(logvar)) ‖ N(0, I)), summed over the latent's dimensions: (n).
 pub fn kl_to_standard_normal<'g>(mean: Sym<'g>, logvar: Sym<'g>) -> Sym<'g> {
-    (mean.square() + logvar.exp() - logvar - 1.0).sum(&[1]) * 0.5
+    twice_kl_by_dimension(mean, logvar).sum(&[1]) * 0.5
+}
+
+/// Returns KL(N(mean, exp(logvar)) ‖ N(0, I)) of each dimension with at least `least` nats in the sum over the dimensions, as a mean
+/// over a batch: (n). A dimension whose mean KL over the batches of all replicas is lower counts as `least`, and has no gradient.
+///
+/// Source: Kingma et al., "Improving Variational Inference with Inverse Autoregressive Flow" (2016), appendix C.8, with a group for
+/// each dimension.
+pub fn kl_with_free_bits<'g>(mean: Sym<'g>, logvar: Sym<'g>, least: f64, replicas: usize) -> Sym<'g> {
+    let kl = twice_kl_by_dimension(mean, logvar) * 0.5;
+    let own = kl.mean(&[0]).detach();
+    let over_replicas = if replicas == 1 { own } else { own.all_reduce() * (1.0 / replicas as f64) };
+    // Between the losses of the replicas this mask does not differ, so that their mean is the loss of the whole batch.
+    let counts = over_replicas.scalar_like(least).lt(over_replicas).convert(DType::F32);
+    (kl * counts - counts * least + least).sum(&[1])
+}
+
+/// Returns 2 KL(N(mean, exp(logvar)) ‖ N(0, I)) of each dimension: (n, Z).
+fn twice_kl_by_dimension<'g>(mean: Sym<'g>, logvar: Sym<'g>) -> Sym<'g> {
+    mean.square() + logvar.exp() - logvar - 1.0
 }
 
 /// Returns z = mean + exp(logvar / 2) · eps.

@@ -291,16 +291,18 @@ impl Task for Pooled {
         );
         valid!(recovery_steps <= 10_000, "pool.recovery_steps", "{recovery_steps}: at most 10000");
         valid!(loss.samples == 1, "loss.samples", "is {}: with the pool it is 1", loss.samples);
+        loss.check()?;
         Ok(())
     }
 
     fn state(&self, sizes: &Sizes) -> Vec<Entry> {
         let [images, grids] = Entries::shapes(&self.elbo.model, self.pool.rows(sizes.replicas));
-        vec![
+        let pool = [
             Entry::zeros(KEY, Shape::u32(&[2]), Spread::Same),
             Entry::zeros(IMAGES, images, Spread::Own),
             Entry::zeros(GRIDS, grids, Spread::Own),
-        ]
+        ];
+        pool.into_iter().chain(self.elbo.loss.state()).collect()
     }
 
     fn feeds(&self, sizes: &Sizes) -> Vec<Feed> {
@@ -371,11 +373,12 @@ impl Task for Pooled {
                 (recovered, (scored(grown.cells) + scored(recovered)) * 0.5)
             }
         };
-        let loss = loss.from_latents(&latents, log_likelihood.reshape(&[n, 1]));
+        let value = loss.from_latents(&latents, log_likelihood.reshape(&[n, 1]), loss.at(&step));
         let next = move |healthy| {
             let Entries { images, grids } = pool.after(Entries { images, grids }, shuffle, healthy);
             vec![(IMAGES.to_string(), images), (GRIDS.to_string(), grids)]
         };
-        Outcome { next: Some(Box::new(next)), ..Outcome::new(loss).with(KEY, shuffle) }
+        let outcome = loss.counted(Outcome::new(value).with(KEY, shuffle), &step);
+        Outcome { next: Some(Box::new(next)), ..outcome }
     }
 }

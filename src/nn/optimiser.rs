@@ -1,13 +1,15 @@
-//! Adam, Muon and clipping by norm, as transforms of a list of updates.
+//! Adam, Muon, clipping by norm and averaging, as transforms of a list of updates.
 //!
 //! Kingma & Ba, "Adam: A Method for Stochastic Optimization" (2015), with the bias correction of its algorithm 1.
 //! Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): Muon replaces a matrix's momentum by the
 //! orthogonal matrix nearest to it. Liu et al., "Muon is Scalable for LLM Training" (2025): its update is scaled to the size of
 //! Adam's at the same learning rate.
+//! Polyak & Juditsky, "Acceleration of stochastic approximation by averaging" (1992): the average of the parameters has less noise
+//! than the last ones.
 
 use anyhow::Result;
 
-use super::params::Leaf;
+use super::params::{AVERAGED, Leaf};
 use super::tree::Tree;
 use crate::engine::ir::Sym;
 use crate::engine::shape::{DType, Shape};
@@ -46,6 +48,8 @@ impl<'g> Updates<'g> {
 pub struct Context<'g, 'a> {
     /// The parameters, in the order of the updates.
     pub leaves: &'a [Leaf],
+    /// The values of the parameters before the update.
+    pub params: &'a [Sym<'g>],
     /// Whether the step is valid: the loss and all gradients are finite.
     pub healthy: Sym<'g>,
 }
@@ -200,6 +204,50 @@ impl Transform for Sgd {
         _state: &Tree<Sym<'g>>,
     ) -> (Updates<'g>, Tree<Sym<'g>>) {
         (Updates::new(updates.values.iter().map(|u| *u * -self.learning_rate).collect()), Tree::default())
+    }
+}
+
+/// The exponentially decaying average of the parameters after each update, for evaluation. It changes no update. It must be the last
+/// transform of a chain, because it adds the updates to the parameters itself. Its state is `ema.NAME` for each parameter, and
+/// `ema_count`, the number of updates.
+///
+/// After t updates the parameters of update i have the weight decay^(t − i), divided by the sum of all weights. So the average has
+/// no trace of the initial values, which would outweigh everything in a run that is shorter than 1 / (1 − decay) updates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Average(pub f64);
+
+const AVERAGE_COUNT: &str = "ema_count";
+
+impl Transform for Average {
+    fn check(&self) -> Result<()> {
+        valid!(self.0 > 0.0 && self.0 < 1.0, "ema", "is {}: it must be between 0 and 1", self.0);
+        Ok(())
+    }
+
+    fn state(&self, leaves: &[Leaf]) -> Vec<Slot> {
+        let averages = leaves.iter().map(|leaf| Slot::Like { prefix: AVERAGED, leaf: leaf.clone() });
+        let count = Slot::Array { name: AVERAGE_COUNT.into(), shape: Shape::s32(&[]) };
+        averages.chain([count]).collect()
+    }
+
+    fn apply<'g>(
+        &self,
+        context: &Context<'g, '_>,
+        updates: Updates<'g>,
+        state: &Tree<Sym<'g>>,
+    ) -> (Updates<'g>, Tree<Sym<'g>>) {
+        let count = state[AVERAGE_COUNT] + 1.0;
+        // The weight of the newest parameters, 1 at the first update: (1 − decay) / (1 − decay^count), without cancellation.
+        let weights = -(count.convert(DType::F32) * self.0.ln()).expm1();
+        let newest = weights.scalar_like(1.0 - self.0) / weights;
+        let mut next = Tree::default();
+        for ((leaf, value), update) in context.leaves.iter().zip(context.params).zip(&updates.values) {
+            let name = format!("{AVERAGED}{}", leaf.name);
+            let old = state[&name];
+            next.set(&name, context.keep(old + (*value + *update - old) * newest, old));
+        }
+        next.set(AVERAGE_COUNT, context.keep(count, state[AVERAGE_COUNT]));
+        (updates, next)
     }
 }
 

@@ -12,6 +12,10 @@ use crate::engine::ir::ops::conv::Window;
 use crate::engine::ir::{Graph, Sym};
 use crate::engine::random::{Key, graph as draw};
 
+/// The beginning of the names of averaged parameters in the state of a run and in checkpoints. Evaluation uses them instead of the
+/// parameters themselves.
+pub const AVERAGED: &str = "ema.";
+
 /// The kind of a parameter, which determines its two layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

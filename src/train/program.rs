@@ -193,7 +193,7 @@ impl TrainProgram<'_> {
         let values: Vec<Sym<'g>> = leaves.iter().map(|leaf| state[&leaf.name]).collect();
         let [next_key, first, second] = draw::split_each(state[KEY]);
         let own = self.task.state(&self.sizes);
-        let Outcome { loss, state: kept, next } = self.task.step(Step {
+        let Outcome { loss, gradient: own_gradient, state: kept, next } = self.task.step(Step {
             graph,
             sizes: &self.sizes,
             params: Params::new(leaves, &values),
@@ -205,12 +205,18 @@ impl TrainProgram<'_> {
         if let Some(problem) = self.mistake(loss, &kept, &own) {
             graph.reject(&format!("task {}: {problem}", self.task.name()));
         }
+        let gradients = own_gradient.unwrap_or_else(|| gradient(loss, &values));
+        let shapes = |of: &[Sym<'g>]| of.iter().map(|s| s.shape()).collect::<Vec<Shape>>();
+        if shapes(&gradients) != shapes(&values) {
+            graph
+                .reject(&format!("task {}: the gradient's shapes are not the parameters'", self.task.name()));
+        }
         let gradients: Vec<Sym<'g>> =
-            gradient(loss, &values).into_iter().map(|s| self.sizes.mean_over_replicas(s)).collect();
+            gradients.into_iter().map(|s| self.sizes.mean_over_replicas(s)).collect();
         let loss = self.sizes.mean_over_replicas(loss);
         let norm = global_norm(&gradients);
         let healthy = state[HEALTHY].and(loss.is_finite()).and(norm.is_finite());
-        let context = Context { leaves, healthy };
+        let context = Context { leaves, params: &values, healthy };
         let mut after = Tree::default();
         let mut updates = Updates::with_norm(gradients, norm);
         for transform in self.optimiser {

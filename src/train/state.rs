@@ -9,7 +9,7 @@ use crate::engine::array::Array;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
 use crate::engine::shape::DType;
-use crate::nn::params::{Leaf, arrange, init};
+use crate::nn::params::{AVERAGED, Leaf, arrange, init};
 use crate::nn::tree::Tree;
 
 /// The state, with the names and the order of the train program's inputs.
@@ -95,6 +95,13 @@ impl State {
     /// Returns the parameters in the task's order, in the device layout.
     pub fn parameters(&self) -> Vec<&Buffers> {
         self.buffers.values().take(self.parameters).collect()
+    }
+
+    /// Returns the parameters to evaluate, in the task's order and the device layout: their averages if the optimiser keeps them.
+    pub fn evaluated(&self) -> Vec<&Buffers> {
+        let averaged = |name: &str| self.buffers.get(&format!("{AVERAGED}{name}"));
+        let raw = self.buffers.iter().take(self.parameters);
+        raw.map(|(name, buffers)| averaged(name).unwrap_or(buffers)).collect()
     }
 
     /// Returns the bytes of a checkpoint of this state on a number of replicas.

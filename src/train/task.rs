@@ -121,6 +121,9 @@ pub type Next<'g> = Box<dyn FnOnce(Sym<'g>) -> Vec<(String, Sym<'g>)> + 'g>;
 pub struct Outcome<'g> {
     /// The loss: an f32 scalar, the mean over this replica's examples. Training minimises its mean over the replicas.
     pub loss: Sym<'g>,
+    /// The gradient for each parameter, in the order of [`Task::parameters`], if training uses an estimator that is not the loss's
+    /// derivative. Training averages it over the replicas.
+    pub gradient: Option<Vec<Sym<'g>>>,
     /// New values of the state. If the step's loss or gradient is not finite, the old values stay.
     pub state: Vec<(String, Sym<'g>)>,
     /// Computes new values of state for which the task itself must keep the old values if the step is not valid. Serves state
@@ -129,9 +132,9 @@ pub struct Outcome<'g> {
 }
 
 impl<'g> Outcome<'g> {
-    /// Returns the outcome of a task without state.
+    /// Returns the outcome of a task without state, whose gradient is the loss's derivative.
     pub fn new(loss: Sym<'g>) -> Outcome<'g> {
-        Outcome { loss, state: vec![], next: None }
+        Outcome { loss, gradient: None, state: vec![], next: None }
     }
 
     /// Adds a new value of the state.

@@ -119,7 +119,7 @@ pub trait Watch {
     /// Called after each device call with the number of steps done and the last step's loss.
     fn steps(&mut self, step: usize, loss: f32);
 
-    /// Evaluates the parameters, in the task's order. Called every [`RunOptions::eval_every`] steps.
+    /// Evaluates the parameters, or their averages if the optimiser keeps them, in the task's order. Called every [`RunOptions::eval_every`] steps.
     ///
     /// # Errors
     /// When a device or file fails. An error ends the run after its state is saved. Resumed, it begins with this evaluation. The
@@ -478,7 +478,7 @@ impl Run<'_> {
         let score = if due {
             // If the evaluation fails, the state that is saved next says that it is still to do.
             self.unevaluated = Some(line.clone());
-            match watch.evaluate(&self.state.parameters(), self.step) {
+            match watch.evaluate(&self.state.evaluated(), self.step) {
                 Err(error) if watch.stop() => {
                     log::info!("the evaluation after step {} is still to do: {error:#}", self.step);
                     self.save_if_new()?;

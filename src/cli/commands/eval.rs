@@ -49,8 +49,8 @@ pub struct Options {
     /// Images: a file, a folder, or `glyphs` [default: those that the run was trained on, else glyphs]
     #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
     pub data: Option<String>,
-    /// Which part of the data
-    #[arg(long, default_value = "test", value_parser = ["train", "test"])]
+    /// Which part of the data; `valid`: the images that the run holds out of training for validation
+    #[arg(long, default_value = "test", value_parser = ["train", "test", "valid"])]
     pub split: String,
     /// Latent samples per image
     #[arg(long, default_value_t = 128, value_name = "K")]
@@ -71,6 +71,9 @@ pub struct Options {
     /// Evaluate only the first N images
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// Evaluate only N images, evenly spaced
+    #[arg(long, value_name = "N", conflicts_with = "limit")]
+    pub spread: Option<usize>,
     /// Also evaluate the same number of training images, evenly spaced, and report the gap
     #[arg(long, conflicts_with_all = ["shard", "out"])]
     pub gap: bool,
@@ -118,8 +121,7 @@ pub fn evaluate(args: &Options, device: &DeviceOptions) -> Result<Option<Summary
     out.map_or(Ok(()), files::check_writable)?;
     let weights = args.source.load()?;
     let source = ImageSource::new(args.data.as_deref(), weights.data.as_ref());
-    let part = if args.split == "train" { DataPart::Train } else { DataPart::Test };
-    let (split, train) = images(args, source, part)?;
+    let (split, train) = images(args, source)?;
     let session = device.session(args.replicas, &weights)?;
     let replicas = session.mesh.replicas();
     let began = Instant::now();
@@ -164,19 +166,28 @@ fn summary(part: &Part) -> Result<Summary> {
 }
 
 /// Returns the images to evaluate, and for `--gap` the same number of training images.
-fn images(args: &Options, source: ImageSource<'_>, part: DataPart) -> Result<(Split, Option<Split>)> {
-    let split = source.split(part)?;
-    let count = args.limit.unwrap_or(usize::MAX).min(split.len());
-    let first =
-        Split { pixels: split.pixels[..count * split.shape.values()].to_vec(), labels: None, ..split };
+fn images(args: &Options, source: ImageSource<'_>) -> Result<(Split, Option<Split>)> {
+    let split = match args.split.as_str() {
+        "valid" => source.valid()?,
+        "train" => source.split(DataPart::Train)?,
+        _ => source.split(DataPart::Test)?,
+    };
+    let first = match (args.spread, args.limit) {
+        (Some(n), _) => split.spread(n),
+        (None, limit) => {
+            let indices: Vec<usize> = (0..split.len().min(limit.unwrap_or(usize::MAX))).collect();
+            split.chosen(&indices)
+        }
+    };
+    let count = first.len();
     if !args.gap {
         return Ok((first, None));
     }
     let (spec, dataset) = (source.spec(), source.all()?);
-    match (dataset.train, dataset.test, part) {
-        (Some(train), Some(_), DataPart::Test) => Ok((first, Some(train.spread(count)))),
-        (_, _, DataPart::Train) => {
-            Err(anyhow!("--gap compares test images with training images: leave out --split train"))
+    match (dataset.train, dataset.test, args.split.as_str()) {
+        (Some(train), _, "valid") | (Some(train), Some(_), "test") => Ok((first, Some(train.spread(count)))),
+        (_, _, "train") => {
+            Err(anyhow!("--gap compares held-out images with training images: leave out --split train"))
                 .tag(Error::Usage)
         }
         _ => Err(anyhow!("--gap needs training and test images: {spec} has only one part")).tag(Error::Usage),

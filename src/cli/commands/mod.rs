@@ -24,6 +24,7 @@ pub mod probe;
 pub mod programs;
 pub mod reconstruct;
 pub mod recover;
+pub mod reproduce;
 pub mod run_data;
 pub mod run_exported;
 pub mod sample;

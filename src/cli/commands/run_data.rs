@@ -28,6 +28,8 @@ pub struct RunData {
     train_crc: Option<u32>,
     /// Checksums of both parts. `None` for runs of older versions, which did not save them.
     crc: Option<DataCrc>,
+    /// Number of the last training images that are for validation.
+    valid: usize,
     /// How the run reads its images.
     reading: Reading,
     model: Model,
@@ -42,6 +44,7 @@ impl RunData {
             elsewhere: false,
             train_crc: Some(meta.data_crc),
             crc: config.data_crc,
+            valid: config.valid,
             reading: config.reading(Some(model.likelihood.values()), run),
             model,
         }
@@ -55,6 +58,7 @@ impl RunData {
             elsewhere: false,
             train_crc: None,
             crc: None,
+            valid: 0,
             reading: own_reading(&model),
             model,
         }
@@ -128,7 +132,24 @@ impl RunData {
     }
 
     fn read(&self, part: Part) -> Result<Split> {
+        Ok(self.divided(part, self.read_whole(part)?)?.0)
+    }
+
+    fn read_whole(&self, part: Part) -> Result<Split> {
         load_split(self.location()?, part, &self.reading).with_context(|| self.cannot_read())
+    }
+
+    /// Returns the images of a part that the run trains on or tests with, and of training images those for validation.
+    fn divided(&self, part: Part, images: Split) -> Result<(Split, Option<Split>)> {
+        images.held_out(if part == Part::Train { self.valid } else { 0 })
+    }
+
+    /// Divides images that the user names as the run divides its own, if they are these. Others are taken as they are.
+    fn divided_if_own(&self, part: Part, images: Split) -> (Split, Option<Split>) {
+        match images.held_out(if part == Part::Train { self.valid } else { 0 }) {
+            Ok((first, last)) if last.is_some() && self.is_own(part, &first) => (first, last),
+            _ => (images, None),
+        }
     }
 
     fn cannot_read(&self) -> String {
@@ -205,11 +226,31 @@ impl<'a> ImageSource<'a> {
                 for_model(images, &run.model)
             }
             (Some(named), Some(run)) => {
-                let images = load_split(named, part, &run.named_reading())?;
+                let (images, _) = run.divided_if_own(part, load_split(named, part, &run.named_reading())?);
                 run.tell_reading(named, part, &images);
                 for_model(images, &run.model)
             }
             _ => data::load_split(self.spec(), part),
+        };
+        read().tag(Error::Data)
+    }
+
+    /// Reads the images that the run holds out of training for validation.
+    ///
+    /// # Errors
+    /// When the run has none, or the images are not the run's. Also the errors of [`ImageSource::split`].
+    pub fn valid(&self) -> Result<Split> {
+        let run = self.run.filter(|run| run.valid > 0).context(
+            "there are no validation images: a run has those that `vnca train --valid N` holds out of training",
+        );
+        let run = run.tag(Error::Usage)?;
+        let read = || {
+            let (train, valid) = match self.named {
+                None => run.divided(Part::Train, run.read_whole(Part::Train)?)?,
+                Some(named) => load_split(named, Part::Train, &run.named_reading())?.held_out(run.valid)?,
+            };
+            run.check(Part::Train, &train)?;
+            for_model(valid.context("the run has no validation images")?, &run.model)
         };
         read().tag(Error::Data)
     }
@@ -222,14 +263,19 @@ impl<'a> ImageSource<'a> {
         let read = || {
             let mut dataset = match (self.named, self.run) {
                 (None, Some(run)) => {
-                    let dataset = load(run.location()?, &run.reading).with_context(|| run.cannot_read())?;
+                    let mut dataset =
+                        load(run.location()?, &run.reading).with_context(|| run.cannot_read())?;
+                    let divided = dataset.train.take().map(|images| run.divided(Part::Train, images));
+                    dataset.train = divided.transpose()?.map(|(images, _)| images);
                     for (part, images) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
                         images.iter().try_for_each(|images| run.check(part, images))?;
                     }
                     dataset
                 }
                 (Some(named), Some(run)) => {
-                    let dataset = load(named, &run.named_reading())?;
+                    let mut dataset = load(named, &run.named_reading())?;
+                    let whole = dataset.train.take();
+                    dataset.train = whole.map(|images| run.divided_if_own(Part::Train, images).0);
                     if let Some(train) = &dataset.train {
                         run.tell_reading(named, Part::Train, train);
                     }

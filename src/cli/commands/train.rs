@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 use signal_hook::iterator::Signals;
 
 use super::run_data::DecodingBar;
-use super::{Outcome, bar, inform, open, print, report_forms};
+use super::{Outcome, Report, bar, inform, open, report_forms};
 use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::environment;
 use crate::cli::error::Exit;
@@ -53,18 +53,40 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let signal = listen()?;
-    // An error of the options is told to the other processes too.
-    let options = match &args.config {
-        Some(path) => TrainOptions::from_toml(path).map(|file| args.options.over(&file)),
-        None => Ok(args.options.clone()),
-    };
+    let options = options(args);
     let saved = args.options.out.as_deref().filter(|_| args.resume).map(TrainConfig::from_run);
     let named = options.as_ref().ok().and_then(|options| options.device.clone());
     let device = named.or_else(|| Some(saved?.ok()?.device)).unwrap_or_else(|| "cpu".into());
-    args.hosts.run(Some(&device), |hosts| train(args, options?, hosts, signal))
+    args.hosts.run(Some(&device), |hosts| {
+        // An error of the options is told to the other processes too.
+        let (report, exit) = train(args, options?, hosts, signal)?;
+        report.print(args.json)?;
+        Ok(exit)
+    })
 }
 
-fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUsize>) -> Outcome {
+/// Trains in this process until the last step, or until `signal` holds a signal's number. Returns the exit code after a signal.
+///
+/// # Errors
+/// When the options, the images, the run or the device are invalid, or training fails.
+pub fn train_alone(args: &Args, signal: Arc<AtomicUsize>) -> Result<(Report, Option<Exit>)> {
+    train(args, options(args)?, &Hosts::default(), signal)
+}
+
+/// Returns the options of the command line over those of its file.
+fn options(args: &Args) -> Result<TrainOptions> {
+    match &args.config {
+        Some(path) => TrainOptions::from_toml(path).map(|file| args.options.over(&file)),
+        None => Ok(args.options.clone()),
+    }
+}
+
+fn train(
+    args: &Args,
+    options: TrainOptions,
+    hosts: &Hosts,
+    signal: Arc<AtomicUsize>,
+) -> Result<(Report, Option<Exit>)> {
     let began = Instant::now();
     // Only what the user asked for is an error, if there are fewer test images. A preset asks for this number at most.
     let asked_images = options.eval_images;
@@ -121,8 +143,12 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
         beside.display(),
         config.data
     );
-    let train = dataset.split(Part::Train)?.clone();
+    let (train, valid) = dataset.split(Part::Train)?.held_out(config.valid).tag(Error::Usage)?;
     let test = dataset.test.clone();
+    // What is evaluated during training chooses the best checkpoint.
+    let (kind, score) =
+        if valid.is_some() { ("validation", "valid/iwelbo") } else { ("test", "test/iwelbo") };
+    let held_out = valid.or(test.clone());
     if before.is_none() {
         config.fit(&options, train.shape, train.values).tag(Error::Usage)?;
     }
@@ -130,7 +156,7 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
     // checksums below show whether such a path has led to the right images.
     config.data = located(&config.data);
     config.device = located_device(&config.device);
-    if config.eval_every.is_some_and(|n| n > 0) && test.is_none() {
+    if config.eval_every.is_some_and(|n| n > 0) && held_out.is_none() {
         return Err(anyhow::anyhow!(
             "--eval-every {}: {} has no test images",
             config.eval_every.unwrap_or(0),
@@ -138,9 +164,9 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
         ))
         .tag(Error::Usage);
     }
-    if let (Some(asked), Some(test)) = (asked_images, &test) {
-        let there = test.len();
-        valid!(asked <= there, "eval_images", "is {asked}: {} has {there} test images", config.data);
+    if let (Some(asked), Some(images)) = (asked_images, &held_out) {
+        let there = images.len();
+        valid!(asked <= there, "eval_images", "is {asked}: {} has {there} {kind} images", config.data);
     }
     // All checks come before the first write.
     config.check_sizes(train.len()).tag(Error::Usage)?;
@@ -171,9 +197,9 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
         None => mesh.on_first(|| claim(&config, options.out.as_deref()))?,
     };
     let path = folder.as_ref().map_or(beside, |folder| folder.path().to_owned());
-    let test = test.map(|t| t.spread(config.eval_images));
+    let images = held_out.map(|images| images.spread(config.eval_images));
     // Images whose bits are drawn anew in training have fixed bits in evaluation.
-    let test = if config.model.likelihood.of_bits() { test.map(Split::binarized) } else { test };
+    let images = if config.model.likelihood.of_bits() { images.map(Split::binarized) } else { images };
     let mut watch = Screen {
         bar: ProgressBar::hidden(),
         signal,
@@ -181,7 +207,9 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
         config: &config,
         folder: &path,
         mesh: &mesh,
-        test,
+        images,
+        kind,
+        score,
         validation: None,
     };
     let vae = config.model.vae();
@@ -192,9 +220,10 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
     let count = vae.parameter_count();
     watch.say(&format!("model   {}, Z {}, {count} parameters{matmuls}", vae.name, vae.latent));
     watch.say(&format!(
-        "data    {}: {} training images, {} test images, {}",
+        "data    {}: {} training images, {}{} test images, {}",
         config.data,
         train.len(),
+        if config.valid > 0 { format!("{} validation images, ", config.valid) } else { String::new() },
         dataset.test.as_ref().map_or(0, |t| t.len()),
         train.shape
     ));
@@ -211,7 +240,7 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
     if (mesh.target(), vae.precision) == (Target::Gpu, Precision::F32) {
         watch.say("        f32, as JAX computes it; --precision bf16 takes about half the time on a GPU");
     }
-    let options = config.run_options(if watch.test.is_some() { 1000 } else { 0 })?;
+    let options = config.run_options(if watch.images.is_some() { 1000 } else { 0 })?;
     if options.eval_every > 0 && mesh.programs().is_some() {
         // Exported programs for evaluation and pictures may not fit. Load them now, so that an error comes before training.
         watch.prepare()?;
@@ -232,25 +261,32 @@ fn train(args: &Args, options: TrainOptions, hosts: &Hosts, signal: Arc<AtomicUs
     let end = run.train(&mut watch);
     watch.bar.finish_and_clear();
     let end = end?;
-    report(&args.json, &run, &path, began)?;
-    Ok(match (end, hosts.stop_signal(watch.signal.load(Ordering::Relaxed))) {
-        (End::Done, _) => None,
-        (End::Stopped, n) => {
+    let signal = hosts.stop_signal(watch.signal.load(Ordering::Relaxed));
+    let exit = match end {
+        End::Done => None,
+        End::Stopped => {
             let saved = if config.checkpoint_every > 0 {
                 "its state is saved; --resume continues the run"
             } else {
                 "nothing was saved, because of --checkpoint-every 0"
             };
             inform(&format!("stopped at step {}: {saved}", run.step()));
-            Some(match n as i32 {
-                SIGTERM => Exit::Terminated,
-                SIGHUP => Exit::HungUp,
-                SIGUSR1 => Exit::Warned,
-                SIGUSR2 => Exit::WarnedAgain,
-                SIGXCPU => Exit::OutOfTime,
-                _ => Exit::Interrupted,
-            })
+            exit_after(signal)
         }
+    };
+    Ok((report(&run, &path, began), exit))
+}
+
+/// Returns the exit code after a signal; `None` for 0, which is no signal.
+pub fn exit_after(signal: usize) -> Option<Exit> {
+    Some(match signal as i32 {
+        0 => return None,
+        SIGTERM => Exit::Terminated,
+        SIGHUP => Exit::HungUp,
+        SIGUSR1 => Exit::Warned,
+        SIGUSR2 => Exit::WarnedAgain,
+        SIGXCPU => Exit::OutOfTime,
+        _ => Exit::Interrupted,
     })
 }
 
@@ -267,7 +303,7 @@ const REPEATED_SIGNAL_TIME: Duration = Duration::from_secs(1);
 /// Waits for Ctrl-C, SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 and SIGUSR2 (job
 /// schedulers' warnings), and SIGXCPU (the limit of processor time). The first signal asks
 /// the run to stop. A second one ends the process at once.
-fn listen() -> Result<Arc<AtomicUsize>> {
+pub fn listen() -> Result<Arc<AtomicUsize>> {
     let heard = Arc::new(AtomicUsize::new(0));
     let wanted = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU];
     // Under `nohup` a run continues after its terminal is closed.
@@ -375,18 +411,15 @@ fn holds_no_run(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn report(json: &bool, run: &Run<'_>, folder: &Path, began: Instant) -> Result<()> {
-    if *json {
-        let summary = serde_json::json!({
-            "run": folder.to_string_lossy(),
-            "steps": run.step(),
-            "seconds": began.elapsed().as_secs_f64(),
-            "ms_per_step": run.seconds_a_step().map(|s| s * 1e3),
-        });
-        print(&summary.to_string())
-    } else {
-        print(&folder.display().to_string())
-    }
+fn report(run: &Run<'_>, folder: &Path, began: Instant) -> Report {
+    let json = serde_json::json!({
+        "run": folder.to_string_lossy(),
+        "steps": run.step(),
+        "seconds": began.elapsed().as_secs_f64(),
+        "ms_per_step": run.seconds_a_step().map(|s| s * 1e3),
+        "device": run.mesh().describe(),
+    });
+    Report { json, text: folder.display().to_string() }
 }
 
 /// The progress display and the evaluations of a run.
@@ -398,7 +431,12 @@ struct Screen<'a> {
     config: &'a TrainConfig,
     folder: &'a Path,
     mesh: &'a Mesh,
-    test: Option<Split>,
+    /// The images to evaluate, before the validation is compiled.
+    images: Option<Split>,
+    /// Which images these are.
+    kind: &'static str,
+    /// Name of the score in the metrics.
+    score: &'static str,
     validation: Option<Validation>,
 }
 
@@ -406,10 +444,10 @@ impl Screen<'_> {
     /// Compiles the programs of the evaluation, unless they are compiled already.
     fn prepare(&mut self) -> Result<()> {
         let TrainConfig { model, eval_samples, seed_test, seed_logging, .. } = *self.config;
-        if let Some(test) = self.test.take() {
+        if let Some(images) = self.images.take() {
             let (keys, folder) = ([seed_test, seed_logging].map(Key::new), self.folder.join("pictures"));
             self.validation =
-                Some(Validation::new(self.mesh, &model.vae(), test, eval_samples, keys, folder)?);
+                Some(Validation::new(self.mesh, &model.vae(), images, eval_samples, keys, folder)?);
         }
         Ok(())
     }
@@ -444,10 +482,11 @@ impl Watch for Screen<'_> {
         };
         let Bound { mean, images, .. } = bound;
         self.say(&format!(
-            "step {step}: test IWELBO {} nats ({images} images, {eval_samples} samples)",
+            "step {step}: {} IWELBO {} nats ({images} images, {eval_samples} samples)",
+            self.kind,
             bound.text(2)
         ));
-        Ok(Some(Score { name: "test/iwelbo", value: mean }))
+        Ok(Some(Score { name: self.score, value: mean }))
     }
 
     fn stop(&self) -> bool {

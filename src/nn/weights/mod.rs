@@ -20,7 +20,7 @@ use crate::engine::array::Array;
 use crate::engine::npy::{self, Record};
 use crate::error::{Error, Tag};
 use crate::files;
-use crate::nn::params::{Leaf, Role, arrange};
+use crate::nn::params::{AVERAGED, Leaf, Role, arrange};
 
 /// The type of a file of parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter, strum::EnumString, IntoStaticStr)]
@@ -115,14 +115,23 @@ fn shared_prefix(leaves: &[Leaf], named: &[(String, Array)]) -> Option<String> {
 }
 
 /// Returns the parameters among a checkpoint's arrays: the leaves, and layers that the leaves lack, which are then reported. An
-/// optimiser's array of a parameter, such as `adam.m.cell.conv0.weight`, has the parameter's name behind its own.
+/// optimiser's array of a parameter, such as `adam.m.cell.conv0.weight`, has the parameter's name behind its own. If the checkpoint has
+/// averages of the parameters, these are the leaves' values.
 fn parameters(leaves: &[Leaf], mut arrays: Vec<(String, Array)>) -> Vec<(String, Array)> {
     let names: BTreeSet<String> = arrays.iter().map(|(name, _)| name.clone()).collect();
     let is_layer = |name: &str| {
         let mut tails = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
         (name.ends_with(".weight") || name.ends_with(".bias")) && !tails.any(|tail| names.contains(tail))
     };
-    arrays.retain(|(name, _)| leaves.iter().any(|leaf| leaf.name == *name) || is_layer(name));
+    let is_leaf = |name: &str| leaves.iter().any(|leaf| leaf.name == name);
+    let is_average = |name: &str| name.strip_prefix(AVERAGED).is_some_and(is_leaf);
+    if names.iter().any(|name| is_average(name)) {
+        arrays.retain(|(name, _)| !is_leaf(name));
+        for (name, _) in arrays.iter_mut().filter(|(name, _)| is_average(name)) {
+            name.drain(..AVERAGED.len());
+        }
+    }
+    arrays.retain(|(name, _)| is_leaf(name) || is_layer(name));
     arrays
 }
 

@@ -257,7 +257,7 @@ fn step(z: usize) -> Result<Function> {
     let total = weights.sum_all();
     let loss = (entropy * weights).sum_all() / total.max(total.scalar_like(1.0));
     let gradients = gradient(loss, &state[..2]);
-    let context = StepContext { leaves: &leaves, healthy: count.eq(count) };
+    let context = StepContext { leaves: &leaves, params: &state[..2], healthy: count.eq(count) };
     let mut updates = Updates::new(gradients);
     let mut new_state = Tree::default();
     for transform in chain![ClipByGlobalNorm(10.0), Adam::new(LEARNING_RATE)] {

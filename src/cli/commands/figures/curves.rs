@@ -17,7 +17,7 @@ pub struct TrainingCurves {
     pub name: String,
     /// The steps with their losses.
     losses: Vec<(f64, f64)>,
-    /// The steps with an evaluation, and the bounds on the test images.
+    /// The steps with an evaluation, and the bounds on the images that were evaluated.
     bounds: Vec<(f64, f64)>,
 }
 
@@ -42,9 +42,8 @@ impl TrainingCurves {
             let line: metrics::Line = serde_json::from_str(&text).with_context(invalid)?;
             let step = line.step as f64;
             curves.losses.push((step, f64::from(line.loss)));
-            curves
-                .bounds
-                .extend(line.scores.get("test_iwelbo").copied().flatten().map(|bound| (step, bound)));
+            let scores = ["test_iwelbo", "valid_iwelbo"].into_iter().find_map(|name| line.scores.get(name));
+            curves.bounds.extend(scores.copied().flatten().map(|bound| (step, bound)));
         }
         Ok(curves)
     }

@@ -10,7 +10,7 @@ mod sections;
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
@@ -27,6 +27,7 @@ use crate::files;
 use crate::study::figure::page::Page;
 use crate::train::checkpoint::chosen;
 use curves::TrainingCurves;
+pub use results::{minus, published_results};
 use sections::{EVAL, Figure, Needs, PROBE, SECTIONS, Section};
 
 #[derive(Debug, clap::Args)]
@@ -49,7 +50,7 @@ pub struct Args {
     /// Images of the latents' maps
     #[arg(long, default_value_t = 5000, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     points: u32,
-    /// Evaluate the first N test images only, and probe the cells of N
+    /// Evaluate only N test images, evenly spaced, and probe the cells of the first N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Seed of the pictures
@@ -78,13 +79,24 @@ struct Run {
 }
 
 pub fn run(args: &Args) -> Outcome {
+    report(args, &|_| None)?.print(args.json)
+}
+
+/// Draws the figures and writes the page. `evaluated` returns the numbers of a run's evaluation if they are known.
+///
+/// # Errors
+/// When a run or the images cannot be read, a command fails, or a file cannot be written.
+pub fn report(args: &Args, evaluated: &dyn Fn(&Path) -> Option<Value>) -> Result<Report> {
     let mut runs = open_runs(args)?;
+    for run in &mut runs {
+        run.numbers.extend(evaluated(&run.folder).map(|numbers| (EVAL.name.to_string(), numbers)));
+    }
     let files = write_page(args, &mut runs)?;
     let page = args.out.join("report.html");
     let models: Map<String, Value> =
         runs.into_iter().map(|r| (r.model.kind.to_string(), r.numbers.into())).collect();
     let json = json!({ "verb": "figures", "report": page.to_string_lossy(), "files": file_names(&files), "models": models });
-    Report { json, text: page.display().to_string() }.print(args.json)
+    Ok(Report { json, text: page.display().to_string() })
 }
 
 /// Opens the runs and checks them, before any figure is computed.
@@ -165,7 +177,11 @@ fn training(page: &mut Page, args: &Args, runs: &[Run], files: &mut Vec<PathBuf>
             "loss.png",
             "Training loss in nats: means over up to 200 equal intervals of steps. Points above twice the last one are left out.",
         ),
-        (bounds, "test-iwelbo.png", "IWELBO of test images in nats, as measured during training."),
+        (
+            bounds,
+            "test-iwelbo.png",
+            "IWELBO in nats, as measured during training: of test images, or of validation images if the run has some.",
+        ),
     ];
     for (png, name, caption) in plots {
         let Some(png) = png else {
@@ -280,6 +296,7 @@ impl Run {
             "{run}" => quote(&self.folder.display()),
             "{data}" => flag("--data", args.data.as_ref()),
             "{limit}" => flag("--limit", args.limit),
+            "{spread}" => flag("--spread", args.limit),
             "{labels}" => flag("--labels", args.labels.as_ref().map(|l| l.display())),
             "{points}" => flag("--points", Some(self.points(args))),
             "{perplexity}" => flag("--perplexity", self.perplexity(args)),

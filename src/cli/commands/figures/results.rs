@@ -8,11 +8,11 @@ use crate::cli::models::Kind;
 use crate::study::figure::page::Page;
 
 /// The published results of a model. Source: "[Re] Variational Neural Cellular Automata", ReScience 2023.
-struct Published {
+pub struct Published {
     /// Lower bound on log p(x) in nats, with K = 128 samples, on the 10,000 test images of statically binarized MNIST.
-    iwelbo: f64,
+    pub iwelbo: f64,
     /// The bound in the original paper, which the report reproduces.
-    original: Option<f64>,
+    pub original: Option<f64>,
     parameters: usize,
     /// Training time on a TPU v3-8.
     training: &'static str,
@@ -22,7 +22,8 @@ struct Published {
     probe: Option<f64>,
 }
 
-fn published_results(kind: Kind) -> Published {
+/// Returns the published results of a model.
+pub fn published_results(kind: Kind) -> Published {
     match kind {
         Kind::Baseline => Published {
             iwelbo: -84.64,
@@ -172,7 +173,8 @@ fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
-fn minus(value: f64, digits: usize) -> String {
+/// Formats a number with a minus sign instead of a hyphen.
+pub fn minus(value: f64, digits: usize) -> String {
     format!("{value:.digits$}").replace('-', "\u{2212}")
 }
 

@@ -41,7 +41,7 @@ pub struct Section {
 pub const EVAL: Figure = Figure {
     name: "eval",
     title: "bound",
-    command: "eval --run {run} {data} --samples {samples} {limit} {device}",
+    command: "eval --run {run} {data} --samples {samples} {spread} {device}",
     call: calls::eval,
     needs: Needs::Nothing,
     files: &[],
