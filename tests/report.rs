@@ -57,7 +57,7 @@ fn one_page_contains_all_figures_of_runs() {
     let iwelbo = made["models"]["doubling"]["eval"]["iwelbo"].as_f64().unwrap();
     assert!(html.contains(&format!("{iwelbo:.2}").replace('-', "\u{2212}")), "{iwelbo}");
     let again =
-        cli::succeed(folder, &["eval", "--run", "doubling", "--samples", "2", "--limit", "8", "--json"]);
+        cli::succeed(folder, &["eval", "--run", "doubling", "--samples", "2", "--spread", "8", "--json"]);
     let again: Value = serde_json::from_str(&again).unwrap();
     assert_eq!(again["iwelbo"].as_f64(), Some(iwelbo));
     for published in ["\u{2212}84.64", "\u{2212}84.15", "\u{2212}84.23", "10,282,497", "6,585,088"] {
