@@ -563,6 +563,21 @@ fn emoji_are_the_pictures_of_a_font() {
     put(&path, b"no font");
     let error = format!("{:#}", data::emoji::draw(&path, &Reading::default()).unwrap_err());
     assert!(error.contains("emoji.ttf: no font"), "{error}");
+    // Without bitmaps, and with a damaged table of them.
+    let whole = font(&[picture(1)]);
+    for tag in [b"CBDT", b"CBLC", b"cmap"] {
+        let at = whole.windows(4).position(|bytes| bytes == tag).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at] = b'X';
+        put(&path, &bytes);
+        let error = format!("{:#}", data::emoji::draw(&path, &Reading::default()).unwrap_err());
+        assert!(error.contains("emoji.ttf: no pictures in PNG"), "{error}");
+        bytes[at] = tag[0];
+        bytes[at + 8] = 0xff;
+        put(&path, &bytes);
+        let error = format!("{:#}", data::emoji::draw(&path, &Reading::default()).unwrap_err());
+        assert!(error.contains("emoji.ttf: no"), "{error}");
+    }
     put(&path, &font(&[b"no image".to_vec()]));
     let error = format!("{:#}", data::emoji::draw(&path, &Reading::default()).unwrap_err());
     assert!(error.contains("U+1F600"), "{error}");
