@@ -55,7 +55,7 @@ impl RunData {
             elsewhere: false,
             train_crc: None,
             crc: None,
-            reading: own_reading(&model),
+            reading: Reading { values: Some(model.likelihood.values()), ..Reading::default() },
             model,
         }
     }
@@ -109,10 +109,40 @@ impl RunData {
         Ok(())
     }
 
-    /// Returns how images are read that the user names: as the run's are, because they are the run's in another place, or contain
-    /// them. Then what `--split` has kept for testing is for testing still.
-    fn named_reading(&self) -> Reading {
-        Reading { size: self.reading.size.or(own_reading(&self.model).size), ..self.reading.clone() }
+    /// Reads images as the run's are read. Images that the user names are the run's in another place, or contain them: what
+    /// `--split` has kept for testing is for testing still. Says so in a line if the images are not of the model's size or colours.
+    fn load<T>(
+        &self,
+        spec: &str,
+        read: impl Fn(&Reading) -> Result<T>,
+        shape: impl Fn(&T) -> Option<ImageShape>,
+    ) -> Result<T> {
+        let ImageShape { height, width, channels } = self.model.image;
+        let is_fitting = |shape: ImageShape| [shape.height, shape.width] == [height, width];
+        let asked = self.reading.size;
+        // Images of several sizes, or too large ones, are an error unless they are resized.
+        let fitting = match asked {
+            Some(_) => None,
+            None => read(&self.reading).ok().filter(|images| shape(images).is_some_and(is_fitting)),
+        };
+        let mut changes: Vec<String> = Vec::new();
+        let images = match fitting {
+            Some(images) => images,
+            None => {
+                if asked.is_none() {
+                    changes.push(format!("resized to {height} x {width}"));
+                }
+                read(&Reading { size: asked.or(Some([height, width])), ..self.reading.clone() })?
+            }
+        };
+        if shape(&images).is_some_and(|shape| shape.channels != channels) {
+            changes.push(format!("made {}", self.model.image.colours()));
+        }
+        if !changes.is_empty() {
+            let changes = changes.join(" and ");
+            log::warn!("{spec}: the images are {changes}, because the model's are {}", self.model.image);
+        }
+        Ok(images)
     }
 
     /// Says so if images that are not the run's are read in a way that the run's images needed.
@@ -128,19 +158,22 @@ impl RunData {
     }
 
     fn read(&self, part: Part) -> Result<Split> {
-        load_split(self.location()?, part, &self.reading).with_context(|| self.cannot_read())
+        self.load_split(self.location()?, part).with_context(|| self.cannot_read())
+    }
+
+    fn load_split(&self, spec: &str, part: Part) -> Result<Split> {
+        self.load(spec, |reading| load_split(spec, part, reading), |images| Some(images.shape))
+    }
+
+    fn load_all(&self, spec: &str) -> Result<Dataset> {
+        let first = |set: &Dataset| set.train.as_ref().or(set.test.as_ref()).map(|images| images.shape);
+        self.load(spec, |reading| load(spec, reading), first)
     }
 
     fn cannot_read(&self) -> String {
         let RunData { owner, .. } = self;
         format!("cannot read the images of {owner}: name their location, or other images, with --data PATH")
     }
-}
-
-/// Returns how images that were not trained on are read: with the size and the values of the model's.
-fn own_reading(model: &Model) -> Reading {
-    let ImageShape { height, width, .. } = model.image;
-    Reading { values: Some(model.likelihood.values()), size: Some([height, width]), ..Reading::default() }
 }
 
 fn load_split(spec: &str, part: Part, reading: &Reading) -> Result<Split> {
@@ -205,7 +238,7 @@ impl<'a> ImageSource<'a> {
                 for_model(images, &run.model)
             }
             (Some(named), Some(run)) => {
-                let images = load_split(named, part, &run.named_reading())?;
+                let images = run.load_split(named, part)?;
                 run.tell_reading(named, part, &images);
                 for_model(images, &run.model)
             }
@@ -222,14 +255,14 @@ impl<'a> ImageSource<'a> {
         let read = || {
             let mut dataset = match (self.named, self.run) {
                 (None, Some(run)) => {
-                    let dataset = load(run.location()?, &run.reading).with_context(|| run.cannot_read())?;
+                    let dataset = run.load_all(run.location()?).with_context(|| run.cannot_read())?;
                     for (part, images) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
                         images.iter().try_for_each(|images| run.check(part, images))?;
                     }
                     dataset
                 }
                 (Some(named), Some(run)) => {
-                    let dataset = load(named, &run.named_reading())?;
+                    let dataset = run.load_all(named)?;
                     if let Some(train) = &dataset.train {
                         run.tell_reading(named, Part::Train, train);
                     }
