@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use skrifa::bitmap::BitmapData;
 use skrifa::instance::Size;
-use skrifa::{FontRef, GlyphId, MetadataProvider};
+use skrifa::{FontRef, MetadataProvider};
 
 use super::decode::{decode, widened};
 use super::reading::{Reading, content_hash};
@@ -82,13 +82,21 @@ pub fn draw(font: &Path, reading: &Reading) -> Result<Split> {
         FontRef::from_index(&bytes, 0).with_context(|| format!("{place}: no font that can be read"))?;
     let [height, width] = reading.size.unwrap_or(SIZE);
     let shape = ImageShape { height, width, channels: 4 };
-    let characters: Vec<(u32, GlyphId)> = face.charmap().mappings().collect();
     let strikes = face.bitmap_strikes();
-    let drawn: Vec<Option<Vec<u8>>> = characters
+    // A damaged font may name one picture for each of a million characters.
+    let (mut glyphs, mut places) = (HashSet::new(), HashSet::new());
+    let pictures: Vec<(u32, &[u8])> = face
+        .charmap()
+        .mappings()
+        .filter(|(_, glyph)| glyphs.insert(*glyph))
+        .filter_map(|(character, glyph)| match strikes.glyph_for_size(Size::unscaled(), glyph)?.data {
+            BitmapData::Png(png) => places.insert(png.as_ptr_range()).then_some((character, png)),
+            BitmapData::Bgra(_) | BitmapData::Mask(_) => None,
+        })
+        .collect();
+    let drawn: Vec<Option<Vec<u8>>> = pictures
         .par_iter()
-        .map(|(character, glyph)| {
-            let picture = strikes.glyph_for_size(Size::unscaled(), *glyph).map(|picture| picture.data);
-            let Some(BitmapData::Png(png)) = picture else { return Ok(None) };
+        .map(|(character, png)| {
             let decoded = decode(png).with_context(|| format!("{place}: character U+{character:04X}"))?;
             let pixels = resized(&decoded.pixels, decoded.shape, [height, width]);
             let pixels = widened(pixels, decoded.shape.channels, shape.channels);
