@@ -66,18 +66,25 @@ fn a_failed_evaluation_ends_the_run_after_saving_its_state() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     fs::create_dir(&run).unwrap();
-    // A file with the name of the pictures' folder makes the evaluation fail.
+    // A file with the name of the pictures' folder is found before the first step.
     fs::write(run.join("pictures"), "").unwrap();
+    let error = cli::fail(folder.path(), &train("run", &["--steps", "4", "--eval-every", "3"]), 1);
+    assert!(error.contains("cannot write run/pictures/"), "{error}");
+    assert!(!run.join("metrics.jsonl").exists() && !run.join("config.json").exists());
+    fs::remove_file(run.join("pictures")).unwrap();
+    // A folder with the name of a picture makes the evaluation fail.
+    let picture = run.join("pictures/samples-00000003.png");
+    fs::create_dir_all(&picture).unwrap();
     let error = cli::fail(folder.path(), &train("run", &["--steps", "4", "--eval-every", "3"]), 1);
     assert!(error.contains("after step 3") && error.contains("pictures"), "{error}");
     assert_eq!(checkpoints(&run), ["step-00000003.npz"]);
     assert_eq!(cli::metrics(&run).len(), 2);
-    fs::remove_file(run.join("pictures")).unwrap();
+    fs::remove_dir(&picture).unwrap();
     // The resumed run begins with this evaluation.
     cli::succeed(folder.path(), &["train", "--resume", "--out", "run"]);
     let lines = cli::metrics(&run);
     assert_eq!(lines.len(), 4);
-    assert!(lines[2]["test_iwelbo"].is_number() && run.join("pictures/samples-00000003.png").exists());
+    assert!(lines[2]["test_iwelbo"].is_number() && picture.is_file());
 }
 
 #[test]

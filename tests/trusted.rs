@@ -24,6 +24,15 @@ fn array_of_bits(path: &Path) {
     npy::save(path, &[60, 28, 28], &pixels).unwrap();
 }
 
+/// Writes twenty images in colour that differ.
+fn coloured(folder: &Path, side: u32) {
+    fs::create_dir(folder).unwrap();
+    for i in 0..20 {
+        let pixels = |x, y| image::Rgb([12 * i, x as u8, y as u8]);
+        image::RgbImage::from_fn(side, side, pixels).save(folder.join(format!("{i}.png"))).unwrap();
+    }
+}
+
 #[test]
 fn images_that_the_user_names_are_read_as_the_runs_images_are() {
     let folder = tempfile::tempdir().unwrap();
@@ -40,6 +49,19 @@ fn images_that_the_user_names_are_read_as_the_runs_images_are() {
         serde_json::from_str(&cli::succeed(folder.path(), &words)).unwrap()
     };
     let (own, named) = (eval(&[]), eval(&["--data", "moved.npy"]));
+    // Images that are not like the model's are changed, with a word.
+    let warning = |data: &str| {
+        let words = ["eval", "--run", "run", "--samples", "1", "--limit", "2", "--data", data];
+        let output = cli::run(folder.path(), &words);
+        assert!(output.status.success(), "{output:?}");
+        cli::text(&output.stderr)
+    };
+    assert!(!warning("moved.npy").contains("the images are"));
+    coloured(&folder.path().join("same"), 28);
+    coloured(&folder.path().join("other"), 40);
+    let (same, other) = (warning("same"), warning("other"));
+    assert!(same.contains("same: the images are made grey, because the model's are 28 x 28 grey"), "{same}");
+    assert!(other.contains("other: the images are resized to 28 x 28 and made grey, because"), "{other}");
     assert!(own["images"].as_u64().unwrap() < 40, "{own}");
     assert_eq!((&own["images"], &own["iwelbo"]), (&named["images"], &named["iwelbo"]));
     // Results' files are looked at before the work, and seeds beyond the last one are not left out.
@@ -48,6 +70,30 @@ fn images_that_the_user_names_are_read_as_the_runs_images_are() {
     let last = ["eval", "--run", "run", "--seed", "18446744073709551615", "--repeat"];
     assert!(cli::fail(folder.path(), &[&last[..], &["2"]].concat(), 2).contains("--repeat"));
     cli::succeed(folder.path(), &[&last[..], &["1", "--samples", "1"]].concat());
+}
+
+#[test]
+fn what_is_not_read_is_said_and_a_damaged_part_stops_a_run_before_it_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = cli::data_folder(folder.path());
+    let notes = || {
+        let json = cli::succeed(folder.path(), &["data", "show", data.to_str().unwrap(), "--json"]);
+        serde_json::from_str::<Value>(&json).unwrap()["notes"].to_string()
+    };
+    assert_eq!(notes(), "[]");
+    for name in ["a.png", "b.JPG", "c.txt"] {
+        fs::write(data.join(name), "").unwrap();
+    }
+    let said = notes();
+    assert!(said.contains("the folder has arrays: 2 image files beside them are not read"), "{said}");
+    let test = data.join("test.npy");
+    let bytes = fs::read(&test).unwrap();
+    fs::write(&test, &bytes[..bytes.len() - 1]).unwrap();
+    let train = cli::training(&data, "--steps 1 --eval-every 0");
+    let error = cli::fail(folder.path(), &train, 3);
+    assert!(error.contains("test.npy: truncated") && !folder.path().join("run").exists(), "{error}");
+    fs::remove_file(&test).unwrap();
+    cli::succeed(folder.path(), &train);
 }
 
 #[test]

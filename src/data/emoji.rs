@@ -3,14 +3,16 @@
 //! The font is Noto Color Emoji, which Debian and Ubuntu have as the package `fonts-noto-color-emoji`. The environment variable
 //! `VNCA_EMOJI_FONT` names another font with bitmaps in PNG.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
-use ttf_parser::{Face, GlyphId, RasterImageFormat};
+use skrifa::bitmap::BitmapData;
+use skrifa::instance::Size;
+use skrifa::{FontRef, MetadataProvider};
 
 use super::decode::{decode, widened};
 use super::reading::{Reading, content_hash};
@@ -76,19 +78,26 @@ fn find(folder: &Path, depth: usize) -> Option<PathBuf> {
 pub fn draw(font: &Path, reading: &Reading) -> Result<Split> {
     let place = font.display();
     let bytes = fs::read(font).with_context(|| format!("{place}: cannot be read"))?;
-    let face = Face::parse(&bytes, 0).with_context(|| format!("{place}: no font that can be read"))?;
+    let face =
+        FontRef::from_index(&bytes, 0).with_context(|| format!("{place}: no font that can be read"))?;
     let [height, width] = reading.size.unwrap_or(SIZE);
     let shape = ImageShape { height, width, channels: 4 };
-    let characters: Vec<(u32, GlyphId)> = characters(&face).into_iter().collect();
-    let drawn: Vec<Option<Vec<u8>>> = characters
+    let strikes = face.bitmap_strikes();
+    // A damaged font may name one picture for each of a million characters.
+    let (mut glyphs, mut places) = (HashSet::new(), HashSet::new());
+    let pictures: Vec<(u32, &[u8])> = face
+        .charmap()
+        .mappings()
+        .filter(|(_, glyph)| glyphs.insert(*glyph))
+        .filter_map(|(character, glyph)| match strikes.glyph_for_size(Size::unscaled(), glyph)?.data {
+            BitmapData::Png(png) => places.insert(png.as_ptr_range()).then_some((character, png)),
+            BitmapData::Bgra(_) | BitmapData::Mask(_) => None,
+        })
+        .collect();
+    let drawn: Vec<Option<Vec<u8>>> = pictures
         .par_iter()
-        .map(|(character, glyph)| {
-            let Some(picture) = face.glyph_raster_image(*glyph, u16::MAX) else { return Ok(None) };
-            if picture.format != RasterImageFormat::PNG {
-                return Ok(None);
-            }
-            let decoded =
-                decode(picture.data).with_context(|| format!("{place}: character U+{character:04X}"))?;
+        .map(|(character, png)| {
+            let decoded = decode(png).with_context(|| format!("{place}: character U+{character:04X}"))?;
             let pixels = resized(&decoded.pixels, decoded.shape, [height, width]);
             let pixels = widened(pixels, decoded.shape.channels, shape.channels);
             // Nothing to see.
@@ -101,18 +110,4 @@ pub fn draw(font: &Path, reading: &Reading) -> Result<Split> {
     ensure!(!pixels.is_empty(), "{place}: no pictures in PNG for characters: expected a font such as {FONT}");
     let sources = vec![font.to_owned()];
     Ok(Split { name: EMOJI.into(), shape, values: Values::Levels, pixels, labels: None, sources })
-}
-
-/// Returns the characters that a font names, with their glyphs.
-fn characters(face: &Face) -> BTreeMap<u32, GlyphId> {
-    let mut found = BTreeMap::new();
-    let tables = face.tables().cmap.into_iter().flat_map(|cmap| cmap.subtables);
-    for table in tables.filter(|table| table.is_unicode()) {
-        table.codepoints(|character| {
-            if let Some(glyph) = table.glyph_index(character) {
-                found.entry(character).or_insert(glyph);
-            }
-        });
-    }
-    found
 }

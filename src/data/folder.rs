@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::input::Input;
-use super::{Part, Split, file_name, idx, labels_beside, npy, read_file, read_npy};
+use super::{Part, Split, file_name, idx, is_image, labels_beside, npy, read_file, read_npy};
 
 /// A folder and the names in it.
 #[derive(Clone, Debug)]
@@ -121,6 +121,17 @@ impl Folder {
             None => None,
         };
         Ok(Some(Split { shape, ..Split::levels(name, pixels, labels, sources) }))
+    }
+
+    /// Says how many image files lie beside the data files, which are read instead of them; `None` if there are none.
+    pub(super) fn unread_images(&self) -> Option<String> {
+        let count = self.names.iter().filter(|name| is_image(Path::new(name))).count();
+        let data = match self.kind()? {
+            Kind::Amat => "text",
+            Kind::Idx => "IDX files",
+            Kind::Npy => "arrays",
+        };
+        (count > 0).then(|| format!("the folder has {data}: {count} image files beside them are not read"))
     }
 
     /// Returns the error that the folder lacks the images of a part.

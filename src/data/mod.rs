@@ -48,7 +48,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::error::{Error, Tag};
 use folder::{Folder, Kind, idx_name};
-use image_files::Listing;
+use image_files::{Listing, is_image};
 use input::Input;
 use npz::Archive;
 pub use reading::Reading;
@@ -170,6 +170,9 @@ fn read_dataset(spec: &str, reading: &Reading, progress: &mut dyn FnMut(usize, u
             default = Some(Values::Levels);
         }
         origin => {
+            if let Origin::Folder(folder) = origin {
+                set.notes.extend(folder.unread_images().map(|text| format!("{spec}: {text}")));
+            }
             set.train = origin.part(Part::Train, reading)?;
             set.test = if origin.has_parts() { origin.part(Part::Test, reading)? } else { None };
             ensure!(set.train.is_some() || set.test.is_some(), origin.missing(Part::Train));

@@ -38,16 +38,20 @@ impl ImageShape {
             channels => vec![self.height, self.width, channels],
         }
     }
+
+    /// Names the channels: `grey`, `RGB` or `RGBA`.
+    pub fn colours(&self) -> &'static str {
+        match self.channels {
+            1 => "grey",
+            3 => "RGB",
+            _ => "RGBA",
+        }
+    }
 }
 
 impl fmt::Display for ImageShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.channels {
-            1 => "grey",
-            3 => "RGB",
-            _ => "RGBA",
-        };
-        write!(f, "{} x {} {kind}", self.height, self.width)
+        write!(f, "{} x {} {}", self.height, self.width, self.colours())
     }
 }
 

@@ -124,11 +124,15 @@ impl Array {
     pub fn transpose(&self, axes: &[usize]) -> Array {
         let dims = self.dims();
         assert_eq!(axes.len(), dims.len(), "{} transposed by {axes:?}", self.shape);
+        let out: Vec<usize> = axes.iter().map(|&a| dims[a]).collect();
+        if self.bytes.is_empty() {
+            // The other sizes of an array without elements may be any, and their product may overflow.
+            return Array { shape: self.shape.with_dims(&out), bytes: Vec::new() };
+        }
         let mut strides = vec![self.shape.dtype.size(); dims.len()];
         for i in (1..dims.len()).rev() {
             strides[i - 1] = strides[i] * dims[i];
         }
-        let out: Vec<usize> = axes.iter().map(|&a| dims[a]).collect();
         let steps: Vec<usize> = axes.iter().map(|&a| strides[a]).collect();
         let moved = match self.shape.dtype.size() {
             4 => gather::<4>(&self.bytes, &out, &steps),

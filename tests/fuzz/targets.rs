@@ -31,6 +31,9 @@ use zip::{CompressionMethod, ZipWriter};
 #[path = "../../src/engine/lower/placeholders.rs"]
 mod placeholders;
 
+#[path = "../common/fonts.rs"]
+mod fonts;
+
 /// A reader under test.
 pub struct Target {
     /// The name, which the drivers print.
@@ -87,6 +90,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "npz-images", longest: LONGEST, seeds: npz_image_seeds, read: read_npz_images },
     Target { name: "gz", longest: 1 << 12, seeds: gz_seeds, read: read_gz },
     Target { name: "image-file", longest: LONGEST, seeds: image_file_seeds, read: read_image_file },
+    Target { name: "font", longest: LONGEST, seeds: font_seeds, read: read_font },
     Target { name: "data-verify", longest: 1 << 12, seeds: data_seeds, read: read_verify },
     Target { name: "npz", longest: LONGEST, seeds: npz_seeds, read: read_npz },
     Target { name: "npz-entry", longest: LONGEST, seeds: record_seeds, read: read_npz_entry },
@@ -135,6 +139,7 @@ fn record_seeds(_: &Bench) -> Vec<Vec<u8>> {
         npy_of(2, &header("<f2", "False", "(3L,)"), &[60; 6]),
         npy_of(3, &header("|u1", "True", "(2, 2)"), &[1, 2, 3, 4]),
         npy_of(1, &header("<i4", "False", "(0, 7)"), &[]),
+        npy_of(1, &header("<u4", "True", "(0, 1, 4611686018427387904)"), &[]),
     ]
 }
 
@@ -291,6 +296,25 @@ fn read_image_file(bench: &Bench, bytes: &[u8]) {
     let reading = Reading { size: Some([8, 8]), ..Reading::default() };
     if let Ok(set) = data::load_with(&folder.to_string_lossy(), &reading, &mut |_, _| {}) {
         assert_eq!(set.split(Part::Train).expect("an image").len(), 1);
+    }
+}
+
+/// Fonts of small pictures: one, twice the same, and one for so many characters that a copy for each would be too much memory.
+fn font_seeds(bench: &Bench) -> Vec<Vec<u8>> {
+    let png = image_file_seeds(bench).remove(1);
+    let one = fonts::font(std::slice::from_ref(&png));
+    let mut many = one.clone();
+    let map = [0, 12, 0, 0, 0, 0, 0, 28];
+    let at = many.windows(map.len()).position(|bytes| bytes == map).expect("the map of characters");
+    many[at + 1] = 13;
+    many[at + 20..][..4].copy_from_slice(&(0x1f600 + 80_000u32).to_be_bytes());
+    vec![one, fonts::font(&[png.clone(), vec![], png]), many]
+}
+
+fn read_font(bench: &Bench, bytes: &[u8]) {
+    let reading = Reading { size: Some([8, 8]), ..Reading::default() };
+    if let Ok(split) = data::emoji::draw(&bench.file("emoji.ttf", bytes), &reading) {
+        assert_eq!(split.pixels.len(), split.len() * split.shape.values());
     }
 }
 

@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use super::{DeviceOptions, Outcome, inform, print, spinner};
+use super::progress::spinner;
+use super::{DeviceOptions, Outcome, inform, print};
 use crate::cli::error::Exit;
 use crate::cli::hosts::HostOptions;
 use crate::engine::conformance::{self, Check};

@@ -22,6 +22,7 @@ pub mod planes;
 pub mod probe;
 #[cfg(feature = "xla")]
 pub mod programs;
+pub mod progress;
 pub mod reconstruct;
 pub mod recover;
 pub mod reproduce;
@@ -36,12 +37,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{
-    HumanDuration, ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState, ProgressStyle,
-};
 use serde_json::Value;
 
 use crate::cli::config::TrainConfig;
@@ -61,6 +58,7 @@ use crate::nn::params::init;
 use crate::nn::weights;
 use crate::study::session::Session;
 use crate::train::checkpoint::{Checkpoint, chosen};
+pub use progress::bar;
 use run_data::RunData;
 
 /// The result of a verb: an exit code if it is not 0.
@@ -408,7 +406,7 @@ pub fn file_names(files: &[PathBuf]) -> Vec<String> {
 /// When stdout cannot be written for another reason.
 pub fn print(text: &str) -> Result<()> {
     use std::io::{ErrorKind, Write};
-    if SILENT.load(Ordering::Relaxed) {
+    if is_silent() {
         return Ok(());
     }
     let mut out = std::io::stdout().lock();
@@ -426,9 +424,13 @@ pub fn be_silent() {
     SILENT.store(true, Ordering::Relaxed);
 }
 
+fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
 /// Writes a message about the progress to stderr, unless this process is silent.
 pub fn inform(text: &str) {
-    if !SILENT.load(Ordering::Relaxed) {
+    if !is_silent() {
         to_stderr(text);
     }
 }
@@ -437,76 +439,4 @@ pub fn inform(text: &str) {
 pub fn to_stderr(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Returns a progress bar with rate and ETA. Shows it on stderr if that is a terminal; otherwise prints lines.
-pub fn bar(length: usize, unit: &str) -> ProgressBar {
-    // An error may end what the bar belongs to. Its message then begins on a line of its own.
-    let bar = ProgressBar::new(length as u64).with_finish(ProgressFinish::AndClear);
-    if SILENT.load(Ordering::Relaxed) {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-        return bar;
-    }
-    if let Ok(style) = ProgressStyle::with_template("{bar:32} {far}  {msg}") {
-        let unit = unit.to_string();
-        let far = move |state: &ProgressState, w: &mut dyn std::fmt::Write| {
-            let all = state.len().unwrap_or(0);
-            let _ = w.write_str(&progress_text(state.pos(), all, &unit, state.per_sec(), state.eta()));
-        };
-        bar.set_style(style.with_key("far", far));
-    }
-    bar.enable_steady_tick(Duration::from_millis(250));
-    if bar.is_hidden() {
-        print_progress_lines(&bar, unit, Duration::from_secs(60), |line| to_stderr(&line));
-    }
-    bar
-}
-
-/// Returns a spinner, which shows that something goes on.
-pub fn spinner() -> ProgressBar {
-    if SILENT.load(Ordering::Relaxed) { ProgressBar::hidden() } else { ProgressBar::new_spinner() }
-}
-
-/// Prints the progress as a line at intervals until the bar is finished. Serves logs, where no terminal shows the bar.
-fn print_progress_lines(
-    bar: &ProgressBar,
-    unit: &str,
-    every: Duration,
-    say: impl Fn(String) + Send + 'static,
-) {
-    let (bar, unit) = (bar.downgrade(), unit.to_string());
-    std::thread::spawn(move || {
-        loop {
-            std::thread::sleep(every);
-            let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else { return };
-            let all = bar.length().unwrap_or(0);
-            let far = progress_text(bar.position(), all, &unit, bar.per_sec(), bar.eta());
-            say(format!("{far}  {}", bar.message()).trim_end().to_string());
-        }
-    });
-}
-
-/// Formats the progress, for a bar and for a line of a log.
-fn progress_text(done: u64, all: u64, unit: &str, per_second: f64, left: Duration) -> String {
-    format!("{done}/{all} {unit}  {per_second:.2}/s  ETA {}", HumanDuration(left))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_a_terminal_progress_is_printed_as_lines_until_the_bar_is_finished() {
-        let bar = ProgressBar::hidden();
-        bar.set_length(10);
-        bar.set_position(5);
-        bar.set_message("loss 2.00");
-        let (sender, lines) = std::sync::mpsc::channel();
-        print_progress_lines(&bar, "steps", Duration::from_millis(1), move |line| drop(sender.send(line)));
-        let line = lines.recv().expect("a line");
-        assert!(line.starts_with("5/10 steps  ") && line.ends_with("  loss 2.00"), "{line}");
-        bar.finish_and_clear();
-        // The thread ends and closes the channel.
-        assert!(lines.iter().count() < 1000);
-    }
 }

@@ -59,7 +59,7 @@ impl RunData {
             train_crc: None,
             crc: None,
             valid: 0,
-            reading: own_reading(&model),
+            reading: Reading { values: Some(model.likelihood.values()), ..Reading::default() },
             model,
         }
     }
@@ -113,10 +113,40 @@ impl RunData {
         Ok(())
     }
 
-    /// Returns how images are read that the user names: as the run's are, because they are the run's in another place, or contain
-    /// them. Then what `--split` has kept for testing is for testing still.
-    fn named_reading(&self) -> Reading {
-        Reading { size: self.reading.size.or(own_reading(&self.model).size), ..self.reading.clone() }
+    /// Reads images as the run's are read. Images that the user names are the run's in another place, or contain them: what
+    /// `--split` has kept for testing is for testing still. Says so in a line if the images are not of the model's size or colours.
+    fn load<T>(
+        &self,
+        spec: &str,
+        read: impl Fn(&Reading) -> Result<T>,
+        shape: impl Fn(&T) -> Option<ImageShape>,
+    ) -> Result<T> {
+        let ImageShape { height, width, channels } = self.model.image;
+        let is_fitting = |shape: ImageShape| [shape.height, shape.width] == [height, width];
+        let asked = self.reading.size;
+        // Images of several sizes, or too large ones, are an error unless they are resized.
+        let fitting = match asked {
+            Some(_) => None,
+            None => read(&self.reading).ok().filter(|images| shape(images).is_some_and(is_fitting)),
+        };
+        let mut changes: Vec<String> = Vec::new();
+        let images = match fitting {
+            Some(images) => images,
+            None => {
+                if asked.is_none() {
+                    changes.push(format!("resized to {height} x {width}"));
+                }
+                read(&Reading { size: asked.or(Some([height, width])), ..self.reading.clone() })?
+            }
+        };
+        if shape(&images).is_some_and(|shape| shape.channels != channels) {
+            changes.push(format!("made {}", self.model.image.colours()));
+        }
+        if !changes.is_empty() {
+            let changes = changes.join(" and ");
+            log::warn!("{spec}: the images are {changes}, because the model's are {}", self.model.image);
+        }
+        Ok(images)
     }
 
     /// Says so if images that are not the run's are read in a way that the run's images needed.
@@ -136,7 +166,16 @@ impl RunData {
     }
 
     fn read_whole(&self, part: Part) -> Result<Split> {
-        load_split(self.location()?, part, &self.reading).with_context(|| self.cannot_read())
+        self.load_split(self.location()?, part).with_context(|| self.cannot_read())
+    }
+
+    fn load_split(&self, spec: &str, part: Part) -> Result<Split> {
+        self.load(spec, |reading| load_split(spec, part, reading), |images| Some(images.shape))
+    }
+
+    fn load_all(&self, spec: &str) -> Result<Dataset> {
+        let first = |set: &Dataset| set.train.as_ref().or(set.test.as_ref()).map(|images| images.shape);
+        self.load(spec, |reading| load(spec, reading), first)
     }
 
     /// Returns the images of a part that the run trains on or tests with, and of training images those for validation.
@@ -156,12 +195,6 @@ impl RunData {
         let RunData { owner, .. } = self;
         format!("cannot read the images of {owner}: name their location, or other images, with --data PATH")
     }
-}
-
-/// Returns how images that were not trained on are read: with the size and the values of the model's.
-fn own_reading(model: &Model) -> Reading {
-    let ImageShape { height, width, .. } = model.image;
-    Reading { values: Some(model.likelihood.values()), size: Some([height, width]), ..Reading::default() }
 }
 
 fn load_split(spec: &str, part: Part, reading: &Reading) -> Result<Split> {
@@ -226,7 +259,7 @@ impl<'a> ImageSource<'a> {
                 for_model(images, &run.model)
             }
             (Some(named), Some(run)) => {
-                let (images, _) = run.divided_if_own(part, load_split(named, part, &run.named_reading())?);
+                let (images, _) = run.divided_if_own(part, run.load_split(named, part)?);
                 run.tell_reading(named, part, &images);
                 for_model(images, &run.model)
             }
@@ -247,7 +280,7 @@ impl<'a> ImageSource<'a> {
         let read = || {
             let (train, valid) = match self.named {
                 None => run.divided(Part::Train, run.read_whole(Part::Train)?)?,
-                Some(named) => load_split(named, Part::Train, &run.named_reading())?.held_out(run.valid)?,
+                Some(named) => run.load_split(named, Part::Train)?.held_out(run.valid)?,
             };
             run.check(Part::Train, &train)?;
             for_model(valid.context("the run has no validation images")?, &run.model)
@@ -263,8 +296,7 @@ impl<'a> ImageSource<'a> {
         let read = || {
             let mut dataset = match (self.named, self.run) {
                 (None, Some(run)) => {
-                    let mut dataset =
-                        load(run.location()?, &run.reading).with_context(|| run.cannot_read())?;
+                    let mut dataset = run.load_all(run.location()?).with_context(|| run.cannot_read())?;
                     let divided = dataset.train.take().map(|images| run.divided(Part::Train, images));
                     dataset.train = divided.transpose()?.map(|(images, _)| images);
                     for (part, images) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
@@ -273,7 +305,7 @@ impl<'a> ImageSource<'a> {
                     dataset
                 }
                 (Some(named), Some(run)) => {
-                    let mut dataset = load(named, &run.named_reading())?;
+                    let mut dataset = run.load_all(named)?;
                     let whole = dataset.train.take();
                     dataset.train = whole.map(|images| run.divided_if_own(Part::Train, images).0);
                     if let Some(train) = &dataset.train {

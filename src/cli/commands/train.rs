@@ -1,5 +1,6 @@
 //! `vnca train`: starts or resumes a training run.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +11,9 @@ use indicatif::ProgressBar;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 use signal_hook::iterator::Signals;
 
+use super::progress::{Pace, paced_bar};
 use super::run_data::DecodingBar;
-use super::{Outcome, Report, bar, inform, open, report_forms};
+use super::{Outcome, Report, inform, open, report_forms};
 use crate::cli::config::{TrainConfig, TrainOptions};
 use crate::cli::environment;
 use crate::cli::error::Exit;
@@ -202,6 +204,7 @@ fn train(
     let images = if config.model.likelihood.of_bits() { images.map(Split::binarized) } else { images };
     let mut watch = Screen {
         bar: ProgressBar::hidden(),
+        pace: Pace::default(),
         signal,
         hosts,
         config: &config,
@@ -245,6 +248,13 @@ fn train(
         // Exported programs for evaluation and pictures may not fit. Load them now, so that an error comes before training.
         watch.prepare()?;
     }
+    let pictures = path.join(PICTURES);
+    if options.eval_every > 0 {
+        mesh.lead(|| match fs::symlink_metadata(&pictures) {
+            Ok(_) => files::check_writable(&pictures.join("samples.png")),
+            Err(_) => Ok(()),
+        })?;
+    }
     let trainer =
         Trainer::new(&mesh, config.task()).optimiser(config.optimiser.chain(config.steps)).options(options);
     let mut run = trainer.start(folder, Some(train.to_array()), checkpoint)?;
@@ -255,9 +265,9 @@ fn train(
         n => format!(" of {n} processes"),
     };
     watch.say(&format!("device  {}, {} replica(s){of_processes}", mesh.describe(), config.replicas));
-    watch.bar = bar(config.steps, "steps");
+    watch.pace = Pace::start(run.step());
+    watch.bar = paced_bar(config.steps, "steps", Some(&watch.pace));
     watch.bar.set_position(run.step() as u64);
-    watch.bar.reset_eta();
     let end = run.train(&mut watch);
     watch.bar.finish_and_clear();
     let end = end?;
@@ -295,6 +305,9 @@ fn located_device(device: &str) -> String {
     let (name, options) = device.split_at(device.find(',').unwrap_or(device.len()));
     if name.contains('/') || name.ends_with(".so") { located(name) + options } else { device.into() }
 }
+
+/// The pictures of evaluations, in the run's folder.
+const PICTURES: &str = "pictures";
 
 /// Signals within this time after the first one count as one request. `timeout` and job schedulers send a signal to the process
 /// and another to its group.
@@ -425,6 +438,7 @@ fn report(run: &Run<'_>, folder: &Path, began: Instant) -> Report {
 /// The progress display and the evaluations of a run.
 struct Screen<'a> {
     bar: ProgressBar,
+    pace: Pace,
     /// Number of the received signal; 0 for none.
     signal: Arc<AtomicUsize>,
     hosts: &'a Hosts,
@@ -445,7 +459,7 @@ impl Screen<'_> {
     fn prepare(&mut self) -> Result<()> {
         let TrainConfig { model, eval_samples, seed_test, seed_logging, .. } = *self.config;
         if let Some(images) = self.images.take() {
-            let (keys, folder) = ([seed_test, seed_logging].map(Key::new), self.folder.join("pictures"));
+            let (keys, folder) = ([seed_test, seed_logging].map(Key::new), self.folder.join(PICTURES));
             self.validation =
                 Some(Validation::new(self.mesh, &model.vae(), images, eval_samples, keys, folder)?);
         }
@@ -460,15 +474,9 @@ impl Screen<'_> {
             self.bar.println(text);
         }
     }
-}
 
-impl Watch for Screen<'_> {
-    fn steps(&mut self, step: usize, loss: f32) {
-        self.bar.set_position(step as u64);
-        self.bar.set_message(format!("loss {loss:.2}"));
-    }
-
-    fn evaluate(&mut self, parameters: &[&Buffers], step: usize) -> Result<Option<Score>> {
+    /// Evaluates the parameters and writes pictures.
+    fn score(&mut self, parameters: &[&Buffers], step: usize) -> Result<Option<Score>> {
         self.prepare()?;
         let eval_samples = self.config.eval_samples;
         let Some(validation) = &self.validation else { return Ok(None) };
@@ -487,6 +495,21 @@ impl Watch for Screen<'_> {
             bound.text(2)
         ));
         Ok(Some(Score { name: self.score, value: mean }))
+    }
+}
+
+impl Watch for Screen<'_> {
+    fn steps(&mut self, step: usize, loss: f32) {
+        self.pace.reach(step, Instant::now());
+        self.bar.set_position(step as u64);
+        self.bar.set_message(format!("loss {loss:.2}"));
+    }
+
+    fn evaluate(&mut self, parameters: &[&Buffers], step: usize) -> Result<Option<Score>> {
+        self.pace.reach(step, Instant::now());
+        let score = self.score(parameters, step);
+        self.pace.skip_to(Instant::now());
+        score
     }
 
     fn stop(&self) -> bool {

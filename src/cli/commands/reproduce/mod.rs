@@ -344,7 +344,8 @@ impl Study<'_> {
             }
             to_stderr(&quoted(&eval_words));
             let Command::Eval(args) = parsed(&eval_words)? else { bail!("{eval_words:?} is no evaluation") };
-            let summary = eval::evaluate(&args.options, &args.options.device)?.context("a shard has no summary")?;
+            let summary =
+                eval::evaluate(&args.options, &args.options.device)?.context("a shard has no summary")?;
             found.evaluation =
                 Some(results::Evaluation { command: eval_words, summary: serde_json::to_value(summary)? });
             found.save(&path)?;

@@ -31,6 +31,7 @@ use self::executable::UnloadedExecutable;
 pub use self::find::Plugin;
 pub(super) use self::find::cache as cache_folder;
 pub use self::gpu::Gpu;
+#[cfg(feature = "xla")]
 pub(super) use self::host::processor;
 pub use self::host::{Lock, TPU_LOCK, gpu_files, nvidia_driver, package, process_name, tpu_files};
 pub use self::kernels::Kernels;
