@@ -11,7 +11,7 @@ use signal_hook::low_level;
 
 use super::commands::{Outcome, be_silent, to_stderr};
 use super::error::{Exit, describe};
-use crate::engine::key_values::KeyValues;
+use crate::engine::key_values::{KeyError, KeyValues};
 use crate::engine::runtime::{OfAll, OfSeveral, Processes};
 use crate::error::{Kind, kind};
 use crate::hosts::found::{Found, Given, find};
@@ -144,8 +144,8 @@ fn end(session: &Session, settings: &Settings, outcome: &Outcome) -> Result<()> 
         // All of them have got this error.
         Err(error) if error.is::<OfAll>() || kind(error) == Kind::NotFinite => session.leave(),
         Err(error) => {
-            if error.is::<OfSeveral>() {
-                // Perhaps another process has died. The others notice it by its heartbeats, and this process ends here.
+            if may_be_of_another(error) {
+                // The others notice a death by the missing heartbeats, and this process ends here.
                 let begin = Instant::now();
                 while begin.elapsed() < settings.dead_after + 2 * settings.heartbeat {
                     thread::sleep(LOOK);
@@ -154,6 +154,15 @@ fn end(session: &Session, settings: &Settings, outcome: &Outcome) -> Result<()> 
             session.fail(&describe(error))
         }
     }
+}
+
+/// Reports whether an error may come from another process that has died: a program of all of them failed, or the store of process
+/// 0 is gone.
+fn may_be_of_another(error: &anyhow::Error) -> bool {
+    let gone = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(KeyError::Unavailable(_)))
+    };
+    error.is::<OfSeveral>() || error.chain().any(gone)
 }
 
 impl Hosts {
@@ -229,4 +238,20 @@ pub fn lines(value: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value)?;
     let lines = text.lines().map(|line| line.trim().trim_end_matches(',').replace('"', ""));
     Ok(lines.filter(|line| line.contains(": ") && !line.ends_with('{')).collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_gone_may_mean_that_process_0_has_died() {
+        let of = |error: KeyError| may_be_of_another(&anyhow::Error::from(error).context("the version"));
+        assert!(of(KeyError::Unavailable("connection refused".into())));
+        assert!(!of(KeyError::NotFound("no value".into())));
+        assert!(may_be_of_another(&anyhow!("a socket was closed").context(OfSeveral)));
+        assert!(!may_be_of_another(&anyhow!("the disk is full")));
+    }
 }
