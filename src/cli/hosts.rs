@@ -144,7 +144,7 @@ fn end(session: &Session, settings: &Settings, outcome: &Outcome) -> Result<()> 
         // All of them have got this error.
         Err(error) if error.is::<OfAll>() || kind(error) == Kind::NotFinite => session.leave(),
         Err(error) => {
-            if may_be_of_another(error) {
+            if may_be_of_another(error, session) {
                 // The others notice a death by the missing heartbeats, and this process ends here.
                 let begin = Instant::now();
                 while begin.elapsed() < settings.dead_after + 2 * settings.heartbeat {
@@ -156,13 +156,10 @@ fn end(session: &Session, settings: &Settings, outcome: &Outcome) -> Result<()> 
     }
 }
 
-/// Reports whether an error may come from another process that has died: a program of all of them failed, or the store of process
-/// 0 is gone.
-fn may_be_of_another(error: &anyhow::Error) -> bool {
-    let gone = |cause: &(dyn std::error::Error + 'static)| {
-        matches!(cause.downcast_ref(), Some(KeyError::Unavailable(_)))
-    };
-    error.is::<OfSeveral>() || error.chain().any(gone)
+/// Reports whether an error may come from another process that has died: a program of all of them failed, or process 0 does not
+/// answer any more. Then whatever needs its store fails too, such as the opening of a device.
+fn may_be_of_another(error: &anyhow::Error, store: &dyn KeyValues) -> bool {
+    error.is::<OfSeveral>() || matches!(store.try_get(STOP), Err(KeyError::Unavailable(_)))
 }
 
 impl Hosts {
@@ -247,11 +244,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_that_is_gone_may_mean_that_process_0_has_died() {
-        let of = |error: KeyError| may_be_of_another(&anyhow::Error::from(error).context("the version"));
-        assert!(of(KeyError::Unavailable("connection refused".into())));
-        assert!(!of(KeyError::NotFound("no value".into())));
-        assert!(may_be_of_another(&anyhow!("a socket was closed").context(OfSeveral)));
-        assert!(!may_be_of_another(&anyhow!("the disk is full")));
+    fn an_error_after_the_loss_of_process_0_may_be_its() {
+        let settings = Settings::default();
+        let coordinator = Coordinator::start("127.0.0.1:0", 1, &settings).unwrap();
+        let session = Session::join(&coordinator.address().to_string(), 0, 1, &settings).unwrap();
+        let own = anyhow!("no such device");
+        assert!(!may_be_of_another(&own, &session));
+        assert!(may_be_of_another(&anyhow!("a socket was closed").context(OfSeveral), &session));
+        drop(coordinator);
+        assert!(may_be_of_another(&own, &session));
     }
 }
