@@ -159,9 +159,26 @@ fn other_numbers_of_processes_are_refused() {
 #[test]
 fn a_complete_run_takes_nobody_and_goes_on() {
     let (coordinator, sessions) = run::<2>(&Settings::default());
-    let error = text(Session::join(&coordinator.address().to_string(), 1, 2, &Settings::default()));
-    assert!(error.contains("process 1 has joined already"), "{error}");
+    let soon = Settings { join: 3 * SHORT, ..Settings::default() };
+    let error = text(Session::join(&coordinator.address().to_string(), 1, 2, &soon));
+    assert!(error.contains("process 1 has joined already, and its run has not ended"), "{error}");
     each(&[0, 1], |i| sessions[i].barrier("after", SECOND).unwrap());
+}
+
+#[test]
+fn a_process_that_is_started_again_waits_for_the_others() {
+    let (coordinator, [zero, one]) = run::<2>(&brisk());
+    let address = coordinator.address().to_string();
+    thread::scope(|scope| {
+        drop(one);
+        let again = scope.spawn(|| Session::join(&address, 1, 2, &brisk()).map(drop));
+        assert_eq!(failure(&zero).process, Some(1));
+        assert!(!again.is_finished());
+        drop((zero, coordinator));
+        let _coordinator = Coordinator::start(&address, 2, &brisk()).unwrap();
+        let _zero = Session::join(&address, 0, 2, &brisk()).unwrap();
+        again.join().unwrap().unwrap();
+    });
 }
 
 #[test]

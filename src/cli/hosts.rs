@@ -11,7 +11,7 @@ use signal_hook::low_level;
 
 use super::commands::{Outcome, be_silent, to_stderr};
 use super::error::{Exit, describe};
-use crate::engine::key_values::KeyValues;
+use crate::engine::key_values::{KeyError, KeyValues};
 use crate::engine::runtime::{OfAll, OfSeveral, Processes};
 use crate::error::{Kind, kind};
 use crate::hosts::found::{Found, Given, find};
@@ -145,8 +145,8 @@ fn end(session: &Session, settings: &Settings, outcome: &Outcome) -> Result<()> 
         // All of them have got this error.
         Err(error) if error.is::<OfAll>() || kind(error) == Kind::NotFinite => session.leave(),
         Err(error) => {
-            if error.is::<OfSeveral>() {
-                // Perhaps another process has died. The others notice it by its heartbeats, and this process ends here.
+            if may_be_of_another(error, session) {
+                // The others notice a death by the missing heartbeats, and this process ends here.
                 let begin = Instant::now();
                 while begin.elapsed() < settings.dead_after + 2 * settings.heartbeat {
                     thread::sleep(LOOK);
@@ -155,6 +155,12 @@ fn end(session: &Session, settings: &Settings, outcome: &Outcome) -> Result<()> 
             session.fail(&describe(error))
         }
     }
+}
+
+/// Reports whether an error may come from another process that has died: a program of all of them failed, or process 0 does not
+/// answer any more. Then whatever needs its store fails too, such as the opening of a device.
+fn may_be_of_another(error: &anyhow::Error, store: &dyn KeyValues) -> bool {
+    error.is::<OfSeveral>() || matches!(store.try_get(STOP), Err(KeyError::Unavailable(_)))
 }
 
 impl Hosts {
@@ -230,4 +236,23 @@ pub fn lines(value: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value)?;
     let lines = text.lines().map(|line| line.trim().trim_end_matches(',').replace('"', ""));
     Ok(lines.filter(|line| line.contains(": ") && !line.ends_with('{')).collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn an_error_after_the_loss_of_process_0_may_be_its() {
+        let settings = Settings::default();
+        let coordinator = Coordinator::start("127.0.0.1:0", 1, &settings).unwrap();
+        let session = Session::join(&coordinator.address().to_string(), 0, 1, &settings).unwrap();
+        let own = anyhow!("no such device");
+        assert!(!may_be_of_another(&own, &session));
+        assert!(may_be_of_another(&anyhow!("a socket was closed").context(OfSeveral), &session));
+        drop(coordinator);
+        assert!(may_be_of_another(&own, &session));
+    }
 }

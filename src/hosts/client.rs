@@ -20,6 +20,7 @@ use super::messages::{
     Barrier, Call, DeleteKeyValue, Fail, GetKeyValue, Heartbeat, Incarnations, InsertKeyValue, KeyValue,
     KeyValueAnswer, LARGEST, PollForError, Protobuf, RegisterTask, ShutdownTask, TryGetKeyValue, reported,
 };
+use super::state::TAKEN;
 use super::{Failure, Settings};
 use crate::engine::key_values::{self, KeyError, KeyValues};
 use crate::error::valid;
@@ -65,7 +66,8 @@ impl Session {
     /// have joined.
     ///
     /// # Errors
-    /// When no coordinator answers or a process is missing after `settings.join`. When two processes join
+    /// When no coordinator answers, a process is missing, or a run that has this index already has not ended
+    /// after `settings.join`. When two processes join
     /// with one index, with different numbers of processes, or with an index beyond the number: on each
     /// process, as a [`Failure`] in the chain of causes. [`Error::Invalid`](crate::error::Error::Invalid) for
     /// arguments that contradict each other.
@@ -336,7 +338,9 @@ async fn register(
             Ok(Err(status)) => status,
             Err(_) => late(left),
         };
-        if let Some(failure) = reported(&status) {
+        // A process that was started again waits until the others have noticed that it had died, and join anew.
+        let waits = status.code() == TAKEN && start.elapsed() < join;
+        if let Some(failure) = reported(&status).filter(|_| !waits) {
             return Err(anyhow::Error::from(failure).context(format!("cannot join the run at {address}")));
         }
         if status.code() == Code::Unimplemented {

@@ -15,6 +15,9 @@ use super::{Failure, Settings};
 /// Longest message about a failure in characters: HTTP limits the size of headers, which carry it.
 const LONGEST_REASON: usize = 1000;
 
+/// The code that refuses a process whose index a running run has.
+pub const TAKEN: Code = Code::AlreadyExists;
+
 /// A run, shared by the tasks that answer its processes.
 pub struct Run {
     processes: usize,
@@ -82,29 +85,32 @@ impl State {
     }
 
     /// Checks a registration and returns what is wrong with it.
-    fn misfit(&self, request: &RegisterTask, processes: usize) -> Option<String> {
+    fn misfit(&self, request: &RegisterTask, processes: usize) -> Option<(Code, String)> {
         let process = request.process;
+        let wrong = |problem| Some((Code::FailedPrecondition, problem));
         let Some(place) = usize::try_from(process).ok().and_then(|p| self.members.get(p)) else {
             let last = processes - 1;
-            return Some(format!(
+            return wrong(format!(
                 "process {process} is not one of the run's {processes}, which are 0 to {last}"
             ));
         };
         let other = request.processes.filter(|&other| other as usize != processes);
         if let Some(other) = other {
-            return Some(format!(
+            return wrong(format!(
                 "process {process} was started for {other} processes, process 0 for {processes}"
             ));
         }
         let member = place.as_ref()?;
-        (member.incarnation != request.incarnation).then(|| match self.complete {
-            false => {
-                format!("process {process} was started twice: two processes have joined with this index")
-            }
-            true => {
-                format!("process {process} has joined already: a running run takes no process a second time")
-            }
-        })
+        if member.incarnation == request.incarnation {
+            return None;
+        }
+        match self.complete {
+            false => wrong(format!(
+                "process {process} was started twice: two processes have joined with this index"
+            )),
+            // Perhaps the earlier process has died, and the others do not know it yet.
+            true => Some((TAKEN, format!("process {process} has joined already, and its run has not ended"))),
+        }
     }
 }
 
@@ -165,11 +171,11 @@ impl Run {
     pub async fn register(&self, request: RegisterTask) -> Answer<()> {
         let (incarnation, process) = (request.incarnation, request.process.max(0) as usize);
         let ticket = self.change(|state| {
-            if let Some(problem) = state.misfit(&request, self.processes) {
+            if let Some((code, problem)) = state.misfit(&request, self.processes) {
                 if !state.complete {
                     state.fail(process, problem.clone());
                 }
-                return Err(refusal(Code::FailedPrecondition, problem, Some(process)));
+                return Err(refusal(code, problem, Some(process)));
             }
             let heard = Instant::now();
             state.tickets += 1;

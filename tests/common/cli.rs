@@ -25,7 +25,8 @@ pub fn run(folder: &Path, arguments: &[impl AsRef<OsStr> + Debug]) -> Output {
     prepare(command, folder, arguments).output().expect("the binary starts")
 }
 
-fn prepare(mut command: Command, folder: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
+/// Gives a command its folder and arguments, and the environment of a test.
+pub fn prepare(mut command: Command, folder: &Path, arguments: &[impl AsRef<OsStr>]) -> Command {
     command.current_dir(folder).args(arguments);
     // A developer's variables must not change a test.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VNCA_") || name == "RUST_LOG") {

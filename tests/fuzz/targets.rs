@@ -744,7 +744,7 @@ fn module_seeds(_: &Bench) -> Vec<Vec<u8>> {
 }
 
 fn read_module(_: &Bench, bytes: &[u8]) {
-    let compiled = Compiled { usage: Usage::default(), costs: vec![], module: bytes.to_vec() };
+    let compiled = Compiled { usage: Usage::default(), costs: vec![], module: bytes.to_vec(), hosts: 1 };
     let _ = compiled.estimate(Trips { steps: 2.0, drawn: 3.0 });
 }
 
