@@ -123,13 +123,12 @@ fn the_manifest_has_what_is_asked_for() {
     assert!(!after.any(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase())), "{manifest}");
     let plain = print(&["2", "run"], &[]).1;
     assert!(plain.contains("          limits: {memory: 16Gi}") && !plain.contains("nodeSelector"), "{plain}");
-    let wrong: [(&[&str], &[(&str, &str)], &str); 3] = [
-        (&["none", "run"], &[], "PODS is a number from 1, got 'none'"),
-        (&["2", "run"], &[("GPUS", "0")], "GPUS is a number from 1, got '0'"),
-        (&["2", "run"], &[("NAME", "My_Run")], "got 'My_Run'"),
-    ];
-    for (arguments, variables, words) in wrong {
-        let (code, _, error) = print(arguments, variables);
+    for (pods, variable, words) in [
+        ("none", None, "PODS is a number from 1, got 'none'"),
+        ("2", Some(("GPUS", "0")), "GPUS is a number from 1, got '0'"),
+        ("2", Some(("NAME", "My_Run")), "got 'My_Run'"),
+    ] {
+        let (code, _, error) = print(&[pods, "run"], variable.as_slice());
         assert!(code == Some(2) && error.contains(words), "{error}");
     }
 }
