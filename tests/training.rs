@@ -81,7 +81,7 @@ fn a_loss_that_is_not_finite_stops_the_run_before_the_update() {
         folder.path(),
         &["inspect", "--weights", &name, "--model", "baseline", "--latent", "8", "--json"],
     );
-    let listing: Value = serde_json::from_str(&listing).unwrap();
+    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
     assert!(
         listing["leaves"].as_array().unwrap().iter().all(|l| l["l2"].as_f64().is_some_and(f64::is_finite))
     );
