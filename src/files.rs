@@ -166,6 +166,18 @@ pub fn free_space(folder: &Path) -> Option<u64> {
     found.f_bavail.checked_mul(found.f_frsize)
 }
 
+/// Creates a folder within one that exists, unless it is there already. If the outer folder has been moved away meanwhile, it is not
+/// made anew: what is written then would be apart from the rest.
+///
+/// # Errors
+/// When the folder cannot be created. The message names it.
+pub fn create_within(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(_) if path.is_dir() => Ok(()),
+        created => created.with_context(|| format!("cannot create {}", path.display())),
+    }
+}
+
 /// Removes the unfinished files that killed processes left in a folder. No other process may write to the folder meanwhile.
 pub fn remove_drafts(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -1,9 +1,8 @@
 //! The pictures that a training run writes: samples of the prior, and test images above their reconstructions.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::data::Split;
 use crate::engine::array::Array;
@@ -12,6 +11,7 @@ use crate::engine::ir::{Function, Sym};
 use crate::engine::random::{Key, graph as draw};
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh};
 use crate::engine::shape::Shape;
+use crate::files;
 use crate::model::Vae;
 use crate::nn::params::Params;
 use crate::study::figure::grids;
@@ -94,7 +94,7 @@ impl Pictures {
             rows.extend_from_slice(decoded);
         }
         self.mesh.lead(|| {
-            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            files::create_within(folder)?;
             grids::write(&folder.join(format!("samples-{step:08}.png")), samples, self.dims, COLUMNS)?;
             grids::write(&folder.join(format!("reconstructions-{step:08}.png")), &rows, self.dims, COLUMNS)
         })

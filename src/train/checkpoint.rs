@@ -101,8 +101,7 @@ impl Store {
     /// # Errors
     /// When the folder cannot be written to or has too little space.
     pub fn check_room(&self, bytes: usize, saves: usize) -> Result<()> {
-        fs::create_dir_all(&self.folder)
-            .with_context(|| format!("cannot create {}", self.folder.display()))?;
+        files::create_within(&self.folder)?;
         let checked = self.has_room(bytes, saves);
         if checked.is_err() {
             // Fails if the folder contains checkpoints.
@@ -135,8 +134,7 @@ impl Store {
     /// # Errors
     /// When the folder cannot be created or a file in it cannot be renamed.
     pub fn begin(&mut self, from: Option<usize>) -> Result<()> {
-        fs::create_dir_all(&self.folder)
-            .with_context(|| format!("cannot create {}", self.folder.display()))?;
+        files::create_within(&self.folder)?;
         files::remove_drafts(&self.folder);
         let later = self.steps()?.into_iter().filter(|step| from.is_none_or(|from| *step > from));
         let mut later: Vec<PathBuf> = later.map(|step| self.path(step)).collect();
@@ -329,6 +327,20 @@ pub fn chosen(run: &Path) -> Result<(PathBuf, Checkpoint)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_folder_that_has_been_moved_away_is_not_made_anew() {
+        let outer = tempfile::tempdir().unwrap();
+        let run = outer.path().join("run");
+        let mut store = Store::in_run(&run, 3);
+        for error in [store.check_room(1, 1).unwrap_err(), store.begin(None).unwrap_err()] {
+            assert!(format!("{error:#}").contains("run/checkpoints: No such file"), "{error:#}");
+        }
+        assert!(!run.exists());
+        fs::create_dir(&run).unwrap();
+        store.begin(None).unwrap();
+        store.check_room(1, 1).unwrap();
+    }
 
     fn checkpoint(step: usize) -> Checkpoint {
         let model = serde_json::Value::Null;

@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::files;
+
 /// The metrics of a gradient step. Contains no times, so that two runs with the same seeds write the same lines.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
@@ -157,7 +159,7 @@ struct Events {
 
 impl Events {
     fn create(folder: &Path, step: usize) -> Result<Events> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        files::create_within(folder)?;
         // Readers order the files by name. The clock may have been set back since the last file.
         let last = newest_stamp(folder)?.map_or(0, |stamp| stamp + 1);
         let stamp = last.max(now() as u64);
