@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use vnca::cli::pretrained;
 
@@ -349,4 +350,33 @@ fn the_reports_figures_have_commands_that_parse() {
             panic!("`{command}` in the table of figures: {error}");
         }
     }
+}
+
+/// The headers that stand in for LLVM's and MLIR's define functions. In a program that is built without optimisation these are
+/// symbols, and the XLA library would call one that it sees instead of its own function of this name, whose class is another.
+#[test]
+fn stand_ins_for_headers_take_no_place_of_the_librarys_functions() {
+    const SOURCE: &str = r#"
+        #include "mlir/IR/BuiltinOps.h"
+        #include "mlir/IR/OwningOpRef.h"
+        extern "C" void use(mlir::Operation *operation) {
+            mlir::OwningOpRef<mlir::ModuleOp> module = mlir::ModuleOp(operation);
+            std::string text;
+            llvm::raw_string_ostream out(text);
+            module->print(out);
+            out.flush();
+        }
+    "#;
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("use.cc"), SOURCE).unwrap();
+    let run = |program: &str, words: &str| {
+        let output =
+            Command::new(program).args(words.split(' ')).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{program} {words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let headers = root().join("tools/xla-shim/include");
+    run("c++", &format!("-std=c++17 -O0 -fPIC -shared use.cc -o use.so -I{}", headers.display()));
+    let seen = run("nm", "-D --defined-only use.so");
+    assert!(seen.contains(" T use") && !seen.contains("llvm") && !seen.contains("mlir"), "{seen}");
 }

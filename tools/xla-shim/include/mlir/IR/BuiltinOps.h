@@ -1,4 +1,5 @@
 // Stands in for MLIR's header: a module is a pointer to an operation; erasing and printing are the library's.
+// Hidden, for the reason that raw_ostream.h gives.
 #pragma once
 #include <string>
 
@@ -10,7 +11,7 @@ class Operation {
   void erase();
 };
 
-class ModuleOp {
+class __attribute__((visibility("hidden"))) ModuleOp {
  public:
   ModuleOp(Operation *operation = nullptr) : operation_(operation) {}
   explicit operator bool() const { return operation_ != nullptr; }

@@ -1,9 +1,10 @@
-// Stands in for MLIR's header: an operation that is erased with its owner.
+// Stands in for MLIR's header: an operation that is erased with its owner. Hidden, for the reason that
+// raw_ostream.h gives.
 #pragma once
 
 namespace mlir {
 template <typename Op>
-class OwningOpRef {
+class __attribute__((visibility("hidden"))) OwningOpRef {
  public:
   OwningOpRef(Op op = Op()) : op_(op) {}
   OwningOpRef(OwningOpRef &&other) : op_(other.release()) {}
