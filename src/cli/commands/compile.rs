@@ -312,7 +312,7 @@ fn collectives(r: &Row) -> String {
     let each = r.collectives.iter();
     let each = each.map(|(name, c)| format!("{} {name} {:.1} MB", c.count, c.bytes / 1e6));
     let mut text = each.collect::<Vec<_>>().join(", ");
-    if r.hosts > 1 {
+    if r.hosts > 1 && !text.is_empty() {
         text += &format!("; {} hosts, each sends {:.1} MB", r.hosts, r.between_hosts / 1e6);
     }
     text
