@@ -130,7 +130,11 @@ impl Header {
                 let digits = number.strip_suffix('L').unwrap_or(number);
                 digits.parse().with_context(|| format!("expected integers as shape, got ({inner})"))
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<usize>>>()?;
+        // A size of 0 hides the others' product, in one order of them and not in another.
+        let elements = shape.iter().filter(|size| **size > 0);
+        let bytes = elements.fold(Some(width), |bytes: Option<usize>, size| bytes?.checked_mul(*size));
+        ensure!(bytes.is_some(), "expected sizes whose product fits in 64 bits, got ({inner})");
         Ok(Header { kind, big_endian, width, fortran, shape })
     }
 
@@ -456,6 +460,22 @@ mod tests {
         let rows = Writer::create(&folder.path().join("rows.npy"), &Shape::f32(&[2])).unwrap();
         assert!(rows.finish().unwrap_err().to_string().contains("lacks 8 bytes"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_size_of_zero_hides_no_overflow() {
+        for order in ["False", "True"] {
+            let header = |shape: &str| {
+                let text = format!("{{'descr': '<u4', 'fortran_order': {order}, 'shape': {shape}, }}");
+                Header::parse(text.as_bytes()).map(|header| header.shape)
+            };
+            for shape in
+                ["(0, 64, 4611686018427387904)", "(4611686018427387904, 64, 0)", "(4611686018427387904,)"]
+            {
+                assert!(header(shape).unwrap_err().to_string().contains("fits in 64 bits"), "{shape}");
+            }
+            assert_eq!(header("(0, 7)").unwrap(), [0, 7]);
+        }
     }
 
     #[test]

@@ -139,7 +139,7 @@ fn record_seeds(_: &Bench) -> Vec<Vec<u8>> {
         npy_of(2, &header("<f2", "False", "(3L,)"), &[60; 6]),
         npy_of(3, &header("|u1", "True", "(2, 2)"), &[1, 2, 3, 4]),
         npy_of(1, &header("<i4", "False", "(0, 7)"), &[]),
-        npy_of(1, &header("<u4", "True", "(0, 1, 4611686018427387904)"), &[]),
+        npy_of(1, &header("<u4", "True", "(0, 64, 4611686018427387904)"), &[]),
     ]
 }
 
