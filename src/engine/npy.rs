@@ -132,9 +132,9 @@ impl Header {
             })
             .collect::<Result<Vec<usize>>>()?;
         // A size of 0 hides the others' product, in one order of them and not in another.
-        let elements = shape.iter().filter(|size| **size > 0);
-        let bytes = elements.fold(Some(width), |bytes: Option<usize>, size| bytes?.checked_mul(*size));
-        ensure!(bytes.is_some(), "expected sizes whose product fits in 64 bits, got ({inner})");
+        let mut elements = shape.iter().filter(|size| **size > 0);
+        let bytes = elements.try_fold(width, |bytes, size| bytes.checked_mul(*size));
+        ensure!(bytes.is_some(), "the sizes ({inner}) are those of more than 2^64 bytes");
         Ok(Header { kind, big_endian, width, fortran, shape })
     }
 
@@ -472,7 +472,7 @@ mod tests {
             for shape in
                 ["(0, 64, 4611686018427387904)", "(4611686018427387904, 64, 0)", "(4611686018427387904,)"]
             {
-                assert!(header(shape).unwrap_err().to_string().contains("fits in 64 bits"), "{shape}");
+                assert!(header(shape).unwrap_err().to_string().contains("more than 2^64"), "{shape}");
             }
             assert_eq!(header("(0, 7)").unwrap(), [0, 7]);
         }
