@@ -17,7 +17,7 @@ use vnca::model::decoder::GrowOptions;
 use vnca::model::elbo::{Loss, LossStep, ManySamples};
 use vnca::model::grow::{Damage, Grids};
 use vnca::model::objective;
-use vnca::nn::optimiser::{Adam, ClipEach, Context, Fall, Schedule, Transform, Updates};
+use vnca::nn::optimiser::{Adam, ClipEach, Context, Fall, FallShape, Schedule, Transform, Updates};
 use vnca::nn::params::Params;
 use vnca::nn::params::{Leaf, Role};
 use vnca::nn::tree::Tree;
@@ -250,14 +250,26 @@ fn muon_uses_the_orthogonal_matrix_nearest_to_the_momentum() {
 
 #[test]
 fn the_learning_rate_follows_its_schedule() {
-    let fall = Some(Fall { end_factor: 0.5, steps: 10 });
-    let schedule = Schedule { learning_rate: 0.01, warmup: 4, fall };
-    let adam = Adam { schedule, ..Adam::new(0.01) };
-    for (count, expected) in [(1, 0.25 * 0.95), (2, 0.5 * 0.9), (4, 0.8), (7, 0.65), (10, 0.5), (20, 0.5)] {
-        // The moments after `count` gradients of 1, for which Adam's update is the learning rate.
-        let moment = |decay: f64| Array::new(&[1], &[(1.0 - decay.powi(count)) as f32]);
-        let moved = update(&adam, count, [&moment(adam.b1), &moment(adam.b2)])[0];
-        assert!((f64::from(moved) / -0.01 - expected).abs() < 1e-4, "step {count}: {moved}");
+    let linear = [(1, 0.25 * 0.95), (2, 0.5 * 0.9), (4, 0.8), (7, 0.65), (10, 0.5), (20, 0.5)];
+    // With cos(18°), cos(36°), cos(72°) and cos(126°) from a table.
+    let cosine = [
+        (1, 0.25 * (0.75 + 0.25 * 0.951_057)),
+        (2, 0.5 * (0.75 + 0.25 * 0.809_017)),
+        (4, 0.75 + 0.25 * 0.309_017),
+        (7, 0.75 - 0.25 * 0.587_785),
+        (10, 0.5),
+        (20, 0.5),
+    ];
+    for (shape, expected) in [(FallShape::Linear, linear), (FallShape::Cosine, cosine)] {
+        let fall = Some(Fall { shape, end_factor: 0.5, steps: 10 });
+        let schedule = Schedule { learning_rate: 0.01, warmup: 4, fall };
+        let adam = Adam { schedule, ..Adam::new(0.01) };
+        for (count, expected) in expected {
+            // The moments after `count` gradients of 1, for which Adam's update is the learning rate.
+            let moment = |decay: f64| Array::new(&[1], &[(1.0 - decay.powi(count)) as f32]);
+            let moved = update(&adam, count, [&moment(adam.b1), &moment(adam.b2)])[0];
+            assert!((f64::from(moved) / -0.01 - expected).abs() < 1e-4, "{shape:?}, step {count}: {moved}");
+        }
     }
 }
 

@@ -60,6 +60,8 @@ fn elementwise_rows(any: (f32, f32), positive: (f32, f32)) -> Vec<Row> {
         row("expm1", &[&[4]], any, |_, x| x[0].expm1()),
         row("log", &[&[4]], positive, |_, x| x[0].log()),
         row("log1p", &[&[4]], positive, |_, x| x[0].log1p()),
+        row("sin", &[&[4]], any, |_, x| x[0].sin()),
+        row("cos", &[&[4]], any, |_, x| x[0].cos()),
         row("sqrt", &[&[4]], positive, |_, x| x[0].sqrt()),
         row("tanh", &[&[4]], any, |_, x| x[0].tanh()),
         row("not", &[&[4]], any, |_, x| x[0].gt(x[0].scalar_like(0.3)).logical_not().mask(x[0])),

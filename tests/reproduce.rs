@@ -85,9 +85,11 @@ fn a_stopped_reproduction_goes_on_and_repeats_no_finished_part() {
 #[test]
 fn the_table_of_ingredients_has_the_effect_of_each_change_on_validation_images() {
     let folder = tempfile::tempdir().unwrap();
-    let (found, ran) =
-        reproduce(folder.path(), "--ingredients --only rate-double,ema --steps 30 --seeds 2 --valid 500");
-    assert_eq!((count(&ran, "train"), count(&ran, "eval"), count(&ran, "figures")), (6, 6, 0), "{ran:?}");
+    let options = "--ingredients --only ema,ema+iw-4-end --steps 30 --seeds 2 --valid 500";
+    // Two runs at a time, each in a process of its own.
+    let (found, ran) = reproduce(folder.path(), &format!("{options} --jobs 2"));
+    // A change at the end has a run before it.
+    assert_eq!((count(&ran, "train"), count(&ran, "eval"), count(&ran, "figures")), (8, 6, 0), "{ran:?}");
     assert!(ran.iter().filter(|line| line.contains("vnca eval")).all(|line| line.contains("--split valid")));
     assert!(ran.iter().filter(|line| line.contains("vnca train")).all(|line| line.contains("--valid 500")));
     let rows = found["rows"].as_array().unwrap();
@@ -96,13 +98,27 @@ fn the_table_of_ingredients_has_the_effect_of_each_change_on_validation_images()
     assert!(effect(&rows[0]) == 0.0 && effect(&rows[1]) >= effect(&rows[2]));
     let of = |change: &str| rows.iter().find(|row| row["change"] == change).unwrap();
     let bound = |change: &str| of(change)["iwelbo"]["mean"].as_f64().unwrap();
-    for change in ["rate-double", "ema"] {
+    for change in ["ema", "ema+iw-4-end"] {
         let difference = bound(change) - bound("base");
         assert!((effect(of(change)) - difference).abs() < 1e-9 && difference != 0.0, "{change}");
         assert!(of(change)["effect"]["stderr"].as_f64().unwrap() > 0.0);
     }
     let text = std::fs::read_to_string(folder.path().join("r/table.md")).unwrap();
     assert!(text.contains("| baseline | ema | average of the weights is evaluated |"), "{text}");
+
+    let combined = folder.path().join("r/baseline/ema+iw-4-end");
+    let config = |run: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(combined.join(run).join("config.json")).unwrap()).unwrap()
+    };
+    let (first, last) = (config("seed-0.first"), config("seed-0"));
+    assert_eq!((&first["steps"], &first["loss"]["samples"]), (&24.into(), &1.into()));
+    assert_eq!((&last["steps"], &last["loss"]["samples"]), (&6.into(), &4.into()));
+    assert!(last["from"].as_str().unwrap().ends_with("seed-0.first"));
+    assert_eq!(first["optimiser"]["ema"], last["optimiser"]["ema"]);
+
+    // What is finished is not repeated.
+    let (_, ran) = reproduce(folder.path(), &format!("{options} --jobs 3"));
+    assert!(ran.is_empty(), "{ran:?}");
 }
 
 #[test]
@@ -114,6 +130,8 @@ fn options_that_cannot_be_are_refused_before_anything_is_trained() {
         ("--budget 2d", "such as 2h"),
         ("--budget 2h --steps 5", "--steps"),
         ("--only ema", "--ingredients"),
+        ("--ingredients --only rate-half+rate-double", "rate-double cannot be combined"),
+        ("--jobs 2 --device cuda", "--jobs is 2: several processes cannot share cuda"),
     ] {
         let error = cli::fail(folder.path(), &words(more), 2);
         assert!(error.contains(expected), "{more}: {error}");
@@ -123,6 +141,6 @@ fn options_that_cannot_be_are_refused_before_anything_is_trained() {
     let error = cli::fail(folder.path(), &words("--budget 1s"), 2);
     assert!(error.contains("--budget leaves 0 s for a run"), "{error}");
     assert!(
-        !folder.path().join("r/plan.json").exists() && !folder.path().join("r/.speed-of-baseline").exists()
+        !folder.path().join("r/plan.json").exists() && !folder.path().join("r/.speed-of-baseline-0").exists()
     );
 }

@@ -19,6 +19,7 @@ use crate::files;
 use crate::model::elbo::Loss;
 use crate::model::pool::PoolSpec;
 use crate::model::{Elbo, Pooled};
+use crate::nn::optimiser::FallShape;
 use crate::train::{RunOptions, Sizes, Task, TrainProgram};
 
 /// The resolved options of a run, as stored in `config.json` in its folder.
@@ -37,6 +38,13 @@ pub struct TrainConfig {
     /// Number of the last training images that are for validation, not for training.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub valid: usize,
+    /// The weights that the run began with: an absolute path, or a name of weights that come with the program. `None`: initial values
+    /// that are drawn with `seed_model`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Checksum of these weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_crc: Option<String>,
     /// Gradient steps in total.
     pub steps: usize,
     /// Images per gradient step, over all replicas.
@@ -91,6 +99,8 @@ impl TrainConfig {
             images: ImageOptions::default(),
             data_crc: None,
             valid: 0,
+            from: None,
+            from_crc: None,
             steps: 100_000,
             batch_size: if kind == Kind::NonDoubling { 128 } else { 32 },
             replicas: 1,
@@ -184,6 +194,11 @@ impl TrainConfig {
             self.optimiser.clip_scope == ClipScope::All || self.optimiser.clip_order == ClipOrder::Before,
             "clip_scope",
             "each clips gradients: it cannot be combined with --clip-order after"
+        );
+        valid!(
+            self.optimiser.decay == FallShape::Linear || self.optimiser.end_factor != 1.0,
+            "decay",
+            "is of a learning rate that falls: give --end-factor, its share at the end, such as 0"
         );
         self.device()?;
         Ok(())

@@ -13,6 +13,7 @@ pub mod image_options;
 pub mod models;
 pub mod optimiser;
 pub mod options;
+mod origin;
 pub mod pretrained;
 mod values;
 

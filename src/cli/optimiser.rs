@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::chain;
-use crate::nn::optimiser::{Adam, Average, Chain, ClipByGlobalNorm, ClipEach, Fall, Schedule};
+use crate::nn::optimiser::{Adam, Average, Chain, ClipByGlobalNorm, ClipEach, Fall, FallShape, Schedule};
 
 /// Where the norm is clipped: the gradient before Adam, or the update after it. The report's code clips the update, whose norm
 /// never reaches its limit of 10.
@@ -63,12 +63,19 @@ pub struct Optimiser {
     /// Number of updates over which the learning rate rises linearly from zero.
     #[serde(default)]
     pub warmup: usize,
-    /// Final share of the learning rate, after a linear decay; 1 for no decay.
+    /// Final share of the learning rate, after a decay; 1 for no decay.
     #[serde(rename = "fall", with = "fall", default = "fall::none")]
     pub end_factor: f64,
+    /// The course of the decay.
+    #[serde(default, skip_serializing_if = "is_linear")]
+    pub decay: FallShape,
     /// Decay per update of the average of the parameters that is evaluated. `None`: the parameters themselves are evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
+}
+
+fn is_linear(decay: &FallShape) -> bool {
+    *decay == FallShape::Linear
 }
 
 /// The decay of the learning rate as JSON; null for no decay.
@@ -138,13 +145,14 @@ impl Optimiser {
         cell: CellRule::Adam,
         warmup: 0,
         end_factor: 1.0,
+        decay: FallShape::Linear,
         ema: None,
     };
 
     /// Builds the chain of transforms for a training of `steps` steps.
     pub fn chain(&self, steps: usize) -> Chain {
-        let Optimiser { learning_rate, warmup, end_factor, .. } = *self;
-        let fall = (end_factor != 1.0).then_some(Fall { end_factor, steps });
+        let Optimiser { learning_rate, warmup, end_factor, decay: shape, .. } = *self;
+        let fall = (end_factor != 1.0).then_some(Fall { shape, end_factor, steps });
         let adam = Adam {
             schedule: Schedule { learning_rate, warmup, fall },
             b1: self.b1,

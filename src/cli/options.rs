@@ -20,6 +20,7 @@ use crate::engine::shape::{DType, Precision};
 use crate::error::{Error, Tag, valid};
 use crate::model::elbo::{IwGradient, ManySamples};
 use crate::model::pool::Shuffle;
+use crate::nn::optimiser::FallShape;
 
 /// Options of the presets, as TOML.
 const PRESETS: [(&str, &str); 11] = [
@@ -138,6 +139,11 @@ options! {
         .metavar("K")
         .field(|c| Some(&mut c.model.components))
         .check(|n| if (1..=100).contains(n) { Ok(()) } else { Err("it must be from 1 to 100") });
+    /// Weights to begin with: a run's folder, a file, or a name of weights that come with the program. Its model is the default
+    from: String = Declaration::new()
+        .metavar("RUN|FILE|NAME")
+        .default("initial values drawn with --seed-model")
+        .field(|c| Some(&mut c.from));
     /// Run folder
     out: PathBuf = Declaration::new().metavar("DIR").default("the first free one of runs/MODEL-1, runs/MODEL-2, ...");
     /// Gradient steps in total
@@ -210,12 +216,14 @@ options! {
         .check(|x| finite(x).and(positive(x)));
     /// Steps over which the learning rate rises linearly to its full value
     warmup: usize = Declaration::new().metavar("N").field(|c| Some(&mut c.optimiser.warmup));
-    /// Share of the learning rate at the last of `--steps`, after a linear decay
+    /// Share of the learning rate at the last of `--steps`, after a decay from the first step on
     end_factor: f64 = Declaration::new()
         .metavar("X")
         .default("1, no decay")
         .field(|c| Some(&mut c.optimiser.end_factor))
         .check(|x| if (0.0..=1.0).contains(x) { Ok(()) } else { Err("it must be from 0 to 1") });
+    /// Course of the learning rate's decay to --end-factor
+    decay: FallShape = Declaration::new().field(|c| Some(&mut c.optimiser.decay));
     /// Decay per step of the average of the weights that evaluations and all verbs use. Training continues from the weights themselves
     ema: f64 = Declaration::new()
         .metavar("DECAY")

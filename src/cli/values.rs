@@ -7,6 +7,7 @@ use crate::engine::program::Target;
 use crate::engine::shape::Precision;
 use crate::model::elbo::{IwGradient, ManySamples};
 use crate::model::pool::Shuffle;
+use crate::nn::optimiser::FallShape;
 
 /// Defines the names of an enum's values on the command line, each with its help.
 macro_rules! values {
@@ -57,4 +58,9 @@ values!(ManySamples {
 values!(IwGradient {
     Plain: "plain", "The derivative of the bound";
     Dreg: "dreg", "The doubly reparameterised estimator for the encoder, with the same mean and less noise";
+});
+
+values!(FallShape {
+    Linear: "linear", "In a straight line";
+    Cosine: "cosine", "Along half a cosine: slowly at first and at last";
 });

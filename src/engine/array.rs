@@ -211,6 +211,13 @@ fn gather<const SIZE: usize>(from: &[u8], dims: &[usize], steps: &[usize]) -> Ve
     bytes
 }
 
+/// Returns the CRC-32 of the bytes of arrays, one after the other.
+pub fn crc(arrays: &[Array]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    arrays.iter().for_each(|array| hasher.update(array.bytes()));
+    hasher.finalize()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,10 @@
 //! Polyak & Juditsky, "Acceleration of stochastic approximation by averaging" (1992): the average of the parameters has less noise
 //! than the last ones.
 
+use std::f64::consts::PI;
+
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use super::params::{AVERAGED, Leaf};
 use super::tree::Tree;
@@ -263,13 +266,26 @@ pub struct Schedule {
     pub learning_rate: f64,
     /// Number of updates over which the rate rises linearly from 0.
     pub warmup: usize,
-    /// A linear decay that begins at the first update.
+    /// A decay that begins at the first update.
     pub fall: Option<Fall>,
 }
 
-/// A linear decay of the learning rate to `end_factor` times its value, reached at update `steps`.
+/// The course of a learning rate's decay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FallShape {
+    /// In a straight line
+    #[default]
+    Linear,
+    /// Along half a cosine: slowly at first and at last
+    Cosine,
+}
+
+/// A decay of the learning rate to `end_factor` times its value, reached at update `steps`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fall {
+    /// The course of the decay.
+    pub shape: FallShape,
     /// Final share of the learning rate.
     pub end_factor: f64,
     /// The update at which the final share is reached.
@@ -288,7 +304,11 @@ impl Schedule {
         let up = (self.warmup > 0).then(|| (count / self.warmup as f64).min(one()));
         let down = self.fall.map(|fall| {
             let passed = (count / fall.steps as f64).min(one());
-            passed * (fall.end_factor - 1.0) + 1.0
+            let fallen = match fall.shape {
+                FallShape::Linear => passed,
+                FallShape::Cosine => (passed * PI).cos() * -0.5 + 0.5,
+            };
+            fallen * (fall.end_factor - 1.0) + 1.0
         });
         [up, down].into_iter().flatten().reduce(|up, down| up * down)
     }

@@ -20,14 +20,20 @@ pub struct State {
 }
 
 impl State {
-    /// Creates the state of a new run: initial parameters, zeros for the optimiser, the task's initial values.
+    /// Creates the state of a new run: initial parameters, zeros for the optimiser, the task's initial values. `begun` has parameters to
+    /// begin with, in the task's order and the checkpoint layout.
     ///
     /// # Errors
     /// When a device fails.
-    pub fn fresh(program: &TrainProgram<'_>, mesh: &Mesh, model_key: Key) -> Result<State> {
+    pub fn fresh(
+        program: &TrainProgram<'_>,
+        mesh: &Mesh,
+        model_key: Key,
+        begun: Option<Vec<Array>>,
+    ) -> Result<State> {
         let leaves = program.task.parameters();
         let own = program.task.state(&program.sizes);
-        let mut initial: Tree<Array> = (leaves.iter().zip(init(&leaves, model_key)))
+        let mut initial: Tree<Array> = (leaves.iter().zip(begun.unwrap_or_else(|| init(&leaves, model_key))))
             .map(|(leaf, values)| (leaf.name.clone(), leaf.to_device_layout(&values)))
             .collect();
         initial.extend(own.into_iter().filter_map(|e| Some((e.name, e.initial?))));

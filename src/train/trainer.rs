@@ -15,11 +15,12 @@ use super::program::TrainProgram;
 use super::records::{Records, shared};
 use super::state::State;
 use super::task::{Host, Hosted, Sizes, Task};
-use crate::engine::array::Array;
+use crate::engine::array::{Array, crc};
 use crate::engine::compile::compile;
 use crate::engine::ir::Function;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Arg, Buffers, Executable, Mesh, OfAll};
+use crate::engine::shape::Shape;
 use crate::error::{self, Error, Tag};
 use crate::nn::optimiser::{Adam, Chain};
 use crate::nn::tree::Tree;
@@ -146,13 +147,20 @@ pub struct Trainer<'t> {
     task: Box<dyn Task + 't>,
     optimiser: Chain,
     options: RunOptions,
+    begun: Option<Vec<Array>>,
 }
 
 impl<'t> Trainer<'t> {
     /// Returns a trainer with Adam at a learning rate of 0.001 and the default options.
     pub fn new(mesh: &Mesh, task: impl Task + 't) -> Trainer<'t> {
         let optimiser = crate::chain![Adam::new(1e-3)];
-        Trainer { mesh: mesh.clone(), task: Box::new(task), optimiser, options: RunOptions::default() }
+        Trainer {
+            mesh: mesh.clone(),
+            task: Box::new(task),
+            optimiser,
+            options: RunOptions::default(),
+            begun: None,
+        }
     }
 
     /// Sets the optimiser, such as `chain![ClipByGlobalNorm(10.0), Adam::new(1e-4)]`.
@@ -175,6 +183,12 @@ impl<'t> Trainer<'t> {
     pub fn batch(mut self, batch: usize) -> Self {
         self.options.batch = batch;
         self
+    }
+
+    /// Sets the parameters that a new run begins with, in the task's order and the checkpoint layout of
+    /// [`params`](crate::nn::params). Without them they are drawn with [`RunOptions::seed_model`]. A resumed run does not use them.
+    pub fn begin_with(self, parameters: Vec<Array>) -> Self {
+        Trainer { begun: Some(parameters), ..self }
     }
 
     /// Begins a run in a new folder. The examples are (examples, shape...), with the shape of [`Task::example`].
@@ -229,9 +243,10 @@ impl<'t> Trainer<'t> {
         examples: Option<Array>,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Run<'t>> {
-        let Trainer { mesh, task, optimiser, options } = self;
+        let Trainer { mesh, task, optimiser, options, begun } = self;
+        check_parameters(task.as_ref(), begun.as_deref()).tag(Error::Usage)?;
         let data_crc = examples.as_ref().map_or(0, |e| crc32fast::hash(e.bytes()));
-        mesh.agree("the run", &described(&options, task.as_ref(), data_crc))?;
+        mesh.agree("the run", &described(&options, task.as_ref(), data_crc, begun.as_deref()))?;
         let checkpoint = shared(&mesh, checkpoint)?;
         let sizes = Sizes {
             replicas: mesh.replicas(),
@@ -254,7 +269,7 @@ impl<'t> Trainer<'t> {
                 (state, Some(meta))
             }
             None => {
-                let mut state = State::fresh(&program, &mesh, seed_model)?;
+                let mut state = State::fresh(&program, &mesh, seed_model, begun)?;
                 let (state_mut, examples) = (&mut state, examples.as_ref());
                 host.begin(
                     &mut Hosted { mesh: &mesh, sizes: &sizes, state: state_mut, examples },
@@ -298,16 +313,36 @@ impl<'t> Trainer<'t> {
 }
 
 /// Describes what has to be the same in all processes of a run.
-fn described(options: &RunOptions, task: &dyn Task, data_crc: u32) -> String {
+fn described(options: &RunOptions, task: &dyn Task, data_crc: u32, begun: Option<&[Array]>) -> String {
     let RunOptions { steps, batch, chunk, seed_model, seed_data, eval_every, checkpoint_every, .. } = options;
+    let begun = begun.map(|arrays| format!("with the checksum {:08x}", crc(arrays)));
     [
         format!("task {}", task.name()),
         format!("examples with the checksum {data_crc:08x}"),
+        format!("initial parameters {}", begun.unwrap_or("drawn".into())),
         format!("{steps} steps of {batch} examples, chunks of {chunk}"),
         format!("seeds {seed_model} and {seed_data}"),
         format!("evaluations every {eval_every} and checkpoints every {checkpoint_every} steps"),
     ]
     .join("\n")
+}
+
+/// Checks that parameters to begin with are the task's.
+fn check_parameters(task: &dyn Task, begun: Option<&[Array]>) -> Result<()> {
+    let Some(arrays) = begun else { return Ok(()) };
+    let leaves = task.parameters();
+    ensure!(
+        arrays.len() == leaves.len(),
+        "the task {} has {} parameters, got {} arrays",
+        task.name(),
+        leaves.len(),
+        arrays.len()
+    );
+    for (leaf, array) in leaves.iter().zip(arrays) {
+        let expected = Shape::f32(&leaf.shape);
+        ensure!(*array.shape() == expected, "{}: expected {expected}, got {}", leaf.name, array.shape());
+    }
+    Ok(())
 }
 
 /// Checks that the examples have the task's shape.

@@ -48,7 +48,7 @@ use crate::cli::image_options::ImageSize;
 use crate::cli::models::{Kind, Likelihood, Model};
 use crate::cli::pretrained::{self, Card};
 use crate::data::{IMAGE_SIDE, ImageShape};
-use crate::engine::array::Array;
+use crate::engine::array::{Array, crc};
 use crate::engine::compile::forms;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Device, Mesh, Processes};
@@ -265,9 +265,7 @@ pub struct Weights {
 impl Weights {
     /// Returns a checksum of all arrays.
     pub fn checksum(&self) -> String {
-        let mut hasher = crc32fast::Hasher::new();
-        self.arrays.iter().for_each(|array| hasher.update(array.bytes()));
-        format!("{:08x}", hasher.finalize())
+        format!("{:08x}", crc(&self.arrays))
     }
 }
 
@@ -312,7 +310,7 @@ impl Source {
     ///
     /// # Errors
     /// When an option contradicts the checkpoint, or the checkpoint lacks an array.
-    fn checkpoint(&self, path: &Path) -> Result<Option<(Model, Vec<Array>)>> {
+    pub fn checkpoint(&self, path: &Path) -> Result<Option<(Model, Vec<Array>)>> {
         let Ok(Checkpoint { meta, arrays }) = Checkpoint::load(path) else { return Ok(None) };
         let Ok(model) = serde_json::from_value::<Model>(meta.model) else { return Ok(None) };
         let image = image_shape(self.image_size, self.image_channels);

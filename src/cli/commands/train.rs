@@ -19,9 +19,11 @@ use crate::cli::environment;
 use crate::cli::error::Exit;
 use crate::cli::hosts::{HostOptions, Hosts, lines};
 use crate::cli::models::{Likelihood, Model};
+use crate::cli::origin::{Origin, recorded};
 use crate::data::identity::{DataCrc, located};
 use crate::data::known::SETS;
 use crate::data::{self, Part, Split};
+use crate::engine::array::{Array, crc};
 use crate::engine::program::Target;
 use crate::engine::random::Key;
 use crate::engine::runtime::{Buffers, Mesh};
@@ -93,6 +95,8 @@ fn train(
     // Only what the user asked for is an error, if there are fewer test images. A preset asks for this number at most.
     let asked_images = options.eval_images;
     let options = options.over(&options.from_preset()?);
+    let origin = options.from.as_deref().filter(|_| !args.resume).map(Origin::find).transpose()?;
+    let options = origin.as_ref().map_or(options.clone(), |origin| options.over(&origin.options()));
     let received = signal.clone();
     hosts.pass_on(move || received.load(Ordering::Relaxed));
     let Prepared { mut config, folder: resumed, before } = prepare(&options, args.resume, hosts)?;
@@ -158,6 +162,7 @@ fn train(
     // checksums below show whether such a path has led to the right images.
     config.data = located(&config.data);
     config.device = located_device(&config.device);
+    config.from = config.from.map(|from| recorded(&from));
     if config.eval_every.is_some_and(|n| n > 0) && held_out.is_none() {
         return Err(anyhow::anyhow!(
             "--eval-every {}: {} has no test images",
@@ -176,19 +181,20 @@ fn train(
     hosts.agree("the images", &lines(&now)?)?;
     // Process 0 alone has the run's folder.
     let mut checkpoint = None;
-    let crc = hosts.lead("the checkpoint", || {
+    let (crc, is_fresh) = hosts.lead("the checkpoint", || {
         if let Some(folder) = &resumed {
             checkpoint = newest(folder, &config, before.as_ref())?;
         }
         // The checksums of a resumed run's images are in its checkpoint, and except for older runs in its configuration.
         let trained = checkpoint.as_ref().map(|c| DataCrc { train: c.meta.data_crc, test: None });
-        let known = [trained, config.data_crc].into_iter().flatten();
+        let mut known = [trained, config.data_crc].into_iter().flatten();
         known
-            .into_iter()
             .try_fold(now, |now, known| known.resumed_with(&now))
             .with_context(|| config.data.clone())
+            .map(|crc| (crc, checkpoint.is_none()))
     })?;
     config.data_crc = Some(crc);
+    let begun = if is_fresh { begun(&mut config, origin)? } else { None };
     let mesh = match several {
         Some(mesh) => mesh.with_replicas(config.replicas)?,
         None => open(&config.device()?, args.programs.as_deref(), 1, config.replicas, None)?,
@@ -238,6 +244,9 @@ fn train(
     };
     let chosen = if values.is_none() { " (from the data; --likelihood chooses another)" } else { "" };
     watch.say(&format!("        likelihood {}{mixture}{chosen}", likelihood.name()));
+    if let Some(from) = config.from.as_ref().filter(|_| begun.is_some()) {
+        watch.say(&format!("weights {from}"));
+    }
     watch.say(&format!("run     {}", path.display()));
     report_forms(&mesh, vae.precision);
     if (mesh.target(), vae.precision) == (Target::Gpu, Precision::F32) {
@@ -257,6 +266,10 @@ fn train(
     }
     let trainer =
         Trainer::new(&mesh, config.task()).optimiser(config.optimiser.chain(config.steps)).options(options);
+    let trainer = match begun {
+        Some(parameters) => trainer.begin_with(parameters),
+        None => trainer,
+    };
     let mut run = trainer.start(folder, Some(train.to_array()), checkpoint)?;
     // Save the configuration last: it describes a run that was started with it.
     mesh.lead(|| config.save(&path))?;
@@ -363,10 +376,24 @@ fn prepare(options: &TrainOptions, resume: bool, hosts: &Hosts) -> Result<Prepar
         Some(saved) => TrainConfig::resumed(saved, options)?,
         None => TrainConfig::before_images(options)?,
     };
-    // The images may lie elsewhere on another host, and are compared by themselves.
-    let shown = TrainConfig { data: String::new(), device: String::new(), ..config.clone() };
+    // The images and weights may lie elsewhere on another host, and are compared by themselves.
+    let shown = TrainConfig { data: String::new(), device: String::new(), from: None, ..config.clone() };
     hosts.agree("the options", &lines(&shown)?)?;
     Ok(Prepared { config, folder, before })
+}
+
+/// Returns the parameters that the run began or begins with, and records their checksum; `None` if they are drawn.
+fn begun(config: &mut TrainConfig, origin: Option<Origin>) -> Result<Option<Vec<Array>>> {
+    let Some(from) = config.from.clone() else { return Ok(None) };
+    let origin = match origin {
+        Some(origin) => origin,
+        None => Origin::find(&from)?,
+    };
+    let parameters = origin.parameters(&from, &config.model)?;
+    let now = format!("{:08x}", crc(&parameters));
+    let recorded = config.from_crc.get_or_insert_with(|| now.clone());
+    ensure!(*recorded == now, "{from} had other weights when the run began: their checksum was {recorded}");
+    Ok(Some(parameters))
 }
 
 /// Reads the newest checkpoint of a resumed run, and checks that the run can go on from it. `before` is the run's saved

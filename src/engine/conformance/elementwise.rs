@@ -81,6 +81,8 @@ fn unary() -> Vec<Case> {
         unary_case("log1p", POSITIVE, |x| x.log1p(), f64::ln_1p),
         unary_case("sqrt", POSITIVE, |x| x.sqrt(), f64::sqrt),
         unary_case("tanh", ANY, |x| x.tanh(), f64::tanh),
+        unary_case("sin", ANY, |x| x.sin(), f64::sin),
+        unary_case("cos", ANY, |x| x.cos(), f64::cos),
         unary_case("elu", ANY, |x| x.elu(), |v| if v > 0.0 { v } else { v.exp_m1() }),
         unary_case("softplus", ANY, |x| x.softplus(), softplus),
         unary_case("sigmoid", ANY, |x| x.sigmoid(), |v| 1.0 / (1.0 + (-v).exp())),

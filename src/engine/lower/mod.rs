@@ -506,6 +506,8 @@ fn elementwise(op: &E, x: &[&XlaOp]) -> xla::Result<XlaOp> {
         E::Log1p => x[0].log1p(),
         E::Sqrt => x[0].sqrt(),
         E::Tanh => x[0].tanh(),
+        E::Sin => x[0].sin(),
+        E::Cos => x[0].cos(),
         E::Elu => {
             let zero = x[0].zeros_like()?;
             let positive = x[0].gt(&zero)?;

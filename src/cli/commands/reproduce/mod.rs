@@ -4,6 +4,7 @@
 //! Every part is another verb's code, with the arguments of a command line that the page shows. What is finished lies in the folder
 //! `--out`, so that the command goes on where it was stopped.
 
+mod jobs;
 mod plan;
 mod results;
 mod table;
@@ -20,7 +21,7 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Outcome, eval, figures, to_stderr, train};
+use super::{Outcome, eval, figures, print, to_stderr, train};
 use crate::cli::config::TrainConfig;
 use crate::cli::error::Exit;
 use crate::cli::models::Kind;
@@ -30,7 +31,8 @@ use crate::engine::shape::Precision;
 use crate::error::{self, Error, Tag, valid};
 use crate::files;
 use crate::train::checkpoint::Store;
-use plan::{BASE, Ingredient, Length, Options, Size, Span, Speed, ingredients, schedule};
+use jobs::Jobs;
+use plan::{BASE, Ingredient, Length, Options, Size, Span, Speed, before_the_end, ingredients, schedule};
 use results::{Finished, Trained};
 
 #[derive(Debug, clap::Args)]
@@ -71,7 +73,7 @@ pub struct Args {
     /// Train each known improvement alone and compare it with a run without it, on validation images
     #[arg(long)]
     ingredients: bool,
-    /// Only these ingredients, separated by commas
+    /// Only these ingredients, separated by commas. Names joined by + are combined in one run
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "ingredients")]
     only: Vec<String>,
     /// Element type of the operands of matmuls and convolutions [default: bf16 with --size small, else f32]
@@ -80,9 +82,18 @@ pub struct Args {
     /// Device: cpu, tpu, cuda or the path of a PJRT plugin, with its options after commas
     #[arg(long, default_value = "cpu", env = "VNCA_DEVICE")]
     device: String,
+    /// Runs at a time, each with its share of the CPU's cores. Small models train faster side by side than one after the other
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
     /// Print the results as JSON on stdout instead of the table's name
     #[arg(long)]
     json: bool,
+    /// Do only this part of what `--jobs` divides, as one of its processes
+    #[arg(long, hide = true, value_name = "I")]
+    part: Option<usize>,
+    /// Print the speed of a model's training, as one of the processes of `--jobs`
+    #[arg(long, hide = true, value_name = "MODEL/I")]
+    measure: Option<String>,
 }
 
 /// What decides the results of the runs. A folder keeps one, so that all its runs compare.
@@ -110,8 +121,10 @@ struct Plan {
 struct Cell {
     kind: Kind,
     /// Name and description of the change, if it is one.
-    change: Option<(&'static str, &'static str)>,
+    change: Option<(String, String)>,
     options: Options,
+    /// The options of the run whose weights it begins with, if it does not begin anew.
+    first: Option<Options>,
     length: Length,
 }
 
@@ -119,7 +132,12 @@ impl Cell {
     /// Returns the folder of its runs.
     fn folder(&self, out: &Path) -> PathBuf {
         let row = out.join(self.kind.name());
-        self.change.map_or(row.clone(), |(name, _)| row.join(name))
+        self.change.as_ref().map_or(row.clone(), |(name, _)| row.join(name))
+    }
+
+    /// Returns the folder of the run with a seed.
+    fn run_folder(&self, out: &Path, seed: u64) -> PathBuf {
+        self.folder(out).join(format!("seed-{seed}"))
     }
 }
 
@@ -128,10 +146,20 @@ pub fn run(args: &Args) -> Outcome {
     let kinds: Vec<Kind> =
         Kind::ALL.into_iter().filter(|k| args.rows.is_empty() || args.rows.contains(k)).collect();
     let study = Study { args, setting: setting(args, &kinds)?, signal };
+    if let Some(of) = &args.measure {
+        return study.print_speed(of);
+    }
     let Some(cells) = study.cells(&kinds)? else { return Ok(study.stopped()) };
+    if let Some(at) = args.part {
+        let (cell, seed) = (at % cells.len(), (at / cells.len()) as u64);
+        return Ok(if study.part(&cells[cell], seed)?.is_none() { study.stopped() } else { None });
+    }
     let mut finished: Vec<Vec<Finished>> = vec![Vec::new(); cells.len()];
     // All models with the first seed, then with the next: a study that is stopped has something of each.
     for seed in 0..args.seeds {
+        if !study.side_by_side(&cells, seed)? {
+            return Ok(study.stopped());
+        }
         for (cell, of_cell) in cells.iter().zip(&mut finished) {
             let Some(one) = study.part(cell, seed)? else { return Ok(study.stopped()) };
             of_cell.push(one);
@@ -149,13 +177,15 @@ fn setting(args: &Args, kinds: &[Kind]) -> Result<Setting> {
     let device: Device = args.device.parse().context("--device").tag(Error::Usage)?;
     let short = args.budget.is_some() || args.ingredients;
     let automatic = if device == Device::Cpu && short { Size::Small } else { Size::Report };
-    let known: Vec<&str> = kinds
-        .iter()
-        .flat_map(|kind| ingredients(*kind, 100, &Options::default()))
-        .map(|one| one.name)
-        .collect();
-    if let Some(unknown) = args.only.iter().find(|name| !known.contains(&name.as_str())) {
-        valid!(false, "only", "{unknown}: the ingredients are {}", known.join(", "));
+    valid!(
+        args.jobs == 1 || device == Device::Cpu,
+        "jobs",
+        "is {}: several processes cannot share {}; use --jobs 1",
+        args.jobs,
+        args.device
+    );
+    for kind in kinds {
+        chosen(&args.only, &ingredients(*kind, 100, &Options::default()))?;
     }
     let valid = args.valid.unwrap_or(if args.ingredients { 10_000 } else { 0 });
     valid!(!args.ingredients || valid > 0, "valid", "is 0: --ingredients chooses on validation images");
@@ -168,6 +198,34 @@ fn setting(args: &Args, kinds: &[Kind]) -> Result<Setting> {
         budget: args.budget.map(|Span(span)| span.as_secs()),
         steps: args.steps,
     })
+}
+
+/// Returns the run without a change and the changes of these names, where names joined by + are one change; without names, all.
+/// Names of other models' changes are left out.
+fn chosen(names: &[String], known: &[Ingredient]) -> Result<Vec<Ingredient>> {
+    if names.is_empty() {
+        return Ok(known.to_vec());
+    }
+    let of_other = |name: &str| {
+        Kind::ALL
+            .into_iter()
+            .flat_map(|kind| ingredients(kind, 100, &Options::default()))
+            .any(|one| one.name == name)
+    };
+    let mut changes: Vec<Ingredient> = known.iter().filter(|one| one.name == BASE).cloned().collect();
+    for name in names {
+        let parts: Vec<&str> = name.split('+').collect();
+        let found: Vec<&Ingredient> =
+            parts.iter().filter_map(|part| known.iter().find(|one| one.name == *part)).collect();
+        if let Some(unknown) = parts.iter().find(|part| !of_other(part)) {
+            let names: Vec<&str> = known.iter().map(|one| one.name.as_str()).collect();
+            valid!(false, "only", "{unknown}: the ingredients are {}", names.join(", "));
+        }
+        if found.len() == parts.len() && name != BASE {
+            changes.push(Ingredient::combined(&found)?);
+        }
+    }
+    Ok(changes)
 }
 
 impl Plan {
@@ -223,18 +281,25 @@ impl Study<'_> {
         for kind in kinds {
             let base = self.base(*kind);
             let most = TrainConfig::report(*kind).steps;
-            let rows = kinds.len() * self.changes(*kind, most, &base).len();
+            let rows = kinds.len() * self.changes(*kind, most, &base)?.len();
             let Some(length) = self.length(*kind, rows, &base, &plan)? else { return Ok(None) };
             plan.lengths.insert(kind.name().into(), length);
             let options = base.clone().with(schedule(length.steps, most, falls));
-            cells.extend(self.changes(*kind, length.steps, &base).into_iter().map(|one| Cell {
-                kind: *kind,
-                change: self.setting.ingredients.then_some((one.name, one.about)),
-                options: options.clone().with(one.options),
-                length,
-            }));
+            for one in self.changes(*kind, length.steps, &base)? {
+                let options = options.clone().with(one.options);
+                let [before, last] = before_the_end(length.steps);
+                let first = one.at_the_end.as_ref().map(|_| options.clone().set("steps", before));
+                let options = match one.at_the_end {
+                    Some(more) => options.without("kl-warmup").with(more).set("steps", last),
+                    None => options,
+                };
+                let change = self.setting.ingredients.then_some((one.name, one.about));
+                cells.push(Cell { kind: *kind, change, options, first, length });
+            }
         }
-        plan.save(&self.args.out)?;
+        if self.args.part.is_none() {
+            plan.save(&self.args.out)?;
+        }
         Ok(Some(cells))
     }
 
@@ -249,12 +314,12 @@ impl Study<'_> {
     }
 
     /// Returns the changes to try; without `--ingredients` the one that changes nothing.
-    fn changes(&self, kind: Kind, steps: usize, base: &Options) -> Vec<Ingredient> {
-        let chosen = |one: &Ingredient| {
-            let asked = self.args.only.is_empty() || self.args.only.iter().any(|name| name == one.name);
-            one.name == BASE || self.setting.ingredients && asked
-        };
-        ingredients(kind, steps, base).into_iter().filter(chosen).collect()
+    fn changes(&self, kind: Kind, steps: usize, base: &Options) -> Result<Vec<Ingredient>> {
+        let all = ingredients(kind, steps, base);
+        if self.setting.ingredients {
+            return chosen(&self.args.only, &all);
+        }
+        Ok(all.into_iter().filter(|one| one.name == BASE).collect())
     }
 
     /// Returns the length of a model's runs, of which the table has so many rows. Returns `None` after a signal.
@@ -267,17 +332,59 @@ impl Study<'_> {
             let steps = self.args.steps.map_or(most, |n| n as usize);
             return Ok(Some(Length { steps, images: None }));
         };
-        let share = span.as_secs_f64() / (rows as u64 * self.args.seeds) as f64;
-        let Some(speed) = self.speed(kind, base)? else { return Ok(None) };
+        let jobs = f64::from(self.args.jobs);
+        let share = span.as_secs_f64() * jobs / (rows as u64 * self.args.seeds) as f64;
+        let speed =
+            if self.args.jobs > 1 { self.speed_side_by_side(kind)? } else { self.speed(kind, base, 0)? };
+        let Some(speed) = speed else { return Ok(None) };
         speed.fitting(share, most, self.args.samples).map(Some)
     }
 
-    /// Measures the speed of a model's training. Returns `None` after a signal.
-    fn speed(&self, kind: Kind, base: &Options) -> Result<Option<Speed>> {
+    fn jobs(&self) -> Jobs<'_> {
+        Jobs { at_once: self.args.jobs.into(), signal: &self.signal }
+    }
+
+    /// Does the parts with a seed, several at a time if `--jobs` says so. Returns false after a signal.
+    fn side_by_side(&self, cells: &[Cell], seed: u64) -> Result<bool> {
+        if self.args.jobs == 1 {
+            return Ok(true);
+        }
+        let mut left = Vec::new();
+        for (at, cell) in cells.iter().enumerate() {
+            if self.finished(cell, seed)?.is_none() {
+                left.push(["--part".into(), (seed as usize * cells.len() + at).to_string()]);
+            }
+        }
+        Ok(left.is_empty() || self.jobs().run(&left, "runs")?.is_some())
+    }
+
+    /// Measures the speed of a model's training beside as many others as there are jobs.
+    fn speed_side_by_side(&self, kind: Kind) -> Result<Option<Speed>> {
+        let each: Vec<[String; 2]> =
+            (0..self.args.jobs).map(|i| ["--measure".into(), format!("{}/{i}", kind.name())]).collect();
+        let Some(printed) = self.jobs().run(&each, "measurements")? else { return Ok(None) };
+        let speeds: Vec<Speed> =
+            printed.iter().map(|text| serde_json::from_str(text)).collect::<Result<_, _>>()?;
+        Ok(speeds.into_iter().max_by(|a, b| a.step.total_cmp(&b.step)))
+    }
+
+    /// Prints the speed that [`Study::speed_side_by_side`] asks for.
+    fn print_speed(&self, of: &str) -> Outcome {
+        let asked = of.split_once('/').and_then(|(name, i)| {
+            Some((Kind::ALL.into_iter().find(|kind| kind.name() == name)?, i.parse().ok()?))
+        });
+        let Some((kind, process)) = asked else { bail!("--measure {of}: expected a model and a number") };
+        let Some(speed) = self.speed(kind, &self.base(kind), process)? else { return Ok(self.stopped()) };
+        print(&serde_json::to_string(&speed)?)?;
+        Ok(None)
+    }
+
+    /// Measures the speed of a model's training, as one of several processes. Returns `None` after a signal.
+    fn speed(&self, kind: Kind, base: &Options, process: u16) -> Result<Option<Speed>> {
         const STEPS: usize = 16;
         fs::create_dir_all(&self.args.out)
             .with_context(|| format!("cannot create {}", self.args.out.display()))?;
-        let folder = self.args.out.join(format!(".speed-of-{}", kind.name()));
+        let folder = self.args.out.join(format!(".speed-of-{}-{process}", kind.name()));
         // A folder of a command that was stopped here.
         let _ = fs::remove_dir_all(&folder);
         // Short calls, so that the time of the first one counts little in the moving average.
@@ -315,30 +422,29 @@ impl Study<'_> {
         Ok(serde_json::from_value(report.json)?)
     }
 
+    /// Returns the result of a run that needs nothing more.
+    fn finished(&self, cell: &Cell, seed: u64) -> Result<Option<Finished>> {
+        let folder = cell.run_folder(&self.args.out, seed);
+        let words = self.eval_words(cell, &folder);
+        let is_whole =
+            |one: &Finished| one.is_done() && (one.not_finite.is_some() || one.has_evaluated(&words));
+        Ok(Finished::read(&folder.with_extension("json"))?.filter(is_whole))
+    }
+
     /// Trains and evaluates one run, as far as that is not done. Returns `None` after a signal.
     fn part(&self, cell: &Cell, seed: u64) -> Result<Option<Finished>> {
-        let folder = cell.folder(&self.args.out).join(format!("seed-{seed}"));
+        let folder = cell.run_folder(&self.args.out, seed);
         let path = folder.with_extension("json");
         let eval_words = self.eval_words(cell, &folder);
         let mut found = Finished::read(&path)?.unwrap_or_else(|| Finished::new(seed, folder.clone()));
         if !found.is_done() && !self.is_stopped() {
-            let command = self.train_command(cell, seed, &folder)?;
-            to_stderr(&quoted(&command));
-            match self.train(&command) {
-                Ok(trained) => found.add(trained, self.is_stopped()),
-                Err(error) => match error::find(&error) {
-                    // A change that makes training diverge is a result too.
-                    Some(Error::NotFinite { step, .. }) => found.not_finite = Some(*step),
-                    _ => return Err(error),
-                },
-            }
-            found.command = command;
+            self.train_part(cell, &mut found)?;
             found.save(&path)?;
         }
         if !found.is_done() {
             return Ok(None);
         }
-        if found.not_finite.is_none() && found.evaluation.as_ref().is_none_or(|e| e.command != eval_words) {
+        if found.not_finite.is_none() && !found.has_evaluated(&eval_words) {
             if self.is_stopped() {
                 return Ok(None);
             }
@@ -353,8 +459,42 @@ impl Study<'_> {
         Ok(Some(found))
     }
 
+    /// Trains a run, after the one whose weights it begins with.
+    fn train_part(&self, cell: &Cell, found: &mut Finished) -> Result<()> {
+        let Some(options) = &cell.first else { return self.train_run(cell, &cell.options, found) };
+        let folder = found.run.with_extension("first");
+        let first = found.first.get_or_insert_with(|| Box::new(Finished::new(found.seed, folder.clone())));
+        if !first.is_done() {
+            self.train_run(cell, options, first)?;
+        }
+        found.not_finite = first.not_finite;
+        if !first.is_done() || self.is_stopped() || first.not_finite.is_some() {
+            return Ok(());
+        }
+        // The order of images goes on differently.
+        let options =
+            cell.options.clone().set("from", folder.display()).set("seed-data", 10 * found.seed + 2);
+        self.train_run(cell, &options, found)
+    }
+
+    /// Begins or resumes a run's training, and records what came of it.
+    fn train_run(&self, cell: &Cell, options: &Options, found: &mut Finished) -> Result<()> {
+        let command = self.train_command(cell, options, found.seed, &found.run)?;
+        to_stderr(&quoted(&command));
+        match self.train(&command) {
+            Ok(trained) => found.add(trained, self.is_stopped()),
+            Err(error) => match error::find(&error) {
+                // A change that makes training diverge is a result too.
+                Some(Error::NotFinite { step, .. }) => found.not_finite = Some(*step),
+                _ => return Err(error),
+            },
+        }
+        found.command = command;
+        Ok(())
+    }
+
     /// Returns the command line that begins a run, or resumes it.
-    fn train_command(&self, cell: &Cell, seed: u64, folder: &Path) -> Result<Vec<String>> {
+    fn train_command(&self, cell: &Cell, options: &Options, seed: u64, folder: &Path) -> Result<Vec<String>> {
         if folder.join("config.json").exists() && !Store::in_run(folder, 1).steps()?.is_empty() {
             let words = ["vnca", "train", "--resume", "--out"].map(String::from);
             return Ok(words.into_iter().chain([folder.display().to_string()]).collect());
@@ -363,14 +503,14 @@ impl Study<'_> {
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(cell.folder(&self.args.out))
             .with_context(|| format!("cannot create {}", cell.folder(&self.args.out).display()))?;
-        let steps = cell.options.number("steps", cell.length.steps);
+        let steps = options.number("steps", cell.length.steps);
         // Otherwise the last weights are evaluated: test images must not choose, and changes are compared at the same step.
         let chooses = self.setting.valid > 0 && !self.setting.ingredients;
         let most = Options::default()
             .set("eval-every", if chooses { steps.div_ceil(10) } else { 0 })
             .set("checkpoint-every", steps.div_ceil(10).min(1000))
             .set("keep", 1);
-        Ok(self.train_words(cell.kind, &most.with(cell.options.clone()), seed, folder))
+        Ok(self.train_words(cell.kind, &most.with(options.clone()), seed, folder))
     }
 
     fn eval_words(&self, cell: &Cell, folder: &Path) -> Vec<String> {

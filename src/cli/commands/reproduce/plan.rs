@@ -32,6 +32,12 @@ impl Options {
         self.with(Options(BTreeMap::from([(name.to_string(), value.to_string())])))
     }
 
+    /// Returns these options without one.
+    pub fn without(mut self, name: &str) -> Options {
+        self.0.remove(name);
+        self
+    }
+
     /// Returns an option's number, or `default` if the option is not set.
     pub fn number(&self, name: &str, default: usize) -> usize {
         self.0.get(name).and_then(|value| value.parse().ok()).unwrap_or(default)
@@ -91,9 +97,51 @@ fn falling(steps: usize) -> Options {
 /// A change of a run that may improve it.
 #[derive(Clone, Debug)]
 pub struct Ingredient {
-    pub name: &'static str,
-    pub about: &'static str,
+    pub name: String,
+    pub about: String,
     pub options: Options,
+    /// Options for the last fifth of the steps, which are a run of their own: it begins with the weights of the run before.
+    pub at_the_end: Option<Options>,
+}
+
+impl Ingredient {
+    /// Combines several changes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::error::Error::Invalid) when two of them set an option to different values.
+    pub fn combined(changes: &[&Ingredient]) -> Result<Ingredient> {
+        let merged = |part: fn(&Ingredient) -> Option<&Options>| -> Result<Option<Options>> {
+            let mut all: Option<Options> = None;
+            for (one, options) in changes.iter().filter_map(|one| Some((one, part(one)?))) {
+                let before = all.get_or_insert_default();
+                let differs =
+                    |(name, value): (&String, &String)| before.0.get(name).is_some_and(|v| v != value);
+                valid!(
+                    !options.0.iter().any(differs),
+                    "only",
+                    "{} cannot be combined with a change before it: both set the same option",
+                    one.name
+                );
+                before.0.extend(options.0.clone());
+            }
+            Ok(all)
+        };
+        let joined = |part: fn(&Ingredient) -> &str, with: &str| {
+            changes.iter().map(|one| part(one)).collect::<Vec<_>>().join(with)
+        };
+        Ok(Ingredient {
+            name: joined(|one| &one.name, "+"),
+            about: joined(|one| &one.about, "; "),
+            options: merged(|one| Some(&one.options))?.unwrap_or_default(),
+            at_the_end: merged(|one| one.at_the_end.as_ref())?,
+        })
+    }
+}
+
+/// Divides the steps of a run with a change at the end: those before it, and the others.
+pub fn before_the_end(steps: usize) -> [usize; 2] {
+    let last = (steps / 5).max(1);
+    [(steps - last).max(1), last]
 }
 
 /// Name of the run without a change.
@@ -104,11 +152,14 @@ pub fn ingredients(kind: Kind, steps: usize, base: &Options) -> Vec<Ingredient> 
     let batch = base.number("batch-size", if kind == Kind::NonDoubling { 128 } else { 32 });
     let growth = base.number("nca-steps", kind.default_nca_steps());
     let mut all: Vec<Ingredient> = Vec::new();
-    let mut add = |name, about, options: Options| all.push(Ingredient { name, about, options });
+    let mut add = |name: &str, about: &str, options: Options| {
+        all.push(Ingredient { name: name.into(), about: about.into(), options, at_the_end: None });
+    };
     add(BASE, "constant learning rate", Options::default());
     add("fall", "learning rate rises, then falls to 0", falling(steps));
     let fast = falling(steps).set("learning-rate", 3.0 * SHORT_RUN_RATE);
-    add("fall-fast", "the same from three times the rate", fast);
+    add("fall-fast", "the same from three times the rate", fast.clone());
+    add("fall-cosine", "the same as fall-fast, along half a cosine", fast.clone().set("decay", "cosine"));
     add(
         "rate-double",
         "twice the learning rate",
@@ -152,6 +203,15 @@ pub fn ingredients(kind: Kind, steps: usize, base: &Options) -> Vec<Ingredient> 
             add("recovery", "further steps after damage are scored too", recovery);
         }
     }
+    if kind != Kind::NonDoubling {
+        all.push(Ingredient {
+            name: "iw-4-end".into(),
+            about: "the importance-weighted bound of 4 samples with DReG in the last fifth of the steps"
+                .into(),
+            options: Options::default(),
+            at_the_end: Some(Options::new("train-samples=4 iw-gradient=dreg")),
+        });
+    }
     all
 }
 
@@ -183,7 +243,7 @@ impl FromStr for Span {
 }
 
 /// The measured speed of a model's training.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
     /// Seconds from the start of the program to the first step.
     pub startup: f64,
@@ -283,15 +343,27 @@ mod tests {
                 assert_eq!(all[0].name, BASE);
                 let plain = resolved(&base);
                 for one in &all[1..] {
-                    assert_ne!(
-                        resolved(&base.clone().with(one.options.clone())),
-                        plain,
-                        "{kind} {}",
-                        one.name
-                    );
+                    let options = one.options.clone().with(one.at_the_end.clone().unwrap_or_default());
+                    assert_ne!(resolved(&base.clone().with(options)), plain, "{kind} {}", one.name);
                 }
             }
         }
+    }
+
+    #[test]
+    fn combined_changes_have_the_options_of_all_and_contradict_each_other_nowhere() {
+        let all = ingredients(Kind::Doubling, 400, &Size::Small.options(Kind::Doubling));
+        let of = |name: &str| all.iter().find(|one| one.name == name).unwrap();
+        let both = Ingredient::combined(&[of("muon"), of("iw-4-end"), of("ema")]).unwrap();
+        assert_eq!(both.name, "muon+iw-4-end+ema");
+        assert_eq!(both.options, of("muon").options.clone().with(of("ema").options.clone()));
+        assert_eq!(both.at_the_end, of("iw-4-end").at_the_end);
+        let error = Ingredient::combined(&[of("muon"), of("rate-half"), of("rate-double")]).unwrap_err();
+        assert!(error.to_string().contains("rate-double cannot be combined"), "{error}");
+        assert_eq!(
+            (before_the_end(1000), before_the_end(7), before_the_end(2)),
+            ([800, 200], [6, 1], [1, 1])
+        );
     }
 
     fn toml_line(name: &str, value: &str) -> String {

@@ -26,6 +26,9 @@ pub struct Finished {
     /// The step whose loss or gradient was not finite, if there was one.
     pub not_finite: Option<usize>,
     pub evaluation: Option<Evaluation>,
+    /// The run whose weights this one began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<Box<Finished>>,
 }
 
 /// What `vnca train --json` reports.
@@ -58,6 +61,7 @@ impl Finished {
             stopped: false,
             not_finite: None,
             evaluation: None,
+            first: None,
         }
     }
 
@@ -93,6 +97,24 @@ impl Finished {
     /// Reports whether there is nothing left to train.
     pub fn is_done(&self) -> bool {
         self.trained.is_some() && !self.stopped || self.not_finite.is_some()
+    }
+
+    /// Reports whether it was evaluated by this command line.
+    pub fn has_evaluated(&self, words: &[String]) -> bool {
+        self.evaluation.as_ref().is_some_and(|evaluation| evaluation.command == words)
+    }
+
+    /// Returns the seconds of training, with those of the run before.
+    pub fn seconds(&self) -> Option<f64> {
+        let before = self.first.as_ref().map_or(Some(0.0), |first| first.seconds());
+        Some(self.trained.as_ref()?.seconds + before?)
+    }
+
+    /// Returns the command lines of the training and the evaluation.
+    pub fn commands(&self) -> Vec<&[String]> {
+        let before = self.first.iter().flat_map(|first| first.commands());
+        let evaluated = self.evaluation.iter().map(|evaluation| evaluation.command.as_slice());
+        before.chain([self.command.as_slice()]).chain(evaluated).filter(|words| !words.is_empty()).collect()
     }
 
     /// Returns a number of the evaluation.

@@ -35,8 +35,8 @@ pub fn write(args: &Args, setting: &Setting, cells: &[Cell], finished: &[Vec<Fin
         cells.iter().zip(finished).map(|(c, runs)| row(c, runs, cells, finished)).collect();
     if setting.ingredients {
         // The run without a change first, then the best change.
-        let rank = |row: &Row<'_>| match row.cell.change {
-            Some((BASE, _)) => f64::NEG_INFINITY,
+        let rank = |row: &Row<'_>| match &row.cell.change {
+            Some((name, _)) if name == BASE => f64::NEG_INFINITY,
             _ => -row.effect.map_or(f64::NEG_INFINITY, |effect| effect.mean),
         };
         let place = |kind: Kind| Kind::ALL.iter().position(|k| *k == kind);
@@ -61,7 +61,7 @@ pub fn write(args: &Args, setting: &Setting, cells: &[Cell], finished: &[Vec<Fin
 fn row<'a>(cell: &'a Cell, runs: &'a [Finished], cells: &[Cell], finished: &'a [Vec<Finished>]) -> Row<'a> {
     let values: Vec<f64> = runs.iter().filter_map(|run| run.number("iwelbo")).collect();
     let is_base =
-        |other: &Cell| other.kind == cell.kind && other.change.is_some_and(|(name, _)| name == BASE);
+        |other: &Cell| other.kind == cell.kind && other.change.as_ref().is_some_and(|(name, _)| name == BASE);
     let base = cells.iter().position(is_base).map(|at| &finished[at]);
     Row {
         cell,
@@ -106,13 +106,14 @@ fn bounds(rows: &[Row<'_>]) -> Text {
 fn effects(rows: &[Row<'_>]) -> Text {
     let head = vec!["", "change", "what it is", "IWELBO, nats", "effect, nats", "time of a run", "verdict"];
     let cells = |row: &Row<'_>| {
-        let (name, about) = row.cell.change.unwrap_or((NONE, NONE));
+        let none = (NONE.to_string(), NONE.to_string());
+        let (name, about) = row.cell.change.as_ref().unwrap_or(&none);
         let base = rows.iter().find(|r| r.cell.kind == row.cell.kind && r.is_base());
         let time = base.and_then(|base| Some(row.seconds()? / base.seconds()?));
         vec![
             row.cell.kind.name().into(),
-            name.into(),
-            about.into(),
+            name.clone(),
+            about.clone(),
             row.bound(),
             if row.is_base() { NONE.into() } else { row.effect.map_or(NONE.into(), |effect| effect.text()) },
             time.map_or(NONE.into(), |share| format!("{share:.2}")),
@@ -126,7 +127,7 @@ const NONE: &str = "\u{2013}";
 
 impl Row<'_> {
     fn is_base(&self) -> bool {
-        self.cell.change.is_some_and(|(name, _)| name == BASE)
+        self.cell.change.as_ref().is_some_and(|(name, _)| name == BASE)
     }
 
     fn diverged(&self) -> usize {
@@ -190,7 +191,7 @@ impl Row<'_> {
 
     /// Mean seconds of a run's training.
     fn seconds(&self) -> Option<f64> {
-        let seconds = self.runs.iter().filter_map(|run| Some(run.trained.as_ref()?.seconds));
+        let seconds = self.runs.iter().filter_map(Finished::seconds);
         Some(Estimate::new(&seconds.collect::<Vec<_>>())?.mean)
     }
 
@@ -258,12 +259,7 @@ fn page(title: &str, head: &[&str], body: &[Vec<String>], notes: &[String], rows
     notes.iter().for_each(|note| page.text(note));
     page.section("commands", "Commands");
     for run in rows.iter().flat_map(|row| row.runs) {
-        if !run.command.is_empty() {
-            page.command(&quoted(&run.command));
-        }
-        if let Some(evaluation) = &run.evaluation {
-            page.command(&quoted(&evaluation.command));
-        }
+        run.commands().into_iter().for_each(|words| page.command(&quoted(words)));
     }
     page.html()
 }
@@ -287,7 +283,7 @@ fn as_json(row: &Row<'_>) -> Value {
     let published = published_results(row.cell.kind);
     json!({
         "model": row.cell.kind,
-        "change": row.cell.change.map(|(name, _)| name),
+        "change": row.cell.change.as_ref().map(|(name, _)| name),
         "steps": row.cell.options.number("steps", row.cell.length.steps),
         "iwelbo": row.iwelbo,
         "effect": row.effect,

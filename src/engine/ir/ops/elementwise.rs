@@ -31,6 +31,10 @@ pub enum Elementwise {
     Sqrt,
     /// tanh(x).
     Tanh,
+    /// sin(x), of radians.
+    Sin,
+    /// cos(x), of radians.
+    Cos,
     /// x where x > 0, exp(x) − 1 elsewhere.
     Elu,
     /// The negation of a boolean.
@@ -106,7 +110,7 @@ impl Elementwise {
         };
         match self {
             E::Neg | E::Abs | E::Sign | E::Detach | E::Keep => Ok(x.clone()),
-            E::Exp | E::Expm1 | E::Log | E::Log1p | E::Sqrt | E::Tanh | E::Elu => float(x),
+            E::Exp | E::Expm1 | E::Log | E::Log1p | E::Sqrt | E::Tanh | E::Sin | E::Cos | E::Elu => float(x),
             E::IsFinite => Ok(float(x)?.with_dtype(DType::Pred)),
             E::Not if x.dtype == DType::Pred => Ok(x.clone()),
             E::Not => Err("needs booleans".into()),
@@ -139,6 +143,8 @@ impl Elementwise {
             E::Log1p => at.each([&|| ct / (x + 1.0)]),
             E::Sqrt => at.each([&|| ct * 0.5 / y]),
             E::Tanh => at.each([&|| ct * (-(y * y) + 1.0)]),
+            E::Sin => at.each([&|| ct * x.cos()]),
+            E::Cos => at.each([&|| -(ct * x.sin())]),
             // In terms of the result, so that the operand need not be saved.
             E::Elu => at.each([&|| ct * (y.min(y.scalar_like(0.0)) + 1.0)]),
             E::Convert(_) => match x.dtype().is_float() {
@@ -223,6 +229,10 @@ impl<'g> Sym<'g> {
         sqrt => E::Sqrt;
         /// Returns tanh(x).
         tanh => E::Tanh;
+        /// Returns the sine of radians.
+        sin => E::Sin;
+        /// Returns the cosine of radians.
+        cos => E::Cos;
         /// Returns the exponential linear unit: x where x > 0, exp(x) − 1 elsewhere.
         elu => E::Elu;
         /// Negates booleans.
