@@ -3,14 +3,17 @@
 
 #[path = "common/plugin.rs"]
 mod plugin;
+#[path = "common/started.rs"]
+mod started;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use sha2::{Digest, Sha256};
+use started::Started;
 use vnca::engine::array::Array;
 use vnca::engine::compile::compile;
 use vnca::engine::conformance;
@@ -24,8 +27,6 @@ use vnca::engine::shape::Shape;
 const VARIABLE: &str = "VNCA_TEST_PROCESS";
 /// The number of devices of each process.
 const DEVICES: usize = 2;
-/// How long the processes of a test may take. They share the cores with other tests.
-const LIMIT: Duration = Duration::from_secs(400);
 
 /// A store that keeps each value in a file.
 struct Files(PathBuf);
@@ -61,18 +62,6 @@ impl KeyValues for Files {
     }
 }
 
-/// Ends the processes of a test that fails.
-struct Started(Vec<Child>);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 /// Runs a case in as many processes, and waits until all have succeeded. A failure contains what they printed.
 fn start(case: &str, count: usize, folder: &Path) {
     let store = folder.join("store");
@@ -93,21 +82,11 @@ fn start(case: &str, count: usize, folder: &Path) {
         let texts = (0..count).map(|i| String::from_utf8_lossy(&fs::read(output(i)).unwrap()).into_owned());
         texts.collect::<Vec<_>>().join("\n")
     };
-    let mut started = Started((0..count).map(start).collect());
-    let begin = Instant::now();
-    loop {
-        let ended: Vec<Option<bool>> = started
-            .0
-            .iter_mut()
-            .map(|child| child.try_wait().unwrap().map(|status| status.success()))
-            .collect();
-        assert!(!ended.contains(&Some(false)), "{case}: a process failed: {ended:?}\n{}", printed());
-        if ended.iter().all(Option::is_some) {
-            return;
-        }
-        assert!(begin.elapsed() < LIMIT, "{case}: the processes do not end: {ended:?}\n{}", printed());
-        thread::sleep(Duration::from_millis(20));
-    }
+    let none_failed = |ended: &[Option<ExitStatus>]| {
+        let failed = ended.iter().flatten().any(|status| !status.success());
+        assert!(!failed, "{case}: a process failed: {ended:?}\n{}", printed());
+    };
+    Started((0..count).map(start).collect()).wait(none_failed, printed);
 }
 
 /// The work of one process, which a test starts.

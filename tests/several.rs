@@ -6,20 +6,19 @@ mod cli;
 mod goldens;
 #[path = "common/plugin.rs"]
 mod plugin;
+#[path = "common/started.rs"]
+mod started;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::thread::sleep;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use goldens::{assert_run_equals, golden};
+use started::Started;
 use vnca::engine::random::Key;
-
-/// How long processes may take. They share the cores with other tests.
-const LIMIT: Duration = Duration::from_secs(400);
 
 /// A small automaton with a pool, whose entries the replicas exchange.
 const MODEL: &str = "--model nondoubling --latent 4 --encoder-width 2 --batch-size 16 --pool-size 16 --start-side 4 \
@@ -29,33 +28,22 @@ const MODEL: &str = "--model nondoubling --latent 4 --encoder-width 2 --batch-si
 /// Processes that run a command together, each in a folder of its own.
 struct Together {
     folder: PathBuf,
+    /// The device that each process opens.
+    device: String,
     devices: usize,
     count: usize,
-}
-
-/// Processes that were started. They are killed when a test fails.
-struct Started(Vec<Child>);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 impl Together {
     /// Starts all processes with the same words, in which a process may replace some.
     fn start(&self, words: &str, replace: impl Fn(usize) -> Option<(&'static str, &'static str)>) -> Started {
         let coordinator = format!("127.0.0.1:{}", free_port());
-        let device = plugin::of_processes(self.devices).unwrap();
         let start = |index: usize| {
             let own = self.own(index);
             fs::create_dir_all(&own).unwrap();
             let words = format!(
-                "{words} --device {device} --coordinator {coordinator} --processes {} --process {index}",
-                self.count
+                "{words} --device {} --coordinator {coordinator} --processes {} --process {index}",
+                self.device, self.count
             );
             let words = replace(index).map_or(words.clone(), |(from, to)| words.replace(from, to));
             let output = |name: &str| Stdio::from(fs::File::create(own.join(name)).unwrap());
@@ -79,16 +67,9 @@ impl Together {
     }
 
     /// Waits until all processes have ended. Returns their exit codes, `None` for a signal.
-    fn wait(&self, mut started: Started) -> Vec<Option<i32>> {
-        let begin = Instant::now();
-        loop {
-            let ended: Vec<_> = started.0.iter_mut().map(|child| child.try_wait().unwrap()).collect();
-            if let Some(all) = ended.into_iter().collect::<Option<Vec<_>>>() {
-                return all.into_iter().map(|status| status.code()).collect();
-            }
-            assert!(begin.elapsed() < LIMIT, "the processes do not end: {}", self.printed(0, "stderr"));
-            sleep(Duration::from_millis(20));
-        }
+    fn wait(&self, started: Started) -> Vec<Option<i32>> {
+        let ended = started.wait(|_| (), || self.printed(0, "stderr"));
+        ended.into_iter().map(|status| status.code()).collect()
     }
 
     fn run(&self, words: &str, code: i32) {
@@ -102,12 +83,14 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Returns `count` processes with this number of devices each, beside a folder with images.
-fn together(root: &Path, devices: usize, count: usize) -> Together {
+/// Returns `count` processes with this number of devices each, beside a folder with images; `None` without the plugin that they
+/// need.
+fn together(root: &Path, devices: usize, count: usize) -> Option<Together> {
+    let device = plugin::of_processes(devices)?;
     let folder = root.join(format!("{count}x{devices}"));
     fs::create_dir(&folder).unwrap();
     cli::data_folder(&folder);
-    Together { folder, devices, count }
+    Some(Together { folder, device, devices, count })
 }
 
 /// Compares the losses and evaluations of two runs: sums over images differ in their order.
@@ -153,11 +136,8 @@ fn assert_same_files(one: &Path, other: &Path) {
 
 #[test]
 fn two_processes_equal_jax() {
-    if plugin::of_processes(1).is_none() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
-    let two = together(folder.path(), 1, 2);
+    let Some(two) = together(folder.path(), 1, 2) else { return };
     cli::write_npy(&two.folder.join("x.npy"), Key::new(900), &[256, 1, 28, 28]);
     let pool =
         "--model nondoubling --pool-size 64 --nca-steps 6 --nca-steps-min 4 --nca-steps-max 8 --pool-shuffle";
@@ -188,18 +168,15 @@ fn two_processes_equal_jax() {
 
 #[test]
 fn processes_and_devices_may_be_any_and_evaluations_are_equal_bit_by_bit() {
-    if plugin::of_processes(1).is_none() {
-        return;
-    }
     let root = tempfile::tempdir().unwrap();
     let groups = [(4, 1), (2, 2), (2, 4)].map(|(devices, count)| together(root.path(), devices, count));
-    for group in &groups {
+    let [Some(one), Some(two), Some(four)] = groups else { return };
+    for group in [&one, &two, &four] {
         let replicas = if group.count == 1 { " --replicas 4" } else { "" };
         group.run(&format!("train {MODEL} --steps 10 --out run{replicas}"), 0);
         let summary = group.printed(0, "stderr");
         assert!(summary.contains(&format!("{} replica(s)", group.devices * group.count)), "{summary}");
     }
-    let [one, two, four] = groups;
     let run = two.own(0).join("run");
     assert_similar(&one.own(0).join("run"), &run);
     // The same weights are evaluated, wherever the images are.
@@ -229,11 +206,8 @@ fn processes_and_devices_may_be_any_and_evaluations_are_equal_bit_by_bit() {
 
 #[test]
 fn an_end_of_one_process_is_the_end_of_all_and_nothing_is_lost() {
-    if plugin::of_processes(1).is_none() {
-        return;
-    }
     let root = tempfile::tempdir().unwrap();
-    let two = together(root.path(), 1, 2);
+    let Some(two) = together(root.path(), 1, 2) else { return };
     two.run(&format!("train {MODEL} --steps 60 --out whole"), 0);
     let run = two.own(0).join("run");
     let mut words = format!("train {MODEL} --steps 60 --out run");
@@ -262,11 +236,8 @@ fn an_end_of_one_process_is_the_end_of_all_and_nothing_is_lost() {
 
 #[test]
 fn an_error_of_process_0_ends_all_with_its_code_after_the_state_is_saved() {
-    if plugin::of_processes(1).is_none() {
-        return;
-    }
     let root = tempfile::tempdir().unwrap();
-    let two = together(root.path(), 1, 2);
+    let Some(two) = together(root.path(), 1, 2) else { return };
     let rarely = MODEL.replace("--checkpoint-every 5", "--checkpoint-every 99999");
     let mut started = two.start(&format!("train {rarely} --steps 100000 --out run"), |_| None);
     let run = two.own(0).join("run");
@@ -287,11 +258,8 @@ fn an_error_of_process_0_ends_all_with_its_code_after_the_state_is_saved() {
 
 #[test]
 fn a_mistake_on_one_process_ends_all_and_names_it() {
-    if plugin::of_processes(1).is_none() {
-        return;
-    }
     let root = tempfile::tempdir().unwrap();
-    let two = together(root.path(), 1, 2);
+    let Some(two) = together(root.path(), 1, 2) else { return };
     let other = two.folder.join("other");
     fs::create_dir(&other).unwrap();
     for part in ["train.npy", "test.npy"] {
