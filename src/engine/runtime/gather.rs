@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 
+use super::collective::{self, group, tensor};
 use super::{Buffer, Client, Loaded};
 use crate::engine::array::Array;
-use crate::engine::program::{Format, InputSpec, OutputSpec, Program, Signature};
-use crate::engine::shape::{DType, Shape};
+use crate::engine::program::Program;
+use crate::engine::shape::Shape;
 
 /// Compiled programs by their devices and the shape of an array.
 type Programs = HashMap<(Arc<[usize]>, Shape), Arc<dyn Loaded>>;
@@ -58,46 +59,14 @@ impl Gathering {
     }
 }
 
-/// Returns the program that stacks the replicas' arrays. It is text, so that it needs no XLA library.
+/// Returns the program that stacks the replicas' arrays.
 fn program(client: &dyn Client, shape: &Shape, replicas: usize) -> Program {
     let row = shape.with_dims(&[&[1], shape.dims.as_slice()].concat());
     let all = shape.with_dims(&[&[replicas], shape.dims.as_slice()].concat());
-    let [x, one, many] = [shape, &row, &all].map(tensor);
-    let group: Vec<String> = (0..replicas).map(|replica| replica.to_string()).collect();
-    let groups = format!("dense<[[{}]]> : tensor<1x{replicas}xi64>", group.join(", "));
-    let text = format!(
-        r#"module @gather attributes {{mhlo.num_partitions = 1 : i32, mhlo.num_replicas = {replicas} : i32}} {{
-  func.func public @main(%x: {x}) -> {many} {{
-    %row = "stablehlo.reshape"(%x) : ({x}) -> {one}
-    %all = "stablehlo.all_gather"(%row) {{all_gather_dim = 0 : i64, replica_groups = {groups}}} : ({one}) -> {many}
-    return %all : {many}
-  }}
-}}
-"#
+    let ([x, one, many], group) = ([shape, &row, &all].map(tensor), group(replicas));
+    let body = format!(
+        r#"    %row = "stablehlo.reshape"(%x) : ({x}) -> {one}
+    %out = "stablehlo.all_gather"(%row) {{all_gather_dim = 0 : i64, replica_groups = {group}}} : ({one}) -> {many}"#
     );
-    let signature = Signature {
-        name: "gather".into(),
-        format: Format::StableHlo,
-        target: client.target(),
-        replicas,
-        graph: shape.to_string(),
-        inputs: vec![InputSpec { name: "x".into(), shape: shape.clone(), donated: false }],
-        outputs: vec![OutputSpec { name: "all".into(), shape: all }],
-    };
-    Program { signature, module: text.into_bytes() }
-}
-
-/// Returns a shape as a type of StableHLO.
-fn tensor(shape: &Shape) -> String {
-    let element = match shape.dtype {
-        DType::Pred => "i1",
-        DType::U8 => "ui8",
-        DType::S32 => "i32",
-        DType::U32 => "ui32",
-        DType::U64 => "ui64",
-        DType::Bf16 => "bf16",
-        DType::F32 => "f32",
-    };
-    let sizes: String = shape.dims.iter().map(|size| format!("{size}x")).collect();
-    format!("tensor<{sizes}{element}>")
+    collective::program("gather", (client.target(), replicas), shape, &all, &body)
 }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod call;
+mod collective;
 #[cfg(feature = "xla")]
 mod cpu;
 #[cfg(not(feature = "xla"))]

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 
+use super::collective::{self, group, tensor};
 use super::{Arg, Mesh};
 use crate::engine::array::Array;
-use crate::engine::program::{Format, InputSpec, OutputSpec, Program, Signature};
+use crate::engine::program::Program;
 use crate::engine::shape::Shape;
 
 /// Words of four bytes per call.
@@ -24,10 +25,11 @@ pub(super) fn share(mesh: &Mesh, own: Option<&[u8]>, length: usize) -> Result<Ve
             }
         }
         // The sum over the replicas: all others have zeros.
-        let zeros = Array::zeros(&Shape::u32(&[WORDS]));
-        let words = Array::new(&[WORDS], &words);
-        let first = |replica: usize| if replica == 0 { &words } else { &zeros };
-        let parts: Vec<Array> = mesh.own_replicas().map(|replica| first(replica).clone()).collect();
+        let part = |replica| match replica {
+            0 => Array::new(&[WORDS], &words),
+            _ => Array::zeros(&Shape::u32(&[WORDS])),
+        };
+        let parts: Vec<Array> = mesh.own_replicas().map(part).collect();
         let results = executable.call(vec![Arg::from(&mesh.shard_own(&parts)?)])?;
         let sums = results.first().context("the sending gave no result")?.replicated()?;
         all.extend(sums.to_vec::<u32>().into_iter().flat_map(u32::to_le_bytes));
@@ -36,34 +38,16 @@ pub(super) fn share(mesh: &Mesh, own: Option<&[u8]>, length: usize) -> Result<Ve
     Ok(all)
 }
 
-/// Returns the program that adds the replicas' words. It is text, so that it needs no XLA library.
+/// Returns the program that adds the replicas' words.
 fn program(mesh: &Mesh) -> Program {
-    let replicas = mesh.replicas();
-    let group: Vec<String> = (0..replicas).map(|replica| replica.to_string()).collect();
-    let groups = format!("dense<[[{}]]> : tensor<1x{replicas}xi64>", group.join(", "));
-    let (words, word) = (format!("tensor<{WORDS}xui32>"), "tensor<ui32>");
-    let text = format!(
-        r#"module @share attributes {{mhlo.num_partitions = 1 : i32, mhlo.num_replicas = {replicas} : i32}} {{
-  func.func public @main(%x: {words}) -> {words} {{
-    %sum = "stablehlo.all_reduce"(%x) ({{
+    let shape = Shape::u32(&[WORDS]);
+    let (words, word, group) = (tensor(&shape), tensor(&Shape::u32(&[])), group(mesh.replicas()));
+    let body = format!(
+        r#"    %out = "stablehlo.all_reduce"(%x) ({{
     ^bb0(%a: {word}, %b: {word}):
       %c = "stablehlo.add"(%a, %b) : ({word}, {word}) -> {word}
       "stablehlo.return"(%c) : ({word}) -> ()
-    }}) {{replica_groups = {groups}}} : ({words}) -> {words}
-    return %sum : {words}
-  }}
-}}
-"#
+    }}) {{replica_groups = {group}}} : ({words}) -> {words}"#
     );
-    let shape = Shape::u32(&[WORDS]);
-    let signature = Signature {
-        name: "share".into(),
-        format: Format::StableHlo,
-        target: mesh.target(),
-        replicas,
-        graph: shape.to_string(),
-        inputs: vec![InputSpec { name: "x".into(), shape: shape.clone(), donated: false }],
-        outputs: vec![OutputSpec { name: "sum".into(), shape }],
-    };
-    Program { signature, module: text.into_bytes() }
+    collective::program("share", (mesh.target(), mesh.replicas()), &shape, &shape, &body)
 }
