@@ -19,12 +19,14 @@
 pub mod checkpoint;
 pub mod folder;
 pub mod metrics;
+mod options;
 pub mod order;
 pub mod program;
 mod records;
 pub mod state;
 pub mod task;
 pub mod trainer;
+mod watch;
 
 pub use folder::RunFolder;
 pub use program::TrainProgram;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::checkpoint::{Checkpoint, Meta, Store};
 use super::folder::RunFolder;
 use super::metrics::{Line, Metrics};
-use super::trainer::RunOptions;
+use super::options::RunOptions;
 use crate::engine::array::Array;
 use crate::engine::runtime::Mesh;
 use crate::engine::shape::Shape;
@@ -37,7 +37,7 @@ impl Records {
         }
         // The first write: all checks have passed.
         let unevaluated = resumed.is_some_and(|meta| meta.unevaluated.is_some());
-        let metrics = Metrics::open(folder.path(), step - usize::from(unevaluated).min(step))?;
+        let metrics = Metrics::open(folder.path(), step.saturating_sub(usize::from(unevaluated)))?;
         store.begin(resumed.map(|meta| meta.step))?;
         Ok(Records { _folder: folder, metrics, store })
     }

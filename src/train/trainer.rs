@@ -10,11 +10,13 @@ use serde::de::DeserializeOwned;
 use super::checkpoint::{Checkpoint, Meta, Store};
 use super::folder::RunFolder;
 use super::metrics::Line;
+pub use super::options::RunOptions;
 use super::order::{ChunkOrder, chunk_order};
 use super::program::TrainProgram;
 use super::records::{Records, shared};
 use super::state::State;
 use super::task::{Host, Hosted, Sizes, Task};
+pub use super::watch::{End, Score, Watch};
 use crate::engine::array::{Array, crc};
 use crate::engine::compile::compile;
 use crate::engine::ir::Function;
@@ -28,118 +30,6 @@ use crate::nn::tree::Tree;
 /// Target duration of a device call. Progress is shown and Ctrl-C is handled only between calls. The results do not depend on
 /// how the steps are divided into calls.
 const TARGET_CALL_TIME: Duration = Duration::from_millis(800);
-
-/// Options of a run: its length, seeds, and when it evaluates and saves.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunOptions {
-    /// Total number of gradient steps.
-    pub steps: usize,
-    /// Examples per step, over all replicas.
-    pub batch: usize,
-    /// Number of gradient steps that share one order of examples. A device call runs at most this number of steps.
-    pub chunk: usize,
-    /// Seed of the initial parameters.
-    pub seed_model: u64,
-    /// Seed of the order of examples and of the random draws in steps.
-    pub seed_data: u64,
-    /// Steps between evaluations; 0 for none.
-    pub eval_every: usize,
-    /// Steps between checkpoints; 0 for none, not even at the end.
-    pub checkpoint_every: usize,
-    /// Number of checkpoints to keep besides the best one.
-    pub keep: usize,
-    /// Description of the model in checkpoints. Readers of the weights can reconstruct the model from it.
-    pub model: serde_json::Value,
-}
-
-impl Default for RunOptions {
-    fn default() -> RunOptions {
-        RunOptions {
-            steps: 1000,
-            batch: 32,
-            chunk: 125,
-            seed_model: 0,
-            seed_data: 1,
-            eval_every: 0,
-            checkpoint_every: 1000,
-            keep: 3,
-            model: serde_json::Value::Null,
-        }
-    }
-}
-
-/// Why [`Run::train`] returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// All steps are done.
-    Done,
-    /// [`Watch::stop`] requested a stop. The state is saved.
-    Stopped,
-}
-
-/// The result of an evaluation during training.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Score {
-    /// Name in the metrics, such as `test/iwelbo`.
-    pub name: &'static str,
-    /// Value of the score; greater is better. The best checkpoint has the greatest value.
-    pub value: f64,
-}
-
-/// Callbacks of a run. A closure that takes the step and the loss implements this trait.
-///
-/// A watch that evaluates a model on 100 test images when [`RunOptions::eval_every`] says so, so that `best.npz` is the checkpoint
-/// with the greatest score:
-///
-/// ```
-/// use vnca::data::Split;
-/// use vnca::engine::random::Key;
-/// use vnca::engine::runtime::Buffers;
-/// use vnca::study::eval::Evaluator;
-/// use vnca::train::Watch;
-/// use vnca::train::trainer::Score;
-///
-/// struct Evaluated {
-///     evaluator: Evaluator,
-///     test: Split,
-/// }
-///
-/// impl Watch for Evaluated {
-///     fn steps(&mut self, step: usize, loss: f32) {
-///         println!("step {step}: loss {loss:.1} nats");
-///     }
-///
-///     fn evaluate(&mut self, parameters: &[&Buffers], step: usize) -> anyhow::Result<Option<Score>> {
-///         let scores = self.evaluator.run(parameters, &self.test, Key::new(2), 0..100, |_| {})?;
-///         println!("step {step}: {} nats", scores.bound()?.text(2));
-///         Ok(Some(Score { name: "test/iwelbo", value: scores.bound()?.mean }))
-///     }
-/// }
-/// ```
-pub trait Watch {
-    /// Called after each device call with the number of steps done and the last step's loss.
-    fn steps(&mut self, step: usize, loss: f32);
-
-    /// Evaluates the parameters, or their averages if the optimiser keeps them, in the task's order. Called every [`RunOptions::eval_every`] steps.
-    ///
-    /// # Errors
-    /// When a device or file fails. An error ends the run after its state is saved. Resumed, it begins with this evaluation. The
-    /// same holds for a watch that gives up because [`Watch::stop`] asks for it, but then the run has stopped, without an error.
-    fn evaluate(&mut self, _parameters: &[&Buffers], _step: usize) -> Result<Option<Score>> {
-        Ok(None)
-    }
-
-    /// Reports whether to stop after this call.
-    fn stop(&self) -> bool {
-        false
-    }
-}
-
-impl<F: FnMut(usize, f32)> Watch for F {
-    fn steps(&mut self, step: usize, loss: f32) {
-        self(step, loss);
-    }
-}
 
 /// Builder of a run: a task with an optimiser and options.
 pub struct Trainer<'t> {
