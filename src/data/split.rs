@@ -1,6 +1,7 @@
 //! The images of one part of a data set.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -133,18 +134,18 @@ impl Split {
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::error::Error::Invalid) for the field `valid` if nothing would be left to train on.
-    pub fn held_out(&self, valid: usize) -> Result<(Split, Option<Split>)> {
+    pub fn held_out(self, valid: usize) -> Result<(Split, Option<Split>)> {
         valid!(valid < self.len(), "valid", "is {valid}: {} has {} images", self.name, self.len());
-        let (first, last): (Vec<usize>, Vec<usize>) = (0..self.len()).partition(|i| i + valid < self.len());
-        let named = |name: &str, split: Split| Split { name: format!("{} ({name})", self.name), ..split };
-        Ok(match valid {
-            0 => (self.clone(), None),
-            _ => {
-                let first_name = format!("without the last {valid}");
-                let last_name = format!("the last {valid}, for validation");
-                (named(&first_name, self.chosen(&first)), Some(named(&last_name, self.chosen(&last))))
-            }
-        })
+        if valid == 0 {
+            return Ok((self, None));
+        }
+        let part = |indices: Range<usize>, which: String| Split {
+            name: format!("{} ({which})", self.name),
+            ..self.chosen(&indices.collect::<Vec<_>>())
+        };
+        let end = self.len() - valid;
+        let last = part(end..self.len(), format!("the last {valid}, for validation"));
+        Ok((part(0..end, format!("without the last {valid}")), Some(last)))
     }
 
     /// Returns the images of these indices, in this order.
@@ -271,11 +272,11 @@ mod tests {
     fn the_last_images_are_held_out_with_their_labels() {
         let pixels: Vec<u8> = (0..5 * PIXELS).map(|i| (i / PIXELS) as u8).collect();
         let all = Split::levels("x".into(), pixels, Some(vec![9, 8, 7, 6, 5]), vec![]);
-        let (train, valid) = all.held_out(2).unwrap();
+        let (train, valid) = all.clone().held_out(2).unwrap();
         let valid = valid.unwrap();
         assert_eq!((train.len(), train.labels.clone(), train.image(2)[0]), (3, Some(vec![9, 8, 7]), 2));
         assert_eq!((valid.len(), valid.labels.clone(), valid.image(0)[0]), (2, Some(vec![6, 5]), 3));
-        assert!(all.held_out(0).unwrap().1.is_none() && all.held_out(4).is_ok());
+        assert!(all.clone().held_out(0).unwrap().1.is_none() && all.clone().held_out(4).is_ok());
         assert!(all.held_out(5).unwrap_err().to_string().contains("is 5"));
     }
 

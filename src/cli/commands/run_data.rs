@@ -180,15 +180,23 @@ impl RunData {
 
     /// Returns the images of a part that the run trains on or tests with, and of training images those for validation.
     fn divided(&self, part: Part, images: Split) -> Result<(Split, Option<Split>)> {
-        images.held_out(if part == Part::Train { self.valid } else { 0 })
+        images.held_out(self.held_out_of(part))
     }
 
-    /// Divides images that the user names as the run divides its own, if they are these. Others are taken as they are.
-    fn divided_if_own(&self, part: Part, images: Split) -> (Split, Option<Split>) {
-        match images.held_out(if part == Part::Train { self.valid } else { 0 }) {
-            Ok((first, last)) if last.is_some() && self.is_own(part, &first) => (first, last),
-            _ => (images, None),
+    /// Leaves out what the run holds out of images that the user names, if they are the run's own. Others are taken as they are.
+    fn without_held_out(&self, part: Part, images: Split) -> Split {
+        match self.held_out_of(part) {
+            0 => images,
+            count => match images.clone().held_out(count) {
+                Ok((first, _)) if self.is_own(part, &first) => first,
+                _ => images,
+            },
         }
+    }
+
+    /// Returns the number of images of a part that the run holds out for validation.
+    fn held_out_of(&self, part: Part) -> usize {
+        if part == Part::Train { self.valid } else { 0 }
     }
 
     fn cannot_read(&self) -> String {
@@ -259,7 +267,7 @@ impl<'a> ImageSource<'a> {
                 for_model(images, &run.model)
             }
             (Some(named), Some(run)) => {
-                let (images, _) = run.divided_if_own(part, run.load_split(named, part)?);
+                let images = run.without_held_out(part, run.load_split(named, part)?);
                 run.tell_reading(named, part, &images);
                 for_model(images, &run.model)
             }
@@ -307,7 +315,7 @@ impl<'a> ImageSource<'a> {
                 (Some(named), Some(run)) => {
                     let mut dataset = run.load_all(named)?;
                     let whole = dataset.train.take();
-                    dataset.train = whole.map(|images| run.divided_if_own(Part::Train, images).0);
+                    dataset.train = whole.map(|images| run.without_held_out(Part::Train, images));
                     if let Some(train) = &dataset.train {
                         run.tell_reading(named, Part::Train, train);
                     }

@@ -22,7 +22,7 @@ use crate::cli::models::{Likelihood, Model};
 use crate::cli::origin::{Origin, recorded};
 use crate::data::identity::{DataCrc, located};
 use crate::data::known::SETS;
-use crate::data::{self, Part, Split};
+use crate::data::{self, Part, Split, Values};
 use crate::engine::array::{Array, crc};
 use crate::engine::program::Target;
 use crate::engine::random::Key;
@@ -117,45 +117,14 @@ fn train(
         (None, Some(out)) => out.clone(),
         (None, None) => PathBuf::from("runs/new"),
     };
-    let decoding = DecodingBar::default();
-    let mut reading = config.reading(values, &beside);
-    let among_images = before.is_none() && files::lies_within(&beside, Path::new(&config.data));
-    if among_images || !hosts.is_first() {
-        // Such a run will be refused, unless the data are no image files. With several processes only the first one writes.
-        reading.cache = None;
-    }
-    let dataset = data::load_with(&config.data, &reading, &mut |done, all| decoding.show(done, all));
-    let dataset = match &resumed {
-        Some(folder) if options.data.is_none() => dataset.with_context(|| {
-            format!("the images of the run {}: --data PATH sets their location", folder.path().display())
-        }),
-        _ => {
-            // The presets look where `vnca data fetch` puts a data set.
-            let name =
-                config.data.strip_prefix("data/").filter(|name| SETS.iter().any(|set| set.name == *name));
-            match name {
-                Some(name) if !Path::new(&config.data).exists() => {
-                    dataset.with_context(|| format!("`vnca data fetch {name}` downloads these images"))
-                }
-                _ => dataset,
-            }
-        }
-    };
-    let dataset = dataset?;
-    valid!(
-        !among_images || !dataset.is_of_image_files(),
-        "out",
-        "{} lies among the images of {}: the run's pictures would become some of them",
-        beside.display(),
-        config.data
-    );
-    let (train, valid) = dataset.split(Part::Train)?.held_out(config.valid).tag(Error::Usage)?;
-    let test = dataset.test.clone();
+    let is_new = before.is_none();
+    let (train, test) = read_images(&config, &options, values, &beside, is_new, hosts)?;
+    let (train, valid) = train.held_out(config.valid).tag(Error::Usage)?;
     // What is evaluated during training chooses the best checkpoint.
     let (kind, score) =
         if valid.is_some() { ("validation", "valid/iwelbo") } else { ("test", "test/iwelbo") };
-    let held_out = valid.or(test.clone());
-    if before.is_none() {
+    let held_out = valid.or_else(|| test.clone());
+    if is_new {
         config.fit(&options, train.shape, train.values).tag(Error::Usage)?;
     }
     // Record an absolute path, so that the run finds its images from any working folder. Older runs recorded relative paths; the
@@ -199,10 +168,9 @@ fn train(
         Some(mesh) => mesh.with_replicas(config.replicas)?,
         None => open(&config.device()?, args.programs.as_deref(), 1, config.replicas, None)?,
     };
-    let folder = match resumed {
-        Some(folder) => Some(folder),
-        None if before.is_some() => None,
-        None => mesh.on_first(|| claim(&config, options.out.as_deref()))?,
+    let folder = match is_new {
+        true => mesh.on_first(|| claim(&config, options.out.as_deref()))?,
+        false => resumed,
     };
     let path = folder.as_ref().map_or(beside, |folder| folder.path().to_owned());
     let images = held_out.map(|images| images.spread(config.eval_images));
@@ -221,37 +189,8 @@ fn train(
         score,
         validation: None,
     };
-    let vae = config.model.vae();
-    let matmuls = match vae.precision {
-        Precision::F32 => String::new(),
-        precision => format!(", matmuls in {precision}"),
-    };
-    let count = vae.parameter_count();
-    watch.say(&format!("model   {}, Z {}, {count} parameters{matmuls}", vae.name, vae.latent));
-    watch.say(&format!(
-        "data    {}: {} training images, {}{} test images, {}",
-        config.data,
-        train.len(),
-        if config.valid > 0 { format!("{} validation images, ", config.valid) } else { String::new() },
-        dataset.test.as_ref().map_or(0, |t| t.len()),
-        train.shape
-    ));
-    let Model { likelihood, components, .. } = config.model;
-    let mixture = if likelihood == Likelihood::LogisticMixture {
-        format!(", {components} components")
-    } else {
-        String::new()
-    };
-    let chosen = if values.is_none() { " (from the data; --likelihood chooses another)" } else { "" };
-    watch.say(&format!("        likelihood {}{mixture}{chosen}", likelihood.name()));
-    if let Some(from) = config.from.as_ref().filter(|_| begun.is_some()) {
-        watch.say(&format!("weights {from}"));
-    }
-    watch.say(&format!("run     {}", path.display()));
-    report_forms(&mesh, vae.precision);
-    if (mesh.target(), vae.precision) == (Target::Gpu, Precision::F32) {
-        watch.say("        f32, as JAX computes it; --precision bf16 takes about half the time on a GPU");
-    }
+    let from = config.from.as_deref().filter(|_| begun.is_some());
+    watch.introduce(&train, test.as_ref(), values.is_none(), from);
     let options = config.run_options(if watch.images.is_some() { 1000 } else { 0 })?;
     if options.eval_every > 0 && mesh.programs().is_some() {
         // Exported programs for evaluation and pictures may not fit. Load them now, so that an error comes before training.
@@ -298,6 +237,50 @@ fn train(
         }
     };
     Ok((report(&run, &path, began), exit))
+}
+
+/// Reads the training images, and the test images if there are any. `beside` is the run's folder, or where it will be.
+fn read_images(
+    config: &TrainConfig,
+    options: &TrainOptions,
+    values: Option<Values>,
+    beside: &Path,
+    is_new: bool,
+    hosts: &Hosts,
+) -> Result<(Split, Option<Split>)> {
+    let decoding = DecodingBar::default();
+    let mut reading = config.reading(values, beside);
+    let among_images = is_new && files::lies_within(beside, Path::new(&config.data));
+    if among_images || !hosts.is_first() {
+        // Such a run will be refused, unless the data are no image files. With several processes only the first one writes.
+        reading.cache = None;
+    }
+    let loaded = data::load_with(&config.data, &reading, &mut |done, all| decoding.show(done, all));
+    // The presets look where `vnca data fetch` puts a data set.
+    let known = config.data.strip_prefix("data/").filter(|name| SETS.iter().any(|set| set.name == *name));
+    let loaded = match known {
+        _ if !is_new && options.data.is_none() => loaded.with_context(|| {
+            format!("the images of the run {}: --data PATH sets their location", beside.display())
+        }),
+        Some(name) if !Path::new(&config.data).exists() => {
+            loaded.with_context(|| format!("`vnca data fetch {name}` downloads these images"))
+        }
+        _ => loaded,
+    };
+    let mut dataset = loaded?;
+    valid!(
+        !among_images || !dataset.is_of_image_files(),
+        "out",
+        "{} lies among the images of {}: the run's pictures would become some of them",
+        beside.display(),
+        config.data
+    );
+    let train = match dataset.train.take() {
+        Some(train) => train,
+        // The error says what is missing.
+        None => dataset.split(Part::Train)?.clone(),
+    };
+    Ok((train, dataset.test))
 }
 
 /// Returns the exit code after a signal; `None` for 0, which is no signal.
@@ -491,6 +474,41 @@ impl Screen<'_> {
                 Some(Validation::new(self.mesh, &model.vae(), images, eval_samples, keys, folder)?);
         }
         Ok(())
+    }
+
+    /// Prints what the run is about to do. `follows`: the likelihood follows from the data. `from`: the weights that it begins with.
+    fn introduce(&self, train: &Split, test: Option<&Split>, follows: bool, from: Option<&str>) {
+        let (config, mesh) = (self.config, self.mesh);
+        let vae = config.model.vae();
+        let matmuls = match vae.precision {
+            Precision::F32 => String::new(),
+            precision => format!(", matmuls in {precision}"),
+        };
+        let count = vae.parameter_count();
+        self.say(&format!("model   {}, Z {}, {count} parameters{matmuls}", vae.name, vae.latent));
+        self.say(&format!(
+            "data    {}: {} training images, {}{} test images, {}",
+            config.data,
+            train.len(),
+            if config.valid > 0 { format!("{} validation images, ", config.valid) } else { String::new() },
+            test.map_or(0, Split::len),
+            train.shape
+        ));
+        let Model { likelihood, components, .. } = config.model;
+        let mixture = match likelihood {
+            Likelihood::LogisticMixture => format!(", {components} components"),
+            _ => String::new(),
+        };
+        let chosen = if follows { " (from the data; --likelihood chooses another)" } else { "" };
+        self.say(&format!("        likelihood {}{mixture}{chosen}", likelihood.name()));
+        if let Some(from) = from {
+            self.say(&format!("weights {from}"));
+        }
+        self.say(&format!("run     {}", self.folder.display()));
+        report_forms(mesh, vae.precision);
+        if (mesh.target(), vae.precision) == (Target::Gpu, Precision::F32) {
+            self.say("        f32, as JAX computes it; --precision bf16 takes about half the time on a GPU");
+        }
     }
 
     /// Prints a line to stderr without disturbing the progress bar.
