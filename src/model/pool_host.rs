@@ -135,9 +135,7 @@ impl Host for PoolHost {
         let PoolSizes { replicas, share, rows, .. } = self.sizes;
         let executable = compile(run.mesh, &initial_pool(&self.model, share, rows)?)?;
         let normal = key.normal(replicas * share * self.model.latent);
-        let latents: Vec<Array> = (normal.chunks_exact(share * self.model.latent))
-            .map(|part| Array::new(&[share, 1, self.model.latent], part))
-            .collect();
+        let latents = Array::new(&[replicas * share, 1, self.model.latent], &normal).split_rows(replicas)?;
         let pixels = run.examples.context("the pool needs training images")?.bytes();
         let shape = self.model.frame.pixels(share);
         let images: Vec<Array> = (pixels.chunks_exact(shape.bytes()).take(replicas))
