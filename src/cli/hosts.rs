@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use signal_hook::low_level;
 
 use super::commands::{Outcome, be_silent, to_stderr};
@@ -233,16 +234,30 @@ fn tell(session: &Session, signal: usize) {
 /// # Errors
 /// When the value cannot be serialised.
 pub fn lines(value: &impl Serialize) -> Result<String> {
-    let text = serde_json::to_string_pretty(value)?;
-    let lines = text.lines().map(|line| line.trim().trim_end_matches(',').replace('"', ""));
-    Ok(lines.filter(|line| line.contains(": ") && !line.ends_with('{')).collect::<Vec<_>>().join("\n"))
+    fn add(lines: &mut Vec<String>, name: &str, value: &Value) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(field, value)| add(lines, field, value)),
+            Value::String(text) => lines.push(format!("{name}: {text}")),
+            value => lines.push(format!("{name}: {value}")),
+        }
+    }
+    let mut lines = Vec::new();
+    add(&mut lines, "", &serde_json::to_value(value)?);
+    Ok(lines.join("\n"))
 }
 
 #[cfg(test)]
 mod tests {
     use anyhow::anyhow;
+    use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn every_value_has_a_line() {
+        let text = lines(&json!({"a": 1, "b": {"c": "x", "d": null}, "seeds": [2, 3]})).unwrap();
+        assert_eq!(text, "a: 1\nc: x\nd: null\nseeds: [2,3]");
+    }
 
     #[test]
     fn an_error_after_the_loss_of_process_0_may_be_its() {

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use super::images::Images;
 use super::{DeviceOptions, Outcome, Report, Source, bar};
-use crate::cli::hosts::HostOptions;
+use crate::cli::hosts::{HostOptions, lines};
 use crate::data::Split;
 use crate::engine::npy;
 use crate::engine::random::Key;
@@ -68,17 +69,16 @@ fn write(args: &Args, device: &DeviceOptions) -> Outcome {
     let weights = args.source.load()?;
     let split = args.images.load(&args.split, weights.data.as_ref())?;
     let session = device.session(args.replicas, &weights)?;
-    let shown = format!(
-        "weights {}\nimages {:08x}\n{:?} {:?} {} {} {}",
-        weights.checksum(),
-        crc32fast::hash(&split.pixels),
-        args.limit,
-        args.batch_size,
-        args.states,
-        args.states_from,
-        args.seed
-    );
-    session.mesh.agree("the latents", &shown)?;
+    let shown = json!({
+        "weights": weights.checksum(),
+        "images": crc32fast::hash(&split.pixels),
+        "limit": args.limit,
+        "batch_size": args.batch_size,
+        "states": args.states,
+        "states_from": args.states_from,
+        "seed": args.seed,
+    });
+    session.mesh.agree("the latents", &lines(&shown)?)?;
     valid!(args.limit != Some(0), "limit", "is 0: nothing would be written");
     let count = args.limit.unwrap_or(split.len()).min(split.len());
     let began = Instant::now();
@@ -90,7 +90,7 @@ fn write(args: &Args, device: &DeviceOptions) -> Outcome {
     };
     let seconds = began.elapsed().as_secs_f64();
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
-    let json = serde_json::json!({
+    let json = json!({
         "images": count,
         "latent": session.model.latent,
         "arrays": names,
