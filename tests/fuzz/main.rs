@@ -93,12 +93,12 @@ fn damaged_bytes_are_refused_or_read() {
 /// many times; and JSON.
 fn large_files_take_memory_in_proportion(bench: &Bench) {
     let mut wrong = Vec::new();
-    for (name, bytes) in targets::large() {
+    for (name, bytes) in targets::weights::large() {
         let path = bench.file(name, &bytes);
         let length = bytes.len();
         drop(bytes);
         let mut refused = String::new();
-        let peak = meter::peak_of(|| refused = targets::read_large(&path));
+        let peak = meter::peak_of(|| refused = targets::weights::read_large(&path));
         let refused: String = refused.chars().take(100).collect();
         println!(
             "{name}: {length} bytes, {:.2} times as much memory: {refused}",
