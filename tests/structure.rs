@@ -120,11 +120,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli::hosts", &["engine", "hosts"]),
     ("cli::image_options", &["data"]),
     ("cli::models", &["engine", "model", "data"]),
-    ("cli::options", &["engine", "model"]),
+    ("cli::options", &["engine", "model", "nn::optimiser"]),
     ("cli::optimiser", &["nn", "chain"]),
     ("cli::huge_pages", &[]),
     ("cli::pretrained", &["engine", "nn", "data::known"]),
-    ("cli::values", &["engine", "model"]),
+    ("cli::values", &["engine", "model", "nn::optimiser"]),
+    ("cli::origin", &["engine", "nn", "data::identity"]),
 ];
 
 /// Returns the module of a source file, such as `engine::ir`; `None` for `lib.rs` and `main.rs`.
