@@ -25,8 +25,9 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use commands::{
-    Outcome, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label, latents,
-    page, planes, probe, reconstruct, recover, reproduce, run_exported, sample, to_stderr, train, tsne,
+    Outcome, ais, conformance, convert, data, doctor, eval, figures, grow, inspect, interpolate, label,
+    latents, page, planes, probe, reconstruct, recover, reproduce, run_exported, sample, to_stderr, train,
+    tsne,
 };
 #[cfg(feature = "xla")]
 use commands::{compile, export};
@@ -53,6 +54,13 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure the IWELBO of a trained model over a test set
     Eval(eval::Args),
+    /// Check the IWELBO by another estimate of log p(x), annealed importance sampling
+    ///
+    /// Chains of latents pass from q(z | x) to p(x, z) at --temperatures inverse temperatures, with a move of Hamiltonian Monte Carlo
+    /// at each. The mean over --chains gives an estimate that is in the mean at most log p(x), as the IWELBO is, and closer to it the
+    /// more temperatures there are. Prints both for the same images, 100 evenly spaced ones by default, and their difference. If the
+    /// IWELBO is higher beyond the noise, and still so with more temperatures, it is too high.
+    Ais(ais::Args),
     /// Find the labels of binarized images from their grey originals
     ///
     /// Each image gets the label of its most likely original, which maximises the sum over pixels of
@@ -131,15 +139,17 @@ enum Command {
 impl Command {
     /// Reports whether the verb may run much longer than a restart of the process takes.
     fn is_long(&self) -> bool {
-        use Command::{Eval, Figures, Latents, Probe, Reproduce, Train};
-        matches!(self, Train(_) | Eval(_) | Figures(_) | Latents(_) | Probe(_) | Reproduce(_))
+        use Command::{Ais, Eval, Figures, Latents, Probe, Reproduce, Train};
+        matches!(self, Train(_) | Eval(_) | Ais(_) | Figures(_) | Latents(_) | Probe(_) | Reproduce(_))
     }
 
     /// Reports whether the verb runs programs that `--programs` can replace.
     fn takes_programs(&self) -> bool {
-        use Command::{Convert, Data, Doctor, Inspect, Reproduce, RunExported};
-        let own =
-            matches!(self, Convert(_) | Data(_) | Doctor(_) | Inspect(_) | Reproduce(_) | RunExported(_));
+        use Command::{Ais, Convert, Data, Doctor, Inspect, Reproduce, RunExported};
+        let own = matches!(
+            self,
+            Ais(_) | Convert(_) | Data(_) | Doctor(_) | Inspect(_) | Reproduce(_) | RunExported(_)
+        );
         #[cfg(feature = "xla")]
         let own = own || matches!(self, Command::Export(_) | Command::Compile(_));
         !own
@@ -149,6 +159,7 @@ impl Command {
         match self {
             Command::Train(args) => train::run(&args),
             Command::Eval(args) => eval::run(&args),
+            Command::Ais(args) => ais::run(&args),
             Command::Label(args) => label::run(&args),
             Command::Latents(args) => latents::run(&args),
             Command::Tsne(args) => tsne::run(&args),

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 
+use super::images::Evaluated;
 use super::run_data::ImageSource;
 use super::{DeviceOptions, Outcome, Source, Weights, bar, print};
 use crate::cli::hosts::{HostOptions, lines};
 use crate::cli::models::{Kind, Model};
-use crate::data::{Part as DataPart, Split};
+use crate::data::Split;
 use crate::engine::random::Key;
 use crate::error::{Error, Tag, valid};
 use crate::files;
@@ -46,12 +47,8 @@ pub enum Action {
 pub struct Options {
     #[command(flatten)]
     pub source: Source,
-    /// Images: a file, a folder, or `glyphs` [default: those that the run was trained on, else glyphs]
-    #[arg(long, env = "VNCA_DATA", value_name = "PATH")]
-    pub data: Option<String>,
-    /// Which part of the data; `valid`: the images that the run holds out of training for validation
-    #[arg(long, default_value = "test", value_parser = ["train", "test", "valid"])]
-    pub split: String,
+    #[command(flatten)]
+    pub images: Evaluated,
     /// Latent samples per image
     #[arg(long, default_value_t = 128, value_name = "K")]
     pub samples: usize,
@@ -68,12 +65,6 @@ pub struct Options {
     /// Evaluate with N seeds, --seed and those after it, and report the standard error over them
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub repeat: u64,
-    /// Evaluate only the first N images
-    #[arg(long, value_name = "N")]
-    pub limit: Option<usize>,
-    /// Evaluate only N images, evenly spaced
-    #[arg(long, value_name = "N", conflicts_with = "limit")]
-    pub spread: Option<usize>,
     /// Also evaluate the same number of training images, evenly spaced, and report the gap
     #[arg(long, conflicts_with_all = ["shard", "out"])]
     pub gap: bool,
@@ -120,8 +111,7 @@ pub fn evaluate(args: &Options, device: &DeviceOptions) -> Result<Option<Summary
     let out = args.out.as_deref().filter(|_| device.is_first());
     out.map_or(Ok(()), files::check_writable)?;
     let weights = args.source.load()?;
-    let source = ImageSource::new(args.data.as_deref(), weights.data.as_ref());
-    let (split, train) = images(args, source)?;
+    let (split, train) = images(args, args.images.source(weights.data.as_ref()))?;
     let session = device.session(args.replicas, &weights)?;
     let replicas = session.mesh.replicas();
     let began = Instant::now();
@@ -167,24 +157,13 @@ fn summary(part: &Part) -> Result<Summary> {
 
 /// Returns the images to evaluate, and for `--gap` the same number of training images.
 fn images(args: &Options, source: ImageSource<'_>) -> Result<(Split, Option<Split>)> {
-    let split = match args.split.as_str() {
-        "valid" => source.valid()?,
-        "train" => source.split(DataPart::Train)?,
-        _ => source.split(DataPart::Test)?,
-    };
-    let first = match (args.spread, args.limit) {
-        (Some(n), _) => split.spread(n),
-        (None, limit) => {
-            let indices: Vec<usize> = (0..split.len().min(limit.unwrap_or(usize::MAX))).collect();
-            split.chosen(&indices)
-        }
-    };
+    let first = args.images.load(source)?;
     let count = first.len();
     if !args.gap {
         return Ok((first, None));
     }
     let (spec, dataset) = (source.spec(), source.all()?);
-    match (dataset.train, dataset.test, args.split.as_str()) {
+    match (dataset.train, dataset.test, args.images.split.as_str()) {
         (Some(train), _, "valid") | (Some(train), Some(_), "test") => Ok((first, Some(train.spread(count)))),
         (_, _, "train") => {
             Err(anyhow!("--gap compares held-out images with training images: leave out --split train"))

@@ -1,5 +1,6 @@
 //! The verbs of the command line. Each file has the arguments and the implementation of one verb.
 
+pub mod ais;
 #[cfg(feature = "xla")]
 pub mod compile;
 pub mod conformance;
@@ -147,6 +148,11 @@ impl DeviceOptions {
     /// Returns the options of a verb that several processes run together.
     pub fn together(&self, hosts: &Hosts) -> DeviceOptions {
         DeviceOptions { processes: hosts.processes().cloned(), ..self.clone() }
+    }
+
+    /// Returns the options of a verb whose programs are not among the exported ones.
+    pub fn without_programs(&self) -> DeviceOptions {
+        DeviceOptions { programs: None, ..self.clone() }
     }
 
     /// Reports whether this process writes files and prints results: it is alone, or process 0.

@@ -1,5 +1,6 @@
 //! Evaluates the bounds of every image of a data set. Replicas share each call; [`part`] divides an evaluation among processes.
 
+pub mod ais;
 pub mod part;
 pub mod spread;
 pub mod summary;

@@ -79,15 +79,17 @@ fn limit(args: &Args) -> Option<usize> {
 pub fn eval(run: &Run, args: &Args) -> Call {
     Call::Eval(Box::new(eval::Options {
         source: source(run, args),
-        data: args.data.clone(),
-        split: "test".into(),
+        images: images::Evaluated {
+            data: args.data.clone(),
+            split: "test".into(),
+            limit: None,
+            spread: limit(args),
+        },
         samples: args.samples,
         batch_size: 32,
         replicas: Some(1),
         seed: 2,
         repeat: 1,
-        limit: None,
-        spread: limit(args),
         gap: false,
         shard: None,
         out: None,
