@@ -1,7 +1,7 @@
 //! Hamiltonian Monte Carlo for densities between a standard normal one and another one: log f(x) = −|x|² / 2 + b r(x), up to a
 //! constant. b is the inverse temperature, from 0 to 1, and r the logarithm of a ratio of densities.
 //!
-//! Source: Neal, "MCMC using Hamiltonian dynamics" (2011): the leapfrog method in section 2.3, the Metropolis test in 3.1, random
+//! Source: Neal, "MCMC using Hamiltonian dynamics" (2011): the leapfrog method in section 2.3, the Metropolis test in 3.2, random
 //! step sizes in 4.2. Each row of an array is a chain of its own.
 
 use crate::engine::ir::{Sym, pullback};

@@ -187,54 +187,70 @@ impl Annealer {
         key: Key,
         mut done: impl FnMut(usize),
     ) -> Result<Annealed> {
-        let Annealing { chains, temperatures: count, .. } = self.annealing;
-        let (path, pilot_path) = (temperatures(count), temperatures(self.annealing.pilot()));
         let mut annealed = Annealed::default();
         let mut moves = 0;
         for from in (0..split.len()).step_by(self.batch) {
             let images = self.batch.min(split.len() - from);
-            let mut count_moves = |n: usize| {
-                moves += n * images * chains;
-                done(moves);
-            };
             // The last image fills up the last batch. The results of its copies are not read.
             let rows: Vec<usize> = (0..self.batch).map(|i| from + i.min(images - 1)).collect();
             let keys: Vec<Key> = rows.iter().map(|i| key.split_at(*i as u64)).collect();
             let pixels: Vec<&[u8]> = rows.iter().map(|i| split.image(*i)).collect();
-            let log_steps = match count {
-                1 => None,
-                _ => {
-                    let plan = Plan {
-                        path: &pilot_path[..pilot_path.len() - 1],
-                        first_log_step: -0.25 * (self.latent as f32).ln(),
-                        adapts: true,
-                        log_steps: None,
-                    };
-                    let keys: Vec<Key> = keys.iter().map(|key| self.child(*key, 2)).collect();
-                    let end =
-                        self.anneal(parameters, self.start(&pixels, &keys), &plan, from, &mut count_moves)?;
-                    Some(self.chosen_steps(&end.log_steps))
-                }
-            };
-            let plan = Plan { path: &path[..count], first_log_step: 0.0, adapts: false, log_steps };
-            let end = self.anneal(parameters, self.start(&pixels, &keys), &plan, from, &mut count_moves)?;
-            let last = f64::from(1.0 - path[count - 1]);
+            let end = self.passes(parameters, (&pixels, &keys), from, &mut |n| {
+                moves += n * images * self.annealing.chains;
+                done(moves);
+            })?;
             for i in 0..images {
-                let own = i * chains..(i + 1) * chains;
-                let weights = end.log_weights[own.clone()].iter().zip(&end.log_ratios[own.clone()]);
-                let weights: Vec<f64> = weights.map(|(w, r)| f64::from(*w) + last * f64::from(*r)).collect();
-                let (log_prob, effective) = log_mean(&weights);
+                let (log_prob, effective) = self.estimate(&end, i);
                 if !log_prob.is_finite() {
                     bail!("image {} has an estimate of log p(x) of {log_prob}", from + i);
                 }
                 annealed.log_prob.push(log_prob);
                 annealed.effective_chains.push(effective);
-                let of_moves = &end.acceptance[own.start * (count - 1)..own.end * (count - 1)];
-                let sum: f64 = of_moves.iter().map(|p| f64::from(*p)).sum();
-                annealed.acceptance.push(if count == 1 { 1.0 } else { sum / of_moves.len() as f64 });
+                annealed.acceptance.push(self.acceptance(&end, i));
             }
         }
         Ok(annealed)
+    }
+
+    /// Anneals the chains of a batch of images with their keys: the pilot pass, and with its step sizes the main pass.
+    fn passes(
+        &self,
+        parameters: &[&Buffers],
+        (pixels, keys): (&[&[u8]], &[Key]),
+        from: usize,
+        done: &mut impl FnMut(usize),
+    ) -> Result<End> {
+        let Annealing { temperatures: count, .. } = self.annealing;
+        let mut log_steps = None;
+        if count > 1 {
+            let path = temperatures(self.annealing.pilot());
+            let first_log_step = -0.25 * (self.latent as f32).ln();
+            let path = &path[..path.len() - 1];
+            let plan = Plan { path, first_log_step, adapts: true, log_steps: None };
+            let keys: Vec<Key> = keys.iter().map(|key| self.child(*key, 2)).collect();
+            let end = self.anneal(parameters, self.start(pixels, &keys), &plan, from, done)?;
+            log_steps = Some(self.chosen_steps(&end.log_steps));
+        }
+        let path = &temperatures(count)[..count];
+        let plan = Plan { path, first_log_step: 0.0, adapts: false, log_steps };
+        self.anneal(parameters, self.start(pixels, keys), &plan, from, done)
+    }
+
+    /// Returns the estimate of log p(x) for the `i`-th image of a batch, and the effective number of its chains.
+    fn estimate(&self, end: &End, i: usize) -> (f64, f64) {
+        let Annealing { chains, temperatures: count, .. } = self.annealing;
+        // The weights lack the way from the last temperature of the moves to 1.
+        let last = f64::from(1.0 - temperatures(count)[count - 1]);
+        let own = i * chains..(i + 1) * chains;
+        let pairs = end.log_weights[own.clone()].iter().zip(&end.log_ratios[own]);
+        log_mean(&pairs.map(|(w, r)| f64::from(*w) + last * f64::from(*r)).collect::<Vec<_>>())
+    }
+
+    /// Returns the mean probability of acceptance of the moves of the `i`-th image of a batch.
+    fn acceptance(&self, end: &End, i: usize) -> f64 {
+        let moves = self.annealing.chains * (self.annealing.temperatures - 1);
+        let own = &end.acceptance[i * moves..(i + 1) * moves];
+        if own.is_empty() { 1.0 } else { own.iter().map(|p| f64::from(*p)).sum::<f64>() / moves as f64 }
     }
 
     /// Returns a child of an image's key beyond those that draw its latents. Child 0 is for draws while decoding, as in
