@@ -144,17 +144,17 @@ fn the_estimate_is_the_integral_over_the_latents_whatever_the_encoder() {
         let annealed = anneal(&session, &images, 3, annealing);
         let bounds = iwelbo(&session, &images, 256);
         let mut gap = 0.0;
-        for i in 0..images.len() {
+        for (i, bound) in bounds.iter().enumerate() {
             let exact = quadrature(images.image(i), shifts);
             // The variance of the mean of weights, in units of their mean.
             let effective = annealed.effective_chains[i];
             let error = (1.0 / effective - 1.0 / annealing.chains as f64).sqrt();
             let difference = annealed.log_prob[i] - exact;
-            println!("{draws} {i}: {exact:.3} {difference:+.4} ± {error:.4} iwelbo {:.3}", bounds[i]);
+            println!("{draws} {i}: {exact:.3} {difference:+.4} ± {error:.4} iwelbo {bound:.3}");
             assert!(effective > 30.0, "{effective} chains of image {i} count");
             assert!(difference.abs() < 4.0 * error, "image {i}: {difference} ± {error}");
             assert!(difference.abs() < 0.3, "image {i}: {difference}");
-            gap += (exact - f64::from(bounds[i])) / images.len() as f64;
+            gap += (exact - f64::from(*bound)) / images.len() as f64;
             // The pilot pass has found good step sizes.
             let acceptance = annealed.acceptance[i];
             assert!((acceptance - 0.65).abs() < 0.1, "image {i}: {acceptance}");

@@ -78,8 +78,10 @@ fn a_stopped_reproduction_goes_on_and_repeats_no_finished_part() {
     assert_eq!(both["rows"][0]["runs"][0], first["rows"][0]["runs"][0]);
     assert!(both["rows"][0]["iwelbo"]["stderr"].as_f64().unwrap() > 0.0);
 
-    let error = cli::fail(folder.path(), &words("--steps 61 --seeds 2"), 2);
-    assert!(error.contains("--out r has runs of other options"), "{error}");
+    for other in ["--steps 61 --seeds 2", "--steps 60 --seeds 2 --recipe best"] {
+        let error = cli::fail(folder.path(), &words(other), 2);
+        assert!(error.contains("--out r has runs of other options"), "{error}");
+    }
 }
 
 #[test]
@@ -131,6 +133,7 @@ fn options_that_cannot_be_are_refused_before_anything_is_trained() {
         ("--budget 2h --steps 5", "--steps"),
         ("--only ema", "--ingredients"),
         ("--ingredients --only rate-half+rate-double", "rate-double cannot be combined"),
+        ("--ingredients --recipe best", "--recipe"),
         ("--jobs 2 --device cuda", "--jobs is 2: several processes cannot share cuda"),
     ] {
         let error = cli::fail(folder.path(), &words(more), 2);

@@ -23,10 +23,13 @@ use crate::model::pool::Shuffle;
 use crate::nn::optimiser::FallShape;
 
 /// Options of the presets, as TOML.
-const PRESETS: [(&str, &str); 11] = [
+const PRESETS: [(&str, &str); 14] = [
     ("report-baseline", include_str!("presets/report-baseline.toml")),
     ("report-doubling", include_str!("presets/report-doubling.toml")),
     ("report-nondoubling", include_str!("presets/report-nondoubling.toml")),
+    ("best-baseline", include_str!("presets/best-baseline.toml")),
+    ("best-doubling", include_str!("presets/best-doubling.toml")),
+    ("best-nondoubling", include_str!("presets/best-nondoubling.toml")),
     ("demo-baseline", include_str!("presets/demo-baseline.toml")),
     ("demo-doubling", include_str!("presets/demo-doubling.toml")),
     ("demo-nondoubling", include_str!("presets/demo-nondoubling.toml")),
@@ -109,7 +112,8 @@ macro_rules! options {
 }
 
 options! {
-    /// Named run: the report's, a demonstration that learns in minutes, or one of other images. Other options override it
+    /// Named run: the report's, the same with what improves it, a demonstration that learns in minutes, or one of other images. Other
+    /// options override it
     preset: String = Declaration::new().parser(PossibleValuesParser::new(preset_names()));
     /// Model: baseline, doubling or nondoubling
     model: Kind = Declaration::new().default("baseline").field(|c| Some(&mut c.model.kind));

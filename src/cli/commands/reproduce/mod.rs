@@ -32,7 +32,9 @@ use crate::error::{self, Error, Tag, valid};
 use crate::files;
 use crate::train::checkpoint::Store;
 use jobs::Jobs;
-use plan::{BASE, Ingredient, Length, Options, Size, Span, Speed, before_the_end, ingredients, schedule};
+use plan::{
+    BASE, Ingredient, Length, Options, Recipe, Size, Span, Speed, before_the_end, ingredients, schedule,
+};
 use results::{Finished, Trained};
 
 #[derive(Debug, clap::Args)]
@@ -61,6 +63,9 @@ pub struct Args {
     /// Size of the models [default: small on a CPU with --budget or --ingredients, else report]
     #[arg(long, value_enum)]
     size: Option<Size>,
+    /// How the models are trained
+    #[arg(long, value_enum, default_value = "report", conflicts_with = "ingredients")]
+    recipe: Recipe,
     /// Latent samples per image for the IWELBO
     #[arg(long, default_value_t = 128, value_name = "K")]
     samples: usize,
@@ -101,6 +106,8 @@ pub struct Args {
 struct Setting {
     data: String,
     size: Size,
+    #[serde(default)]
+    recipe: Recipe,
     valid: usize,
     ingredients: bool,
     precision: Option<Precision>,
@@ -192,6 +199,7 @@ fn setting(args: &Args, kinds: &[Kind]) -> Result<Setting> {
     Ok(Setting {
         data: crate::data::identity::located(&args.data),
         size: args.size.unwrap_or(automatic),
+        recipe: args.recipe,
         valid,
         ingredients: args.ingredients,
         precision: args.precision,
@@ -284,7 +292,7 @@ impl Study<'_> {
             let rows = kinds.len() * self.changes(*kind, most, &base)?.len();
             let Some(length) = self.length(*kind, rows, &base, &plan)? else { return Ok(None) };
             plan.lengths.insert(kind.name().into(), length);
-            let options = base.clone().with(schedule(length.steps, most, falls));
+            let options = base.clone().with(schedule(self.setting.recipe, length.steps, most, falls));
             for one in self.changes(*kind, length.steps, &base)? {
                 let options = options.clone().with(one.options);
                 let [before, last] = before_the_end(length.steps);
@@ -412,7 +420,11 @@ impl Study<'_> {
             .set("seed-data", 10 * seed + 1)
             .set("valid", self.setting.valid)
             .with(options.clone());
-        first.into_iter().chain([format!("report-{}", kind.name())]).chain(all.words()).collect()
+        first
+            .into_iter()
+            .chain([format!("{}-{}", self.setting.recipe.name(), kind.name())])
+            .chain(all.words())
+            .collect()
     }
 
     /// Runs `vnca train`. After a signal it has trained fewer steps than it was asked for.

@@ -59,6 +59,27 @@ pub enum Size {
     Small,
 }
 
+/// How the models are trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Recipe {
+    /// As in the report: the presets `report-MODEL`
+    #[default]
+    Report,
+    /// With the changes that helped most: the presets `best-MODEL`
+    Best,
+}
+
+impl Recipe {
+    /// Returns the beginning of its presets' names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Recipe::Report => "report",
+            Recipe::Best => "best",
+        }
+    }
+}
+
 impl Size {
     /// Returns the options that differ from the report's.
     pub fn options(self, kind: Kind) -> Options {
@@ -80,13 +101,17 @@ const SHORT_RUN_RATE: f64 = 0.0005;
 
 /// Returns the options of a run with this number of steps. A run that is shorter than the report's gets another learning rate. If
 /// `falls`, this rises over a twentieth of the steps and then falls to 0.
-pub fn schedule(steps: usize, report_steps: usize, falls: bool) -> Options {
+pub fn schedule(recipe: Recipe, steps: usize, report_steps: usize, falls: bool) -> Options {
     let options = Options::default().set("steps", steps);
     if steps >= report_steps {
         return options;
     }
-    let options = options.set("learning-rate", SHORT_RUN_RATE);
-    if falls { options.with(falling(steps)) } else { options }
+    match (recipe, falls) {
+        (Recipe::Report, false) => options.set("learning-rate", SHORT_RUN_RATE),
+        (Recipe::Report, true) => options.set("learning-rate", SHORT_RUN_RATE).with(falling(steps)),
+        // Rising and falling is a part of the recipe, and takes a higher rate.
+        (Recipe::Best, _) => options.set("learning-rate", 3.0 * SHORT_RUN_RATE).with(falling(steps)),
+    }
 }
 
 /// Options of a learning rate that rises, and then falls to 0.
@@ -320,9 +345,11 @@ mod tests {
     #[test]
     fn a_shorter_run_ends_with_a_falling_rate_and_the_reports_run_is_unchanged() {
         let whole = Options::default().set("steps", 100_000);
-        assert_eq!(schedule(100_000, 100_000, true), whole);
-        let words = schedule(2000, 100_000, true).words().join(" ");
+        assert_eq!(schedule(Recipe::Report, 100_000, 100_000, true), whole);
+        let words = schedule(Recipe::Report, 2000, 100_000, true).words().join(" ");
         assert_eq!(words, "--end-factor 0 --learning-rate 0.0005 --steps 2000 --warmup 100");
+        let words = schedule(Recipe::Best, 2000, 100_000, false).words().join(" ");
+        assert_eq!(words, "--end-factor 0 --learning-rate 0.0015 --steps 2000 --warmup 100");
     }
 
     #[test]
@@ -330,7 +357,7 @@ mod tests {
         use crate::cli::config::{TrainConfig, TrainOptions};
         for kind in Kind::ALL {
             for size in [Size::Report, Size::Small] {
-                let base = size.options(kind).with(schedule(400, 100_000, false));
+                let base = size.options(kind).with(schedule(Recipe::Report, 400, 100_000, false));
                 let resolved = |options: &Options| {
                     let text: Vec<String> =
                         options.0.iter().map(|(name, value)| toml_line(name, value)).collect();

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::plan::{BASE, Size};
+use super::plan::{BASE, Recipe, Size};
 use super::results::{Estimate, Finished, difference};
 use super::{Args, Cell, Setting, quoted};
 use crate::cli::commands::Report;
@@ -240,6 +240,11 @@ fn notes(setting: &Setting, rows: &[Row<'_>]) -> Vec<String> {
     } else {
         notes.push(
             "Published: 128 samples on the 10,000 test images of static binarized MNIST, one run.".into(),
+        );
+    }
+    if setting.recipe == Recipe::Best {
+        notes.push(
+            "Trained with the presets best-MODEL: not as in the report, and the non-doubling model grows from 4 x 4 cells.".into(),
         );
     }
     if setting.size == Size::Small {
