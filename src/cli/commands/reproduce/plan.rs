@@ -183,8 +183,8 @@ pub fn ingredients(kind: Kind, steps: usize, base: &Options) -> Vec<Ingredient> 
     add(BASE, "constant learning rate", Options::default());
     add("fall", "learning rate rises, then falls to 0", falling(steps));
     let fast = falling(steps).set("learning-rate", 3.0 * SHORT_RUN_RATE);
-    add("fall-fast", "the same from three times the rate", fast.clone());
-    add("fall-cosine", "the same as fall-fast, along half a cosine", fast.clone().set("decay", "cosine"));
+    add("fall-fast", "learning rate rises to three times its value, then falls to 0", fast.clone());
+    add("fall-cosine", "as fall-fast, but falls along half a cosine", fast.clone().set("decay", "cosine"));
     add(
         "rate-double",
         "twice the learning rate",
@@ -210,7 +210,11 @@ pub fn ingredients(kind: Kind, steps: usize, base: &Options) -> Vec<Ingredient> 
     add("free-bits", "0.05 nats of each latent dimension are free", Options::new("free-bits=0.05"));
     if kind != Kind::NonDoubling {
         add("iw-4", "importance-weighted bound of 4 samples", Options::new("train-samples=4"));
-        add("iw-4-dreg", "the same with DReG", Options::new("train-samples=4 iw-gradient=dreg"));
+        add(
+            "iw-4-dreg",
+            "importance-weighted bound of 4 samples with DReG",
+            Options::new("train-samples=4 iw-gradient=dreg"),
+        );
     }
     if kind != Kind::Baseline {
         add("muon", "Muon updates the cell", Options::new("cell-optimiser=muon"));
