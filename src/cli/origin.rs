@@ -39,7 +39,9 @@ impl Origin {
             load(Source { run: Some(path.into()), ..Source::default() })
         } else if path.is_file() {
             match Source::default().checkpoint(path)? {
-                Some(_) => load(Source { weights: Some(path.into()), ..Source::default() }),
+                Some((model, arrays)) => {
+                    Ok(Origin::Known(Box::new(Weights { model, arrays, data: None, card: None })))
+                }
                 None => Ok(Origin::File(path.into())),
             }
         } else {

@@ -319,6 +319,37 @@ impl Speed {
     }
 }
 
+/// Returns the run without a change and the changes of these names, where names joined by + are one change; without names, all.
+/// Names of other models' changes are left out.
+///
+/// # Errors
+/// [`Error::Invalid`](crate::error::Error::Invalid) for an unknown name, and when changes that are joined contradict each other.
+pub fn chosen(names: &[String], known: &[Ingredient]) -> Result<Vec<Ingredient>> {
+    if names.is_empty() {
+        return Ok(known.to_vec());
+    }
+    let of_other = |name: &str| {
+        Kind::ALL
+            .into_iter()
+            .flat_map(|kind| ingredients(kind, 100, &Options::default()))
+            .any(|one| one.name == name)
+    };
+    let mut changes: Vec<Ingredient> = known.iter().filter(|one| one.name == BASE).cloned().collect();
+    for name in names {
+        let parts: Vec<&str> = name.split('+').collect();
+        let found: Vec<&Ingredient> =
+            parts.iter().filter_map(|part| known.iter().find(|one| one.name == *part)).collect();
+        if let Some(unknown) = parts.iter().find(|part| !of_other(part)) {
+            let names: Vec<&str> = known.iter().map(|one| one.name.as_str()).collect();
+            valid!(false, "only", "{unknown}: the ingredients are {}", names.join(", "));
+        }
+        if found.len() == parts.len() && name != BASE {
+            changes.push(Ingredient::combined(&found)?);
+        }
+    }
+    Ok(changes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
